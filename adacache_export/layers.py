@@ -1,0 +1,102 @@
+"""Layers that the DiT families share, written for export.
+
+No layer has a data-dependent shape. Weights and matrix products use the precision of the weights;
+normalisation statistics, softmax, modulation and residual sums are float32.
+
+Axes: B batch (guidance branches included), T latent frames, S tokens of a frame, N = T * S,
+L text tokens, D width, h heads, K = D / h.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NORM_EPS = 1e-6
+FREQUENCY_BASE = 10000.0
+
+
+def layer_norm(x: Tensor) -> Tensor:
+    """LayerNorm without affine parameters over the last axis; returns float32."""
+    return F.layer_norm(x.float(), (x.shape[-1],), eps=NORM_EPS)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """adaLN, LN(x) * (1 + scale) + shift, in the precision of ``x`` (DiT, arXiv 2212.09748, section 3.2)."""
+    return (layer_norm(x) * (1.0 + scale) + shift).to(x.dtype)
+
+
+def add_residual(x: Tensor, residual: Tensor) -> Tensor:
+    """x + residual, summed in float32, in the precision of ``x``."""
+    return (x.float() + residual).to(x.dtype)
+
+
+def sinusoid(value: Tensor, width: int) -> Tensor:
+    """Embedding of numbers (B,) as (B, width), float32: all cosines, then all sines."""
+    half = width // 2
+    index = torch.arange(half, dtype=torch.float32, device=value.device)
+    angle = value.float()[:, None] * torch.exp(index * (-math.log(FREQUENCY_BASE) / half))
+    return torch.cat([torch.cos(angle), torch.sin(angle)], dim=1)
+
+
+def sincos_1d(position: Tensor, width: int) -> Tensor:
+    """Embedding of coordinates (n,) as (n, width), float32: all sines, then all cosines."""
+    half = width // 2
+    index = torch.arange(half, dtype=torch.float32, device=position.device)
+    angle = position[:, None] * torch.pow(FREQUENCY_BASE, -index / half)
+    return torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
+
+
+def rotate_pairs(x: Tensor) -> Tensor:
+    """Rotary embedding of (..., T, K) by position on axis -2, interleaved pairs (RoFormer, arXiv 2104.09864, eq. 34)."""
+    frames, width = x.shape[-2], x.shape[-1]
+    index = torch.arange(width // 2, dtype=torch.float32, device=x.device)
+    frequency = torch.pow(FREQUENCY_BASE, -index / (width // 2))
+    angle = torch.arange(frames, dtype=torch.float32, device=x.device)[:, None] * frequency
+    pairs = x.float().unflatten(-1, (width // 2, 2))
+    even, odd = pairs[..., 0], pairs[..., 1]
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    rotated = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
+    return rotated.flatten(-2).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis; statistics in float32 (arXiv 1910.07467, eq. 4)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        full = x.float()
+        normal = full * torch.rsqrt(full.square().mean(-1, keepdim=True) + NORM_EPS)
+        return normal.to(x.dtype) * self.weight
+
+
+class Mlp(nn.Module):
+    """fc2(GELU(fc1(x))) with the tanh form of GELU."""
+
+    def __init__(self, width_in: int, hidden: int, width_out: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width_in, hidden)
+        self.fc2 = nn.Linear(hidden, width_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        return out
+
+
+class ScalarEmbedder(nn.Module):
+    """Sinusoid of a number (B,), then Linear-SiLU-Linear: (B, D)."""
+
+    SINUSOID_WIDTH = 256
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(self.SINUSOID_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, value: Tensor) -> Tensor:
+        dtype = self.mlp[0].weight.dtype
+        out: Tensor = self.mlp(sinusoid(value, self.SINUSOID_WIDTH).to(dtype))
+        return out
