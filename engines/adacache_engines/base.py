@@ -1,0 +1,71 @@
+"""The engine contract: bind once, call many times.
+
+Buffers belong to the caller. Names, dtypes and shapes are checked when an engine is bound; the call that comes
+back only runs (or enqueues) the engine, and may be repeated as often as the buffers' contents change.
+"""
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol
+
+from adacache_engines.buffers import Buffer, Call, Device
+from adacache_engines.bundle import Graph
+from adacache_engines.errors import EngineError
+from adacache_engines.tensors import mismatches
+
+
+class Engine(Protocol):
+    """One compiled graph."""
+
+    @property
+    def graph(self) -> Graph:
+        """Its inputs and outputs."""
+        ...
+
+    def bind(self, tensors: Mapping[str, Buffer]) -> Call:
+        """Ties every input and output to a buffer.
+
+        An output may share memory with an input only where the graph is element-wise.
+
+        Raises:
+            EngineError: a name, dtype or shape does not fit; all of them are listed.
+        """
+        ...
+
+
+class Backend(Protocol):
+    """Loads a bundle's graphs for one device; a context manager that frees them."""
+
+    @property
+    def name(self) -> str:
+        """For reports: ``onnxruntime CPUExecutionProvider``."""
+        ...
+
+    @property
+    def device(self) -> Device: ...
+
+    def load(self, graph: Graph) -> Engine:
+        """
+        Raises:
+            EngineError: the back end cannot run the graph; says why.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> "Backend": ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def check_binding(graph: Graph, tensors: Mapping[str, Buffer]) -> None:
+    """
+    Raises:
+        EngineError: ``tensors`` are not what the graph takes and gives.
+    """
+    given = {name: (buffer.shape, buffer.dtype) for name, buffer in tensors.items()}
+    problems = mismatches((*graph.inputs, *graph.outputs), given)
+    if problems:
+        raise EngineError(f"engine {graph.name} cannot be bound: " + "; ".join(problems))

@@ -1,0 +1,162 @@
+"""Memory that engines read and write, owned by whoever drives them; here on the host.
+
+A device hands out buffers and enqueues work on them. On the host everything has happened when a call returns;
+on a GPU the same calls only enqueue, which is why results come back through :class:`Readback`.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.generic]
+Call = Callable[[], None]
+
+
+class Buffer(Protocol):
+    """A contiguous tensor in a device's memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> np.dtype: ...
+    @property
+    def nbytes(self) -> int: ...
+    @property
+    def address(self) -> int:
+        """Of the first byte, in the device's address space."""
+        ...
+
+    def part(self, start: int, stop: int) -> "Buffer":
+        """The same memory, restricted to ``start:stop`` of the first axis."""
+        ...
+
+    def write(self, array: Array) -> None:
+        """Fills the buffer from the host; the array must have its shape and dtype."""
+        ...
+
+    def read(self) -> Array:
+        """A copy on the host, after all work enqueued so far."""
+        ...
+
+
+class Readback(Protocol):
+    """A buffer's way to the host without stopping the device."""
+
+    def start(self) -> None:
+        """Enqueues the copy behind the work enqueued so far."""
+        ...
+
+    def result(self) -> Array:
+        """Waits for the last ``start`` and returns its values."""
+        ...
+
+
+class Device(Protocol):
+    """Where buffers live."""
+
+    @property
+    def kind(self) -> str:
+        """``cpu`` or ``cuda``."""
+        ...
+
+    @property
+    def index(self) -> int: ...
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Buffer: ...
+
+    def copy(self, source: Buffer, target: Buffer) -> Call:
+        """A call that copies ``source`` to ``target`` (same shape and dtype)."""
+        ...
+
+    def readback(self, source: Buffer) -> Readback: ...
+
+    def mark(self) -> object:
+        """A point in the enqueued work, for :meth:`milliseconds`."""
+        ...
+
+    def milliseconds(self, start: object, stop: object) -> float:
+        """Time between two marks; waits for the second."""
+        ...
+
+
+@dataclass(frozen=True)
+class HostBuffer:
+    """A buffer that is a numpy array."""
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.array.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return self.array.nbytes
+
+    @property
+    def address(self) -> int:
+        return self.array.ctypes.data
+
+    def part(self, start: int, stop: int) -> "HostBuffer":
+        return HostBuffer(self.array[start:stop])
+
+    def write(self, array: Array) -> None:
+        if array.shape != self.shape or array.dtype != self.dtype:
+            raise ValueError(f"a buffer {self.dtype} {self.shape} cannot hold {array.dtype} {array.shape}")
+        self.array[...] = array
+
+    def read(self) -> Array:
+        return self.array.copy()
+
+
+@dataclass(frozen=True)
+class HostReadback:
+    """Host memory needs no copy until somebody asks."""
+
+    source: Buffer
+
+    def start(self) -> None:
+        pass
+
+    def result(self) -> Array:
+        return self.source.read()
+
+
+@dataclass(frozen=True)
+class HostDevice:
+    """The processor's own memory."""
+
+    kind: str = "cpu"
+    index: int = 0
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> HostBuffer:
+        return HostBuffer(np.zeros(shape, dtype))
+
+    def copy(self, source: Buffer, target: Buffer) -> Call:
+        if not (isinstance(source, HostBuffer) and isinstance(target, HostBuffer)):
+            raise TypeError("the host device copies between host buffers")
+        to, origin = target.array, source.array
+
+        def call() -> None:
+            np.copyto(to, origin, casting="no")
+
+        return call
+
+    def readback(self, source: Buffer) -> HostReadback:
+        return HostReadback(source)
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def milliseconds(self, start: object, stop: object) -> float:
+        assert isinstance(start, float)
+        assert isinstance(stop, float)
+        return 1e3 * (stop - start)

@@ -1,0 +1,231 @@
+"""The bundle: its manifest's schema, and how one is opened.
+
+``manifest.json`` describes the model and lists every file with its sha256. It is written in one canonical form
+and carries the digest of its own content, so a changed byte anywhere is noticed before a file is used.
+Within schema version 1, fields may be added with a default; anything else makes a new version.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adacache_engines.errors import BundleError
+from adacache_engines.tensors import DType, TensorSpec
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+CHUNK = 1 << 22  # bytes hashed at once
+
+Precision = Literal["fp32", "fp16", "bf16"]
+DTYPES: Mapping[Precision, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+class Entry(BaseModel):
+    """Base of the manifest's parts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Check(Entry):
+    """How an engine's outputs compared with its torch stage at export: max |engine - torch| / max(1, rms(torch))."""
+
+    error: float
+    tolerance: float
+    engine: str
+
+
+class Graph(Entry):
+    """One ONNX file."""
+
+    name: str
+    path: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    check: Check | None = None
+
+
+class StageEntry(Entry):
+    """A stage of the model, in the order of execution.
+
+    Attributes:
+        block: has the form hidden' = hidden + r(hidden, ...), so a policy may reuse its residual.
+        probes: site -> output that carries it.
+    """
+
+    graph: Graph
+    block: bool = False
+    probes: dict[str, str] = {}
+
+
+class SamplerDefaults(Entry):
+    """What a generation uses unless it is told otherwise."""
+
+    name: Literal["rflow"]
+    steps: int = Field(ge=1)
+    guidance: float
+    timestep_transform: bool
+
+
+class GuidanceRule(Entry):
+    """Classifier-free guidance: the order of the branches in a batch, and the unconditional branch's captions."""
+
+    order: tuple[Literal["conditional", "unconditional"], ...]
+    null_captions: str  # tensor (length, width) in the weights file
+
+
+class LatentSpace(Entry):
+    """From pixels and frames to the latent's axes."""
+
+    channels: int
+    spatial_factor: int
+    frames: Literal["identity", "open-sora-vae"]
+    decoder: Literal["none", "pixels"]
+
+
+class TextRule(Entry):
+    """From a prompt to captions (length, width)."""
+
+    max_length: int
+    width: int
+    cleaning: Literal["open-sora"]
+    tokenizer: str | None = None  # path
+    encoder: Graph | None = None
+
+
+class FileEntry(Entry):
+    sha256: str
+    nbytes: int
+
+
+class CheckpointEntry(Entry):
+    """Where the weights came from."""
+
+    files: tuple[str, ...]
+    sha256: str
+
+
+class Manifest(Entry):
+    schema_version: int
+    producer: str
+    family: str
+    config: dict[str, Any]
+    precision: Precision
+    profiles: dict[str, dict[str, tuple[int, int]]]  # name -> axis -> smallest and largest size
+    stages: tuple[StageEntry, ...]
+    arithmetic: dict[str, Graph]
+    sampler: SamplerDefaults
+    guidance: GuidanceRule
+    latent: LatentSpace
+    text: TextRule
+    weights: str
+    checkpoint: CheckpointEntry
+    files: dict[str, FileEntry]
+
+    def stage(self, name: str) -> StageEntry:
+        return next(stage for stage in self.stages if stage.graph.name == name)
+
+    def probes(self) -> dict[str, StageEntry]:
+        """Site -> stage, in the order of execution."""
+        return {site: stage for stage in self.stages for site in stage.probes}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: every file was there, and unchanged."""
+
+    folder: Path
+    manifest: Manifest
+
+    def path(self, name: str) -> Path:
+        return self.folder / name
+
+
+def sha256_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
+    """Hex digest of a file; ``progress`` gets the number of bytes after each chunk."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            progress(len(chunk))
+    return digest.hexdigest()
+
+
+def dump_manifest(manifest: Manifest) -> str:
+    """The manifest's text, its digest included."""
+    content = manifest.model_dump(mode="json")
+    return _canonical({**content, "digest": _digest(content)})
+
+
+def _canonical(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_canonical(content).encode()).hexdigest()
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """
+    Raises:
+        BundleError: no bundle is there, or its manifest was changed or is of another version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with adacache-export")
+    try:
+        text = path.read_bytes().decode()
+        content = json.loads(text)
+    except ValueError as error:
+        raise BundleError(f"{path} is damaged ({error}); copy or export the bundle again") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{path} is damaged: expected an object; copy or export the bundle again")
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise BundleError(
+            f"{path} has schema version {version!r}, this program reads {SCHEMA_VERSION}; "
+            "export the checkpoint again with this version of adacache-export"
+        )
+    digest = content.pop("digest", None)
+    if digest != _digest(content) or text != _canonical({**content, "digest": digest}):
+        raise BundleError(f"{path} was changed after export; copy or export the bundle again")
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise BundleError(f"{path} does not follow schema version {SCHEMA_VERSION}: {problems}") from error
+
+
+def open_bundle(folder: Path | str, progress: Callable[[int], None] = lambda _: None) -> Bundle:
+    """Reads the manifest and re-hashes every file; ``progress`` gets numbers of bytes.
+
+    Raises:
+        BundleError: what is there is not an unchanged bundle; every missing or changed file is named.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    problems = []
+    for name, entry in manifest.files.items():
+        path = folder / name
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            problems.append(f"{name} lies outside the bundle")
+        elif not path.is_file():
+            problems.append(f"{name} is missing")
+        elif path.stat().st_size != entry.nbytes:
+            problems.append(f"{name} has {path.stat().st_size} bytes instead of {entry.nbytes}")
+        elif sha256_file(path, progress) != entry.sha256:
+            problems.append(f"{name} was changed after export")
+    graphs = [*(stage.graph for stage in manifest.stages), *manifest.arithmetic.values()]
+    used = [manifest.weights, *(graph.path for graph in graphs)]
+    if manifest.text.encoder:
+        used.append(manifest.text.encoder.path)
+    if manifest.text.tokenizer:
+        used.append(manifest.text.tokenizer)
+    problems += [f"{name} is used but has no hash in {MANIFEST}" for name in used if name not in manifest.files]
+    if problems:
+        raise BundleError(f"bundle {folder}: {'; '.join(problems)}; copy or export it again")
+    return Bundle(folder, manifest)

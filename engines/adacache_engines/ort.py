@@ -1,0 +1,132 @@
+"""Engines on ONNX Runtime: every graph a session, every tensor bound to a buffer of the caller's."""
+
+import contextlib
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any
+
+from adacache_engines.base import check_binding
+from adacache_engines.buffers import Buffer, Call, Device, HostDevice
+from adacache_engines.bundle import Graph
+from adacache_engines.errors import EngineError, InputError, require
+from adacache_engines.ort_widen import widened
+from adacache_engines.tensors import NUMPY_DTYPES, DType
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+ONNX_BFLOAT16 = 16  # TensorProto.BFLOAT16: numpy has no type of its own for it
+LOG_ERRORS_ONLY = 3
+ARENA_AS_REQUESTED = 1  # grow by what is asked for, not to the next power of two
+
+
+@functools.cache
+def _share_environment(runtime: ModuleType, threads: int) -> None:
+    """One thread pool and one activation arena for the sessions of all stages, since they run in turn."""
+    memory = runtime.OrtMemoryInfo("Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT)
+    arena = runtime.OrtArenaCfg({"arena_extend_strategy": ARENA_AS_REQUESTED})
+    # a process that has them already, for models of its own, shares those
+    with contextlib.suppress(Exception):
+        runtime.set_global_thread_pool_sizes(threads, 1)
+    with contextlib.suppress(Exception):
+        runtime.create_and_register_allocator(memory, arena)
+
+
+class OrtEngine:
+    """A session of one graph."""
+
+    def __init__(self, graph: Graph, session: Any, device: Device) -> None:
+        self.graph = graph
+        self._session = session
+        self._device = device
+
+    def bind(self, tensors: Mapping[str, Buffer]) -> Call:
+        check_binding(self.graph, tensors)
+        binding = self._session.io_binding()
+        place = (self._device.kind, self._device.index)
+        # an input that shaped the graph but carries no value is optimised away
+        used = {node.name for node in self._session.get_inputs()}
+        for spec in self.graph.inputs:
+            if spec.name in used:
+                buffer = tensors[spec.name]
+                binding.bind_input(spec.name, *place, _element(spec.dtype), buffer.shape, buffer.address)
+        for spec in self.graph.outputs:
+            buffer = tensors[spec.name]
+            binding.bind_output(spec.name, *place, _element(spec.dtype), buffer.shape, buffer.address)
+        run, held = self._session.run_with_iobinding, dict(tensors)
+
+        def call() -> None:
+            try:
+                run(binding)
+            except Exception as error:
+                shapes = ", ".join(f"{name} {buffer.shape}" for name, buffer in held.items())
+                raise EngineError(f"engine {self.graph.name} failed on {shapes}: {error}") from error
+
+        return call
+
+
+def _element(dtype: DType) -> Any:
+    return ONNX_BFLOAT16 if dtype == "bfloat16" else NUMPY_DTYPES[dtype].type
+
+
+class OrtBackend:
+    """Loads a bundle's graphs into ONNX Runtime.
+
+    Args:
+        folder: the bundle.
+        provider: ``cpu``, ``cuda`` or ``tensorrt``; never falls back to another.
+        device: where the buffers live; the host unless given.
+        threads: of the pool that all engines of the process share, 0 = one a core; the first back end decides.
+
+    Raises:
+        MissingDependencyError: onnxruntime is not installed.
+        InputError: the provider is unknown, or this onnxruntime was built without it.
+    """
+
+    def __init__(self, folder: Path, provider: str = "cpu", device: Device | None = None, threads: int = 0) -> None:
+        self._runtime = require("onnxruntime", "gpu" if provider != "cpu" else "cpu")
+        if provider not in PROVIDERS:
+            raise InputError(f"provider {provider!r} is unknown; known: {', '.join(PROVIDERS)}")
+        self._provider = PROVIDERS[provider]
+        if self._provider not in self._runtime.get_available_providers():
+            extra = "cpu" if provider == "cpu" else "gpu"
+            raise InputError(
+                f"this onnxruntime has no {self._provider}; install the one that has it: "
+                f'pip install "adacache-export[{extra}]"'
+            )
+        self.name = f"onnxruntime {self._provider}"
+        self.device: Device = device or HostDevice()
+        self._folder = folder
+        _share_environment(self._runtime, threads)
+
+    def load(self, graph: Graph) -> OrtEngine:
+        options = self._runtime.SessionOptions()
+        options.log_severity_level = LOG_ERRORS_ONLY
+        options.use_per_session_threads = False
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        path = self._folder / graph.path
+        half = {spec.dtype for spec in (*graph.inputs, *graph.outputs)}
+        model: str | bytes = str(path)
+        if self._provider == PROVIDERS["cpu"] and "bfloat16" in half:
+            model = widened(path)
+            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+        try:
+            session = self._runtime.InferenceSession(model, options, providers=[self._provider])
+        except Exception as error:
+            raise EngineError(f"{self.name} cannot load {path}: {error}") from error
+        return OrtEngine(graph, session, self.device)
+
+    def close(self) -> None:
+        """Sessions are freed with the engines that hold them."""
+
+    def __enter__(self) -> "OrtBackend":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
