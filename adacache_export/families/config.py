@@ -1,0 +1,78 @@
+"""Settles a model's configuration between its ``config.json`` and the shapes of its tensors."""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from adacache_engines.errors import CheckpointError
+
+
+def settle(
+    defaults: Mapping[str, Any],
+    given: Mapping[str, Any] | None,
+    inferred: Mapping[str, Any],
+    refused: Mapping[str, tuple[bool, str]],
+) -> dict[str, Any]:
+    """The value of every field: as the shapes say, else as given, else the default.
+
+    Args:
+        defaults: all fields; a given value must be of the default's type. Positive numbers, tuples of them, booleans.
+        given: ``config.json``; keys that are no fields are ignored.
+        inferred: the fields that the shapes determine.
+        refused: key of ``given`` -> the value that cannot be exported, and why.
+
+    Raises:
+        CheckpointError: lists all values that are refused, of a wrong type, or contradicted by the shapes.
+    """
+    given = given or {}
+    problems = [
+        f"{key} is {str(value).lower()}: {reason}"
+        for key, (value, reason) in refused.items()
+        if given.get(key) is value
+    ]
+    settled = {**defaults, **inferred}
+    for field, default in defaults.items():
+        if field not in given:
+            continue
+        value, wanted = _read(given[field], default)
+        if value is None:
+            problems.append(f"{field} is {given[field]!r}, expected {wanted}")
+        elif field in inferred and inferred[field] != value:
+            problems.append(f"{field} is {given[field]!r} there, and {inferred[field]!r} by the shapes of the tensors")
+        else:
+            settled[field] = value
+    if problems:
+        raise CheckpointError(
+            "config.json cannot be used with these weights:\n"
+            + "".join(f"  {problem}\n" for problem in problems)
+            + "Pass the config.json that belongs to the weights, or the weights file alone to read all from its shapes."
+        )
+    return settled
+
+
+def _read(value: Any, default: Any) -> tuple[Any, str]:
+    """The value as the default's type, None where it is not one; and that type in words."""
+    if isinstance(default, bool):
+        return (value if isinstance(value, bool) else None), "true or false"
+    if isinstance(default, int):
+        return (value if _is_count(value) else None), "a positive whole number"
+    if isinstance(default, float):
+        return (float(value) if _is_positive(value) else None), "a positive number"
+    fits = isinstance(value, list | tuple) and len(value) == len(default) and all(map(_is_count, value))
+    return (tuple(value) if fits else None), f"{len(default)} positive whole numbers"
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1e9
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and _is_positive(value)
+
+
+def count_blocks(names: Iterable[str], lists: Iterable[str]) -> int:
+    """How many blocks there are, from names such as ``spatial_blocks.27.mlp.fc1.bias``: the last index and one, so
+    that a gap shows as missing tensors.
+    """
+    pattern = re.compile(rf"(?:{'|'.join(map(re.escape, lists))})\.(\d{{1,3}})\.")
+    return max((int(match[1]) + 1 for name in names if (match := pattern.match(name))), default=0)
