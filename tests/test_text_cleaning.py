@@ -66,7 +66,7 @@ ONE_RULE = {
     "ideographs and their blocks": ("a㇀ㇰ㈀㌀㐀䷀一鿿b ひ", "ab ひ"),
     "dashes": ("a֊־᐀᠆‐―⸗⸚⸺⸻⹀〜〰゠︱︲﹘﹣－b", "a-b"),
     "double quotes": ("x ´a« b", 'x "a" b'),
-    "single quotes": ("it’s", "it's"),
+    "single quotes": ("it’s ‘’", "it's \""),
     "address": ("at 10.0.0.1234 it", "at 4 it"),
     "time at the end": ("at 4:20&#32;", "at"),
     "time elsewhere": ("4:20 it is", "4:20 it is"),
