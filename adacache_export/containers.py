@@ -75,10 +75,12 @@ def _split(key: str) -> tuple[tuple[str, ...], str]:
 
 
 def _best(sets: Mapping[str, Mapping[str, Tensor]]) -> str:
-    # an EMA wrapper's own counters are not a set of weights, nor is what lies about at the top
+    # an average that has few of the model's names is a wrapper's counters, or has them rewritten
     largest = max(sets, key=lambda label: len(sets[label]))
-    whole = [label for label, tensors in sets.items() if 2 * len(tensors) >= len(sets[largest])]
-    return next((label for label in whole if set(label.split(".")) & set(EMA)), largest)
+    averages = [label for label in sets if set(label.split(".")) & set(EMA)]
+    return next(
+        (label for label in averages if 2 * len(sets[label].keys() & sets[largest]) > len(sets[largest])), largest
+    )
 
 
 def _named(sets: Mapping[str, Mapping[str, Tensor]], weights: str) -> str:

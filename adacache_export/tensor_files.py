@@ -31,6 +31,8 @@ def read_weights(path: Path) -> Mapping[Any, Any]:
     with unreadable(path), path.open("rb") as file:
         start = file.read(64)
     if start.startswith(ZIP_MAGIC):
+        if path.suffix == ".safetensors":  # torch.load would go by the name
+            raise CheckpointError(f"{path} is a zip archive, not safetensors: rename it to .pt if torch.save wrote it")
         return _read_archive(path)
     if start.startswith(LFS_MAGIC):
         raise CheckpointError(f"{path} is a Git LFS pointer, not the weights: fetch them with `git lfs pull`")

@@ -45,7 +45,7 @@ def settle(
         raise CheckpointError(
             "config.json cannot be used with these weights:\n"
             + "".join(f"  {problem}\n" for problem in problems)
-            + "Pass the config.json that belongs to the weights, or the weights file alone to read all from its shapes."
+            + "Pass the config.json that belongs to the weights."
         )
     return settled
 
