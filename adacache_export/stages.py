@@ -1,10 +1,11 @@
 """A stage: the piece of a model that becomes one graph, and how stages run one after another in torch."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
 
 from adacache_engines.tensors import TensorSpec
-from torch import Tensor, nn
 
 OUT = "_out"  # the output "hidden_out" is the next stage's "hidden"
 
@@ -20,6 +21,7 @@ class Stage:
         prefix: what to put before a parameter's name to get the checkpoint's key.
         inputs, outputs: names, dtypes and axes.
         probes: site (``temporal.13.attn``) -> the output that carries it.
+        block: has the form hidden' = hidden + r(hidden, ...), so its residual can be cached.
     """
 
     name: str
@@ -28,7 +30,8 @@ class Stage:
     prefix: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    probes: Mapping[str, str]
+    probes: Mapping[str, str] = field(default_factory=dict)
+    block: bool = False
 
     def keys(self) -> dict[str, str]:
         """Parameter name of the module -> key in the checkpoint."""

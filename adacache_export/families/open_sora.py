@@ -5,13 +5,18 @@ Axes as in :mod:`adacache_export.layers`; H x W is the latent size, C its channe
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from adacache_engines.tensors import DType, TensorSpec
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adacache_engines.bundle import GuidanceRule, LatentSpace, SamplerDefaults, TextRule
+from adacache_engines.errors import CheckpointError
+from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.layers import (
     Mlp,
     RMSNorm,
@@ -23,6 +28,11 @@ from adacache_export.layers import (
 )
 from adacache_export.stages import OUT, Stage
 
+PIXEL_CHANNELS = 3
+VAE_SPATIAL_FACTOR = 8
+TIMESTEPS = 1000
+LARGEST = {"frames": 120, "height": 240, "width": 240}  # latent: 408 frames, 1920 pixels
+NULL_CAPTIONS = "y_embedder.y_embedding"
 BLOCK_KINDS = ("spatial", "temporal")
 BLOCK_SITES = ("attn", "cross+mlp")
 
@@ -165,7 +175,8 @@ class CrossAttention(nn.Module):
         heads = (self.heads, x.shape[-1] // self.heads)
         q = self.q_linear(x.flatten(1, 2)).unflatten(-1, heads).transpose(1, 2)
         k, v = self.kv_linear(text).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=text_mask[:, None, None, :])
+        mask = text_mask[:, None, None, :].expand(-1, 1, q.shape[2], -1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         projected: Tensor = self.proj(out.transpose(1, 2).flatten(-2))
         return projected.view(x.shape)
 
@@ -220,7 +231,8 @@ class Final(nn.Module):
 
     def forward(self, hidden: Tensor, time: Tensor, latents: Tensor) -> Tensor:
         """``hidden`` (B, T', S, D), ``time`` (B, D), ``latents`` (B, C, T, H, W; only its shape counts) ->
-        (B, C_out, T, H, W) float32, the velocity in the first C channels."""
+        (B, C_out, T, H, W) float32, the velocity in the first C channels.
+        """
         _, _, frames, height, width = latents.shape
         patch_t, patch_h, patch_w = self.config.patch_size
         shift, scale = (self.scale_shift_table.float()[None] + time[:, None])[:, :, None, None, :].unbind(1)
@@ -265,11 +277,67 @@ def stages(config: OpenSoraConfig, sites: tuple[str, ...] = (), precision: DType
             (hidden, modulation, text, text_mask),
             tuple(outputs),
             {f"{kind}.{index}.{site}": site for site in here},
+            block=True,
         )
 
     return [
-        Stage("text", "text", CaptionEmbedder(config), "y_embedder.", (captions,), (text,), {}),
-        Stage("embed", "embed", Embed(config), "", (latents, *per_sample, *pixels), (hidden, modulation, time), {}),
+        Stage("text", "text", CaptionEmbedder(config), "y_embedder.", (captions,), (text,)),
+        Stage("embed", "embed", Embed(config), "", (latents, *per_sample, *pixels), (hidden, modulation, time)),
         *(block(kind, index) for index in range(config.depth) for kind in BLOCK_KINDS),
-        Stage("final", "final", Final(config), "final_layer.", (hidden, time, latents), (prediction,), {}),
+        Stage("final", "final", Final(config), "final_layer.", (hidden, time, latents), (prediction,)),
     ]
+
+
+def default_probe(config: OpenSoraConfig) -> str:
+    """AdaCache's site: the temporal attention of the middle block, 13 of 28."""
+    return f"temporal.{(config.depth - 1) // 2}.attn"
+
+
+def latent_space(config: OpenSoraConfig) -> LatentSpace:
+    """Latents of Open-Sora's VAE; a model of three channels is one of pixels."""
+    pixels = config.in_channels == PIXEL_CHANNELS
+    return LatentSpace(
+        channels=config.in_channels,
+        patch=config.patch_size,
+        spatial_factor=1 if pixels else VAE_SPATIAL_FACTOR,
+        frames="identity" if pixels else "open-sora-vae",
+        decoder="pixels" if pixels else "none",
+    )
+
+
+def sampler(scheduler: Mapping[str, Any] | None) -> SamplerDefaults:
+    """The published inference settings, or those of a ``scheduler_config.json`` in Open-Sora's own words.
+
+    Raises:
+        CheckpointError: the file names another scheduler or a value of a wrong kind.
+    """
+    given = dict(scheduler or {})
+    if given.get("type", "rflow") != "rflow" or given.get("num_timesteps", TIMESTEPS) != TIMESTEPS:
+        raise CheckpointError(
+            f"scheduler_config.json asks for {given}; expected type rflow and num_timesteps {TIMESTEPS}"
+        )
+    try:
+        return SamplerDefaults(
+            name="rflow",
+            steps=given.get("num_sampling_steps", 30),
+            guidance=given.get("cfg_scale", 7.0),
+            timestep_transform=given.get("use_timestep_transform", True),
+        )
+    except ValidationError as error:
+        raise CheckpointError(f"scheduler_config.json: {error}") from error
+
+
+def guidance(config: OpenSoraConfig) -> GuidanceRule:  # noqa: ARG001 - other families read it
+    """[prompt; null caption], the null caption being a tensor of the checkpoint."""
+    return GuidanceRule(order=("conditional", "unconditional"), null_captions=NULL_CAPTIONS)
+
+
+def text_rule(config: OpenSoraConfig) -> TextRule:
+    """T5 states of a prompt that was cleaned twice."""
+    return TextRule(max_length=config.model_max_length, width=config.caption_channels, cleaning="open-sora")
+
+
+def profiles(config: OpenSoraConfig) -> dict[str, dict[str, tuple[int, int]]]:
+    """Smallest and largest size of each axis: up to four prompts, and 16 s at up to 1080p where latents are coded."""
+    largest = {"frames": 128, "height": 512, "width": 512} if config.in_channels == PIXEL_CHANNELS else LARGEST
+    return {"default": {"samples": (1, 4), "text": (1, config.model_max_length)} | {k: (1, v) for k, v in largest.items()}}

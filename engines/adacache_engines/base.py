@@ -5,7 +5,6 @@ back only runs (or enqueues) the engine, and may be repeated as often as the buf
 """
 
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Protocol
 
 from adacache_engines.buffers import Buffer, Call, Device
@@ -34,7 +33,7 @@ class Engine(Protocol):
 
 
 class Backend(Protocol):
-    """Loads a bundle's graphs for one device; a context manager that frees them."""
+    """Loads a bundle's graphs for one device; ``close`` frees what it holds."""
 
     @property
     def name(self) -> str:
@@ -52,12 +51,6 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None: ...
-
-    def __enter__(self) -> "Backend": ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 def check_binding(graph: Graph, tensors: Mapping[str, Buffer]) -> None:

@@ -7,6 +7,7 @@ Within schema version 1, fields may be added with a default; anything else makes
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -79,12 +80,33 @@ class GuidanceRule(Entry):
 
 
 class LatentSpace(Entry):
-    """From pixels and frames to the latent's axes."""
+    """From pixels and frames to the latent's axes, and on to tokens.
+
+    Attributes:
+        channels: of the latent; a prediction's further channels are ignored.
+        patch: latent (frames, rows, columns) of a token.
+        spatial_factor: pixels of a latent row or column.
+        frames: how frames become latent frames.
+        decoder: what turns latents into pixels: ``pixels`` where they are pixels already, -1 to 1.
+    """
 
     channels: int
+    patch: tuple[int, int, int]
     spatial_factor: int
     frames: Literal["identity", "open-sora-vae"]
     decoder: Literal["none", "pixels"]
+
+    def latent_frames(self, frames: int) -> int:
+        """Open-Sora's VAE turns each 17 frames into 5 and a shorter rest into a quarter, rounded up."""
+        if self.frames == "identity":
+            return frames
+        return 5 * (frames // 17) + math.ceil(frames % 17 / 4)
+
+    def token_axes(self, frames: int, height: int, width: int) -> dict[str, int]:
+        """Sizes of the axes ``patch_frames`` and ``tokens`` for a latent size; parts of a patch count as one."""
+        sizes = (frames, height, width)
+        grid = [math.ceil(size / patch) for size, patch in zip(sizes, self.patch, strict=True)]
+        return {"patch_frames": grid[0], "tokens": grid[1] * grid[2]}
 
 
 class TextRule(Entry):

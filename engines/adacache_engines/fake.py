@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from adacache_engines.base import check_binding
 from adacache_engines.buffers import Array, Buffer, Call, HostBuffer, HostDevice
@@ -48,11 +47,3 @@ class FakeBackend:
 
     def close(self) -> None:
         pass
-
-    def __enter__(self) -> "FakeBackend":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

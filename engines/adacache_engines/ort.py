@@ -4,7 +4,7 @@ import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any
 
 from adacache_engines.base import check_binding
@@ -122,11 +122,3 @@ class OrtBackend:
 
     def close(self) -> None:
         """Sessions are freed with the engines that hold them."""
-
-    def __enter__(self) -> "OrtBackend":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -1,0 +1,77 @@
+"""Where a bundle is built: a hidden folder beside its destination, renamed when it is whole."""
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from adacache_engines.bundle import MANIFEST, FileEntry, sha256_file
+from adacache_engines.errors import ExportError, InputError
+
+
+def check_destination(output: Path, force: bool) -> None:
+    """
+    Raises:
+        InputError: something is there already, and ``force`` is off or it is not a bundle; or its parent is missing.
+    """
+    if output.exists() and not force:
+        raise InputError(f"{output} exists already; choose another with -o, or replace it with --force")
+    if output.exists() and not (output / MANIFEST).is_file():
+        raise InputError(f"{output} exists and is not a bundle (it has no {MANIFEST}), so --force does not replace it")
+    if not output.absolute().parent.is_dir():
+        raise InputError(f"{output.absolute().parent} is not a folder; create it, or choose another place with -o")
+
+
+@contextlib.contextmanager
+def building(output: Path, nbytes: int) -> Iterator[Path]:
+    """Gives an empty folder to build in, which becomes ``output`` if the block succeeds and is deleted if not.
+
+    Args:
+        output: the destination; what is there is replaced.
+        nbytes: about how large the bundle will be.
+
+    Raises:
+        ExportError: the disk is too small or full.
+    """
+    parent = output.absolute().parent
+    free = shutil.disk_usage(parent).free
+    if free < nbytes:
+        raise ExportError(
+            f"the bundle needs about {nbytes / 1e9:.1f} GB and {parent} has {free / 1e9:.1f} GB free; "
+            "make room, or choose another place with -o"
+        )
+    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=parent))
+    try:
+        yield folder
+        _publish(folder, output)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ExportError(
+            f"the disk is full ({error}); nothing was left in {parent}: make room and try again"
+        ) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _publish(folder: Path, output: Path) -> None:
+    folder.chmod(0o755)
+    if output.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=folder.parent))
+        output.rename(old / "bundle")
+        folder.rename(output)
+        shutil.rmtree(old)
+    else:
+        folder.rename(output)
+
+
+def file_entries(folder: Path, progress: Callable[[int], None]) -> dict[str, FileEntry]:
+    """Size and hash of every file in a folder, by path relative to it; ``progress`` gets numbers of bytes."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_file(path, progress), nbytes=os.stat(path).st_size)
+        for path in files
+    }

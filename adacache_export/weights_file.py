@@ -1,0 +1,70 @@
+"""Writes ``weights.safetensors`` tensor by tensor, so that no second copy of the weights is ever in memory.
+
+The format: 8 bytes little-endian header length, a JSON header, then the tensors' bytes one after another.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from adacache_engines.tensors import DType
+
+ALIGNMENT = 64  # bytes; of the data section
+SAFETENSORS_NAMES: Mapping[DType, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+TORCH_DTYPES: Mapping[DType, torch.dtype] = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "int64": torch.int64,
+    "bool": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a tensor lies in the file."""
+
+    shape: tuple[int, ...]
+    dtype: DType
+    offset: int  # bytes from the beginning of the file
+    nbytes: int
+
+
+def write_weights(
+    path: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, DType],
+    read: Callable[[str], Tensor],
+    progress: Callable[[int], None] = lambda _: None,
+) -> dict[str, Location]:
+    """Writes the tensors named in ``shapes``, read one at a time and converted; returns where each one lies.
+
+    ``progress`` gets the bytes written with each tensor.
+    """
+    header: dict[str, object] = {}
+    position = 0
+    sizes: dict[str, int] = {}
+    for name, shape in shapes.items():
+        sizes[name] = TORCH_DTYPES[dtypes[name]].itemsize * int(torch.Size(shape).numel())
+        header[name] = {
+            "dtype": SAFETENSORS_NAMES[dtypes[name]],
+            "shape": list(shape),
+            "data_offsets": [position, position + sizes[name]],
+        }
+        position += sizes[name]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    locations: dict[str, Location] = {}
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name, shape in shapes.items():
+            tensor = read(name).to(TORCH_DTYPES[dtypes[name]]).contiguous()
+            locations[name] = Location(shape, dtypes[name], file.tell(), sizes[name])
+            file.write(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+            progress(sizes[name])
+    return locations
