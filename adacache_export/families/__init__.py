@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from adacache_engines.bundle import GuidanceRule, LatentSpace, SamplerDefaults, TextRule
 from adacache_engines.errors import CheckpointError
 from adacache_engines.tensors import DType
 from adacache_export.families import open_sora_checkpoint
@@ -41,6 +42,28 @@ class Family(Protocol):
 
     def stages(self, config: Any, sites: tuple[str, ...] = (), precision: DType = "float32") -> list[Stage]:
         """The model's stages in the order in which a call runs them, with zero weights."""
+
+    def default_probe(self, config: Any) -> str:
+        """The site that is probed where the user asks for none."""
+
+    def sampler(self, scheduler: Mapping[str, Any] | None) -> SamplerDefaults:
+        """The sampler and its published settings, or those of ``scheduler_config.json``.
+
+        Raises:
+            CheckpointError: the file asks for what the family has not.
+        """
+
+    def guidance(self, config: Any) -> GuidanceRule:
+        """How the two branches of guidance are made."""
+
+    def latent_space(self, config: Any) -> LatentSpace:
+        """What the latents are, and how they become pixels."""
+
+    def text_rule(self, config: Any) -> TextRule:
+        """What text the model takes."""
+
+    def profiles(self, config: Any) -> dict[str, dict[str, tuple[int, int]]]:
+        """Profile -> axis -> smallest and largest size."""
 
 
 FAMILIES: dict[str, Family] = {open_sora_checkpoint.NAME: open_sora_checkpoint}

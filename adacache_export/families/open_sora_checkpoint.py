@@ -13,9 +13,33 @@ from torch import Tensor
 
 from adacache_engines.errors import CheckpointError
 from adacache_export.families.config import count_blocks, settle
-from adacache_export.families.open_sora import BLOCK_KINDS, OpenSoraConfig, stages
+from adacache_export.families.open_sora import (
+    BLOCK_KINDS,
+    OpenSoraConfig,
+    default_probe,
+    guidance,
+    latent_space,
+    profiles,
+    sampler,
+    stages,
+    text_rule,
+)
 
-__all__ = ["NAME", "OPTIONAL_KEYS", "SIGNATURE_KEYS", "config_from", "constants", "expected", "stages"]
+__all__ = [
+    "NAME",
+    "OPTIONAL_KEYS",
+    "SIGNATURE_KEYS",
+    "config_from",
+    "constants",
+    "default_probe",
+    "expected",
+    "guidance",
+    "latent_space",
+    "profiles",
+    "sampler",
+    "stages",
+    "text_rule",
+]
 
 Shape = tuple[int, ...]
 
