@@ -1,0 +1,145 @@
+"""The denoising loop: where sampler, policy, buffers and engines meet.
+
+Inside a call nothing waits for the device. What a call measured is read at the start of the next one.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from adacache_engines.buffers import Device
+from adacache_engines.errors import NonFiniteError
+from adacache_runtime.latents import Latents
+from adacache_runtime.plan import PARTS, Plan
+from adacache_runtime.policy import Context, Observation, Policy, Run
+from adacache_runtime.probe import Probe
+from adacache_runtime.samplers import Floats, Update
+from adacache_runtime.trace import CallRecord
+
+Scope = Literal["batch", "prompt"]
+TIMED = (*PARTS, "measure", "update")
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a generation's loop needs, bound and ready.
+
+    Attributes:
+        device: that everything runs on.
+        plan, latents, probes: bound to that device; ``probes`` in the order of execution.
+        branches: of guidance.
+        prompts: of the batch.
+        scope: whose residuals are summed for a decision: the whole ``batch``, or each ``prompt``, the most cautious
+            of which decides.
+        condition: rounds a timestep as the original does.
+    """
+
+    device: Device
+    plan: Plan
+    latents: Latents
+    probes: Sequence[Probe]
+    branches: int
+    prompts: int
+    scope: Scope
+    condition: Callable[[Floats], Floats]
+
+
+def denoise(
+    generation: Generation,
+    updates: Sequence[Update],
+    policy: Policy[Any],
+    before_call: Callable[[int, Latents], None] = lambda _call, _latents: None,
+) -> Iterator[CallRecord]:
+    """Runs all calls; yields each one's record when its measurements are in, so one call late.
+
+    Args:
+        generation: bound buffers and engines.
+        updates: of the sampler, a call each.
+        policy: decides which groups to compute.
+        before_call: gets the number of the call, from 1, and the latents that enter it.
+
+    Raises:
+        NonFiniteError: NaN or infinity in the latents; names the call and the stage.
+    """
+    units = generation.prompts if generation.scope == "prompt" else 1
+    run = Run(len(updates), len(generation.plan.groups), units)
+    state = policy.start(run)
+    pending: _Enqueued | None = None
+    previous = time.perf_counter()
+    for call, update in enumerate(updates, 1):
+        if pending is not None:
+            observation, state = _finish(generation, pending, policy, state)
+            now = time.perf_counter()
+            yield _record(generation, pending, observation, now - previous)
+            previous = now
+        before_call(call, generation.latents)
+        context = Context(run, call, float(update.timestep[0]))
+        decision, state = policy.decide(state, context)
+        pending = _enqueue(generation, context, update, decision.compute)
+    assert pending is not None
+    observation, state = _finish(generation, pending, policy, state)
+    yield _record(generation, pending, observation, time.perf_counter() - previous)
+
+
+@dataclass(frozen=True)
+class _Enqueued:
+    """A call whose results are still on the device."""
+
+    context: Context
+    compute: tuple[bool, ...]
+    measured: bool
+    marks: Sequence[object]  # around each of TIMED
+
+
+def _enqueue(generation: Generation, context: Context, update: Update, compute: tuple[bool, ...]) -> _Enqueued:
+    plan, device = generation.plan, generation.device
+    generation.latents.spread()
+    timestep = generation.condition(update.timestep)
+    plan.tensors["timestep"].write(np.tile(timestep, generation.branches))
+    parts = plan.steps(compute)
+    marks = [device.mark()]
+    for part in PARTS:
+        for step in parts[part]:
+            step.call()
+        marks.append(device.mark())
+    # a residual that was not computed cannot have changed
+    measured = all(compute) and all([probe.measure() for probe in generation.probes]) and bool(generation.probes)
+    marks.append(device.mark())
+    generation.latents.update(update)
+    marks.append(device.mark())
+    return _Enqueued(context, compute, measured, marks)
+
+
+def _finish(generation: Generation, call: _Enqueued, policy: Policy[Any], state: Any) -> tuple[Observation, Any]:
+    """Waits for a call and shows the policy what it measured."""
+    if not generation.latents.finite():
+        raise NonFiniteError(_diagnose(generation, call))
+    if not call.measured:
+        return Observation(), state
+    results = [probe.result(generation.branches, generation.scope == "prompt") for probe in generation.probes]
+    return policy.observe(state, call.context, results)
+
+
+def _record(generation: Generation, call: _Enqueued, observation: Observation, wall_s: float) -> CallRecord:
+    spans = zip(TIMED, call.marks, call.marks[1:], strict=False)
+    times = {name: generation.device.milliseconds(start, stop) for name, start, stop in spans}
+    return CallRecord(call.context.call, call.context.timestep, call.compute, observation, times, 1e3 * wall_s)
+
+
+def _diagnose(generation: Generation, call: _Enqueued) -> str:
+    """Repeats the call, whose input is still there, and names the first stage that gives NaN or infinity."""
+    parts = generation.plan.steps(call.compute)
+    where = "the sampler's update"
+    for step in [step for part in PARTS for step in parts[part]]:
+        step.call()
+        if not all(np.isfinite(buffer.read().astype(np.float32)).all() for buffer in step.written):
+            where = f"stage {step.name}"
+            break
+    context = call.context
+    return (
+        f"NaN or infinity in call {context.call} of {context.run.calls} (timestep {context.timestep:.1f}), first in "
+        f"{where}; with fp16 try bf16 or fp32, and check the prompt's embeddings and the initial latents"
+    )

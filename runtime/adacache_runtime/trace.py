@@ -1,0 +1,71 @@
+"""What a generation did, call by call; reports, plots and replays are views of it."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from adacache_runtime.policy import Observation
+
+
+@dataclass(frozen=True)
+class CallRecord:
+    """One call of the denoiser.
+
+    Attributes:
+        call: from 1.
+        timestep: of the first sample, 1000 = pure noise.
+        compute: a group each, in the order of execution.
+        observation: what the policy made of the call's measurement; empty where it measured nothing.
+        engine_ms: time inside engines, by part of the call: ``embed``, ``blocks``, ``final``, ``measure``, ``update``.
+        wall_ms: from the end of the call before to the end of this one.
+    """
+
+    call: int
+    timestep: float
+    compute: tuple[bool, ...]
+    observation: Observation
+    engine_ms: Mapping[str, float]
+    wall_ms: float
+
+    @property
+    def computed(self) -> bool:
+        """Whether any block ran in full."""
+        return any(self.compute)
+
+
+@dataclass(frozen=True)
+class Trace:
+    """All calls of one generation."""
+
+    calls: tuple[CallRecord, ...]
+
+    def computed(self) -> list[int]:
+        """The calls, from 1, in which a block ran in full."""
+        return [record.call for record in self.calls if record.computed]
+
+    def wall_ms(self) -> float:
+        return sum(record.wall_ms for record in self.calls)
+
+    def engine_ms(self) -> float:
+        return sum(sum(record.engine_ms.values()) for record in self.calls)
+
+    def to_json(self) -> str:
+        """An object with ``calls``; distance, motion, metric and rate are there where they were measured."""
+        return json.dumps({"calls": [_entry(record) for record in self.calls]}, indent=1)
+
+
+def _entry(record: CallRecord) -> dict[str, Any]:
+    measured = {key: value for key, value in asdict(record.observation).items() if value is not None}
+    # JSON has no NaN: a single frame has no motion
+    numbers = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in measured.items()}
+    return {
+        "call": record.call,
+        "timestep": record.timestep,
+        "computed": record.computed,
+        "groups": list(record.compute),
+        **numbers,
+        "engine_ms": dict(record.engine_ms),
+        "wall_ms": record.wall_ms,
+    }
