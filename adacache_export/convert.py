@@ -87,7 +87,8 @@ def convert(source: Path, output: Path, options: Options, progress: Progress | N
     check(checkpoint, expected, family.OPTIONAL_KEYS, family.constants(config), scanned)
 
     dtype, latent, guidance = DTYPES[options.precision], family.latent_space(config), family.guidance(config)
-    probes = options.probes or (family.default_probe(config),)
+    usual = family.default_probe(config)
+    probes = options.probes or (usual,)
     with torch.device("meta"):  # shapes only: the weights stay in their file until a stage is verified
         stages = family.stages(config, probes, dtype)
         sums = arithmetic(stages, latent, guidance)
@@ -142,6 +143,7 @@ def convert(source: Path, output: Path, options: Options, progress: Progress | N
                 for stage, graph in zip(stages, graphs, strict=False)
             ),
             arithmetic={graph.name: graph for graph in graphs[len(stages) :]},
+            default_probes=(usual,) if usual in probes else probes,
             sampler=sampler,
             guidance=guidance,
             latent=latent,

@@ -34,6 +34,10 @@ class Buffer(Protocol):
         """The same memory, restricted to ``start:stop`` of the first axis."""
         ...
 
+    def row(self, index: int) -> "Buffer":
+        """The same memory, restricted to one entry of the first axis, which goes away."""
+        ...
+
     def write(self, array: Array) -> None:
         """Fills the buffer from the host; the array must have its shape and dtype."""
         ...
@@ -107,6 +111,9 @@ class HostBuffer:
 
     def part(self, start: int, stop: int) -> "HostBuffer":
         return HostBuffer(self.array[start:stop])
+
+    def row(self, index: int) -> "HostBuffer":
+        return HostBuffer(self.array[index])
 
     def write(self, array: Array) -> None:
         if array.shape != self.shape or array.dtype != self.dtype:

@@ -62,6 +62,10 @@ class StageEntry(Entry):
     block: bool = False
     probes: dict[str, str] = {}
 
+    def probe_spec(self, site: str) -> TensorSpec:
+        """The output that carries a probe."""
+        return next(spec for spec in self.graph.outputs if spec.name == self.probes[site])
+
 
 class SamplerDefaults(Entry):
     """What a generation uses unless it is told otherwise."""
@@ -140,6 +144,7 @@ class Manifest(Entry):
     profiles: dict[str, dict[str, tuple[int, int]]]  # name -> axis -> smallest and largest size
     stages: tuple[StageEntry, ...]
     arithmetic: dict[str, Graph]
+    default_probes: tuple[str, ...]  # sites that a policy measures unless it names others
     sampler: SamplerDefaults
     guidance: GuidanceRule
     latent: LatentSpace
@@ -147,9 +152,6 @@ class Manifest(Entry):
     weights: str
     checkpoint: CheckpointEntry
     files: dict[str, FileEntry]
-
-    def stage(self, name: str) -> StageEntry:
-        return next(stage for stage in self.stages if stage.graph.name == name)
 
     def probes(self) -> dict[str, StageEntry]:
         """Site -> stage, in the order of execution."""

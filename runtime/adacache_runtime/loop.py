@@ -106,7 +106,8 @@ def _enqueue(generation: Generation, context: Context, update: Update, compute: 
             step.call()
         marks.append(device.mark())
     # a residual that was not computed cannot have changed
-    measured = all(compute) and all([probe.measure() for probe in generation.probes]) and bool(generation.probes)
+    shown = [probe.measure() for probe in generation.probes] if all(compute) else []
+    measured = bool(shown) and all(shown)
     marks.append(device.mark())
     generation.latents.update(update)
     marks.append(device.mark())

@@ -1,0 +1,173 @@
+"""Open a bundle and generate: the few lines that most users need.
+
+>>> pipeline = Pipeline.open("opensora.adacache")
+>>> request = Request(height=480, width=854, frames=51, prompts=("a boat",), policy=PRESETS["adacache-fast"])
+>>> result = pipeline.generate(request)
+>>> write_video(Path("boat.mp4"), to_pixels(result.latents[0]), fps=24)
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adacache_engines.base import Backend
+from adacache_engines.bundle import Bundle, open_bundle
+from adacache_engines.errors import InputError
+from adacache_engines.ort import OrtBackend
+from adacache_runtime import text
+from adacache_runtime.latents import Latents
+from adacache_runtime.loop import Generation, denoise
+from adacache_runtime.plan import GRANULARITIES, Engines, Granularity, Plan, residual_nbytes
+from adacache_runtime.probe import Probe
+from adacache_runtime.request import Request, Settled, check_profiles, settle
+from adacache_runtime.samplers import Floats, Update, condition_dtype, rflow, rflow_timesteps, transform_ratio
+from adacache_runtime.trace import CallRecord, Trace
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a generation gives.
+
+    Attributes:
+        latents: (prompts, channels, frames, height, width) float32.
+        trace: of all calls.
+        calls: (calls, prompts, ...) the latents before each call, if they were asked for.
+    """
+
+    latents: NDArray[np.float32]
+    trace: Trace
+    calls: NDArray[np.float32] | None = None
+
+
+class Pipeline:
+    """A bundle with its engines loaded, for any number of generations; none shares state with another.
+
+    Attributes:
+        bundle: that was opened.
+        backend: that runs it.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, progress: Callable[[int], None] = lambda _: None) -> None:
+        """Loads the engines; ``progress`` gets 1 for each of them."""
+        self.bundle, self.backend = bundle, backend
+        manifest = bundle.manifest
+        stages, arithmetic = {}, {}
+        for stage in manifest.stages:
+            stages[stage.graph.name] = backend.load(stage.graph)
+            progress(1)
+        for name, graph in manifest.arithmetic.items():
+            arithmetic[name] = backend.load(graph)
+            progress(1)
+        self._engines = Engines(stages, arithmetic)
+
+    @classmethod
+    def open(cls, folder: Path | str, provider: str = "cpu", threads: int = 0) -> "Pipeline":
+        """Opens a bundle on ONNX Runtime.
+
+        Raises:
+            BundleError: it is not an unchanged bundle.
+            InputError, MissingDependencyError: the provider cannot be had here.
+            EngineError: an engine cannot be loaded.
+        """
+        bundle = open_bundle(folder)
+        return cls(bundle, OrtBackend(bundle.folder, provider, threads=threads))
+
+    def generate(self, request: Request, on_call: Callable[[CallRecord], None] = lambda _: None) -> Result:
+        """Runs one generation; ``on_call`` gets each call's record as it becomes known.
+
+        Raises:
+            OutOfRangeError: a number or size is outside what the model or the bundle allows.
+            InputError: the request does not fit the bundle, or the policy needs a probe that it does not have.
+            NonFiniteError: NaN or infinity in the latents; names the call and the stage.
+        """
+        settled = settle(self.bundle, request)
+        updates = self._updates(request, settled)
+        generation = self._prepare(request, settled)
+        before: list[NDArray[np.float32]] = []
+
+        def keep(_call: int, latents: Latents) -> None:
+            if request.keep_calls:
+                before.append(latents.read())
+
+        records = []
+        for record in denoise(generation, updates, request.policy, keep):
+            records.append(record)
+            on_call(record)
+        calls = np.stack(before) if request.keep_calls else None
+        return Result(generation.latents.read(), Trace(tuple(records)), calls)
+
+    def residual_nbytes(self, request: Request) -> dict[Granularity, int]:
+        """Memory that cached residuals take, by granularity."""
+        sizes = settle(self.bundle, request).sizes
+        return {choice: residual_nbytes(self.bundle.manifest, sizes, choice) for choice in GRANULARITIES}
+
+    def _updates(self, request: Request, settled: Settled) -> list[Update]:
+        manifest = self.bundle.manifest
+        ratio = None
+        if manifest.sampler.timestep_transform:
+            dtype = condition_dtype(manifest.precision)
+            ratio = transform_ratio(request.height, request.width, request.frames, dtype)
+        return list(rflow(rflow_timesteps(settled.steps, settled.samples, ratio)))
+
+    def _prepare(self, request: Request, settled: Settled) -> Generation:
+        manifest, device = self.bundle.manifest, self.backend.device
+        sites = self._sites(request)
+        captions = request.captions or text.encode(self.bundle, self.backend, request.prompts)
+        captions = text.branch(self.bundle, captions)
+        sizes = {**settled.sizes, "text": captions.mask.shape[1]}
+        check_profiles(manifest, sizes)
+        arithmetic, strides = self._engines.arithmetic, request.policy.strides
+        specs = {site: manifest.probes()[site].probe_spec(site) for site in sites}
+        probes = [Probe(site, spec, arithmetic, device, sizes, strides) for site, spec in specs.items()]
+        plan = Plan(
+            manifest,
+            self._engines,
+            self.backend,
+            sizes,
+            request.granularity,
+            request.policy.reuses,
+            {probe.site: probe.new for probe in probes},
+        )
+        branches = len(manifest.guidance.order)
+        dtype = condition_dtype(manifest.precision)
+
+        def condition(values: Floats) -> Floats:
+            return values.astype(dtype).astype(np.float32)
+
+        conditions = {
+            "captions": captions.embeddings,
+            "text_mask": captions.mask,
+            "fps": condition(np.tile(settled.fps, branches)),
+            "height": condition(np.array([request.height], np.float32)),
+            "width": condition(np.array([request.width], np.float32)),
+        }
+        for name, value in conditions.items():
+            if name in plan.tensors:
+                plan.tensors[name].write(value.astype(plan.tensors[name].dtype))
+        plan.text().call()
+        latents = Latents(
+            settled.latents,
+            settled.guidance,
+            1,
+            arithmetic,
+            device,
+            plan.tensors["latents"],
+            plan.tensors["prediction"],
+        )
+        return Generation(device, plan, latents, probes, branches, settled.samples, request.scope, condition)
+
+    def _sites(self, request: Request) -> list[str]:
+        """The policy's probe sites in the order of execution."""
+        known = self.bundle.manifest.probes()
+        wanted = self.bundle.manifest.default_probes if request.policy.sites is None else request.policy.sites
+        missing = [site for site in wanted if site not in known]
+        if missing:
+            options = " ".join(f"--probe {site}" for site in wanted)
+            raise InputError(
+                f"the policy measures {', '.join(missing)}, which this bundle has no probe for (it has "
+                f"{', '.join(known) or 'none'}); export the checkpoint with {options}"
+            )
+        return [site for site in known if site in wanted]
