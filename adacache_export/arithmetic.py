@@ -55,7 +55,8 @@ class Guide(nn.Module):
     def forward(self, prediction: Tensor, guidance: Tensor) -> Tensor:
         first, second = prediction[:, : self.channels].unflatten(0, (2, -1)).unbind(0)
         conditional, unconditional = (first, second) if self.conditional_first else (second, first)
-        return unconditional + guidance * (conditional - unconditional)
+        guided: Tensor = unconditional + guidance * (conditional - unconditional)
+        return guided
 
 
 class Combine(nn.Module):

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -72,6 +71,6 @@ def file_entries(folder: Path, progress: Callable[[int], None]) -> dict[str, Fil
     """Size and hash of every file in a folder, by path relative to it; ``progress`` gets numbers of bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
-        path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_file(path, progress), nbytes=os.stat(path).st_size)
+        path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_file(path, progress), nbytes=path.stat().st_size)
         for path in files
     }

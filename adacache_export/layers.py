@@ -28,7 +28,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def add_residual(x: Tensor, residual: Tensor) -> Tensor:
-    """x + residual, summed in float32, in the precision of ``x``."""
+    """The sum x + residual in float32, returned in the precision of ``x``."""
     return (x.float() + residual).to(x.dtype)
 
 
@@ -49,12 +49,12 @@ def sincos_1d(position: Tensor, width: int) -> Tensor:
 
 
 def rotate_pairs(x: Tensor) -> Tensor:
-    """Rotary embedding of (..., T, K) by position on axis -2, interleaved pairs (RoFormer, arXiv 2104.09864, eq. 34)."""
+    """Rotary embedding of (..., T, K) by position on axis -2, interleaved pairs (arXiv 2104.09864, eq. 34)."""
     frames, width = x.shape[-2], x.shape[-1]
     index = torch.arange(width // 2, dtype=torch.float32, device=x.device)
     frequency = torch.pow(FREQUENCY_BASE, -index / (width // 2))
     angle = torch.arange(frames, dtype=torch.float32, device=x.device)[:, None] * frequency
-    pairs = x.float().unflatten(-1, (width // 2, 2))
+    pairs = x.float().reshape(*x.shape[:-1], width // 2, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     cos, sin = torch.cos(angle), torch.sin(angle)
     rotated = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
@@ -97,6 +97,6 @@ class ScalarEmbedder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(self.SINUSOID_WIDTH, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, value: Tensor) -> Tensor:
-        dtype = self.mlp[0].weight.dtype
+        dtype = next(self.parameters()).dtype
         out: Tensor = self.mlp(sinusoid(value, self.SINUSOID_WIDTH).to(dtype))
         return out

@@ -65,6 +65,6 @@ def write_weights(
         for name, shape in shapes.items():
             tensor = read(name).to(TORCH_DTYPES[dtypes[name]]).contiguous()
             locations[name] = Location(shape, dtypes[name], file.tell(), sizes[name])
-            file.write(memoryview(tensor.view(-1).view(torch.uint8).numpy()))
+            file.write(tensor.view(-1).view(torch.uint8).numpy().data)
             progress(sizes[name])
     return locations

@@ -8,7 +8,7 @@ from torch import Tensor
 from adacache_engines.bundle import GuidanceRule, LatentSpace, SamplerDefaults, TextRule
 from adacache_engines.errors import CheckpointError
 from adacache_engines.tensors import DType
-from adacache_export.families import open_sora_checkpoint
+from adacache_export.families import open_sora
 from adacache_export.stages import Stage
 
 Shape = tuple[int, ...]
@@ -66,7 +66,7 @@ class Family(Protocol):
         """Profile -> axis -> smallest and largest size."""
 
 
-FAMILIES: dict[str, Family] = {open_sora_checkpoint.NAME: open_sora_checkpoint}
+FAMILIES: dict[str, Family] = {open_sora.NAME: open_sora}
 
 
 def recognise(names: Iterable[str]) -> Family:

@@ -1,247 +1,128 @@
-"""Open-Sora 1.2 (STDiT3): configuration, key map and split into stages.
+"""Open-Sora 1.2: how a checkpoint is recognised, its configuration, its stages, and how it is sampled.
 
-Source: hpcaitech/Open-Sora v1.2.0, ``opensora/models/stdit/stdit3.py``; Open-Sora report, arXiv 2412.20404.
-Axes as in :mod:`adacache_export.layers`; H x W is the latent size, C its channels.
+Source: hpcaitech/Open-Sora v1.2.0, ``configs/opensora-v1-2/inference`` and ``opensora/models/stdit/stdit3.py``.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from adacache_engines.bundle import GuidanceRule, LatentSpace, SamplerDefaults, TextRule
 from adacache_engines.errors import CheckpointError
 from adacache_engines.tensors import DType, TensorSpec
-from adacache_export.layers import (
-    Mlp,
-    RMSNorm,
-    ScalarEmbedder,
-    add_residual,
-    modulate,
-    rotate_pairs,
-    sincos_1d,
-)
+from adacache_export.families.config import count_blocks, settle
+from adacache_export.models.stdit3 import Block, CaptionEmbedder, Embed, Final, OpenSoraConfig
 from adacache_export.stages import OUT, Stage
 
+Shape = tuple[int, ...]
+
+NAME = "open-sora-1.2"
+SIGNATURE_KEYS: tuple[str, ...] = (
+    "fps_embedder.mlp.0.weight",
+    "t_block.1.weight",
+    "y_embedder.y_proj.fc1.weight",
+    "spatial_blocks.0.scale_shift_table",
+    "temporal_blocks.0.scale_shift_table",
+)
+ROPE = "rope.freqs"  # a constant that the published files carry along
+OPTIONAL_KEYS: tuple[str, ...] = (ROPE,)
+
+BLOCK_KINDS = ("spatial", "temporal")
+BLOCK_LISTS = tuple(f"{kind}_blocks" for kind in BLOCK_KINDS)
+REFUSED = {
+    "qk_norm": (False, "attention without normalised queries and keys is not supported"),
+    "qk_norm_legacy": (True, "queries and keys rotated before they are normalised are not supported"),
+    "skip_y_embedder": (True, "text that arrives already projected is not supported: the text stage projects it"),
+}
 PIXEL_CHANNELS = 3
 VAE_SPATIAL_FACTOR = 8
 TIMESTEPS = 1000
 LARGEST = {"frames": 120, "height": 240, "width": 240}  # latent: 408 frames, 1920 pixels
 NULL_CAPTIONS = "y_embedder.y_embedding"
-BLOCK_KINDS = ("spatial", "temporal")
 BLOCK_SITES = ("attn", "cross+mlp")
 
 
-@dataclass(frozen=True)
-class OpenSoraConfig:
-    """The fields of STDiT3's ``config.json`` that change its mathematics, under their published names."""
+def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> OpenSoraConfig:
+    """The configuration, from ``config.json`` where there is one and from the shapes of the tensors.
 
-    input_sq_size: int = 512  # pixels
-    in_channels: int = 4
-    patch_size: tuple[int, int, int] = (1, 2, 2)  # (frames, rows, columns) of the latent
-    hidden_size: int = 1152
-    depth: int = 28
-    num_heads: int = 16
-    mlp_ratio: float = 4.0
-    pred_sigma: bool = True
-    caption_channels: int = 4096
-    model_max_length: int = 300
-
-    @property
-    def out_channels(self) -> int:
-        return self.in_channels * (2 if self.pred_sigma else 1)
-
-    @property
-    def head_width(self) -> int:
-        return self.hidden_size // self.num_heads
-
-
-class CaptionEmbedder(nn.Module):
-    """``text`` stage: encoder states (B, L, caption_channels) -> (B, L, D)."""
-
-    def __init__(self, config: OpenSoraConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.y_proj = Mlp(config.caption_channels, width, width)
-
-    def forward(self, captions: Tensor) -> Tensor:
-        out: Tensor = self.y_proj(captions.to(self.y_proj.fc1.weight.dtype))
-        return out
-
-
-class Embed(nn.Module):
-    """``embed`` stage: latents and conditions -> tokens, modulation of the blocks, modulation of the final layer."""
-
-    def __init__(self, config: OpenSoraConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.config = config
-        self.x_embedder = nn.ModuleDict(
-            {"proj": nn.Conv3d(config.in_channels, width, config.patch_size, stride=config.patch_size)}
+    Raises:
+        CheckpointError: the two contradict each other, a value makes no sense, or the variant is not supported.
+    """
+    config = OpenSoraConfig(**settle(asdict(OpenSoraConfig()), given, _infer(given, shapes), REFUSED))
+    if config.hidden_size % (2 * config.num_heads) or config.hidden_size % 4:
+        raise CheckpointError(
+            f"hidden_size {config.hidden_size} with num_heads {config.num_heads} is not possible; expected a multiple"
+            " of 4 and of twice the heads: check that the checkpoint is Open-Sora's, and download it again"
         )
-        self.t_embedder = ScalarEmbedder(width)
-        self.fps_embedder = ScalarEmbedder(width)
-        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
-
-    def position(self, rows: int, columns: int, height: Tensor, width: Tensor) -> Tensor:
-        """Spatial position embedding (rows * columns, D), float32; ``height`` and ``width`` (1,) in pixels."""
-        # float32 is enough to round sqrt(tokens): an integer's root is never within 1e-7 of a half for any size in use
-        base = torch.round(torch.sqrt(torch.scalar_tensor(rows * columns, dtype=torch.float32)))
-        scale = torch.sqrt(height.float() * width.float()) / self.config.input_sq_size
-        half = self.config.hidden_size // 2
-        column = torch.arange(columns, dtype=torch.float32) / scale * base / columns
-        row = torch.arange(rows, dtype=torch.float32) / scale * base / rows
-        by_column = sincos_1d(column, half)[None, :, :].expand(rows, columns, half)
-        by_row = sincos_1d(row, half)[:, None, :].expand(rows, columns, half)
-        return torch.cat([by_column, by_row], dim=-1).reshape(rows * columns, 2 * half)
-
-    def patches(self, latents: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, D, T', H', W'), padded with zeros at the far ends to whole patches."""
-        proj = self.x_embedder["proj"]
-        pad: list[int] = []
-        for size, patch in zip(reversed(latents.shape[2:]), reversed(self.config.patch_size), strict=True):
-            pad += [0, -size % patch]
-        out: Tensor = proj(F.pad(latents.to(proj.weight.dtype), pad))
-        return out
-
-    def forward(
-        self, latents: Tensor, timestep: Tensor, fps: Tensor, height: Tensor, width: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """
-        Args:
-            latents: (B, C, T, H, W) float32.
-            timestep: (B,) float32, 1000 is pure noise.
-            fps: (B,) float32, frames per second.
-            height, width: (1,) float32, requested size in pixels.
-
-        Returns:
-            hidden (B, T', S, D); modulation (B, 6, D) float32; time (B, D) float32.
-        """
-        grid = self.patches(latents)
-        rows, columns = grid.shape[3], grid.shape[4]
-        tokens = grid.flatten(3).permute(0, 2, 3, 1)
-        hidden = add_residual(tokens, self.position(rows, columns, height, width))
-        time = self.t_embedder(timestep) + self.fps_embedder(fps)
-        modulation = self.t_block(time).unflatten(1, (6, self.config.hidden_size))
-        return hidden, modulation.float(), time.float()
+    return config
 
 
-class SelfAttention(nn.Module):
-    """Attention of a frame's tokens with each other (spatial) or of a position's frames (temporal, rotary)."""
-
-    def __init__(self, config: OpenSoraConfig, kind: str) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.heads, self.temporal = config.num_heads, kind == "temporal"
-        self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm = RMSNorm(config.head_width)
-        self.k_norm = RMSNorm(config.head_width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, S, D) -> (B, T, S, D)."""
-        batch, frames, tokens, width = x.shape
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, width // self.heads))
-        sequence_first = (3, 0, 2, 4, 1, 5) if self.temporal else (3, 0, 1, 4, 2, 5)
-        q, k, v = qkv.permute(sequence_first).flatten(1, 2).unbind(0)  # each (sequences, heads, length, K)
-        q, k = self.q_norm(q), self.k_norm(k)
-        if self.temporal:
-            q, k = rotate_pairs(q), rotate_pairs(k)
-        out = F.scaled_dot_product_attention(q, k, v)
-        out = out.unflatten(0, (batch, tokens if self.temporal else frames))
-        out = out.permute(0, 3, 1, 2, 4) if self.temporal else out.permute(0, 1, 3, 2, 4)
-        projected: Tensor = self.proj(out.flatten(-2))
-        return projected
-
-
-class CrossAttention(nn.Module):
-    """Every token attends to its own sample's text."""
-
-    def __init__(self, config: OpenSoraConfig) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.heads = config.num_heads
-        self.q_linear = nn.Linear(width, width)
-        self.kv_linear = nn.Linear(width, 2 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """``x`` (B, T, S, D), ``text`` (B, L, D), ``text_mask`` (B, L) bool, True = attend -> (B, T, S, D)."""
-        heads = (self.heads, x.shape[-1] // self.heads)
-        q = self.q_linear(x.flatten(1, 2)).unflatten(-1, heads).transpose(1, 2)
-        k, v = self.kv_linear(text).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
-        mask = text_mask[:, None, None, :].expand(-1, 1, q.shape[2], -1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        projected: Tensor = self.proj(out.transpose(1, 2).flatten(-2))
-        return projected.view(x.shape)
-
-
-class Block(nn.Module):
-    """A block stage: hidden' = hidden + gated attention + cross attention + gated MLP.
-
-    ``sites`` names the residuals that forward also returns as probes: ``attn`` (the gated self-attention residual),
-    ``cross+mlp`` (the sum of the other two).
+def _infer(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """The fields that the shapes determine. What a missing or odd tensor leaves open keeps its given or default value:
+    the comparison of all tensors then names that tensor.
     """
 
-    def __init__(self, config: OpenSoraConfig, kind: str, sites: tuple[str, ...] = ()) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.sites = sites
-        self.scale_shift_table = nn.Parameter(torch.zeros(6, width))
-        self.attn = SelfAttention(config, kind)
-        self.cross_attn = CrossAttention(config)
-        self.mlp = Mlp(width, int(width * config.mlp_ratio), width)
+    def axes(key: str, count: int) -> Shape:
+        shape = shapes.get(key, ())
+        return shape if len(shape) == count and all(shape) else (0,) * count
 
-    def forward(self, hidden: Tensor, modulation: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, ...]:
-        """
-        Args:
-            hidden: (B, T, S, D).
-            modulation: (B, 6, D) float32, from ``embed``.
-            text: (B, L, D), from ``text``.
-            text_mask: (B, L) bool, True = attend.
+    def either(name: str, count: int) -> Shape:
+        return max(axes(f"{blocks}.0.{name}", count) for blocks in BLOCK_LISTS)
 
-        Returns:
-            hidden (B, T, S, D), then one (B, T, S, D) tensor a site.
-        """
-        table = (self.scale_shift_table.float() + modulation)[:, :, None, None, :]
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = table.unbind(1)
-        attn = gate_attn * self.attn(modulate(hidden, shift_attn, scale_attn))
-        hidden = add_residual(hidden, attn)
-        cross = self.cross_attn(hidden, text, text_mask)
-        hidden = add_residual(hidden, cross)
-        mlp = gate_mlp * self.mlp(modulate(hidden, shift_mlp, scale_mlp))
-        hidden = add_residual(hidden, mlp)
-        probes = {"attn": lambda: attn, "cross+mlp": lambda: cross + mlp}
-        return (hidden, *(probes[site]().to(hidden.dtype) for site in self.sites))
+    inferred: dict[str, Any] = {"depth": count_blocks(shapes, BLOCK_LISTS)}
+    _, width = either("scale_shift_table", 2)
+    if not width:
+        return inferred
+    patched, channels, *patch = axes("x_embedder.proj.weight", 5)
+    rows, _ = axes("final_layer.linear.weight", 2)
+    (head_width,) = either("attn.q_norm.weight", 1)
+    mlp_rows, _ = either("mlp.fc1.weight", 2)
+    inferred |= {
+        "hidden_size": width,
+        "caption_channels": axes("y_embedder.y_proj.fc1.weight", 2)[1],
+        "model_max_length": axes("y_embedder.y_embedding", 2)[0],
+        "num_heads": width // head_width if head_width and width % head_width == 0 else 0,
+        "mlp_ratio": _ratio(mlp_rows, width, given),
+    }
+    if patched:
+        inferred |= {"in_channels": channels, "patch_size": tuple(patch)}
+        outputs = rows / (math.prod(patch) * channels)
+        if outputs in (1, 2):
+            inferred["pred_sigma"] = outputs == 2
+    return {field: value for field, value in inferred.items() if value or value is False}
 
 
-class Final(nn.Module):
-    """``final`` stage: tokens -> prediction."""
+def _ratio(rows: int, width: int, given: Mapping[str, Any] | None) -> float:
+    """The ratio of which ``int(width * ratio)`` is the number of rows: the given one where it is one of them."""
+    ratio = (given or {}).get("mlp_ratio")
+    if isinstance(ratio, int | float) and 0 < ratio < 1e9 and int(width * ratio) == rows:
+        return float(ratio)
+    exact = rows / width
+    return exact if int(width * exact) == rows else math.nextafter(exact, math.inf)
 
-    def __init__(self, config: OpenSoraConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.scale_shift_table = nn.Parameter(torch.zeros(2, config.hidden_size))
-        self.linear = nn.Linear(config.hidden_size, math.prod(config.patch_size) * config.out_channels)
 
-    def forward(self, hidden: Tensor, time: Tensor, latents: Tensor) -> Tensor:
-        """``hidden`` (B, T', S, D), ``time`` (B, D), ``latents`` (B, C, T, H, W; only its shape counts) ->
-        (B, C_out, T, H, W) float32, the velocity in the first C channels.
-        """
-        _, _, frames, height, width = latents.shape
-        patch_t, patch_h, patch_w = self.config.patch_size
-        shift, scale = (self.scale_shift_table.float()[None] + time[:, None])[:, :, None, None, :].unbind(1)
-        out = self.linear(modulate(hidden, shift, scale)).float()
-        rows, columns = (height + patch_h - 1) // patch_h, (width + patch_w - 1) // patch_w
-        out = out.unflatten(2, (rows, columns)).unflatten(-1, (patch_t, patch_h, patch_w, self.config.out_channels))
-        out = out.permute(0, 7, 1, 4, 2, 5, 3, 6)  # (B, C_out, T', patch_t, H', patch_h, W', patch_w)
-        out = out.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-        return out[:, :, :frames, :height, :width]
+def expected(config: OpenSoraConfig) -> dict[str, Shape]:
+    """Name and shape of all tensors of a checkpoint, the optional one included."""
+    with torch.device("meta"):
+        modules = stages(config)
+    parameters = {
+        stage.prefix + name: tuple(parameter.shape)
+        for stage in modules
+        for name, parameter in stage.module.named_parameters()
+    }
+    null_captions = (config.model_max_length, config.caption_channels)
+    return {ROPE: (config.head_width // 2,), NULL_CAPTIONS: null_captions, **parameters}
+
+
+def constants(config: OpenSoraConfig) -> dict[str, Tensor]:
+    """What a checkpoint may carry and the stages compute: the angles a frame by which temporal attention rotates."""
+    pairs = torch.arange(config.head_width // 2, dtype=torch.float64)
+    return {ROPE: 10000.0 ** (-2 * pairs / config.head_width)}
 
 
 def stages(config: OpenSoraConfig, sites: tuple[str, ...] = (), precision: DType = "float32") -> list[Stage]:
@@ -340,4 +221,5 @@ def text_rule(config: OpenSoraConfig) -> TextRule:
 def profiles(config: OpenSoraConfig) -> dict[str, dict[str, tuple[int, int]]]:
     """Smallest and largest size of each axis: up to four prompts, and 16 s at up to 1080p where latents are coded."""
     largest = {"frames": 128, "height": 512, "width": 512} if config.in_channels == PIXEL_CHANNELS else LARGEST
-    return {"default": {"samples": (1, 4), "text": (1, config.model_max_length)} | {k: (1, v) for k, v in largest.items()}}
+    upper = {"samples": 4, "text": config.model_max_length, **largest}
+    return {"default": {axis: (1, size) for axis, size in upper.items()}}

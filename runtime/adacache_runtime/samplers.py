@@ -80,7 +80,8 @@ def rflow_timesteps(steps: int, samples: int, ratio: np.generic | None = None) -
     u = timesteps / np.float32(TRAIN_TIMESTEPS)
     less_one = np.subtract(ratio, 1, dtype=ratio.dtype).astype(np.float32)
     shifted = ratio.astype(np.float32) * u / (np.float32(1) + less_one * u)
-    return (shifted * np.float32(TRAIN_TIMESTEPS)).astype(np.float32)
+    transformed: Floats = (shifted * np.float32(TRAIN_TIMESTEPS)).astype(np.float32)
+    return transformed
 
 
 def rflow(timesteps: Floats) -> Iterator[Update]:

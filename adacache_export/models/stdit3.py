@@ -1,0 +1,230 @@
+"""STDiT3, Open-Sora 1.2's transformer, as one module a stage.
+
+Source: hpcaitech/Open-Sora v1.2.0, ``opensora/models/stdit/stdit3.py``; Open-Sora report, arXiv 2412.20404.
+Axes as in :mod:`adacache_export.layers`; H x W is the latent size, C its channels.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adacache_export.layers import (
+    Mlp,
+    RMSNorm,
+    ScalarEmbedder,
+    add_residual,
+    modulate,
+    rotate_pairs,
+    sincos_1d,
+)
+
+
+@dataclass(frozen=True)
+class OpenSoraConfig:
+    """The fields of STDiT3's ``config.json`` that change its mathematics, under their published names."""
+
+    input_sq_size: int = 512  # pixels
+    in_channels: int = 4
+    patch_size: tuple[int, int, int] = (1, 2, 2)  # (frames, rows, columns) of the latent
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    pred_sigma: bool = True
+    caption_channels: int = 4096
+    model_max_length: int = 300
+
+    @property
+    def out_channels(self) -> int:
+        return self.in_channels * (2 if self.pred_sigma else 1)
+
+    @property
+    def head_width(self) -> int:
+        return self.hidden_size // self.num_heads
+
+
+class CaptionEmbedder(nn.Module):
+    """``text`` stage: encoder states (B, L, caption_channels) -> (B, L, D)."""
+
+    def __init__(self, config: OpenSoraConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.y_proj = Mlp(config.caption_channels, width, width)
+
+    def forward(self, captions: Tensor) -> Tensor:
+        out: Tensor = self.y_proj(captions.to(self.y_proj.fc1.weight.dtype))
+        return out
+
+
+class Embed(nn.Module):
+    """``embed`` stage: latents and conditions -> tokens, modulation of the blocks, modulation of the final layer."""
+
+    def __init__(self, config: OpenSoraConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.config = config
+        self.x_embedder = nn.ModuleDict(
+            {"proj": nn.Conv3d(config.in_channels, width, config.patch_size, stride=config.patch_size)}
+        )
+        self.t_embedder = ScalarEmbedder(width)
+        self.fps_embedder = ScalarEmbedder(width)
+        self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def position(self, rows: int, columns: int, height: Tensor, width: Tensor) -> Tensor:
+        """Spatial position embedding (rows * columns, D), float32; ``height`` and ``width`` (1,) in pixels."""
+        # float32 is enough to round sqrt(tokens): an integer's root is never within 1e-7 of a half for any size in use
+        base = torch.round(torch.sqrt(torch.scalar_tensor(rows * columns, dtype=torch.float32)))
+        scale = torch.sqrt(height.float() * width.float()) / self.config.input_sq_size
+        half = self.config.hidden_size // 2
+        column = torch.arange(columns, dtype=torch.float32) / scale * base / columns
+        row = torch.arange(rows, dtype=torch.float32) / scale * base / rows
+        by_column = sincos_1d(column, half)[None, :, :].expand(rows, columns, half)
+        by_row = sincos_1d(row, half)[:, None, :].expand(rows, columns, half)
+        return torch.cat([by_column, by_row], dim=-1).reshape(rows * columns, 2 * half)
+
+    def patches(self, latents: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, D, T', H', W'), padded with zeros at the far ends to whole patches."""
+        proj = self.x_embedder["proj"]
+        pad: list[int] = []
+        for size, patch in zip(reversed(latents.shape[2:]), reversed(self.config.patch_size), strict=True):
+            pad += [0, -size % patch]
+        out: Tensor = proj(F.pad(latents.to(next(proj.parameters()).dtype), pad))
+        return out
+
+    def forward(
+        self, latents: Tensor, timestep: Tensor, fps: Tensor, height: Tensor, width: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            latents: (B, C, T, H, W) float32.
+            timestep: (B,) float32, 1000 is pure noise.
+            fps: (B,) float32, frames per second.
+            height, width: (1,) float32, requested size in pixels.
+
+        Returns:
+            hidden (B, T', S, D); modulation (B, 6, D) float32; time (B, D) float32.
+        """
+        grid = self.patches(latents)
+        rows, columns = grid.shape[3], grid.shape[4]
+        tokens = grid.flatten(3).permute(0, 2, 3, 1)
+        hidden = add_residual(tokens, self.position(rows, columns, height, width))
+        time = self.t_embedder(timestep) + self.fps_embedder(fps)
+        modulation = self.t_block(time).unflatten(1, (6, self.config.hidden_size))
+        return hidden, modulation.float(), time.float()
+
+
+class SelfAttention(nn.Module):
+    """Attention of a frame's tokens with each other (spatial) or of a position's frames (temporal, rotary)."""
+
+    def __init__(self, config: OpenSoraConfig, kind: str) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.heads, self.temporal = config.num_heads, kind == "temporal"
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm = RMSNorm(config.head_width)
+        self.k_norm = RMSNorm(config.head_width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, S, D) -> (B, T, S, D)."""
+        batch, frames, tokens, width = x.shape
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, width // self.heads))
+        sequence_first = (3, 0, 2, 4, 1, 5) if self.temporal else (3, 0, 1, 4, 2, 5)
+        q, k, v = qkv.permute(sequence_first).flatten(1, 2).unbind(0)  # each (sequences, heads, length, K)
+        q, k = self.q_norm(q), self.k_norm(k)
+        if self.temporal:
+            q, k = rotate_pairs(q), rotate_pairs(k)
+        out = F.scaled_dot_product_attention(q, k, v)
+        out = out.unflatten(0, (batch, tokens if self.temporal else frames))
+        out = out.permute(0, 3, 1, 2, 4) if self.temporal else out.permute(0, 1, 3, 2, 4)
+        projected: Tensor = self.proj(out.flatten(-2))
+        return projected
+
+
+class CrossAttention(nn.Module):
+    """Every token attends to its own sample's text."""
+
+    def __init__(self, config: OpenSoraConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.num_heads
+        self.q_linear = nn.Linear(width, width)
+        self.kv_linear = nn.Linear(width, 2 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        """``x`` (B, T, S, D), ``text`` (B, L, D), ``text_mask`` (B, L) bool, True = attend -> (B, T, S, D)."""
+        heads = (self.heads, x.shape[-1] // self.heads)
+        q = self.q_linear(x.flatten(1, 2)).unflatten(-1, heads).transpose(1, 2)
+        k, v = self.kv_linear(text).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
+        mask = text_mask[:, None, None, :].expand(-1, 1, q.shape[2], -1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        projected: Tensor = self.proj(out.transpose(1, 2).flatten(-2))
+        return projected.view(x.shape)
+
+
+class Block(nn.Module):
+    """A block stage: hidden' = hidden + gated attention + cross attention + gated MLP.
+
+    ``sites`` names the residuals that forward also returns as probes: ``attn`` (the gated self-attention residual),
+    ``cross+mlp`` (the sum of the other two).
+    """
+
+    def __init__(self, config: OpenSoraConfig, kind: str, sites: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.sites = sites
+        self.scale_shift_table = nn.Parameter(torch.zeros(6, width))
+        self.attn = SelfAttention(config, kind)
+        self.cross_attn = CrossAttention(config)
+        self.mlp = Mlp(width, int(width * config.mlp_ratio), width)
+
+    def forward(self, hidden: Tensor, modulation: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, ...]:
+        """
+        Args:
+            hidden: (B, T, S, D).
+            modulation: (B, 6, D) float32, from ``embed``.
+            text: (B, L, D), from ``text``.
+            text_mask: (B, L) bool, True = attend.
+
+        Returns:
+            hidden (B, T, S, D), then one (B, T, S, D) tensor a site.
+        """
+        table = (self.scale_shift_table.float() + modulation)[:, :, None, None, :]
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = table.unbind(1)
+        attn = gate_attn * self.attn(modulate(hidden, shift_attn, scale_attn))
+        hidden = add_residual(hidden, attn)
+        cross = self.cross_attn(hidden, text, text_mask)
+        hidden = add_residual(hidden, cross)
+        mlp = gate_mlp * self.mlp(modulate(hidden, shift_mlp, scale_mlp))
+        hidden = add_residual(hidden, mlp)
+        probes = {"attn": lambda: attn, "cross+mlp": lambda: cross + mlp}
+        return (hidden, *(probes[site]().to(hidden.dtype) for site in self.sites))
+
+
+class Final(nn.Module):
+    """``final`` stage: tokens -> prediction."""
+
+    def __init__(self, config: OpenSoraConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scale_shift_table = nn.Parameter(torch.zeros(2, config.hidden_size))
+        self.linear = nn.Linear(config.hidden_size, math.prod(config.patch_size) * config.out_channels)
+
+    def forward(self, hidden: Tensor, time: Tensor, latents: Tensor) -> Tensor:
+        """``hidden`` (B, T', S, D), ``time`` (B, D), ``latents`` (B, C, T, H, W; only its shape counts) ->
+        (B, C_out, T, H, W) float32, the velocity in the first C channels.
+        """
+        _, _, frames, height, width = latents.shape
+        patch_t, patch_h, patch_w = self.config.patch_size
+        shift, scale = (self.scale_shift_table.float()[None] + time[:, None])[:, :, None, None, :].unbind(1)
+        out = self.linear(modulate(hidden, shift, scale)).float()
+        rows, columns = (height + patch_h - 1) // patch_h, (width + patch_w - 1) // patch_w
+        out = out.unflatten(2, (rows, columns)).unflatten(-1, (patch_t, patch_h, patch_w, self.config.out_channels))
+        out = out.permute(0, 7, 1, 4, 2, 5, 3, 6)  # (B, C_out, T', patch_t, H', patch_h, W', patch_w)
+        out = out.flatten(6, 7).flatten(4, 5).flatten(2, 3)
+        cropped: Tensor = out[:, :, :frames, :height, :width]
+        return cropped
