@@ -17,20 +17,19 @@ from adacache_export.weights_file import TORCH_DTYPES
 TOLERANCES: Mapping[Precision, float] = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1.5e-1}
 
 
-def example_sizes(latent: LatentSpace) -> dict[str, int]:
-    """Sizes of the dynamic axes for tracing: none is 1, and rows and columns do not fill whole patches."""
-    frames, rows, columns = latent.patch
-    size = {"frames": 3 * frames, "height": 4 * rows - (rows > 1), "width": 5 * columns - (columns > 1)}
-    rest = {"batch": 4, "samples": 2, "calls": 3, "pairs": 2, "text": 6}
-    return size | latent.token_axes(**size) | rest
-
-
 def check_sizes(latent: LatentSpace) -> list[dict[str, int]]:
-    """Two shapes to compare at: that of :func:`example_sizes`, and a single frame of other sizes."""
+    """Two shapes for a model: several frames that do not fill whole patches, and a single one that does."""
     frames, rows, columns = latent.patch
-    size = {"frames": frames, "height": 2 * rows, "width": 3 * columns}
-    rest = {"batch": 2, "samples": 1, "calls": 1, "pairs": 1, "text": 3}
-    return [example_sizes(latent), size | latent.token_axes(**size) | rest]
+    clip = {"frames": 3 * frames, "height": 4 * rows - (rows > 1), "width": 5 * columns - (columns > 1)}
+    image = {"frames": frames, "height": 2 * rows, "width": 3 * columns}
+    several = {"batch": 4, "samples": 2, "calls": 3, "pairs": 2, "text": 6}
+    single = {"batch": 2, "samples": 1, "calls": 1, "pairs": 1, "text": 3}
+    return [size | latent.token_axes(**size) | rest for size, rest in ((clip, several), (image, single))]
+
+
+def encoder_sizes(longest: int, vocabulary: int) -> list[dict[str, int]]:
+    """Two shapes for a text encoder: as long as its text gets (:func:`example` counts tokens up), and short."""
+    return [{"batch": 2, "text": min(longest, vocabulary)}, {"batch": 1, "text": 3}]
 
 
 def compare(

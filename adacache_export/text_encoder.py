@@ -69,14 +69,14 @@ def open_text_encoder(folder: Path, progress: Callable[[int], None] | None = Non
         config = T5Config.from_json(opened.config)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}/config.json cannot be used: {error}") from error
-    stage = _stage(config)
+    stage = encoder_stage(config)
     checkpoint = replace(opened, tensors=_encoder_tensors(opened.tensors))
     parameters = dict(stage.module.named_parameters())
     check(checkpoint, {key: tuple(parameters[name].shape) for name, key in stage.keys().items()}, progress=progress)
     return TextEncoder(stage, checkpoint, _tokenizer(folder, config), config)
 
 
-def _stage(config: T5Config) -> Stage:
+def encoder_stage(config: T5Config) -> Stage:
     with torch.device("meta"):
         module = T5Encoder(config)
     tokens = TensorSpec(name="tokens", dtype="int64", axes=("batch", "text"))

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from adacache_engines.bundle import GuidanceRule, LatentSpace, SamplerDefaults, TextRule
+from adacache_engines.bundle import GuidanceRule, LatentSpace, SamplerDefaults, TextRule, VideoDefaults
 from adacache_engines.errors import CheckpointError
 from adacache_engines.tensors import DType
 from adacache_export.families import open_sora
@@ -45,6 +45,9 @@ class Family(Protocol):
 
     def default_probe(self, config: Any) -> str:
         """The site that is probed where the user asks for none."""
+
+    def video(self, config: Any) -> VideoDefaults:
+        """What a generation makes unless it is told otherwise."""
 
     def sampler(self, scheduler: Mapping[str, Any] | None) -> SamplerDefaults:
         """The sampler and its published settings, or those of ``scheduler_config.json``.

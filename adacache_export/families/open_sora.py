@@ -12,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from adacache_engines.bundle import GuidanceRule, LatentSpace, SamplerDefaults, TextRule
+from adacache_engines.bundle import GuidanceRule, LatentSpace, SamplerDefaults, TextRule, VideoDefaults
 from adacache_engines.errors import CheckpointError
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.families.config import count_blocks, settle
@@ -206,6 +206,13 @@ def sampler(scheduler: Mapping[str, Any] | None) -> SamplerDefaults:
         )
     except ValidationError as error:
         raise CheckpointError(f"scheduler_config.json: {error}") from error
+
+
+def video(config: OpenSoraConfig) -> VideoDefaults:
+    """480p landscape for 2 s; for a model of pixels, a short clip of the size that its positions refer to."""
+    if config.in_channels == PIXEL_CHANNELS:
+        return VideoDefaults(height=config.input_sq_size, width=config.input_sq_size, frames=8)
+    return VideoDefaults(height=480, width=854, frames=51)
 
 
 def guidance(config: OpenSoraConfig) -> GuidanceRule:  # noqa: ARG001 - other families read it

@@ -68,12 +68,20 @@ class StageEntry(Entry):
 
 
 class SamplerDefaults(Entry):
-    """What a generation uses unless it is told otherwise."""
+    """How the model is sampled; steps and guidance unless a generation is told otherwise."""
 
     name: Literal["rflow"]
     steps: int = Field(ge=1)
     guidance: float
     timestep_transform: bool
+
+
+class VideoDefaults(Entry):
+    """What a generation makes unless it is told otherwise; height and width in pixels."""
+
+    height: int
+    width: int
+    frames: int
 
 
 class GuidanceRule(Entry):
@@ -121,6 +129,7 @@ class TextRule(Entry):
     cleaning: Literal["open-sora"]
     tokenizer: str | None = None  # path
     encoder: Graph | None = None
+    encoder_config: dict[str, Any] | None = None
 
 
 class FileEntry(Entry):
@@ -146,6 +155,7 @@ class Manifest(Entry):
     arithmetic: dict[str, Graph]
     default_probes: tuple[str, ...]  # sites that a policy measures unless it names others
     sampler: SamplerDefaults
+    video: VideoDefaults
     guidance: GuidanceRule
     latent: LatentSpace
     text: TextRule

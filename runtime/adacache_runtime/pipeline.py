@@ -109,7 +109,7 @@ class Pipeline:
         ratio = None
         if manifest.sampler.timestep_transform:
             dtype = condition_dtype(manifest.precision)
-            ratio = transform_ratio(request.height, request.width, request.frames, dtype)
+            ratio = transform_ratio(settled.height, settled.width, settled.frames, dtype)
         return list(rflow(rflow_timesteps(settled.steps, settled.samples, ratio)))
 
     def _prepare(self, request: Request, settled: Settled) -> Generation:
@@ -141,8 +141,8 @@ class Pipeline:
             "captions": captions.embeddings,
             "text_mask": captions.mask,
             "fps": condition(np.tile(settled.fps, branches)),
-            "height": condition(np.array([request.height], np.float32)),
-            "width": condition(np.array([request.width], np.float32)),
+            "height": condition(np.array([settled.height], np.float32)),
+            "width": condition(np.array([settled.width], np.float32)),
         }
         for name, value in conditions.items():
             if name in plan.tensors:

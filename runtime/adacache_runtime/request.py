@@ -16,6 +16,7 @@ from adacache_runtime.policy import Policy
 from adacache_runtime.samplers import check_guidance, check_steps
 
 MAX_SEED = 2**63 - 1
+VIDEO_FPS = 24.0
 IMAGE_FPS = 120.0  # what Open-Sora was trained to take a single frame for
 
 
@@ -39,8 +40,8 @@ class Request:
     Attributes:
         prompts: texts, for a bundle with a text encoder; or
         captions: their states from an encoder of one's own.
-        height, width: pixels.
-        frames: of the video; 1 = an image.
+        height, width: pixels; None = the bundle's default.
+        frames: of the video; 1 = an image; None = the bundle's default.
         fps: frames per second, one for all prompts or one each; None = 24, or 120 for an image.
         steps, guidance: None = the bundle's defaults.
         seed: of the initial noise.
@@ -52,9 +53,9 @@ class Request:
         keep_calls: keep the latents before each call, too.
     """
 
-    height: int
-    width: int
-    frames: int
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
     prompts: tuple[str, ...] = ()
     captions: Captions | None = None
     fps: tuple[float, ...] | None = None
@@ -73,6 +74,9 @@ class Settled:
     """A request with every default filled in and every number checked."""
 
     samples: int
+    height: int
+    width: int
+    frames: int
     latents: NDArray[np.float32]
     fps: NDArray[np.float32]  # (samples,)
     steps: int
@@ -93,16 +97,28 @@ def settle(bundle: Bundle, request: Request) -> Settled:
     guidance = manifest.sampler.guidance if request.guidance is None else request.guidance
     check_steps(steps)
     check_guidance(guidance)
-    for name in ("height", "width", "frames"):
-        if getattr(request, name) < 1:
-            raise OutOfRangeError(f"{name} {getattr(request, name)} is not possible; choose at least 1")
+    video = {
+        name: getattr(manifest.video if getattr(request, name) is None else request, name)
+        for name in ("height", "width", "frames")
+    }
+    for name, value in video.items():
+        if value < 1:
+            raise OutOfRangeError(f"{name} {value} is not possible; choose at least 1")
     if not 0 <= request.seed <= MAX_SEED:
         raise OutOfRangeError(f"seed {request.seed} is not possible; choose 0 to {MAX_SEED}")
-    latents = _noise(manifest, request, samples)
+    latents = _noise(manifest, request, samples, **video)
     axes = dict(zip(("frames", "height", "width"), latents.shape[2:], strict=True))
     check_profiles(manifest, {"samples": samples, **axes})
-    sizes = {**axes, **manifest.latent.token_axes(**axes), "batch": samples * len(manifest.guidance.order)}
-    return Settled(samples, latents, _fps(request, samples), steps, guidance, {**sizes, "samples": samples})
+    batch = {"samples": samples, "batch": samples * len(manifest.guidance.order)}
+    return Settled(
+        samples=samples,
+        **video,
+        latents=latents,
+        fps=_fps(request, video["frames"], samples),
+        steps=steps,
+        guidance=guidance,
+        sizes={**axes, **manifest.latent.token_axes(**axes), **batch},
+    )
 
 
 def check_profiles(manifest: Manifest, sizes: Mapping[str, int]) -> None:
@@ -145,16 +161,18 @@ def _samples(manifest: Manifest, request: Request) -> int:
     return int(embeddings.shape[0])
 
 
-def _noise(manifest: Manifest, request: Request, samples: int) -> NDArray[np.float32]:
+def _noise(
+    manifest: Manifest, request: Request, samples: int, height: int, width: int, frames: int
+) -> NDArray[np.float32]:
     """The given latents, or the seed's: (samples, channels, frames, height, width)."""
     latent = manifest.latent
     if request.latents is None:
-        size = (request.height // latent.spatial_factor, request.width // latent.spatial_factor)
+        size = (height // latent.spatial_factor, width // latent.spatial_factor)
         if min(size) < 1:
             raise OutOfRangeError(
-                f"{request.height}x{request.width} pixels are too few; choose at least {latent.spatial_factor} each way"
+                f"{height}x{width} pixels are too few; choose at least {latent.spatial_factor} each way"
             )
-        shape = (samples, latent.channels, latent.latent_frames(request.frames), *size)
+        shape = (samples, latent.channels, latent.latent_frames(frames), *size)
         return np.random.default_rng(request.seed).standard_normal(shape, np.float32)
     given = request.latents
     if given.ndim != 5 or given.shape[:2] != (samples, latent.channels):
@@ -166,8 +184,8 @@ def _noise(manifest: Manifest, request: Request, samples: int) -> NDArray[np.flo
     return np.ascontiguousarray(given, np.float32)
 
 
-def _fps(request: Request, samples: int) -> NDArray[np.float32]:
-    fps: Sequence[float] = request.fps or ((IMAGE_FPS,) if request.frames == 1 else (24.0,))
+def _fps(request: Request, frames: int, samples: int) -> NDArray[np.float32]:
+    fps: Sequence[float] = request.fps or ((IMAGE_FPS,) if frames == 1 else (VIDEO_FPS,))
     if len(fps) not in (1, samples):
         raise InputError(f"{len(fps)} values of fps for {samples} prompts; give one, or one each")
     if not all(0 < value <= 1000 for value in fps):

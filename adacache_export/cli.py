@@ -1,0 +1,125 @@
+"""``adacache-export``: a checkpoint into a bundle, and a look into one."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from adacache_engines.bundle import DTYPES, Graph, Manifest, read_manifest
+from adacache_runtime.command import run
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
+    options = _parser().parse_args(arguments)
+    if options.inspect:
+        return run("adacache-export", lambda: _inspect(options.source))
+    if options.verify:
+        return run("adacache-export", lambda: _verify(options.source))
+    return run("adacache-export", lambda: _export(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "adacache-export",
+        description="Turns a video DiT checkpoint into a bundle that adacache-run generates from, without PyTorch.",
+    )
+    add = parser.add_argument
+    add("source", metavar="CHECKPOINT", type=Path, help="file or folder; with --inspect or --verify, a bundle")
+    add("-o", "--output", metavar="BUNDLE", type=Path, help="folder to make (default: CHECKPOINT's name + .adacache)")
+    add("--precision", choices=tuple(DTYPES), default="fp32", help="of weights and matrix products (default: fp32)")
+    add(
+        "--probe",
+        metavar="SITE",
+        action="append",
+        default=[],
+        help="residual that policies may measure, repeatable: temporal.N.attn, spatial.N.attn, temporal.N.cross+mlp, "
+        "spatial.N.cross+mlp (default: the temporal attention of the middle block)",
+    )
+    add("--text-encoder", metavar="DIR", type=Path, help="T5 in a Hugging Face folder, to take prompts as text")
+    add("--weights", metavar="SET", help="which weights of a checkpoint that has several, such as ema or model")
+    add("--force", action="store_true", help="replace an existing bundle")
+    look = parser.add_mutually_exclusive_group()
+    look.add_argument("--inspect", action="store_true", help="show what is in a bundle, and stop")
+    look.add_argument("--verify", action="store_true", help="check a bundle's hashes and engines again, and stop")
+    return parser
+
+
+def _export(options: argparse.Namespace) -> None:
+    # torch takes seconds to import: not for --help, --inspect or a misspelt option
+    from adacache_export.convert import Options, convert
+    from adacache_export.progress import PhaseProgress
+
+    source: Path = options.source
+    output: Path = options.output or Path(f"{source.resolve().stem}.adacache")
+    choices = Options(
+        precision=options.precision,
+        probes=tuple(options.probe),
+        weights=options.weights,
+        force=options.force,
+        text_encoder=options.text_encoder,
+    )
+    with PhaseProgress() as progress:
+        manifest = convert(source, output, choices, progress, progress.note)
+    graphs = [*(stage.graph for stage in manifest.stages), *manifest.arithmetic.values()]
+    if manifest.text.encoder:
+        graphs.append(manifest.text.encoder)
+    Console().print(_errors(graphs))
+    print(f"{output}: {len(manifest.files)} files, {_gigabytes(manifest)}")
+
+
+def _inspect(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    facts = Table(title=str(folder), show_header=False)
+    video, sampler = manifest.video, manifest.sampler
+    rows = {
+        "family": manifest.family,
+        "made by": manifest.producer,
+        "checkpoint": f"{', '.join(manifest.checkpoint.files)}  sha256 {manifest.checkpoint.sha256}",
+        "config": ", ".join(f"{key} {value}" for key, value in manifest.config.items()),
+        "precision": manifest.precision,
+        "sampler": f"{sampler.name}, {sampler.steps} steps, guidance {sampler.guidance:g}",
+        "default video": f"{video.height}x{video.width} pixels, {video.frames} frames",
+        "text": f"up to {manifest.text.max_length} tokens, width {manifest.text.width}, "
+        + ("with encoder" if manifest.text.encoder else "no encoder"),
+        "probes": ", ".join(manifest.probes()) or "none",
+        "files": f"{len(manifest.files)}, {_gigabytes(manifest)}",
+    }
+    for profile, axes in manifest.profiles.items():
+        rows[f"profile {profile}"] = ", ".join(f"{axis} {low} to {high}" for axis, (low, high) in axes.items())
+    for name, value in rows.items():
+        facts.add_row(name, value)
+    stages = Table("stage", "inputs", "outputs", "error", title="stages, in order")
+    graphs = [stage.graph for stage in manifest.stages]
+    for graph in [*graphs, *manifest.arithmetic.values()]:
+        error = f"{graph.check.error:.1e}" if graph.check else ""
+        stages.add_row(graph.name, "\n".join(map(str, graph.inputs)), "\n".join(map(str, graph.outputs)), error)
+    console = Console()
+    console.print(facts)
+    console.print(stages)
+
+
+def _verify(folder: Path) -> None:
+    from adacache_export.graphs import check_errors
+    from adacache_export.progress import PhaseProgress
+    from adacache_export.verify import verify
+
+    with PhaseProgress() as progress:
+        graphs = verify(folder, progress)
+    Console().print(_errors(graphs))
+    check_errors(graphs)
+    print(f"{folder}: every file is unchanged and every engine agrees with its torch stage")
+
+
+def _errors(graphs: Iterable[Graph]) -> Table:
+    table = Table("stage", "error", "allowed", title="engines against torch: max |difference| / max(1, rms)")
+    for graph in graphs:
+        if graph.check:
+            table.add_row(graph.name, f"{graph.check.error:.1e}", f"{graph.check.tolerance:.0e}")
+    return table
+
+
+def _gigabytes(manifest: Manifest) -> str:
+    return f"{sum(entry.nbytes for entry in manifest.files.values()) / 1e9:.3f} GB"

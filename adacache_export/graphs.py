@@ -1,0 +1,94 @@
+"""Traces, writes and verifies the graphs of a set of stages."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import onnx_ir as ir
+from torch import Tensor
+
+from adacache_engines.base import Backend
+from adacache_engines.bundle import DTYPES, Check, Graph, Precision
+from adacache_engines.errors import ExportError
+from adacache_export.onnx_export import trace, write_graph
+from adacache_export.parity import TOLERANCES, compare
+from adacache_export.phases import Progress
+from adacache_export.stages import Stage
+from adacache_export.weights_file import TORCH_DTYPES, Location
+
+Sizes = Mapping[str, int]
+
+
+def export_graphs(
+    stages: Sequence[Stage],
+    precision: Precision,
+    weights: Path,
+    locations: Mapping[str, Location],
+    read: Callable[[str], Tensor],
+    sizes: Sequence[Sizes],
+    backend: Backend,
+    progress: Progress,
+) -> dict[str, Graph]:
+    """Makes one ONNX file a stage beside the weights file; a kind is traced once.
+
+    Args:
+        stages: with modules on the meta device.
+        precision: of their weights.
+        weights: the file that the graphs point into; its folder receives them.
+        locations: of the weights in that file.
+        read: a weight of the checkpoint by its key, in ``precision``.
+        sizes: of the dynamic axes, to verify each engine at; the first ones, without any 1, serve for tracing.
+        backend: opened on the folder above that of ``weights``.
+        progress: told of both phases.
+
+    Raises:
+        ExportError: a stage cannot be traced, or engines disagree with their torch stages; lists all of them.
+    """
+    kinds = {stage.kind: stage for stage in stages}
+    step = progress.phase("tracing", len(kinds))
+    traced: dict[str, ir.Model] = {}
+    for kind, stage in kinds.items():
+        stage.module.to(TORCH_DTYPES[DTYPES[precision]])
+        traced[kind] = trace(stage, sizes[0])
+        step(1)
+    step = progress.phase("verifying", len(stages))
+    graphs: dict[str, Graph] = {}
+    for stage in stages:
+        path = weights.with_name(f"{stage.name}.onnx")
+        graph = Graph(
+            name=stage.name, path=f"{path.parent.name}/{path.name}", inputs=stage.inputs, outputs=stage.outputs
+        )
+        write_graph(path, traced[stage.kind], stage, weights, locations)
+        graphs[stage.name] = verified(stage, graph, precision, backend, read, sizes)
+        step(1)
+    check_errors(graphs.values())
+    return graphs
+
+
+def verified(
+    stage: Stage,
+    graph: Graph,
+    precision: Precision,
+    backend: Backend,
+    read: Callable[[str], Tensor],
+    sizes: Sequence[Sizes],
+) -> Graph:
+    """The graph with what comparing its engine with its torch stage showed."""
+    error = compare(stage, graph, backend, read, sizes)
+    check = Check(error=error, tolerance=TOLERANCES[precision], engine=backend.name)
+    return graph.model_copy(update={"check": check})
+
+
+def check_errors(graphs: Iterable[Graph]) -> None:
+    """
+    Raises:
+        ExportError: an engine is further from its torch stage than its precision explains.
+    """
+    checks = [(graph.name, graph.check) for graph in graphs if graph.check]
+    wrong = [(name, check) for name, check in checks if not check.error <= check.tolerance]
+    if wrong:
+        lines = [f"  {name}: {check.error:.2e}, at most {check.tolerance:.0e} expected" for name, check in wrong]
+        raise ExportError(
+            "these engines disagree with their torch stages:\n"
+            + "\n".join(lines)
+            + "\nTry --precision fp32; if it persists, the installed onnxruntime or torch is at fault."
+        )

@@ -1,0 +1,67 @@
+"""Checks a bundle again: every hash, and every engine against its torch stage with the bundle's own weights."""
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from adacache_engines.bundle import DTYPES, Graph, Manifest, Precision, open_bundle, read_manifest
+from adacache_engines.errors import BundleError
+from adacache_engines.ort import OrtBackend
+from adacache_export.arithmetic import arithmetic
+from adacache_export.families import FAMILIES
+from adacache_export.graphs import verified
+from adacache_export.parity import check_sizes, encoder_sizes
+from adacache_export.phases import Progress
+from adacache_export.stages import Stage
+from adacache_export.t5 import T5Config
+from adacache_export.text_encoder import encoder_stage
+
+
+def verify(folder: Path, progress: Progress) -> list[Graph]:
+    """All graphs of a bundle, each with what its check shows now.
+
+    Raises:
+        BundleError: a file is missing or changed, or the family is not known to this version.
+        EngineError: an engine cannot be loaded or run.
+    """
+    size = sum(entry.nbytes for entry in read_manifest(folder).files.values())
+    bundle = open_bundle(folder, progress.phase("hashing", size))
+    manifest = bundle.manifest
+    if manifest.family not in FAMILIES:
+        raise BundleError(f"{folder} is of family {manifest.family}; this version knows {', '.join(FAMILIES)}")
+    backend = OrtBackend(folder)
+    with safe_open(str(bundle.path(manifest.weights)), framework="pt") as file:
+
+        def read(key: str) -> Tensor:
+            tensor: Tensor = file.get_tensor(key)
+            return tensor
+
+        names = file.keys()
+        jobs = _jobs(manifest, {name: tuple(file.get_slice(name).get_shape()) for name in names})
+        step = progress.phase("verifying", len(jobs))
+        graphs = []
+        for stage, graph, precision, sizes in jobs:
+            graphs.append(verified(stage, graph, precision, backend, read, sizes))
+            step(1)
+    return graphs
+
+
+def _jobs(
+    manifest: Manifest, shapes: dict[str, tuple[int, ...]]
+) -> list[tuple[Stage, Graph, Precision, list[dict[str, int]]]]:
+    """Every graph with the stage that it was made from, and what to compare them at."""
+    family = FAMILIES[manifest.family]
+    config = family.config_from(manifest.config, shapes)
+    with torch.device("meta"):
+        stages = family.stages(config, tuple(manifest.probes()), DTYPES[manifest.precision])
+        sums = arithmetic(stages, manifest.latent, manifest.guidance)
+    graphs = {stage.graph.name: stage.graph for stage in manifest.stages} | manifest.arithmetic
+    sizes = check_sizes(manifest.latent)
+    jobs = [(stage, graphs[stage.name], manifest.precision, sizes) for stage in (*stages, *sums)]
+    if manifest.text.encoder:
+        encoder = T5Config.model_validate(manifest.text.encoder_config)
+        text_sizes = encoder_sizes(manifest.text.max_length, encoder.vocab_size)
+        jobs.append((encoder_stage(encoder), manifest.text.encoder, "fp32", text_sizes))
+    return jobs

@@ -1,0 +1,190 @@
+"""``adacache-run``: a video from a bundle."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from adacache_engines.bundle import LatentSpace, open_bundle
+from adacache_engines.errors import InputError
+from adacache_engines.ort import PROVIDERS, OrtBackend
+from adacache_runtime.command import run
+from adacache_runtime.files import check_folder, writing
+from adacache_runtime.pipeline import Pipeline, Result
+from adacache_runtime.plan import GRANULARITIES
+from adacache_runtime.policies import PRESETS, policy_from
+from adacache_runtime.progress import call_progress
+from adacache_runtime.report import summary
+from adacache_runtime.request import Captions, Request, settle
+from adacache_runtime.schedule_plot import check_plot, plot_schedule
+from adacache_runtime.video import check_video, to_pixels, write_video
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
+    options = _parser().parse_args(arguments)
+    return run("adacache-run", lambda: _run(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("adacache-run", description="Generates a video from a bundle, without PyTorch.")
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that adacache-export made")
+    text = parser.add_argument_group("text").add_argument
+    text("--prompt", action="append", default=[], metavar="TEXT", help="repeat it to generate several in one batch")
+    text(
+        "--text-embeddings",
+        metavar="FILE.npz",
+        type=Path,
+        help="instead of prompts: embeddings (n, length, width), optional mask (n, length)",
+    )
+    video = parser.add_argument_group("video").add_argument
+    video("--size", type=_size, metavar="HxW", help="pixels (default: the bundle's)")
+    video("--frames", type=int, metavar="F", help="1 = an image (default: the bundle's)")
+    video("--fps", type=float, nargs="+", metavar="f", help="one, or one a prompt (default: 24, an image 120)")
+    video("--seed", type=int, default=0, help="of the initial noise (default: 0)")
+    video(
+        "--latents", metavar="FILE.npz", type=Path, help="initial noise: latents (n, channels, frames, height, width)"
+    )
+    sampling = parser.add_argument_group("sampling and caching").add_argument
+    sampling("--steps", type=int, help="(default: the bundle's)")
+    sampling("--guidance", type=float, help="(default: the bundle's)")
+    sampling("--policy", default="never", metavar="POLICY", help=f"a JSON file, or one of {', '.join(PRESETS)} (never)")
+    sampling("--granularity", choices=GRANULARITIES, default="stack", help="of cached residuals (default: stack)")
+    sampling(
+        "--scope",
+        choices=("batch", "prompt"),
+        default="batch",
+        help="decide by the whole batch, or by the most cautious prompt (default: batch)",
+    )
+    output = parser.add_argument_group("output").add_argument
+    output("-o", "--output", metavar="FILE", type=Path, help=".mp4, .png (one frame) or .npz; several get -1, -2, ...")
+    output("--zoom", type=int, default=1, help="side of the square that a pixel becomes (default: 1)")
+    output("--save-latents", metavar="FILE.npz", type=Path, help="the final latents")
+    output("--save-every-call", action="store_true", help="with --save-latents: also calls, the latents before each")
+    output("--trace", metavar="FILE.json", type=Path, help="what happened at each call")
+    output("--plot", metavar="FILE.png", type=Path, help="distance, motion, rate and time a step")
+    engine = parser.add_argument_group("engine").add_argument
+    engine("--provider", choices=tuple(PROVIDERS), default="cpu", help="of ONNX Runtime (default: cpu)")
+    engine("--threads", type=int, default=0, help="(default: one a core)")
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    request = Request(
+        height=options.size[0] if options.size else None,
+        width=options.size[1] if options.size else None,
+        frames=options.frames,
+        prompts=tuple(options.prompt),
+        captions=_captions(options.text_embeddings) if options.text_embeddings else None,
+        fps=tuple(options.fps) if options.fps else None,
+        steps=options.steps,
+        guidance=options.guidance,
+        seed=options.seed,
+        latents=_array(options.latents, "latents") if options.latents else None,
+        policy=policy_from(options.policy),
+        granularity=options.granularity,
+        scope=options.scope,
+        keep_calls=options.save_every_call,
+    )
+    bundle = open_bundle(options.bundle)
+    settled = settle(bundle, request)
+    outputs = _outputs(options, settled.samples)
+    _check_outputs(options, outputs, bundle.manifest.latent, settled.latents.shape[2:], settled.fps.tolist())
+    pipeline = Pipeline(bundle, OrtBackend(bundle.folder, options.provider, threads=options.threads))
+    memory = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in pipeline.residual_nbytes(request).items())
+    print(f"memory of cached residuals by granularity: {memory}; chosen: {request.granularity}", file=sys.stderr)
+    with call_progress(settled.steps) as progress:
+        result = pipeline.generate(request, progress)
+    for path, latents, fps in zip(outputs, result.latents, settled.fps.tolist(), strict=False):
+        write_video(path, to_pixels(latents), fps, options.zoom)
+        print(path)
+    _write_reports(options, result)
+    Console(stderr=True).print(summary(result.trace))
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, separator, width = text.lower().partition("x")
+    if not (separator and height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is not HxW, such as 480x854")
+    return int(height), int(width)
+
+
+def _captions(path: Path) -> Captions:
+    arrays = _arrays(path)
+    embeddings = _number(path, arrays, "embeddings")
+    mask = arrays["mask"] != 0 if "mask" in arrays else np.ones(embeddings.shape[:2], np.bool_)
+    return Captions(embeddings, mask)
+
+
+def _array(path: Path, name: str) -> NDArray[np.float32]:
+    return _number(path, _arrays(path), name)
+
+
+def _number(path: Path, arrays: dict[str, NDArray[Any]], name: str) -> NDArray[np.float32]:
+    if name not in arrays:
+        raise InputError(f"{path} has no array {name}; it has {', '.join(arrays) or 'none'}")
+    if arrays[name].dtype.kind not in "fiu":
+        raise InputError(f"{path}: {name} is {arrays[name].dtype}; expected numbers")
+    return arrays[name].astype(np.float32)
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file.items())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+        raise InputError(f"{path} is not a .npz file of numbers ({error}); write it with numpy.savez") from error
+
+
+def _outputs(options: argparse.Namespace, samples: int) -> list[Path]:
+    path: Path | None = options.output
+    if path is None:
+        return []
+    return [path] if samples == 1 else [path.with_stem(f"{path.stem}-{index + 1}") for index in range(samples)]
+
+
+def _check_outputs(
+    options: argparse.Namespace, outputs: list[Path], latent: LatentSpace, size: Sequence[int], fps: Sequence[float]
+) -> None:
+    """What can be known before the long work."""
+    wanted = (options.output, options.save_latents, options.trace, options.plot)
+    if not any(wanted):
+        raise InputError("nothing would be written: give -o FILE, --save-latents, --trace or --plot")
+    if options.save_every_call and not options.save_latents:
+        raise InputError("--save-every-call adds to --save-latents FILE.npz: give that, too")
+    if outputs and latent.decoder == "none":
+        raise InputError(
+            "this bundle has no decoder from latents to pixels yet; write latents with --save-latents FILE.npz"
+        )
+    frames, height, width = size
+    for path, rate in zip(outputs, fps, strict=False):
+        check_video(path, frames, (height, width), rate, options.zoom)
+    if options.plot:
+        check_plot(options.plot)
+    for path in (options.save_latents, options.trace):
+        if path:
+            check_folder(path)
+
+
+def _write_reports(options: argparse.Namespace, result: Result) -> None:
+    if options.save_latents:
+        arrays: dict[str, Any] = {"latents": result.latents}
+        if result.calls is not None:
+            arrays["calls"] = result.calls
+        with writing(options.save_latents) as file:
+            np.savez(file, **arrays)
+    if options.trace:
+        with writing(options.trace) as file:
+            file.write(result.trace.to_json().encode())
+    if options.plot:
+        plot_schedule(result.trace, options.plot, f"{options.bundle.name}, policy {options.policy}")
+    for path in (options.save_latents, options.trace, options.plot):
+        if path:
+            print(path)
