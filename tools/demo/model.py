@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
 from adacache_export.families import open_sora
-from adacache_export.models import stdit3
 from adacache_export.layers import FREQUENCY_BASE
+from adacache_export.models import stdit3
 from adacache_export.stages import run_stages
 from tools.demo import world
 
