@@ -32,11 +32,17 @@ def add_residual(x: Tensor, residual: Tensor) -> Tensor:
     return (x.float() + residual).to(x.dtype)
 
 
-def sinusoid(value: Tensor, width: int) -> Tensor:
-    """Embedding of numbers (B,) as (B, width), float32: all cosines, then all sines."""
-    half = width // 2
-    index = torch.arange(half, dtype=torch.float32, device=value.device)
-    angle = value.float()[:, None] * torch.exp(index * (-math.log(FREQUENCY_BASE) / half))
+def _frequencies(half: int) -> tuple[float, ...]:
+    """Those of :func:`sinusoid`: numbers, because an exporter folds the exponential with another library's, and at
+    timestep 1000 its last bit moves the embedding by 6e-5.
+    """
+    index = torch.arange(half, dtype=torch.float32, device="cpu")
+    return tuple(torch.exp(index * (-math.log(FREQUENCY_BASE) / half)).tolist())
+
+
+def sinusoid(value: Tensor, frequencies: tuple[float, ...]) -> Tensor:
+    """Embedding of numbers (B,) as (B, 2 * len(frequencies)), float32: all cosines, then all sines."""
+    angle = value.float()[:, None] * torch.tensor(frequencies, dtype=torch.float32, device=value.device)
     return torch.cat([torch.cos(angle), torch.sin(angle)], dim=1)
 
 
@@ -91,6 +97,7 @@ class ScalarEmbedder(nn.Module):
     """Sinusoid of a number (B,), then Linear-SiLU-Linear: (B, D)."""
 
     SINUSOID_WIDTH = 256
+    FREQUENCIES = _frequencies(SINUSOID_WIDTH // 2)
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -98,5 +105,5 @@ class ScalarEmbedder(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         dtype = next(self.parameters()).dtype
-        out: Tensor = self.mlp(sinusoid(value, self.SINUSOID_WIDTH).to(dtype))
+        out: Tensor = self.mlp(sinusoid(value, self.FREQUENCIES).to(dtype))
         return out
