@@ -54,8 +54,19 @@ def _quiet() -> Iterator[None]:
         logging.getLogger("torch.onnx").setLevel(level)
 
 
+# of inputs whose size matters: rounding grows with an angle, and a size in pixels is not negative
+RANGES: Mapping[str, tuple[float, float]] = {
+    "timestep": (0.0, 1000.0),
+    "fps": (1.0, 120.0),
+    "height": (64.0, 1920.0),
+    "width": (64.0, 1920.0),
+}
+
+
 def example(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Generator | None = None) -> Tensor:
-    """A random tensor for an input: normal numbers, a mask that hides the end of every second row, or indices."""
+    """A random tensor for an input: normal numbers, conditions within their range, a mask that hides the end of every
+    second row, or indices.
+    """
     shape = spec.shape(sizes)
     if spec.dtype == "bool":
         mask = torch.ones(shape, dtype=torch.bool)
@@ -63,6 +74,9 @@ def example(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Generat
         return mask
     if spec.dtype == "int64":
         return torch.arange(shape[-1]).expand(shape).contiguous()
+    if spec.name in RANGES:
+        low, high = RANGES[spec.name]
+        return torch.empty(shape, dtype=TORCH_DTYPES[spec.dtype]).uniform_(low, high, generator=generator)
     return torch.randn(shape, generator=generator).to(TORCH_DTYPES[spec.dtype])
 
 
