@@ -1,0 +1,197 @@
+"""Measures speed and memory as ratios, side by side in one run, on a model with random weights.
+
+    python tools/bench.py [--json FILE]         one call, the loop, AdaCache, PyTorch eager, memory
+    python tools/bench.py --export-full         the export of full-size STDiT3-XL/2
+
+A ratio holds for the machine, the size and the run that it was measured on, and for nothing else.
+"""
+
+import argparse
+import json
+import os
+import platform
+import tempfile
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from adacache_engines.bundle import open_bundle
+from adacache_engines.ort import OrtBackend
+from adacache_export.convert import Options, convert
+from adacache_runtime.pipeline import Pipeline
+from tools.speed.calls import measure_calls
+from tools.speed.checkpoint import config_of, write_checkpoint
+from tools.speed.eager import measure_eager
+from tools.speed.export_full import measure_export
+from tools.speed.memory import measure_memory
+from tools.speed.size import Size
+from tools.speed.timing import Spread, TimedBackend
+
+FULL_SIZE = Size(depth=28, caption_width=4096)
+MEMORY_STEPS = 6  # enough for calls of both kinds
+ROUND_CALLS = 3  # generations of a repetition
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table; ``wanted`` compares the median with a bound."""
+
+    key: str
+    what: str
+    spread: Spread
+    wanted: str
+    met: bool
+
+
+def at_most(key: str, what: str, spread: Spread, bound: float) -> Row:
+    return Row(key, what, spread, f"at most {bound:g}", spread.median <= bound)
+
+
+def at_least(key: str, what: str, spread: Spread, bound: float) -> Row:
+    return Row(key, what, spread, f"at least {bound:g}", spread.median >= bound)
+
+
+def measure_ratios(arguments: argparse.Namespace, folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
+    """The table's rows, and what they were computed from."""
+    size = Size(**{field.name: getattr(arguments, field.name) for field in fields(Size)})
+    config, request = config_of(size), replace(size.request(), steps=arguments.steps)
+    torch.set_num_threads(arguments.threads)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("writing and exporting a random checkpoint", total=None)
+        write_checkpoint(folder / "random.safetensors", config)
+        convert(folder / "random.safetensors", folder / "bundle", Options())
+        bundle = open_bundle(folder / "bundle")
+        branches = len(bundle.manifest.guidance.order)
+
+        progress.update(task, description="memory of a run of its own")
+        memory = measure_memory(bundle.folder, size, branches, MEMORY_STEPS, arguments.threads)
+
+        backend = TimedBackend(OrtBackend(bundle.folder, threads=arguments.threads))
+        pipeline = Pipeline(bundle, backend)
+        total = ROUND_CALLS * arguments.repetitions * arguments.steps
+        progress.update(task, description="calls of the denoiser", total=total, completed=0)
+        costs = measure_calls(pipeline, backend, request, arguments.repetitions, lambda: progress.advance(task))
+        progress.update(
+            task, description="engines and PyTorch in turn", total=arguments.eager_repetitions + 1, completed=0
+        )
+        eager = measure_eager(
+            bundle, backend, config, request, arguments.eager_repetitions, lambda: progress.advance(task)
+        )
+    fraction = memory["peak"] / memory["bound"]
+    rows = [
+        at_most("reuse_stack", "reused call / full call, granularity stack", costs.reuse["stack"], 0.01),
+        at_most("reuse_block", "reused call / full call, granularity block", costs.reuse["block"], 0.03),
+        at_most("overhead", "time of a call outside engines / full call", costs.overhead, 0.01),
+        at_least(
+            "efficiency",
+            f"speed-up of AdaCache / ({costs.calls} calls / {costs.computed} computed)",
+            costs.efficiency,
+            0.95,
+        ),
+        at_most("eager_ratio", "full call by engines / by PyTorch eager", eager.ratio, 1.0),
+        at_most(
+            "peak_memory_ratio",
+            "peak memory of a run / (2 x weights + 6 hidden states)",
+            Spread(fraction, fraction, fraction),
+            1.0,
+        ),
+    ]
+    details = {
+        "size": asdict(size),
+        "full_call_ms": asdict(costs.full_call_ms),
+        "engine_full_call_ms": asdict(eager.engine_ms),
+        "eager_full_call_ms": asdict(eager.eager_ms),
+        "engine_eager_difference": eager.difference,
+        "memory_mb": memory,
+    }
+    return rows, details
+
+
+def measure_full_export(folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
+    """The table's rows, and what they were computed from."""
+    console.print("writing a random checkpoint of full size")
+    nbytes = write_checkpoint(folder / "random.safetensors", config_of(FULL_SIZE))
+    console.print(f"exporting {nbytes / 1e9:.1f} GB")
+    costs = measure_export(folder / "random.safetensors", folder / "bundle")
+    minutes, ratio = costs.seconds / 60, costs.peak_ratio
+    rows = [
+        at_most("export_minutes", "minutes that adacache-export took", Spread(minutes, minutes, minutes), 6),
+        at_most(
+            "export_peak_ratio", "its peak resident memory / size of the weights file", Spread(ratio, ratio, ratio), 1.5
+        ),
+    ]
+    return rows, {"size": asdict(FULL_SIZE), "export": asdict(costs)}
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the ratios hold for."""
+    versions = {name: version(name) for name in ("onnxruntime", "torch", "numpy")}
+    return {"processor": platform.machine(), "cores": os.cpu_count(), "threads": threads, **versions}
+
+
+def table(rows: list[Row]) -> Table:
+    made = Table("", "median", "min to max", "wanted", "", title="on this machine, in this run")
+    for row in rows:
+        low, high = row.spread.low, row.spread.high
+        spread = "measured once" if low == high else f"{low:.4f} to {high:.4f}"
+        made.add_row(row.what, f"{row.spread.median:.4f}", spread, row.wanted, "yes" if row.met else "NO")
+    return made
+
+
+def report(rows: list[Row], details: dict[str, Any], arguments: argparse.Namespace, console: Console) -> None:
+    console.print(table(rows))
+    if "memory_mb" in details:
+        parts = ", ".join(f"{name.replace('_', ' ')} {value:.0f}" for name, value in details["memory_mb"].items())
+        console.print(f"memory in MB: {parts}")
+        calls = (
+            f"{name[:-3].replace('_', ' ')} {details[name]['median']:.0f}" for name in details if name[-3:] == "_ms"
+        )
+        console.print(f"medians in ms: {', '.join(calls)}")
+    if "export" in details:
+        console.print(", ".join(f"{name} {value:.0f}" for name, value in details["export"].items()))
+    if arguments.json is not None:
+        ranges = {row.key: [row.spread.low, row.spread.high] for row in rows}
+        values = {row.key: row.spread.median for row in rows}
+        document = {**values, "ranges": ranges, "machine": machine(arguments.threads), **details}
+        arguments.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
+    made.add_argument("--export-full", action="store_true", help="measure the full-size export (about 10 GB of disk)")
+    made.add_argument("--steps", type=int, default=12, help="calls of a generation (%(default)s)")
+    made.add_argument("--repetitions", type=int, default=3, help="of generations of each kind (%(default)s)")
+    made.add_argument("--eager-repetitions", type=int, default=7, help="of full calls in turn (%(default)s)")
+    made.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of both libraries (%(default)s)")
+    made.add_argument("--temp", type=Path, metavar="DIR", help="where to put checkpoint and bundle meanwhile")
+    words = {"caption_width": "of the text encoder", "frames": "of the latent", "tokens": "a frame, a square number"}
+    for field in fields(Size):
+        option = "--" + field.name.replace("_", "-")
+        explained = words.get(
+            field.name, {"depth": "blocks of each kind", "text": "tokens"}.get(field.name, "of the model")
+        )
+        made.add_argument(option, type=int, default=field.default, help=f"{explained} (%(default)s)")
+    return made
+
+
+def main() -> None:
+    arguments = parser().parse_args()
+    console = Console()
+    with tempfile.TemporaryDirectory(prefix="adacache-bench-", dir=arguments.temp) as name:
+        if arguments.export_full:
+            rows, details = measure_full_export(Path(name), console)
+        else:
+            rows, details = measure_ratios(arguments, Path(name), console)
+    report(rows, details, arguments, console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What calls of the denoiser cost, all through the loop that users run."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from adacache_runtime.pipeline import Pipeline
+from adacache_runtime.plan import Granularity
+from adacache_runtime.policies.adacache import AdaCache
+from adacache_runtime.policies.never import NeverReuse
+from adacache_runtime.request import Request
+from adacache_runtime.trace import CallRecord
+from tools.speed.timing import Spread, TimedBackend
+
+# measures at every computed call as any codebook does, and then always waits as long: the same calls on any machine
+EVERY_THIRD = AdaCache(codebook=((1.0, 3),))
+WARM_UP = 2  # calls of a generation that touch new memory
+
+
+@dataclass
+class _Run:
+    """One generation."""
+
+    wall_s: float
+    engine_s: float
+    records: list[CallRecord]
+
+    @property
+    def computed(self) -> int:
+        return sum(record.computed for record in self.records)
+
+    def walls_ms(self, computed: bool) -> list[float]:
+        return [record.wall_ms for record in self.records[WARM_UP:] if record.computed == computed]
+
+
+@dataclass
+class _Runs:
+    never: list[_Run] = field(default_factory=list)
+    stack: list[_Run] = field(default_factory=list)
+    block: list[_Run] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CallCosts:
+    """Ratios, and the median full call that they refer to."""
+
+    reuse: dict[Granularity, Spread]
+    overhead: Spread
+    efficiency: Spread
+    full_call_ms: Spread
+    calls: int
+    computed: int
+
+
+def measure_calls(
+    pipeline: Pipeline, backend: TimedBackend, request: Request, repetitions: int, on_call: Callable[[], None]
+) -> CallCosts:
+    """Alternates generations without reuse, with reuse by stack and with reuse by block."""
+
+    def run(granularity: Granularity | None) -> _Run:
+        records: list[CallRecord] = []
+
+        def record(call: CallRecord) -> None:
+            records.append(call)
+            on_call()
+
+        policy = EVERY_THIRD if granularity else NeverReuse()
+        wanted = replace(request, policy=policy, granularity=granularity or "stack")
+        start, inside = time.perf_counter(), backend.seconds
+        pipeline.generate(wanted, record)
+        return _Run(time.perf_counter() - start, backend.seconds - inside, records)
+
+    runs = _Runs()
+    for _ in range(repetitions):
+        runs.never.append(run(None))
+        runs.stack.append(run("stack"))
+        runs.block.append(run("block"))
+
+    def reused(cached: list[_Run]) -> Spread:
+        full = Spread.of([ms for one in cached for ms in one.walls_ms(True)]).median
+        return Spread.of([ms / full for one in cached for ms in one.walls_ms(False)])
+
+    full_ms = Spread.of([ms for one in runs.never for ms in one.walls_ms(True)])
+    first = runs.stack[0]
+    ideal = len(first.records) / first.computed
+    outside_ms = [
+        1e3 * (one.wall_s - one.engine_s) / len(one.records) for one in (*runs.never, *runs.stack, *runs.block)
+    ]
+    pairs = zip(runs.never, runs.stack, strict=True)
+    return CallCosts(
+        {"stack": reused(runs.stack), "block": reused(runs.block)},
+        Spread.of([ms / full_ms.median for ms in outside_ms]),
+        Spread.of([never.wall_s / stack.wall_s / ideal for never, stack in pairs]),
+        full_ms,
+        len(first.records),
+        first.computed,
+    )

@@ -1,0 +1,78 @@
+"""Repeated measurements, and a back end that adds up the time inside its engines."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from adacache_engines.base import Backend, Engine
+from adacache_engines.buffers import Buffer, Call, Device
+from adacache_engines.bundle import Graph, Manifest
+from adacache_runtime.plan import Engines
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, smallest and largest of repeated measurements."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class TimedEngine:
+    engine: Engine
+    owner: "TimedBackend"
+
+    @property
+    def graph(self) -> Graph:
+        return self.engine.graph
+
+    def bind(self, tensors: Mapping[str, Buffer]) -> Call:
+        inner = self.engine.bind(tensors)
+
+        def call() -> None:
+            start = time.perf_counter()
+            inner()
+            self.owner.seconds += time.perf_counter() - start
+
+        return call
+
+
+@dataclass
+class TimedBackend:
+    """Wraps a back end whose calls return when they are done.
+
+    Attributes:
+        seconds: inside engines so far.
+        engines: loaded so far, by graph.
+    """
+
+    backend: Backend
+    seconds: float = 0.0
+    engines: dict[str, TimedEngine] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.backend.name
+
+    @property
+    def device(self) -> Device:
+        return self.backend.device
+
+    def load(self, graph: Graph) -> TimedEngine:
+        self.engines[graph.name] = TimedEngine(self.backend.load(graph), self)
+        return self.engines[graph.name]
+
+    def close(self) -> None:
+        self.backend.close()
+
+    def loaded(self, manifest: Manifest) -> Engines:
+        """All of a bundle's engines, which must have been loaded."""
+        stages = {stage.graph.name: self.engines[stage.graph.name] for stage in manifest.stages}
+        return Engines(stages, {name: self.engines[name] for name in manifest.arithmetic})
