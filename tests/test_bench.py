@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TINY = "--depth 1 --width 32 --heads 2 --tokens 4 --caption-width 8 --text 3 --steps 6 --repetitions 1".split()
+TINY = {"depth": 1, "width": 32, "heads": 2, "tokens": 4, "caption-width": 8, "text": 3, "steps": 6, "repetitions": 1}
 RATIOS = ("reuse_stack", "reuse_block", "overhead", "efficiency", "eager_ratio", "peak_memory_ratio")
 
 
@@ -16,7 +16,8 @@ RATIOS = ("reuse_stack", "reuse_block", "overhead", "efficiency", "eager_ratio",
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_bench_writes_every_ratio(tmp_path: Path) -> None:
     target = tmp_path / "bench.json"
-    command = [sys.executable, "tools/bench.py", *TINY, "--eager-repetitions", "2", "--json", str(target)]
+    tiny = [f"--{option}={value}" for option, value in TINY.items()]
+    command = [sys.executable, "tools/bench.py", *tiny, "--eager-repetitions=2", "--json", str(target)]
     shown = subprocess.run([*command, "--temp", str(tmp_path)], cwd=ROOT, check=True, capture_output=True, text=True)
     written = json.loads(target.read_text())
     assert all(written[key] > 0 for key in RATIOS)
