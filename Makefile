@@ -1,0 +1,32 @@
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := adacache_export engines/adacache_engines runtime/adacache_runtime tools
+EXTRAS := cpu,export,plot,dev
+
+.PHONY: demo test table bench clean
+
+demo: .venv/installed
+	$(BIN)/python -m tools.demo.run
+
+# what CI runs
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/python -m pytest -n 2
+
+# the README's table
+table: .venv/installed
+	$(BIN)/python -m tools.demo.table
+
+bench: .venv/installed
+	$(BIN)/python tools/bench.py
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@
+
+clean:
+	rm -rf .venv out build dist
