@@ -1,0 +1,69 @@
+"""What several test files need: bundles of the reference model, each exported once for all of them."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adacache_runtime.pipeline import Pipeline
+
+PROBES = ("spatial.1.attn", "spatial.1.cross+mlp", "temporal.1.attn", "temporal.1.cross+mlp")
+OPEN_SORA = Path(__file__).parent / "data" / "open-sora"
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder once a test run, however many workers share the run."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+
+    def make(name: str, build: Callable[[Path], object]) -> Path:
+        folder = root / name
+        with (root / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not folder.exists():
+                build(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def checkpoint(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The reference model as a Hugging Face folder."""
+
+    def build(folder: Path) -> None:
+        part = folder.with_suffix(".part")
+        part.mkdir()
+        shutil.copyfile(OPEN_SORA / "weights_A.safetensors", part / "model.safetensors")
+        shutil.copyfile(OPEN_SORA / "config_A.json", part / "config.json")
+        part.rename(folder)
+
+    return once("checkpoint-A", build)
+
+
+@pytest.fixture(scope="session")
+def exported(once: Callable[[str, Callable[[Path], object]], Path], checkpoint: Path) -> Callable[..., Path]:
+    """Exports the reference model with a precision and probes."""
+    from adacache_export.convert import Options, convert  # here: it imports torch, which few tests need
+
+    def export(precision: str, probes: tuple[str, ...] = ()) -> Path:
+        options = Options(precision=precision, probes=probes)
+        return once(f"bundle-A-{precision}", lambda folder: convert(checkpoint, folder, options))
+
+    return export
+
+
+@pytest.fixture(scope="session")
+def bundle_folder(exported: Callable[..., Path]) -> Path:
+    """The reference model in float32. Tests must not change it."""
+    return exported("fp32", PROBES)
+
+
+@pytest.fixture(scope="session")
+def pipeline(bundle_folder: Path) -> Pipeline:
+    return Pipeline.open(bundle_folder)
