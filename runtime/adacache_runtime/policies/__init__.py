@@ -59,9 +59,10 @@ def policy_from_description(described: object, where: str) -> Policy[Any]:
     Raises:
         InputError: it has no known name, unknown keys or impossible values; says in which file (``where``).
     """
-    if not isinstance(described, dict) or described.get("name") not in KINDS:
+    name = described.get("name") if isinstance(described, dict) else None
+    if not isinstance(name, str) or name not in KINDS:
         raise InputError(f'{where}: expected an object with "name", one of {", ".join(KINDS)}; got {described!r}')
-    kind = KINDS[described["name"]]
+    kind = KINDS[name]
     try:
         policy: Any = kind.model_validate(described)
     except ValidationError as error:
@@ -76,5 +77,5 @@ def policy_from_description(described: object, where: str) -> Policy[Any]:
 def _explain(kind: type[BaseModel], place: tuple[int | str, ...], problem: str, message: str) -> str:
     if problem != "extra_forbidden":
         return f"{'.'.join(map(str, place))}: {message}"
-    owner = MoReg if place[0] == "moreg" else kind
+    owner = MoReg if len(place) > 1 else kind  # the only nested object
     return f"{'.'.join(map(str, place))} is unknown; known keys: {', '.join(owner.model_fields)}"

@@ -25,12 +25,12 @@ class MoReg(BaseModel):
         gradient: factor of the change of motion.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     strides: tuple[int, ...] = Field((1,), min_length=1)
     window: tuple[int, int] = (4, 26)
     h0: float = Field(0.385, gt=0)
-    exponent: float = 8.0
+    exponent: float = Field(8.0, ge=0)
     gradient: float = 10.0
 
     @field_validator("strides")
@@ -39,6 +39,13 @@ class MoReg(BaseModel):
         if min(strides) < 1:
             raise ValueError("strides are at least 1 frame")
         return strides
+
+    @field_validator("window")
+    @classmethod
+    def _ordered(cls, window: tuple[int, int]) -> tuple[int, int]:
+        if window[0] > window[1]:
+            raise ValueError("the first step of the window comes after its last one")
+        return window
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class AdaCache(BaseModel):
         moreg: motion regularisation, or None.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["adacache"] = "adacache"
     codebook: tuple[tuple[float, int], ...] = Field(min_length=1)
@@ -124,7 +131,10 @@ class AdaCache(BaseModel):
             return 1.0
         pairs = zip(measured.frame_change, measured.frame_magnitude, strict=True)
         raw = [_ratio(change[unit], magnitude[unit]) for change, magnitude in pairs]
-        return float((sum(raw) / len(raw) / self.moreg.h0) ** self.moreg.exponent)
+        try:
+            return float((sum(raw) / len(raw) / self.moreg.h0) ** self.moreg.exponent)
+        except OverflowError:
+            return math.inf
 
     def _factor(self, state: AdaCacheState, motion: dict[str, tuple[float, ...]], site: str, unit: int) -> float:
         """The factor m + |gradient| of eq. 8 and 9."""
