@@ -7,22 +7,31 @@ from types import FrameType
 
 from adacache_engines.errors import AdaCacheError
 
-FAILURE, INTERRUPTED, TERMINATED = 1, 130, 143
+FAILURE = 1
+STOPPED = 128  # plus the signal's number, as shells have it
 
 
 def run(program: str, work: Callable[[], None]) -> int:
-    """Does the work and returns the exit status: 0, 1 after an error, 130 when interrupted; 143 when terminated."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Does the work and returns the exit status: 0, 1 after an error, 130 when interrupted, 143 when terminated."""
+    stops: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        stops.append(number)
+        raise KeyboardInterrupt  # unwinds, so that what is half-built is deleted
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         work()
-    except AdaCacheError as error:
+    # an interrupt inside a library can come out as any error of its own
+    except (Exception, KeyboardInterrupt) as error:
+        if stops:
+            print(f"{program}: stopped; nothing was written", file=sys.stderr)
+            return STOPPED + stops[0]
+        if not isinstance(error, AdaCacheError):
+            raise
         print(f"{program}: {error}", file=sys.stderr)
         return FAILURE
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted; nothing was written", file=sys.stderr)
-        return INTERRUPTED
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    raise SystemExit(TERMINATED)  # unwinds, so that what is half-built is deleted

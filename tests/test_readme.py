@@ -1,0 +1,84 @@
+"""The README's commands do what it says, in order, in a copy of the checkout."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+ELSEWHERE = ("pip install", "adacache-export opensora.ckpt", "adacache-run opensora.adacache", "make test")
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def commands() -> list[str]:
+    return [line.partition("#")[0].strip() for block in blocks("sh") for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copy = tmp_path_factory.mktemp("checkout")
+    shutil.copytree(ROOT / "tools", copy / "tools")
+    shutil.copy(ROOT / "Makefile", copy)
+    return copy
+
+
+def run(words: list[str], folder: Path) -> str:
+    result = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+def recipe(target: str, folder: Path) -> list[list[str]]:
+    """What make would run in an environment that is installed already."""
+    lines = run(["make", "--dry-run", "--old-file=.venv/installed", target], folder).splitlines()
+    return [shlex.split(line.replace(".venv/bin", str(BIN))) for line in lines]
+
+
+def test_commands(checkout: Path) -> None:
+    assert {"make demo", "make test"} <= set(commands())
+    for command in commands():
+        if command == "make demo":
+            for words in recipe("demo", checkout):
+                output = run(words, checkout)
+            *_, video, plot, ratio = output.splitlines()
+            for line, what in ((video, "video"), (plot, "schedule plot")):
+                assert line.startswith(what)
+                assert (checkout / line.split()[-1]).stat().st_size > 0
+            assert re.match(r"speed-up +\d+\.\d+ times", ratio)
+        elif not command.startswith(ELSEWHERE):
+            program, *arguments = shlex.split(command)
+            run([str(BIN / program), *arguments], checkout)
+    assert (checkout / "out" / "mine.mp4").stat().st_size > 0
+    for block in blocks("python"):
+        computed = run([sys.executable, "-c", block], checkout)
+        assert computed.startswith("[1, 2")
+    assert (checkout / "out" / "api.mp4").stat().st_size > 0
+
+
+def test_the_policy_shown_is_one(tmp_path: Path) -> None:
+    from adacache_runtime.policies import policy_from
+
+    (block,) = blocks("json")
+    path = tmp_path / "policy.json"
+    path.write_text(block)
+    assert policy_from(str(path)).sites == ("temporal.13.attn",)
+
+
+def test_the_commands_for_a_real_checkpoint_parse() -> None:
+    from adacache_export.cli import _parser as export_parser
+    from adacache_runtime.cli import _parser as run_parser
+
+    parsers = {"adacache-export": export_parser(), "adacache-run": run_parser()}
+    real = [shlex.split(command) for command in commands() if "opensora." in command]
+    assert [words[0] for words in real] == ["adacache-export", "adacache-run"]
+    for program, *arguments in real:
+        parsers[program].parse_args(arguments)
