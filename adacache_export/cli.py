@@ -1,7 +1,7 @@
 """``adacache-export``: a checkpoint into a bundle, and a look into one."""
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -15,10 +15,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
     options = _parser().parse_args(arguments)
     if options.inspect:
-        return run("adacache-export", lambda: _inspect(options.source))
+        return run("adacache-export", lambda _: _inspect(options.source))
     if options.verify:
-        return run("adacache-export", lambda: _verify(options.source))
-    return run("adacache-export", lambda: _export(options))
+        return run("adacache-export", lambda check: _verify(options.source, check))
+    return run("adacache-export", lambda check: _export(options, check))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _export(options: argparse.Namespace) -> None:
+def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
     # torch takes seconds to import: not for --help, --inspect or a misspelt option
     from adacache_export.convert import Options, convert
     from adacache_export.progress import PhaseProgress
@@ -61,7 +61,7 @@ def _export(options: argparse.Namespace) -> None:
         force=options.force,
         text_encoder=options.text_encoder,
     )
-    with PhaseProgress() as progress:
+    with PhaseProgress(check=check) as progress:
         manifest = convert(source, output, choices, progress, progress.note)
     graphs = [*(stage.graph for stage in manifest.stages), *manifest.arithmetic.values()]
     if manifest.text.encoder:
@@ -101,12 +101,12 @@ def _inspect(folder: Path) -> None:
     console.print(stages)
 
 
-def _verify(folder: Path) -> None:
+def _verify(folder: Path, check: Callable[[], None]) -> None:
     from adacache_export.graphs import check_errors
     from adacache_export.progress import PhaseProgress
     from adacache_export.verify import verify
 
-    with PhaseProgress() as progress:
+    with PhaseProgress(check=check) as progress:
         graphs = verify(folder, progress)
     Console().print(_errors(graphs))
     check_errors(graphs)

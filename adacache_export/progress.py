@@ -26,9 +26,11 @@ class PhaseProgress(Progress):
 
     Args:
         stream: where to; standard error if None.
+        check: called at every step; may raise to end the work.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
         self._stream = stream or sys.stderr
         self._bars: Bars | None = None
         if draws(self._stream):
@@ -51,10 +53,12 @@ class PhaseProgress(Progress):
     def phase(self, name: str, total: int) -> Callable[[int], None]:
         """Ends the phase before and begins one of ``total`` bytes or items."""
         self._end(finished=True)
+        self._check()
         task = self._bars.add_task(name, total=max(total, 1)) if self._bars else None
         self._phase = (name, time.perf_counter(), task)
 
         def step(units: int) -> None:
+            self._check()
             if self._bars and task is not None:
                 self._bars.advance(task, units)
 

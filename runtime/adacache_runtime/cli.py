@@ -28,7 +28,7 @@ from adacache_runtime.video import check_video, to_pixels, write_video
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
     options = _parser().parse_args(arguments)
-    return run("adacache-run", lambda: _run(options))
+    return run("adacache-run", lambda _: _run(options))
 
 
 def _parser() -> argparse.ArgumentParser:

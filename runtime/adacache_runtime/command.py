@@ -11,17 +11,24 @@ FAILURE = 1
 STOPPED = 128  # plus the signal's number, as shells have it
 
 
-def run(program: str, work: Callable[[], None]) -> int:
-    """Does the work and returns the exit status: 0, 1 after an error, 130 when interrupted, 143 when terminated."""
+def run(program: str, work: Callable[[Callable[[], None]], None]) -> int:
+    """Does the work and returns the exit status: 0, 1 after an error, 130 when interrupted, 143 when terminated.
+
+    ``work`` gets a function to call now and then, which interrupts it again if a library swallowed the interrupt.
+    """
     stops: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
         stops.append(number)
         raise KeyboardInterrupt  # unwinds, so that what is half-built is deleted
 
+    def check() -> None:
+        if stops:
+            raise KeyboardInterrupt
+
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        work()
+        work(check)
     # an interrupt inside a library can come out as any error of its own
     except (Exception, KeyboardInterrupt) as error:
         if stops:

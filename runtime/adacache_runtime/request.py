@@ -106,14 +106,14 @@ def settle(bundle: Bundle, request: Request) -> Settled:
             raise OutOfRangeError(f"{name} {value} is not possible; choose at least 1")
     if not 0 <= request.seed <= MAX_SEED:
         raise OutOfRangeError(f"seed {request.seed} is not possible; choose 0 to {MAX_SEED}")
-    latents = _noise(manifest, request, samples, **video)
-    axes = dict(zip(("frames", "height", "width"), latents.shape[2:], strict=True))
+    shape = _latent_shape(manifest, request, samples, **video)
+    axes = dict(zip(("frames", "height", "width"), shape[2:], strict=True))
     check_profiles(manifest, {"samples": samples, **axes})
     batch = {"samples": samples, "batch": samples * len(manifest.guidance.order)}
     return Settled(
         samples=samples,
         **video,
-        latents=latents,
+        latents=_noise(request, shape),
         fps=_fps(request, video["frames"], samples),
         steps=steps,
         guidance=guidance,
@@ -156,32 +156,40 @@ def _samples(manifest: Manifest, request: Request) -> int:
         raise InputError(f"the text mask has shape {mask.shape}; expected {embeddings.shape[:2]}")
     if not mask.any(axis=1).all():
         raise InputError("the text mask of a prompt is all false; at least one token must count")
-    if not np.isfinite(embeddings).all():
-        raise InputError("the text embeddings contain NaN or infinity; check the encoder")
+    if not _fits_float32(embeddings):
+        raise InputError("the text embeddings contain NaN, infinity or numbers beyond float32; check the encoder")
     return int(embeddings.shape[0])
 
 
-def _noise(
+def _latent_shape(
     manifest: Manifest, request: Request, samples: int, height: int, width: int, frames: int
-) -> NDArray[np.float32]:
-    """The given latents, or the seed's: (samples, channels, frames, height, width)."""
+) -> tuple[int, ...]:
+    """(samples, channels, frames, height, width), that of the given latents if there are any."""
     latent = manifest.latent
-    if request.latents is None:
-        size = (height // latent.spatial_factor, width // latent.spatial_factor)
-        if min(size) < 1:
-            raise OutOfRangeError(
-                f"{height}x{width} pixels are too few; choose at least {latent.spatial_factor} each way"
+    if request.latents is not None:
+        given = request.latents.shape
+        if len(given) != 5 or given[:2] != (samples, latent.channels):
+            raise InputError(
+                f"latents have shape {given}; expected ({samples}, {latent.channels}, frames, height, width)"
             )
-        shape = (samples, latent.channels, latent.latent_frames(frames), *size)
+        return given
+    size = (height // latent.spatial_factor, width // latent.spatial_factor)
+    if min(size) < 1:
+        raise OutOfRangeError(f"{height}x{width} pixels are too few; choose at least {latent.spatial_factor} each way")
+    return (samples, latent.channels, latent.latent_frames(frames), *size)
+
+
+def _noise(request: Request, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """The given latents, or the seed's."""
+    if request.latents is None:
         return np.random.default_rng(request.seed).standard_normal(shape, np.float32)
-    given = request.latents
-    if given.ndim != 5 or given.shape[:2] != (samples, latent.channels):
-        raise InputError(
-            f"latents have shape {given.shape}; expected ({samples}, {latent.channels}, frames, height, width)"
-        )
-    if not np.isfinite(given).all():
-        raise InputError("the initial latents contain NaN or infinity")
-    return np.ascontiguousarray(given, np.float32)
+    if not _fits_float32(request.latents):
+        raise InputError("the initial latents contain NaN, infinity or numbers beyond float32")
+    return np.ascontiguousarray(request.latents, np.float32)
+
+
+def _fits_float32(values: NDArray[Any]) -> bool:
+    return bool((np.abs(values) <= np.finfo(np.float32).max).all())  # False for NaN
 
 
 def _fps(request: Request, frames: int, samples: int) -> NDArray[np.float32]:
