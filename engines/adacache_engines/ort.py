@@ -10,6 +10,7 @@ from typing import Any
 from adacache_engines.base import check_binding
 from adacache_engines.buffers import Buffer, Call, Device, HostDevice
 from adacache_engines.bundle import Graph
+from adacache_engines.cuda import CudaDevice
 from adacache_engines.errors import EngineError, InputError, require
 from adacache_engines.ort_widen import widened
 from adacache_engines.tensors import NUMPY_DTYPES, DType
@@ -79,7 +80,6 @@ class OrtBackend:
     Args:
         folder: the bundle.
         provider: ``cpu``, ``cuda`` or ``tensorrt``; never falls back to another.
-        device: where the buffers live; the host unless given.
         threads: of the pool that all engines of the process share, 0 = one a core; the first back end decides.
 
     Raises:
@@ -87,7 +87,7 @@ class OrtBackend:
         InputError: the provider is unknown, or this onnxruntime was built without it.
     """
 
-    def __init__(self, folder: Path, provider: str = "cpu", device: Device | None = None, threads: int = 0) -> None:
+    def __init__(self, folder: Path, provider: str = "cpu", threads: int = 0) -> None:
         self._runtime = require("onnxruntime", "gpu" if provider != "cpu" else "cpu")
         if provider not in PROVIDERS:
             raise InputError(f"provider {provider!r} is unknown; known: {', '.join(PROVIDERS)}")
@@ -99,7 +99,7 @@ class OrtBackend:
                 f'pip install "adacache-export[{extra}]"'
             )
         self.name = f"onnxruntime {self._provider}"
-        self.device: Device = device or HostDevice()
+        self.device: Device = HostDevice() if provider == "cpu" else CudaDevice()
         self._folder = folder
         _share_environment(self._runtime, threads)
 
@@ -115,10 +115,21 @@ class OrtBackend:
             model = widened(path)
             options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         try:
-            session = self._runtime.InferenceSession(model, options, providers=[self._provider])
+            session = self._runtime.InferenceSession(model, options, providers=self._providers())
         except Exception as error:
             raise EngineError(f"{self.name} cannot load {path}: {error}") from error
+        if self._provider not in session.get_providers():
+            # onnxruntime logs why, and would go on with the CPU
+            raise EngineError(f"onnxruntime could not start {self._provider} for {path}; its log says why")
         return OrtEngine(graph, session, self.device)
+
+    def _providers(self) -> list[str | tuple[str, dict[str, str]]]:
+        """The provider, on the device's stream; what TensorRT leaves is CUDA's."""
+        if not isinstance(self.device, CudaDevice):
+            return [self._provider]
+        options = {"device_id": str(self.device.index), "user_compute_stream": str(self.device.stream)}
+        names = dict.fromkeys([self._provider, PROVIDERS["cuda"]])
+        return [(name, options) for name in names]
 
     def close(self) -> None:
         """Sessions are freed with the engines that hold them."""
