@@ -16,24 +16,27 @@ def check_destination(output: Path, force: bool) -> None:
     Raises:
         InputError: something is there already, and ``force`` is off or it is not a bundle; or its parent is missing.
     """
-    if output.exists() and not force:
+    there = output.exists() or output.is_symlink()  # a link to nowhere is something, too
+    if there and not force:
         raise InputError(f"{output} exists already; choose another with -o, or replace it with --force")
-    if output.exists() and not (output / MANIFEST).is_file():
+    if there and not (output / MANIFEST).is_file():
         raise InputError(f"{output} exists and is not a bundle (it has no {MANIFEST}), so --force does not replace it")
     if not output.absolute().parent.is_dir():
         raise InputError(f"{output.absolute().parent} is not a folder; create it, or choose another place with -o")
 
 
 @contextlib.contextmanager
-def building(output: Path, nbytes: int) -> Iterator[Path]:
+def building(output: Path, nbytes: int, force: bool) -> Iterator[Path]:
     """Gives an empty folder to build in, which becomes ``output`` if the block succeeds and is deleted if not.
 
     Args:
-        output: the destination; what is there is replaced.
+        output: the destination.
         nbytes: about how large the bundle will be.
+        force: whether a bundle that is there is replaced.
 
     Raises:
         ExportError: the disk is too small or full.
+        InputError: the destination was taken in the meantime.
     """
     parent = output.absolute().parent
     free = shutil.disk_usage(parent).free
@@ -45,6 +48,7 @@ def building(output: Path, nbytes: int) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=parent))
     try:
         yield folder
+        check_destination(output, force)
         _publish(folder, output)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -58,13 +62,19 @@ def building(output: Path, nbytes: int) -> Iterator[Path]:
 
 def _publish(folder: Path, output: Path) -> None:
     folder.chmod(0o755)
-    if output.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=folder.parent))
+    if not output.exists():
+        folder.rename(output)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".old", dir=folder.parent))
+    try:
         output.rename(old / "bundle")
         folder.rename(output)
-        shutil.rmtree(old)
-    else:
-        folder.rename(output)
+    except BaseException:
+        if (old / "bundle").exists() and not output.exists():
+            (old / "bundle").rename(output)
+        old.rmdir()
+        raise
+    shutil.rmtree(old)
 
 
 def file_entries(folder: Path, progress: Callable[[int], None]) -> dict[str, FileEntry]:

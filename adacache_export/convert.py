@@ -110,7 +110,7 @@ def convert(
     nbytes = sum(tensor.numel() * TORCH_DTYPES[dtypes[key]].itemsize for key, tensor in tensors.items())
     read = functools.partial(_read, tensors, dtypes)
 
-    with building(output, nbytes + SMALL_FILES) as folder:
+    with building(output, nbytes + SMALL_FILES, options.force) as folder:
         weights = folder / WEIGHTS
         weights.parent.mkdir()
         written = progress.phase("writing the weights", nbytes)
