@@ -195,7 +195,7 @@ def dump_manifest(manifest: Manifest) -> str:
     return _canonical({**content, "digest": _digest(content)})
 
 
-def _canonical(content: Mapping[str, Any]) -> str:
+def _canonical(content: Any) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
@@ -214,7 +214,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         text = path.read_bytes().decode()
         content = json.loads(text)
-    except ValueError as error:
+        _canonical(content).encode()  # escapes may stand for what no text holds
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is damaged ({error}); copy or export the bundle again") from error
     if not isinstance(content, dict):
         raise BundleError(f"{path} is damaged: expected an object; copy or export the bundle again")
