@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adacache_engines.bundle import DTYPES, Graph, Manifest, read_manifest
+from adacache_engines.errors import require
 from adacache_runtime.command import run
 
 
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
-    # torch takes seconds to import: not for --help, --inspect or a misspelt option
+    _require_exporter()
     from adacache_export.convert import Options, convert
     from adacache_export.progress import PhaseProgress
 
@@ -68,6 +69,13 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
         graphs.append(manifest.text.encoder)
     Console().print(_errors(graphs))
     print(f"{output}: {len(manifest.files)} files, {_gigabytes(manifest)}")
+
+
+def _require_exporter() -> None:
+    """What needs torch is imported after this, so neither --help nor --inspect waits for it."""
+    for module in ("torch", "onnx", "onnx_ir", "onnxscript"):
+        require(module, "export")
+    require("onnxruntime", "cpu")
 
 
 def _inspect(folder: Path) -> None:
@@ -102,6 +110,7 @@ def _inspect(folder: Path) -> None:
 
 
 def _verify(folder: Path, check: Callable[[], None]) -> None:
+    _require_exporter()
     from adacache_export.graphs import check_errors
     from adacache_export.progress import PhaseProgress
     from adacache_export.verify import verify

@@ -244,3 +244,22 @@ def test_a_stopped_export_leaves_nothing(stop: signal.Signals, tmp_path: Path) -
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[stop]
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "program"),
+    [
+        ("torch", "export", "adacache_export"),
+        ("onnxruntime", "cpu", "adacache_runtime"),
+        ("onnxscript", "export", "adacache_export"),
+    ],
+)
+def test_a_missing_package_is_named_with_what_installs_it(
+    module: str, extra: str, program: str, bundle_folder: Path, inputs: list[str], tmp_path: Path
+) -> None:
+    arguments = [str(WEIGHTS)] if program == "adacache_export" else [str(bundle_folder), *inputs, "--trace", "t.json"]
+    code = f"import sys; sys.modules[{module!r}] = None; from {program}.cli import main; sys.exit(main({arguments!r}))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert f'pip install "adacache-export[{extra}]"' in result.stderr
+    assert "Traceback" not in result.stderr

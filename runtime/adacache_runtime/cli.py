@@ -22,6 +22,7 @@ from adacache_runtime.progress import call_progress
 from adacache_runtime.report import summary
 from adacache_runtime.request import Captions, Request, settle
 from adacache_runtime.schedule_plot import check_plot, plot_schedule
+from adacache_runtime.text_cleaning import with_scores
 from adacache_runtime.video import check_video, to_pixels, write_video
 
 
@@ -36,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that adacache-export made")
     text = parser.add_argument_group("text").add_argument
     text("--prompt", action="append", default=[], metavar="TEXT", help="repeat it to generate several in one batch")
+    text("--aesthetic", type=float, metavar="SCORE", help="append a score that Open-Sora was trained with, such as 6.5")
+    text("--motion", type=float, metavar="SCORE", help="likewise for the amount of motion")
+    text("--camera", metavar="MOTION", help="likewise for the camera, such as 'pan right'")
     text(
         "--text-embeddings",
         metavar="FILE.npz",
@@ -79,7 +83,7 @@ def _run(options: argparse.Namespace) -> None:
         height=options.size[0] if options.size else None,
         width=options.size[1] if options.size else None,
         frames=options.frames,
-        prompts=tuple(options.prompt),
+        prompts=tuple(with_scores(text, options.aesthetic, options.motion, options.camera) for text in options.prompt),
         captions=_captions(options.text_embeddings) if options.text_embeddings else None,
         fps=tuple(options.fps) if options.fps else None,
         steps=options.steps,
