@@ -14,9 +14,9 @@ from torch import Tensor
 from adacache_engines.errors import BundleError, CheckpointError, require
 from adacache_engines.tensors import TensorSpec
 from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
+from adacache_export.checkpoint.formats import unreadable
+from adacache_export.models.t5 import T5Config, T5Encoder
 from adacache_export.stages import Stage
-from adacache_export.t5 import T5Config, T5Encoder
-from adacache_export.tensor_files import unreadable
 from adacache_runtime.tokenizer import Tokenizer
 
 PREFIX = "text_encoder."  # keeps the encoder's weights apart from the model's in one weights file

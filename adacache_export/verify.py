@@ -12,10 +12,10 @@ from adacache_engines.ort import OrtBackend
 from adacache_export.arithmetic import arithmetic
 from adacache_export.families import FAMILIES
 from adacache_export.graphs import verified
+from adacache_export.models.t5 import T5Config
 from adacache_export.parity import check_sizes, encoder_sizes
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
-from adacache_export.t5 import T5Config
 from adacache_export.text_encoder import encoder_stage
 
 

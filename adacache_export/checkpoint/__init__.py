@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from adacache_engines.errors import CheckpointError
-from adacache_export.checkpoint_files import find_files
-from adacache_export.containers import unwrap
-from adacache_export.tensor_files import read_weights, unreadable
+from adacache_export.checkpoint.containers import unwrap
+from adacache_export.checkpoint.formats import read_weights, unreadable
+from adacache_export.checkpoint.layout import find_files
 
 Shape = tuple[int, ...]
 Progress = Callable[[int], None]  # called with the bytes done so far

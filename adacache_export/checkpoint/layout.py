@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from adacache_engines.errors import CheckpointError
-from adacache_export.tensor_files import read_json, unreadable
+from adacache_export.checkpoint.formats import read_json, unreadable
 
 CONFIG, SCHEDULER, INDEX = "config.json", "scheduler_config.json", ".index.json"
 WEIGHTS = (  # in order of preference where a folder has several
