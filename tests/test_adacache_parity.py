@@ -64,7 +64,8 @@ def test_distance_motion_and_metric_are_the_originals(results, run, granularity:
         assert seen.distance == pytest.approx(event["dist"], rel=NUMBERS), step
         assert seen.metric == pytest.approx(event["metric"], rel=NUMBERS), step
         if run["params"].get("apply_moreg"):
-            assert seen.motion == pytest.approx(event["moreg"], rel=NUMBERS), step
+            assert seen.motion == pytest.approx(event["motion_raw"], rel=NUMBERS), step
+            assert seen.motion_score == pytest.approx(event["moreg"], rel=NUMBERS), step
         else:
             assert seen.motion is None
 

@@ -160,7 +160,7 @@ def test_motion_multiplies_the_distance(
 def test_the_window_includes_both_ends() -> None:
     policy = AdaCache(codebook=[(1.0, 1)], moreg=MoReg(window=(4, 6), h0=0.5, exponent=1))
     _, observed = replay(policy, 8, steady(8, measured(1.0, [0.25])))
-    assert [observed[call].motion for call in range(2, 9)] == [1, 1, 0.5, 0.5, 0.5, 1, 1]
+    assert [observed[call].motion_score for call in range(2, 9)] == [1, 1, 0.5, 0.5, 0.5, 1, 1]
 
 
 def test_motion_is_the_mean_over_strides() -> None:

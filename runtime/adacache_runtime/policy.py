@@ -56,12 +56,21 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Observation:
-    """What a policy made of a call's measurements, for the trace; None where it has no such number."""
+    """What a policy made of a call's measurements, for the trace; None where it has no such number.
+
+    Attributes:
+        distance: change of the residual, a step.
+        motion: of the residual from frame to frame, as measured.
+        metric: the number that the rate follows from.
+        rate: steps to the next computed one.
+        motion_score: what the policy makes of the motion.
+    """
 
     distance: float | None = None
     motion: float | None = None
     metric: float | None = None
     rate: int | None = None
+    motion_score: float | None = None
 
 
 @dataclass(frozen=True)

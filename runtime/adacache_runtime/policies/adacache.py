@@ -50,11 +50,11 @@ class MoReg(BaseModel):
 
 @dataclass(frozen=True)
 class AdaCacheState:
-    """``computed`` is the last computed step, ``motion`` per site the units' last motion scores."""
+    """``computed`` is the last computed step, ``scores`` a site's last motion score for each unit."""
 
     computed: int
     rate: int
-    motion: dict[str, tuple[float, ...]]
+    scores: dict[str, tuple[float, ...]]
 
 
 class AdaCache(BaseModel):
@@ -98,7 +98,7 @@ class AdaCache(BaseModel):
         return self.moreg.strides if self.moreg else ()
 
     def start(self, run: Run) -> AdaCacheState:
-        return AdaCacheState(computed=0, rate=1, motion={})
+        return AdaCacheState(computed=0, rate=1, scores={})
 
     def decide(self, state: AdaCacheState, context: Context) -> tuple[Decision, AdaCacheState]:
         call, last = context.call, context.run.calls
@@ -112,42 +112,48 @@ class AdaCache(BaseModel):
         units = range(context.run.units)
         distances = [[_ratio(m.change[unit], m.magnitude[unit]) / state.rate for m in measurements] for unit in units]
         mean = [sum(values) / len(values) for values in distances]
-        motion = {m.site: tuple(self._motion(m, unit, context.call) for unit in units) for m in measurements}
-        last = measurements[-1].site  # its factor alone regularises the mean, as in the original
-        metrics = [mean[unit] * self._factor(state, motion, last, unit) for unit in units]
+        scores = {m.site: tuple(self._score(m, unit, context.call) for unit in units) for m in measurements}
+        last = measurements[-1]  # its factor alone regularises the mean, as in the original
+        metrics = [mean[unit] * self._factor(state, scores, last.site, unit) for unit in units]
         rates = [self._rate(metric) for metric in metrics]
         cautious = min(units, key=lambda unit: (rates[unit], -_nan_first(metrics[unit])))
         observation = Observation(
             distance=mean[cautious],
-            motion=motion[last][cautious] if self.moreg else None,
+            motion=_motion(last, cautious) if self.moreg else None,
+            motion_score=scores[last.site][cautious] if self.moreg else None,
             metric=metrics[cautious],
             rate=rates[cautious],
         )
-        return observation, replace(state, rate=rates[cautious], motion={**state.motion, **motion})
+        return observation, replace(state, rate=rates[cautious], scores={**state.scores, **scores})
 
-    def _motion(self, measured: Measurement, unit: int, call: int) -> float:
+    def _score(self, measured: Measurement, unit: int, call: int) -> float:
         """The motion score m of eq. 7: 1 outside the window."""
         if self.moreg is None or not self.moreg.window[0] <= call <= self.moreg.window[1]:
             return 1.0
-        pairs = zip(measured.frame_change, measured.frame_magnitude, strict=True)
-        raw = [_ratio(change[unit], magnitude[unit]) for change, magnitude in pairs]
         try:
-            return float((sum(raw) / len(raw) / self.moreg.h0) ** self.moreg.exponent)
+            return float((_motion(measured, unit) / self.moreg.h0) ** self.moreg.exponent)
         except OverflowError:
             return math.inf
 
-    def _factor(self, state: AdaCacheState, motion: dict[str, tuple[float, ...]], site: str, unit: int) -> float:
+    def _factor(self, state: AdaCacheState, scores: dict[str, tuple[float, ...]], site: str, unit: int) -> float:
         """The factor m + |gradient| of eq. 8 and 9."""
         if self.moreg is None:
             return 1.0
-        now = motion[site][unit]
-        before = state.motion[site][unit] if site in state.motion else 1.0
+        now = scores[site][unit]
+        before = state.scores[site][unit] if site in state.scores else 1.0
         return now + abs(self.moreg.gradient * (now - before) / state.rate)
 
     def _rate(self, metric: float) -> int:
         """Looks the metric up; NaN (one frame has no motion) is below no threshold."""
         *entries, (_, otherwise) = self.codebook
         return next((rate for threshold, rate in entries if metric < threshold), otherwise)
+
+
+def _motion(measured: Measurement, unit: int) -> float:
+    """Relative change from frame to frame, the mean over the strides."""
+    pairs = zip(measured.frame_change, measured.frame_magnitude, strict=True)
+    raw = [_ratio(change[unit], magnitude[unit]) for change, magnitude in pairs]
+    return sum(raw) / len(raw)
 
 
 def _ratio(numerator: float, denominator: float) -> float:
