@@ -1,6 +1,7 @@
 """What several test files need: bundles of the reference model, each exported once for all of them."""
 
 import fcntl
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -52,8 +53,14 @@ def exported(once: Callable[[str, Callable[[Path], object]], Path], checkpoint: 
     from adacache_export.convert import Options, convert  # here: it imports torch, which few tests need
 
     def export(precision: str, probes: tuple[str, ...] = ()) -> Path:
-        options = Options(precision=precision, probes=probes)
-        return once(f"bundle-A-{precision}", lambda folder: convert(checkpoint, folder, options))
+        def build(folder: Path) -> None:
+            logging.disable()  # pytest collects all that torch logs while tracing, which takes longer than tracing
+            try:
+                convert(checkpoint, folder, Options(precision=precision, probes=probes))
+            finally:
+                logging.disable(logging.NOTSET)
+
+        return once(f"bundle-A-{precision}", build)
 
     return export
 

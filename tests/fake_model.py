@@ -203,12 +203,12 @@ def write_bundle(folder: Path) -> Bundle:
     return Bundle(folder, whole)
 
 
-def fake_pipeline(folder: Path, functions: Mapping[str, Function]) -> tuple[Pipeline, list[str]]:
-    """A pipeline on ``functions``, and the log of the engines that it runs."""
+def fake_pipeline(folder: Path, functions: Mapping[str, Function], **changes: Any) -> tuple[Pipeline, list[str]]:
+    """A pipeline on ``functions``, and the log of the engines that it runs; ``changes`` are those of the manifest."""
     if not folder.exists():
         write_weights(folder)
     backend = FakeBackend(functions)
-    return Pipeline(Bundle(folder, manifest()), backend), backend.log
+    return Pipeline(Bundle(folder, manifest().model_copy(update=changes)), backend), backend.log
 
 
 def captions(prompts: int = 2) -> Captions:

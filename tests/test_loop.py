@@ -126,6 +126,25 @@ def test_the_null_captions_take_the_prompts_mask(fake) -> None:
     np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize(("precision", "rounded"), [("bf16", True), ("fp16", False), ("fp32", False)])
+def test_conditions_are_rounded_as_in_the_original(folder: Path, precision: str, rounded: bool) -> None:
+    """bfloat16 models get timesteps, sizes and fps in bfloat16; the sampler steps over the exact timesteps."""
+    sampler = fake_model.manifest().sampler.model_copy(update={"timestep_transform": False})
+    pipeline, seen = watched(folder, "embed", "combine", precision=precision, sampler=sampler)
+    size = {"height": 854, "width": 553, "latents": start_noise(), "fps": (23.976,)}
+    result = pipeline.generate(request(**size, steps=7))
+    exact = rflow_timesteps(7, 2)
+    given = {"timestep": exact[1], "height": [854.0], "width": [553.0], "fps": [23.976, 23.976]}
+    near = {"timestep": [856.0, 856.0], "height": [856.0], "width": [552.0], "fps": [24.0, 24.0]}
+    for name, values in given.items():
+        expected = np.array(near[name] if rounded else values, np.float32)
+        np.testing.assert_array_equal(
+            seen["embed"][1][name], np.tile(expected, len(seen["embed"][1][name]) // len(expected))
+        )
+    assert result.trace.calls[1].timestep == exact[1, 0]
+    np.testing.assert_array_equal(seen["combine"][1]["weights"][0], (exact[1] - exact[2]) / np.float32(1000))
+
+
 # the order of engine calls
 
 
@@ -175,7 +194,7 @@ def test_several_probes_are_measured_in_the_order_of_execution(fake) -> None:
 # residuals
 
 
-def watched(folder: Path, *names: str) -> tuple[Pipeline, dict[str, list[dict[str, Array]]]]:
+def watched(folder: Path, *names: str, **changes: Any) -> tuple[Pipeline, dict[str, list[dict[str, Array]]]]:
     """A pipeline, and what went into and came out of some of its engines."""
     seen: dict[str, list[dict[str, Array]]] = {name: [] for name in names}
 
@@ -189,7 +208,7 @@ def watched(folder: Path, *names: str) -> tuple[Pipeline, dict[str, list[dict[st
         return run
 
     every = functions()
-    pipeline, _ = fake_pipeline(folder, {**every, **{name: watch(name, every[name]) for name in names}})
+    pipeline, _ = fake_pipeline(folder, {**every, **{name: watch(name, every[name]) for name in names}}, **changes)
     return pipeline, seen
 
 
