@@ -55,11 +55,11 @@ def sincos_1d(position: Tensor, width: int) -> Tensor:
 
 
 def rotate_pairs(x: Tensor) -> Tensor:
-    """Rotary embedding of (..., T, K) by position on axis -2, interleaved pairs (arXiv 2104.09864, eq. 34)."""
-    frames, width = x.shape[-2], x.shape[-1]
+    """Rotary embedding of (..., T, h, K) by position on axis T, interleaved pairs (arXiv 2104.09864, eq. 34)."""
+    frames, width = x.shape[-3], x.shape[-1]
     index = torch.arange(width // 2, dtype=torch.float32, device=x.device)
     frequency = torch.pow(FREQUENCY_BASE, -index / (width // 2))
-    angle = torch.arange(frames, dtype=torch.float32, device=x.device)[:, None] * frequency
+    angle = torch.arange(frames, dtype=torch.float32, device=x.device)[:, None, None] * frequency
     pairs = x.float().reshape(*x.shape[:-1], width // 2, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     cos, sin = torch.cos(angle), torch.sin(angle)

@@ -130,18 +130,16 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, S, D) -> (B, T, S, D)."""
-        batch, frames, tokens, width = x.shape
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, width // self.heads))
-        sequence_first = (3, 0, 2, 4, 1, 5) if self.temporal else (3, 0, 1, 4, 2, 5)
-        q, k, v = qkv.permute(sequence_first).flatten(1, 2).unbind(0)  # each (sequences, heads, length, K)
+        x = x.transpose(1, 2) if self.temporal else x
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, x.shape[-1] // self.heads))
+        q, k, v = qkv.unbind(-3)  # each (B, sequences, length, h, K)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.temporal:
             q, k = rotate_pairs(q), rotate_pairs(k)
-        out = F.scaled_dot_product_attention(q, k, v)
-        out = out.unflatten(0, (batch, tokens if self.temporal else frames))
-        out = out.permute(0, 3, 1, 2, 4) if self.temporal else out.permute(0, 1, 3, 2, 4)
-        projected: Tensor = self.proj(out.flatten(-2))
-        return projected
+        q, k, v = (part.flatten(0, 1).transpose(1, 2) for part in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+        projected: Tensor = self.proj(out.unflatten(0, x.shape[:2]))
+        return projected.transpose(1, 2) if self.temporal else projected
 
 
 class CrossAttention(nn.Module):
