@@ -45,8 +45,9 @@ def building(output: Path, nbytes: int, force: bool) -> Iterator[Path]:
             f"the bundle needs about {nbytes / 1e9:.1f} GB and {parent} has {free / 1e9:.1f} GB free; "
             "make room, or choose another place with -o"
         )
-    folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=parent))
+    folder = None
     try:
+        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=parent))
         yield folder
         check_destination(output, force)
         _publish(folder, output)
@@ -57,7 +58,8 @@ def building(output: Path, nbytes: int, force: bool) -> Iterator[Path]:
             f"the disk is full ({error}); nothing was left in {parent}: make room and try again"
         ) from error
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _publish(folder: Path, output: Path) -> None:

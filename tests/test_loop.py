@@ -13,7 +13,7 @@ from fake_model import BLOCKS, SIZE, WIDTH, captions, fake_pipeline, functions, 
 from numpy.typing import NDArray
 
 from adacache_engines.buffers import Array
-from adacache_engines.errors import EngineError, InputError, NonFiniteError, OutOfRangeError
+from adacache_engines.errors import EngineError, InputError, NonFiniteError, OutOfRangeError, PolicyError
 from adacache_engines.fake import Function
 from adacache_runtime.latents import Latents
 from adacache_runtime.loop import denoise
@@ -318,6 +318,23 @@ def test_the_run_tells_the_policy_its_measure(fake) -> None:
         assert options["policy"].events[0] == ("start", expected)
 
 
+@pytest.mark.parametrize(
+    ("word", "granularity", "options", "message"),
+    [
+        ("RC", "stack", {}, "reuses group 0 at call 1"),
+        ("CCCR CRCC", "block", {}, "reuses group 3 at call 1"),
+        ("CR", "stack", {"reuses": False}, "reuses group 0 at call 2"),
+        ("CC", "block", {}, "decided for 2 groups at call 1, not 4"),
+    ],
+)
+def test_a_policy_cannot_reuse_what_is_not_there(
+    fake, word: str, granularity: str, options: dict[str, Any], message: str
+) -> None:
+    pipeline, _ = fake
+    with pytest.raises(PolicyError, match=message):
+        pipeline.generate(request(**script(word, granularity, **options)))
+
+
 def test_records_come_as_calls_end(fake) -> None:
     pipeline, log = fake
     seen: list[tuple[int, int]] = []
@@ -531,6 +548,8 @@ BAD: list[tuple[dict[str, Any], type[InputError], str]] = [
     ({"latents": np.full((2, WIDTH, *SIZE), 1e300)}, InputError, "latents contain .* beyond float32"),
     ({"captions": replace(ONE, embeddings=np.full((1, 4, 3), -1e300))}, InputError, "embeddings contain .* beyond"),
     ({"latents": np.zeros((2, WIDTH, 0, 2, 5), np.float32)}, OutOfRangeError, "frames 0, allowed 1 to 8"),
+    ({"granularity": "layer"}, InputError, "'layer' is unknown; choose one of stack, block"),
+    ({"scope": "token"}, InputError, "'token' is unknown; choose one of batch, prompt"),
     ({"policy": AdaCache(codebook=[(1.0, 1)], probe=("spatial.9.attn",))}, InputError, "--probe spatial.9.attn"),
 ]
 

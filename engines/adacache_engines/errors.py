@@ -8,6 +8,7 @@ AdaCacheError
 ├── ExportError              a stage that could not be traced, or whose engine disagrees with it
 ├── BundleError              a bundle that is incomplete, changed, or of another version
 ├── EngineError              an engine that cannot be loaded, bound or run
+├── PolicyError              a caching policy broke its contract
 └── NonFiniteError           NaN or infinity in the latents; names the call and the stage
 
 A message names the thing, what was expected, what came, and what to do.
@@ -47,6 +48,10 @@ class BundleError(AdaCacheError):
 
 class EngineError(AdaCacheError):
     """An engine cannot be loaded, bound or run."""
+
+
+class PolicyError(AdaCacheError):
+    """A caching policy broke its contract."""
 
 
 class NonFiniteError(AdaCacheError):

@@ -11,15 +11,16 @@ from typing import Any, Literal
 import numpy as np
 
 from adacache_engines.buffers import Device
-from adacache_engines.errors import NonFiniteError
+from adacache_engines.errors import NonFiniteError, PolicyError
 from adacache_runtime.latents import Latents
 from adacache_runtime.plan import PARTS, Plan
-from adacache_runtime.policy import Context, Observation, Policy, Run
+from adacache_runtime.policy import Context, Decision, Observation, Policy, Run
 from adacache_runtime.probe import Probe
 from adacache_runtime.samplers import Floats, Update
 from adacache_runtime.trace import CallRecord
 
 Scope = Literal["batch", "prompt"]
+SCOPES: tuple[Scope, ...] = ("batch", "prompt")
 TIMED = (*PARTS, "measure", "update")
 
 
@@ -63,10 +64,12 @@ def denoise(
 
     Raises:
         NonFiniteError: NaN or infinity in the latents; names the call and the stage.
+        PolicyError: the policy reuses what was never computed.
     """
     units = generation.prompts if generation.scope == "prompt" else 1
     run = Run(len(updates), len(generation.plan.groups), units)
     state = policy.start(run)
+    filled = [False] * run.groups  # whose residual there is
     pending: _Enqueued | None = None
     previous = time.perf_counter()
     for call, update in enumerate(updates, 1):
@@ -78,10 +81,25 @@ def denoise(
         before_call(call, generation.latents)
         context = Context(run, call, float(update.timestep[0]))
         decision, state = policy.decide(state, context)
+        _check_decision(decision, filled, policy, call)
+        filled = [before or now for before, now in zip(filled, decision.compute, strict=True)]
         pending = _enqueue(generation, context, update, decision.compute)
     assert pending is not None
     observation, state = _finish(generation, pending, policy, state)
     yield _record(generation, pending, observation, time.perf_counter() - previous)
+
+
+def _check_decision(decision: Decision, filled: Sequence[bool], policy: Policy[Any], call: int) -> None:
+    if len(decision.compute) != len(filled):
+        raise PolicyError(
+            f"policy {policy!r} decided for {len(decision.compute)} groups at call {call}, not {len(filled)}"
+        )
+    for group, (compute, there) in enumerate(zip(decision.compute, filled, strict=True)):
+        if not compute and not (there and policy.reuses):
+            raise PolicyError(
+                f"policy {policy!r} reuses group {group} at call {call}, for which no residual was kept; compute a "
+                "group before reusing it, and have `reuses` true"
+            )
 
 
 @dataclass(frozen=True)

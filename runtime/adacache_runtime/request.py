@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from adacache_engines.bundle import Bundle, Manifest
 from adacache_engines.errors import InputError, OutOfRangeError
-from adacache_runtime.loop import Scope
-from adacache_runtime.plan import Granularity
+from adacache_runtime.loop import SCOPES, Scope
+from adacache_runtime.plan import GRANULARITIES, Granularity
 from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.policy import Policy
 from adacache_runtime.samplers import check_guidance, check_steps
@@ -104,6 +104,9 @@ def settle(bundle: Bundle, request: Request) -> Settled:
     for name, value in video.items():
         if value < 1:
             raise OutOfRangeError(f"{name} {value} is not possible; choose at least 1")
+    for value, known in ((request.granularity, GRANULARITIES), (request.scope, SCOPES)):
+        if value not in known:
+            raise InputError(f"{value!r} is unknown; choose one of {', '.join(known)}")
     if not 0 <= request.seed <= MAX_SEED:
         raise OutOfRangeError(f"seed {request.seed} is not possible; choose 0 to {MAX_SEED}")
     shape = _latent_shape(manifest, request, samples, **video)

@@ -122,7 +122,7 @@ def _draw_distance(axis: Any, trace: Trace) -> None:
 
 def _draw_motion(axis: Any, trace: Trace) -> None:
     axis.plot(*_measured(trace, lambda r: r.observation.motion), "-o", color=DISTANCE, markersize=4, linewidth=1.3)
-    _finish(axis, trace, "motion score")
+    _finish(axis, trace, "motion\n(relative L1 per frame)")
 
 
 def _draw_rate(axis: Any, trace: Trace) -> None:
