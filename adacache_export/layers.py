@@ -67,6 +67,14 @@ def rotate_pairs(x: Tensor) -> Tensor:
     return rotated.flatten(-2).to(x.dtype)
 
 
+def linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """``layer`` over the last axis of ``x`` (..., D), as a product of two matrices: ONNX takes a bias along, and the
+    weights as they lie, only in that one.
+    """
+    out: Tensor = layer(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+    return out
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last axis; statistics in float32 (arXiv 1910.07467, eq. 4)."""
 
@@ -89,7 +97,8 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+        hidden = F.gelu(self.fc1(x.flatten(0, -2)), approximate="tanh")
+        out: Tensor = self.fc2(hidden).unflatten(0, x.shape[:-1])
         return out
 
 

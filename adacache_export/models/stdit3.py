@@ -16,6 +16,7 @@ from adacache_export.layers import (
     RMSNorm,
     ScalarEmbedder,
     add_residual,
+    linear,
     modulate,
     rotate_pairs,
     sincos_1d,
@@ -131,14 +132,14 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, S, D) -> (B, T, S, D)."""
         x = x.transpose(1, 2) if self.temporal else x
-        qkv = self.qkv(x).unflatten(-1, (3, self.heads, x.shape[-1] // self.heads))
+        qkv = linear(self.qkv, x).unflatten(-1, (3, self.heads, x.shape[-1] // self.heads))
         q, k, v = qkv.unbind(-3)  # each (B, sequences, length, h, K)
         q, k = self.q_norm(q), self.k_norm(k)
         if self.temporal:
             q, k = rotate_pairs(q), rotate_pairs(k)
         q, k, v = (part.flatten(0, 1).transpose(1, 2) for part in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
-        projected: Tensor = self.proj(out.unflatten(0, x.shape[:2]))
+        projected = linear(self.proj, out.unflatten(0, x.shape[:2]))
         return projected.transpose(1, 2) if self.temporal else projected
 
 
@@ -156,12 +157,11 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
         """``x`` (B, T, S, D), ``text`` (B, L, D), ``text_mask`` (B, L) bool, True = attend -> (B, T, S, D)."""
         heads = (self.heads, x.shape[-1] // self.heads)
-        q = self.q_linear(x.flatten(1, 2)).unflatten(-1, heads).transpose(1, 2)
-        k, v = self.kv_linear(text).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
+        q = linear(self.q_linear, x.flatten(1, 2)).unflatten(-1, heads).transpose(1, 2)
+        k, v = linear(self.kv_linear, text).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
         mask = text_mask[:, None, None, :].expand(-1, 1, q.shape[2], -1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        projected: Tensor = self.proj(out.transpose(1, 2).flatten(-2))
-        return projected.view(x.shape)
+        return linear(self.proj, out.transpose(1, 2).flatten(-2)).view(x.shape)
 
 
 class Block(nn.Module):
