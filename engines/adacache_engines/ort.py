@@ -108,6 +108,8 @@ class OrtBackend:
         options.log_severity_level = LOG_ERRORS_ONLY
         options.use_per_session_threads = False
         options.add_session_config_entry("session.use_env_allocators", "1")
+        # else each session wants its activations in one piece, beside the pieces that its first run left in the arena
+        options.enable_mem_pattern = False
         path = self._folder / graph.path
         half = {spec.dtype for spec in (*graph.inputs, *graph.outputs)}
         model: str | bytes = str(path)
