@@ -35,7 +35,7 @@ CONFIG: dict[str, Any] = {
 SCHEDULER: dict[str, Any] = {
     "type": "rflow",
     "num_sampling_steps": 30,
-    "cfg_scale": 3.0,
+    "cfg_scale": 5.0,
     "use_timestep_transform": False,
     "num_timesteps": 1000,
 }

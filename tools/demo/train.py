@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from tools.demo import checker, world
 from tools.demo.model import SCHEDULER, Demo, read_folder, sample, tokenise, write_folder
 
-ITERATIONS = 4400
+ITERATIONS = 3800
 BATCH = 16
 WARM_UP = 100  # iterations
-DECAY = 0.55  # share of the iterations over which the learning rate falls
+DECAY = 0.45  # share of the iterations over which the learning rate falls
 CAPTION_DROPOUT = 0.1
 EMA_DECAY = 0.999
 MEASURE_SEED = 2024
