@@ -11,7 +11,8 @@ from adacache_engines.base import check_binding
 from adacache_engines.buffers import Buffer, Call, Device, HostDevice
 from adacache_engines.bundle import Graph
 from adacache_engines.cuda import CudaDevice
-from adacache_engines.errors import EngineError, InputError, require
+from adacache_engines.errors import EngineError, InputError, MissingDependencyError, require
+from adacache_engines.ort_tiles import tiled
 from adacache_engines.ort_widen import widened
 from adacache_engines.tensors import NUMPY_DTYPES, DType
 
@@ -112,12 +113,16 @@ class OrtBackend:
         options.enable_mem_pattern = False
         path = self._folder / graph.path
         half = {spec.dtype for spec in (*graph.inputs, *graph.outputs)}
-        model: str | bytes = str(path)
-        if self._provider == PROVIDERS["cpu"] and "bfloat16" in half:
-            model = widened(path)
-            options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
         try:
+            model: str | bytes = str(path)
+            if self._provider == PROVIDERS["cpu"]:
+                model = (widened(path) if "bfloat16" in half else tiled(path)) or model
+            if isinstance(model, bytes):
+                folder = str(path.parent)
+                options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
             session = self._runtime.InferenceSession(model, options, providers=self._providers())
+        except MissingDependencyError:
+            raise
         except Exception as error:
             raise EngineError(f"{self.name} cannot load {path}: {error}") from error
         if self._provider not in session.get_providers():
