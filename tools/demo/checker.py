@@ -21,20 +21,22 @@ def read(video: Array) -> Attributes:
     """Colour, shape, direction and speed; ``unreadable`` where there is nothing like it."""
     video = np.clip(video, -1, 1)
     names = list(world.COLOURS)
-    ground = np.array(world.BACKGROUND)
-    paints = np.array([world.COLOURS[name] for name in names]) - ground
-    deviation = video - ground[:, None, None, None]
+    ground = world.ground(video.shape[1])
+    colours = np.array([world.COLOURS[name] for name in names])
+    paints = colours[:, :, None] - ground  # (colours, channels, frames)
+    deviation = video - ground[:, None, None]
 
     strength = np.linalg.norm(deviation, axis=0)  # (frames, height, width)
     solid = strength > 0.5 * np.linalg.norm(paints, axis=1).min()
     if solid.sum() < _MIN_AREA * len(solid):
         return Attributes(UNREADABLE, UNREADABLE, UNREADABLE, UNREADABLE)
-    colour = np.median(deviation[:, solid], axis=1)
-    errors = np.sqrt(np.mean((paints - colour) ** 2, axis=1))
+    colour = np.median(video[:, solid], axis=1)
+    errors = np.sqrt(np.mean((colours - colour) ** 2, axis=1))
     best = int(errors.argmin())
 
     paint = paints[best]
-    mask = np.clip(np.tensordot(paint, deviation, axes=1) / (paint @ paint), 0, 1)
+    along = (paint[:, :, None, None] * deviation).sum(0) / (paint**2).sum(0)[:, None, None]
+    mask = np.clip(along, 0, 1)
     mask = np.where(mask > 0.25, mask, 0.0)  # noise of the background would pull the centroid inwards
     velocity, straight = _motion(mask)
     direction, speed = _name_motion(velocity) if straight else (UNREADABLE, UNREADABLE)

@@ -1,8 +1,11 @@
 """The demo model's world: one coloured shape that moves across the centre of a small frame, and its caption.
 
-A caption determines its video but for a start position that jitters by a pixel or so. The clip is symmetric in time:
-the shape passes the frame's centre in mid-clip. Videos are (channels, frames, height, width), float32 in [-1, 1],
-channels red, green, blue; rows count downwards.
+A caption determines its video but for a start position that jitters by a pixel or so: the shape passes the frame's
+centre in mid-clip. The model knows frames by their distance from each other only, so that a video and its reverse are
+hard to tell apart while there is little but noise. Two things make that easy: the ground brightens with time, and
+nothing moves right or down, so that no caption asks for the reverse of another's video.
+
+Videos are (channels, frames, height, width), float32 in [-1, 1], channels red, green, blue; rows count downwards.
 """
 
 from collections.abc import Sequence
@@ -19,7 +22,7 @@ FPS = 8.0
 RADIUS = 5.0  # pixels, from the centre to an edge
 JITTER = 1.0  # pixels, largest offset of the whole path in each direction
 
-BACKGROUND = (-0.8, -0.8, -0.8)
+DAWN, DAY = -1.0, -0.3  # the ground's grey in the first and the last frame
 COLOURS = {
     "red": (0.9, -0.8, -0.8),
     "green": (-0.8, 0.9, -0.8),
@@ -27,7 +30,7 @@ COLOURS = {
     "yellow": (0.9, 0.9, -0.8),
 }
 SHAPES = ("circle", "square", "triangle")
-DIRECTIONS = {"left": (-1.0, 0.0), "right": (1.0, 0.0), "up": (0.0, -1.0), "down": (0.0, 1.0)}  # (column, row)
+DIRECTIONS = {"left": (-1.0, 0.0), "up": (0.0, -1.0)}  # (column, row)
 SPEEDS = {"still": 0.0, "slow": 0.6, "fast": 1.8}  # pixels a frame
 NOWHERE = "nowhere"  # the direction of what stays still
 
@@ -102,10 +105,15 @@ def render(
         chosen = shape == name
         if chosen.any():
             inside[chosen] = coverage(name, x[chosen], y[chosen])
-    ground = np.array(BACKGROUND, np.float32)[:, None, None, None]
+    grey = ground(frames)[:, None, None]
     paint = np.array([COLOURS[each.colour] for each in what], np.float32)[:, :, None, None, None]
-    video: Array = ground + (paint - ground) * inside[:, None]
+    video: Array = grey + (paint - grey) * inside[:, None]
     return video
+
+
+def ground(frames: int) -> Array:
+    """Grey of the ground in each frame."""
+    return np.linspace(DAWN, DAY, frames, dtype=np.float32)
 
 
 def coverage(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> Array:
