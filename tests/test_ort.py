@@ -1,5 +1,6 @@
 """The ONNX Runtime back end, and the exported reference model on it in each precision."""
 
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -202,3 +203,18 @@ def test_half_precision_is_near_full_precision(
         assert stack.dtype == np.float32
         assert least < np.linalg.norm(stack - full) / np.linalg.norm(full) < most
         assert np.linalg.norm(block - stack) / np.linalg.norm(stack) < most
+
+
+@pytest.mark.parametrize("first", ["theirs", "ours"])
+def test_a_process_with_sessions_of_its_own(bundle_folder: Path, first: str) -> None:
+    """Sessions with their own threads and ours live together, whoever comes first."""
+    code = f"""
+import onnxruntime
+from adacache_runtime.pipeline import Pipeline
+theirs = lambda: onnxruntime.InferenceSession({str(bundle_folder / "onnx" / "add.onnx")!r})
+ours = lambda: Pipeline.open({str(bundle_folder)!r}, threads=1, shared_threads={first == "theirs"})
+for make in ({"theirs, ours" if first == "theirs" else "ours, theirs"}):
+    make()
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

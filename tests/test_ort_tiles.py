@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from adacache_engines.ort import OrtBackend
 from adacache_engines.ort_tiles import CONTRIB, tiled
 
 HEADS, WIDTH = 3, 8
@@ -45,8 +46,11 @@ def test_tiles_give_what_the_standard_operator_gives(tmp_path: Path, tokens: int
     assert "Attention" not in kinds
     random = np.random.default_rng(0)
     feed = {name: 3 * random.standard_normal((2, tokens, HEADS, WIDTH), np.float32) for name in ("q", "k", "v")}
+    OrtBackend(tmp_path)  # the process has its thread pool from here on, whichever test is first
+    options = onnxruntime.SessionOptions()
+    options.use_per_session_threads = False
     results = [
-        onnxruntime.InferenceSession(source, providers=["CPUExecutionProvider"]).run(None, feed)[0]
+        onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]).run(None, feed)[0]
         for source in (str(path), model)
     ]
     np.testing.assert_allclose(np.asarray(results[0]), np.asarray(results[1]), atol=1e-5)

@@ -1,5 +1,6 @@
 """The README's commands do what it says, in order, in a copy of the checkout."""
 
+import os
 import re
 import shlex
 import shutil
@@ -32,14 +33,18 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(words: list[str], folder: Path) -> str:
-    result = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+    # the tests may run under make themselves
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    result = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
 
 
 def recipe(target: str, folder: Path) -> list[list[str]]:
     """What make would run in an environment that is installed already."""
-    lines = run(["make", "--dry-run", "--old-file=.venv/installed", target], folder).splitlines()
+    lines = run(
+        ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/installed", target], folder
+    ).splitlines()
     return [shlex.split(line.replace(".venv/bin", str(BIN))) for line in lines]
 
 

@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load, save_file
 
 from adacache_engines.errors import CheckpointError, MissingDependencyError
+from adacache_engines.ort import OrtBackend
 from adacache_export.onnx_export import trace, write_graph
 from adacache_export.text_encoder import PREFIX, open_text_encoder
 from adacache_export.weights_file import write_weights
@@ -116,7 +117,10 @@ def test_graph_equals_transformers(proj, tmp_path, tokenizer_json):
     graph = tmp_path / "encoder.onnx"
     write_graph(graph, trace(encoder.stage, {"batch": 2, "text": 6}), encoder.stage, weights, locations)
     assert graph.stat().st_size < 100_000  # no weights in it
-    session = onnxruntime.InferenceSession(graph)
+    OrtBackend(tmp_path)  # the process has its thread pool from here on, whichever test is first
+    options = onnxruntime.SessionOptions()
+    options.use_per_session_threads = False
+    session = onnxruntime.InferenceSession(graph, options)
     for shape in ((3, 150), (2, 11)):
         tokens, mask = inputs(*shape)
         (got,) = session.run(["captions"], {"tokens": tokens.numpy(), "mask": mask.numpy()})

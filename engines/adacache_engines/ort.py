@@ -27,14 +27,21 @@ ARENA_AS_REQUESTED = 1  # grow by what is asked for, not to the next power of tw
 
 
 @functools.cache
-def _share_environment(runtime: ModuleType, threads: int) -> None:
-    """One thread pool and one activation arena for the sessions of all stages, since they run in turn."""
+def _share_threads(runtime: ModuleType, threads: int) -> bool:
+    """One thread pool for all sessions of the process; False where it has sessions without one already."""
+    try:
+        runtime.set_global_thread_pool_sizes(threads, 1)
+    except Exception as error:
+        return "already been created" in str(error)
+    return True
+
+
+@functools.cache
+def _share_arena(runtime: ModuleType) -> None:
+    """One activation arena for the sessions of all stages, since they run in turn."""
     memory = runtime.OrtMemoryInfo("Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT)
     arena = runtime.OrtArenaCfg({"arena_extend_strategy": ARENA_AS_REQUESTED})
-    # a process that has them already, for models of its own, shares those
-    with contextlib.suppress(Exception):
-        runtime.set_global_thread_pool_sizes(threads, 1)
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(Exception):  # the process has one already, for models of its own
         runtime.create_and_register_allocator(memory, arena)
 
 
@@ -81,14 +88,16 @@ class OrtBackend:
     Args:
         folder: the bundle.
         provider: ``cpu``, ``cuda`` or ``tensorrt``; never falls back to another.
-        threads: of the pool that all engines of the process share, 0 = one a core; the first back end decides.
+        threads: 0 = one a core; of the shared pool, the first back end of the process decides.
+        shared_threads: all engines run on one pool, which is faster. ONNX Runtime then refuses sessions with a pool of
+            their own anywhere in the process: False where it has such sessions.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
         InputError: the provider is unknown, or this onnxruntime was built without it.
     """
 
-    def __init__(self, folder: Path, provider: str = "cpu", threads: int = 0) -> None:
+    def __init__(self, folder: Path, provider: str = "cpu", threads: int = 0, shared_threads: bool = True) -> None:
         self._runtime = require("onnxruntime", "gpu" if provider != "cpu" else "cpu")
         if provider not in PROVIDERS:
             raise InputError(f"provider {provider!r} is unknown; known: {', '.join(PROVIDERS)}")
@@ -102,12 +111,19 @@ class OrtBackend:
         self.name = f"onnxruntime {self._provider}"
         self.device: Device = HostDevice() if provider == "cpu" else CudaDevice()
         self._folder = folder
-        _share_environment(self._runtime, threads)
+        self._threads = threads
+        self._shared_threads = shared_threads and _share_threads(self._runtime, threads)
+        _share_arena(self._runtime)
 
     def load(self, graph: Graph) -> OrtEngine:
         options = self._runtime.SessionOptions()
         options.log_severity_level = LOG_ERRORS_ONLY
-        options.use_per_session_threads = False
+        if self._shared_threads:
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = self._threads
+            # the idle pools of all other stages would take the processors
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.use_env_allocators", "1")
         # else each session wants its activations in one piece, beside the pieces that its first run left in the arena
         options.enable_mem_pattern = False

@@ -188,7 +188,7 @@ def _write_reports(options: argparse.Namespace, result: Result) -> None:
         with writing(options.trace) as file:
             file.write(result.trace.to_json().encode())
     if options.plot:
-        plot_schedule(result.trace, options.plot, f"{options.bundle.name}, policy {options.policy}")
+        plot_schedule(result.trace, options.plot, f"{options.bundle.name}, policy {Path(options.policy).stem}")
     for path in (options.save_latents, options.trace, options.plot):
         if path:
             print(path)

@@ -64,8 +64,10 @@ class Pipeline:
         self._engines = Engines(stages, arithmetic)
 
     @classmethod
-    def open(cls, folder: Path | str, provider: str = "cpu", threads: int = 0) -> "Pipeline":
-        """Opens a bundle on ONNX Runtime.
+    def open(
+        cls, folder: Path | str, provider: str = "cpu", threads: int = 0, shared_threads: bool = True
+    ) -> "Pipeline":
+        """Opens a bundle on ONNX Runtime; see :class:`adacache_engines.ort.OrtBackend`.
 
         Raises:
             BundleError: it is not an unchanged bundle.
@@ -73,7 +75,7 @@ class Pipeline:
             EngineError: an engine cannot be loaded.
         """
         bundle = open_bundle(folder)
-        return cls(bundle, OrtBackend(bundle.folder, provider, threads=threads))
+        return cls(bundle, OrtBackend(bundle.folder, provider, threads, shared_threads))
 
     def generate(self, request: Request, on_call: Callable[[CallRecord], None] = lambda _: None) -> Result:
         """Runs one generation; ``on_call`` gets each call's record as it becomes known.
