@@ -1,6 +1,5 @@
 """What calls of the denoiser cost, all through the loop that users run."""
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -32,15 +31,6 @@ class _Run:
 
     def walls_ms(self, computed: bool) -> list[float]:
         return [record.wall_ms for record in self.records[WARM_UP:] if record.computed == computed]
-
-    def typical_s(self) -> float:
-        """The generation's time with every call at the median of its kind: a machine's one slow moment, which meets
-        only one generation of a pair, is no cost of either.
-        """
-        set_up_s = self.wall_s - sum(record.wall_ms for record in self.records) / 1e3
-        reused = len(self.records) - self.computed
-        counts = ((self.computed, self.walls_ms(True)), (reused, self.walls_ms(False)))
-        return set_up_s + sum(count * statistics.median(walls) for count, walls in counts if count) / 1e3
 
 
 @dataclass
@@ -100,7 +90,7 @@ def measure_calls(
     return CallCosts(
         {"stack": reused(runs.stack), "block": reused(runs.block)},
         Spread.of([ms / full_ms.median for ms in outside_ms]),
-        Spread.of([never.typical_s() / stack.typical_s() / ideal for never, stack in pairs]),
+        Spread.of([never.wall_s / stack.wall_s / ideal for never, stack in pairs]),
         full_ms,
         len(first.records),
         first.computed,
