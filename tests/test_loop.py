@@ -1,7 +1,8 @@
 """The loop on a model of numpy functions: order of engine calls, residuals, measurements, errors, isolation."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,12 @@ from numpy.typing import NDArray
 from adacache_engines.buffers import Array
 from adacache_engines.errors import EngineError, InputError, NonFiniteError, OutOfRangeError, PolicyError
 from adacache_engines.fake import Function
-from adacache_runtime.latents import Latents
-from adacache_runtime.loop import denoise
 from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.policies.adacache import AdaCache, MoReg
 from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.policy import Context, Decision, Measurement, Observation, Run
-from adacache_runtime.request import Captions, Request
+from adacache_runtime.request import Captions
 from adacache_runtime.samplers import rflow, rflow_timesteps
 from adacache_runtime.text import null_captions
 
@@ -417,14 +416,6 @@ def test_a_number_that_is_none_in_the_second_prompt(folder: Path) -> None:
 # generations do not meet
 
 
-def generation(pipeline: Pipeline, options: Request) -> tuple[Iterator[Any], Latents]:
-    from adacache_runtime.request import settle
-
-    settled = settle(pipeline.bundle, options)
-    prepared = pipeline._prepare(options, settled)
-    return denoise(prepared, pipeline._updates(options, settled), options.policy), prepared.latents
-
-
 SEVERAL = [
     {"steps": 5, "policy": FixedInterval(every=2), "seed": 1},
     {"steps": 5, "policy": AdaCache(codebook=[(0.3, 3), (1.0, 1)], moreg=MoReg()), "seed": 2, "granularity": "block"},
@@ -448,13 +439,20 @@ def test_generations_in_turn_do_not_meet(folder: Path) -> None:
 def test_generations_side_by_side_do_not_meet(folder: Path) -> None:
     expected = latents_of(folder)
     pipeline, _ = fake_pipeline(folder, functions())
-    running = [generation(pipeline, request(**options)) for options in SEVERAL]
-    for _ in range(5):
-        for calls, _latents in running:
+    running = [pipeline.calls(request(**options)) for options in SEVERAL]
+    for call in range(1, 6):
+        assert [next(calls).call for calls in running] == [call] * len(running)
+    for calls, whole in zip(running, expected, strict=True):
+        with pytest.raises(StopIteration) as end:
             next(calls)
-    for (calls, latents), whole in zip(running, expected, strict=True):
-        assert next(calls, None) is None
-        np.testing.assert_array_equal(latents.read(), whole)
+        np.testing.assert_array_equal(end.value.value.latents, whole)
+
+
+def test_a_call_does_not_last_while_others_run(fake) -> None:
+    pipeline, _ = fake
+    rest_ms = 100.0
+    result = pipeline.generate(request(**script("CCRC")), lambda _record: time.sleep(rest_ms / 1e3))
+    assert result.trace.wall_ms() < 2 * rest_ms
 
 
 def test_generations_in_threads_do_not_meet(folder: Path) -> None:
@@ -478,7 +476,7 @@ def test_generations_in_threads_do_not_meet(folder: Path) -> None:
 def test_a_generation_can_be_left_between_calls(folder: Path, after: int) -> None:
     expected = latents_of(folder)
     pipeline, log = fake_pipeline(folder, functions())
-    calls, _ = generation(pipeline, request(**SEVERAL[1]))
+    calls = pipeline.calls(request(**SEVERAL[1]))
     for _ in range(after):
         next(calls)
     calls.close()

@@ -75,9 +75,8 @@ def denoise(
     for call, update in enumerate(updates, 1):
         if pending is not None:
             observation, state = _finish(generation, pending, policy, state)
-            now = time.perf_counter()
-            yield _record(generation, pending, observation, now - previous)
-            previous = now
+            yield _record(generation, pending, observation, time.perf_counter() - previous)
+            previous = time.perf_counter()  # what the caller did meanwhile is no part of a call
         before_call(call, generation.latents)
         context = Context(run, call, float(update.timestep[0]))
         decision, state = policy.decide(state, context)

@@ -6,7 +6,7 @@
 >>> write_video(Path("boat.mp4"), to_pixels(result.latents[0]), fps=24)
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,6 +85,20 @@ class Pipeline:
             InputError: the request does not fit the bundle, or the policy needs a probe that it does not have.
             NonFiniteError: NaN or infinity in the latents; names the call and the stage.
         """
+        results: list[Result] = []
+
+        def whole() -> Iterator[CallRecord]:
+            results.append((yield from self.calls(request)))
+
+        for record in whole():
+            on_call(record)
+        return results[0]
+
+    def calls(self, request: Request) -> Generator[CallRecord, None, Result]:
+        """Runs one generation call by call, for who does something between two calls: several generations in turn.
+
+        Returns, as a generator does, the result. Raises what :meth:`generate` raises, the first time it is advanced.
+        """
         settled = settle(self.bundle, request)
         updates = self._updates(request, settled)
         generation = self._prepare(request, settled)
@@ -97,7 +111,7 @@ class Pipeline:
         records = []
         for record in denoise(generation, updates, request.policy, keep):
             records.append(record)
-            on_call(record)
+            yield record
         calls = np.stack(before) if request.keep_calls else None
         return Result(generation.latents.read(), Trace(tuple(records)), calls)
 

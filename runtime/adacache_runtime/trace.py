@@ -19,7 +19,7 @@ class CallRecord:
         compute: a group each, in the order of execution.
         observation: what the policy made of the call's measurement; empty where it measured nothing.
         engine_ms: time inside engines, by part of the call: ``embed``, ``blocks``, ``final``, ``measure``, ``update``.
-        wall_ms: from the end of the call before to the end of this one.
+        wall_ms: from when the call began, or was asked for, to its end.
     """
 
     call: int

@@ -1,10 +1,10 @@
 """What calls of the denoiser cost, all through the loop that users run."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 
-from adacache_runtime.pipeline import Pipeline
+from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.plan import Granularity
 from adacache_runtime.policies.adacache import AdaCache
 from adacache_runtime.policies.never import NeverReuse
@@ -19,11 +19,22 @@ WARM_UP = 2  # calls of a generation that touch new memory
 
 @dataclass
 class _Run:
-    """One generation."""
+    """One generation, advanced a call at a time."""
 
-    wall_s: float
-    engine_s: float
-    records: list[CallRecord]
+    calls: Generator[CallRecord, None, Result]
+    wall_s: float = 0.0
+    engine_s: float = 0.0
+    records: list[CallRecord] = field(default_factory=list)
+
+    def advance(self, backend: TimedBackend) -> bool:
+        """Runs one call; False when there was none left."""
+        start, inside = time.perf_counter(), backend.seconds
+        record = next(self.calls, None)
+        self.wall_s += time.perf_counter() - start
+        self.engine_s += backend.seconds - inside
+        if record is not None:
+            self.records.append(record)
+        return record is not None
 
     @property
     def computed(self) -> int:
@@ -55,26 +66,23 @@ class CallCosts:
 def measure_calls(
     pipeline: Pipeline, backend: TimedBackend, request: Request, repetitions: int, on_call: Callable[[], None]
 ) -> CallCosts:
-    """Alternates generations without reuse, with reuse by stack and with reuse by block."""
+    """Generations without reuse, with reuse by stack and with reuse by block, call by call in turn: a machine that
+    slows down does so for all three.
+    """
 
-    def run(granularity: Granularity | None) -> _Run:
-        records: list[CallRecord] = []
-
-        def record(call: CallRecord) -> None:
-            records.append(call)
-            on_call()
-
+    def begin(granularity: Granularity | None) -> _Run:
         policy = EVERY_THIRD if granularity else NeverReuse()
-        wanted = replace(request, policy=policy, granularity=granularity or "stack")
-        start, inside = time.perf_counter(), backend.seconds
-        pipeline.generate(wanted, record)
-        return _Run(time.perf_counter() - start, backend.seconds - inside, records)
+        return _Run(pipeline.calls(replace(request, policy=policy, granularity=granularity or "stack")))
 
     runs = _Runs()
     for _ in range(repetitions):
-        runs.never.append(run(None))
-        runs.stack.append(run("stack"))
-        runs.block.append(run("block"))
+        group = [begin(None), begin("stack"), begin("block")]
+        for run, kind in zip(group, (runs.never, runs.stack, runs.block), strict=True):
+            kind.append(run)
+        while group:
+            group = [run for run in group if run.advance(backend)]
+            for _ in group:
+                on_call()
 
     def reused(cached: list[_Run]) -> Spread:
         full = Spread.of([ms for one in cached for ms in one.walls_ms(True)]).median
