@@ -23,6 +23,8 @@ MANIFEST = "manifest.json"
 CHUNK = 1 << 22  # bytes hashed at once
 
 Precision = Literal["fp32", "fp16", "bf16"]
+Library = Literal["tensorrt-rtx", "tensorrt"]
+Variant = Literal["full", "reuse"]
 DTYPES: Mapping[Precision, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -144,6 +146,50 @@ class CheckpointEntry(Entry):
     sha256: str
 
 
+class PlanEntry(Entry):
+    """One compiled plan of TensorRT.
+
+    Attributes:
+        stage: that it runs.
+        variant: ``full``, or for a block ``reuse``: hidden' = hidden + residual, one plan that all blocks share.
+        graph: that it was built from: the stage's own, or ``add``.
+        path: in the bundle; plans of equal content have one file.
+        nbytes, sha256: of that file, which ``Manifest.files`` does not list.
+        graph_sha256: of that graph's file.
+        build_s: seconds that it took to build; 0 where the content was there already.
+    """
+
+    stage: str
+    variant: Variant
+    graph: str
+    path: str
+    nbytes: int
+    sha256: str
+    graph_sha256: str
+    build_s: float
+
+
+class PlanSet(Entry):
+    """Plans for all stages of a bundle, built together.
+
+    Attributes:
+        library, version: that built them; no other version may open them.
+        targets: compute capabilities, such as ``8.9``, that they run on.
+        precision: of the graphs.
+        profiles: name -> dynamic axis -> smallest, usual and largest size; the order is that of the plans' own
+            optimisation profiles.
+        options: of the build, as the user gave them.
+    """
+
+    library: Library
+    version: str
+    targets: tuple[str, ...]
+    precision: Precision
+    profiles: dict[str, dict[str, tuple[int, int, int]]]
+    options: dict[str, str | int | float | bool] = {}
+    plans: tuple[PlanEntry, ...]
+
+
 class Manifest(Entry):
     schema_version: int
     producer: str
@@ -162,6 +208,12 @@ class Manifest(Entry):
     weights: str
     checkpoint: CheckpointEntry
     files: dict[str, FileEntry]
+    plans: dict[str, PlanSet] = {}  # folder under engines/ -> what is in it
+
+    def graphs(self) -> list[Graph]:
+        """Of the stages in order, of arithmetic, and of the text encoder if there is one."""
+        encoder = [self.text.encoder] if self.text.encoder else []
+        return [*(stage.graph for stage in self.stages), *self.arithmetic.values(), *encoder]
 
     def probes(self) -> dict[str, StageEntry]:
         """Site -> stage, in the order of execution."""
@@ -254,10 +306,7 @@ def open_bundle(folder: Path | str, progress: Callable[[int], None] = lambda _: 
             problems.append(f"{name} has {path.stat().st_size} bytes instead of {entry.nbytes}")
         elif sha256_file(path, progress) != entry.sha256:
             problems.append(f"{name} was changed after export")
-    graphs = [*(stage.graph for stage in manifest.stages), *manifest.arithmetic.values()]
-    used = [manifest.weights, *(graph.path for graph in graphs)]
-    if manifest.text.encoder:
-        used.append(manifest.text.encoder.path)
+    used = [manifest.weights, *(graph.path for graph in manifest.graphs())]
     if manifest.text.tokenizer:
         used.append(manifest.text.tokenizer)
     problems += [f"{name} is used but has no hash in {MANIFEST}" for name in used if name not in manifest.files]
