@@ -17,12 +17,13 @@ from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle, open_bundle
 from adacache_engines.errors import InputError
 from adacache_engines.ort import OrtBackend
+from adacache_engines.shape_profiles import check_profiles
 from adacache_runtime import text
 from adacache_runtime.latents import Latents
 from adacache_runtime.loop import Generation, denoise
 from adacache_runtime.plan import GRANULARITIES, Engines, Granularity, Plan, residual_nbytes
 from adacache_runtime.probe import Probe
-from adacache_runtime.request import Request, Settled, check_profiles, settle
+from adacache_runtime.request import Request, Settled, settle
 from adacache_runtime.samplers import Floats, Update, condition_dtype, rflow, rflow_timesteps, transform_ratio
 from adacache_runtime.trace import CallRecord, Trace
 

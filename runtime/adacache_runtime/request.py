@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from adacache_engines.bundle import Bundle, Manifest
 from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_engines.shape_profiles import check_profiles
 from adacache_runtime.loop import SCOPES, Scope
 from adacache_runtime.plan import GRANULARITIES, Granularity
 from adacache_runtime.policies.never import NeverReuse
@@ -121,26 +122,6 @@ def settle(bundle: Bundle, request: Request) -> Settled:
         steps=steps,
         guidance=guidance,
         sizes={**axes, **manifest.latent.token_axes(**axes), **batch},
-    )
-
-
-def check_profiles(manifest: Manifest, sizes: Mapping[str, int]) -> None:
-    """
-    Raises:
-        OutOfRangeError: no profile of the bundle covers these sizes of the axes.
-    """
-    misfits = []
-    for name, profile in manifest.profiles.items():
-        wrong = [
-            f"{axis} {size}, allowed {profile[axis][0]} to {profile[axis][1]}"
-            for axis, size in sizes.items()
-            if axis in profile and not profile[axis][0] <= size <= profile[axis][1]
-        ]
-        if not wrong:
-            return
-        misfits.append(f"profile {name}: " + ", ".join(wrong))
-    raise OutOfRangeError(
-        "no profile of this bundle fits (latent sizes): " + "; ".join(misfits) + "; choose a smaller or larger video"
     )
 
 

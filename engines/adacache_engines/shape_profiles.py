@@ -1,0 +1,123 @@
+"""Shape profiles by name: ``480p:2s`` to the ranges of a bundle's dynamic axes.
+
+    SIZE:LENGTH[:PROMPTS]     480p:2s   480x854:51f   240p..480p..720p:2s..4s:1..4
+
+Each part is one value, MIN..MAX, or MIN..USUAL..MAX. Plans run at every size in between, fastest at the usual one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from adacache_engines.bundle import Manifest
+from adacache_engines.errors import InputError, OutOfRangeError
+
+Range = tuple[int, int, int]  # smallest, usual, largest
+ShapeProfile = dict[str, Range]  # by axis
+
+# height and width in pixels, landscape, and frames: Open-Sora 1.2, opensora/datasets/aspect.py
+SIZES: Mapping[str, tuple[int, int]] = {
+    "144p": (144, 256),
+    "240p": (240, 426),
+    "360p": (360, 640),
+    "480p": (480, 854),
+    "720p": (720, 1280),
+    "1080p": (1080, 1920),
+}
+LENGTHS: Mapping[str, int] = {"image": 1, "2s": 51, "4s": 102, "8s": 204, "16s": 408}
+REMEMBERED = 4  # velocities that a sampler of the highest order keeps
+
+T = TypeVar("T")
+
+
+def shape_profile(manifest: Manifest, name: str) -> ShapeProfile:
+    """The ranges of all dynamic axes.
+
+    Raises:
+        InputError: the name is not of the form above, or its ranges go down.
+        OutOfRangeError: the model does not go that far.
+    """
+    parts = name.split(":")
+    if len(parts) not in (2, 3):
+        raise InputError(f"profile {name!r} is not SIZE:LENGTH[:PROMPTS], such as 480p:2s or 240p..720p:2s..4s:1..4")
+    sizes, lengths = _three(name, parts[0], _size), _three(name, parts[1], _frames)
+    prompts = _three(name, parts[2] if len(parts) == 3 else "1", int)
+    points = [
+        _point(manifest, *size, frames, samples) for size, frames, samples in zip(sizes, lengths, prompts, strict=True)
+    ]
+    profile = {axis: (points[0][axis], points[1][axis], points[2][axis]) for axis in points[0]}
+    # what a generation chooses within any size
+    longest = manifest.text.max_length
+    pairs = max(profile["patch_frames"][2] - 1, 1)
+    profile |= {"text": (1, longest, longest), "calls": (1, 1, REMEMBERED), "pairs": (1, pairs, pairs)}
+    for axis, (least, usual, most) in profile.items():
+        if not least <= usual <= most:
+            raise InputError(f"profile {name!r} goes down: {axis} {least}, {usual}, {most}; write smaller values first")
+    for end in (0, 2):
+        check_profiles(manifest, {axis: size[end] for axis, size in profile.items()})
+    return profile
+
+
+def fixed_profile(manifest: Manifest) -> str:
+    """The name of the profile for a bundle's default video and one prompt."""
+    video = manifest.video
+    return f"{video.height}x{video.width}:{video.frames}f"
+
+
+def check_profiles(manifest: Manifest, sizes: Mapping[str, int]) -> None:
+    """
+    Raises:
+        OutOfRangeError: no profile of the bundle covers these sizes of the axes.
+    """
+    misfits = []
+    for name, profile in manifest.profiles.items():
+        if covers(profile, sizes):
+            return
+        wrong = [
+            f"{axis} {size}, allowed {profile[axis][0]} to {profile[axis][1]}"
+            for axis, size in sizes.items()
+            if not covers(profile, {axis: size})
+        ]
+        misfits.append(f"profile {name}: " + ", ".join(wrong))
+    raise OutOfRangeError(
+        "no profile of this bundle fits (latent sizes): " + "; ".join(misfits) + "; choose a smaller or larger video"
+    )
+
+
+def covers(profile: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> bool:
+    """Whether sizes of axes lie within a profile's ranges."""
+    return all(profile[axis][0] <= size <= profile[axis][-1] for axis, size in sizes.items() if axis in profile)
+
+
+def _three(name: str, part: str, read: Callable[[str], T]) -> tuple[T, T, T]:
+    try:
+        values = [read(value) for value in part.split("..")]
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"profile {name!r}: {part!r} is not known; a size is HxW in pixels or {', '.join(SIZES)}, a length frames "
+            f"such as 51f or {', '.join(LENGTHS)}, prompts a number; ranges are MIN..MAX or MIN..USUAL..MAX"
+        ) from error
+    if len(values) > 3:
+        raise InputError(f"profile {name!r}: {part!r} has more than MIN..USUAL..MAX")
+    return values[0], values[len(values) // 2], values[-1]
+
+
+def _size(text: str) -> tuple[int, int]:
+    if text in SIZES:
+        return SIZES[text]
+    height, width = text.split("x")
+    return int(height), int(width)
+
+
+def _frames(text: str) -> int:
+    return int(text[:-1]) if text.endswith("f") else LENGTHS[text]
+
+
+def _point(manifest: Manifest, height: int, width: int, frames: int, samples: int) -> dict[str, int]:
+    latent = manifest.latent
+    axes = {
+        "frames": latent.latent_frames(frames),
+        "height": height // latent.spatial_factor,
+        "width": width // latent.spatial_factor,
+    }
+    batch = samples * len(manifest.guidance.order)
+    return {"samples": samples, "batch": batch, **axes, **latent.token_axes(**axes)}
