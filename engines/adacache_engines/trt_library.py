@@ -58,7 +58,7 @@ def open_library(name: str) -> TensorRT:
 
 
 def _logger(api: Any, errors: list[str]) -> Any:
-    """Errors go to the list, to be raised; warnings to Python's log."""
+    """Errors go to the list, to be raised; warnings to Python's log, at level INFO."""
     log = logging.getLogger(__name__)
 
     class Logger(api.ILogger):  # type: ignore[misc]
@@ -69,6 +69,19 @@ def _logger(api: Any, errors: list[str]) -> Any:
             if severity in (api.Logger.INTERNAL_ERROR, api.Logger.ERROR):
                 errors.append(message)
             elif severity == api.Logger.WARNING:
-                log.warning(message)
+                log.info(message)  # they are meant for who wrote the graph
 
     return Logger()
+
+
+def gpu_target(index: int = 0) -> str | None:
+    """Compute capability of a GPU, such as ``8.9``; None if there is none."""
+    cuda = require("cuda.bindings.runtime", "gpu")
+    attribute = cuda.cudaDeviceAttr
+    numbers = []
+    for part in (attribute.cudaDevAttrComputeCapabilityMajor, attribute.cudaDevAttrComputeCapabilityMinor):
+        status, value = cuda.cudaDeviceGetAttribute(part, index)
+        if status != cuda.cudaError_t.cudaSuccess:
+            return None
+        numbers.append(value)
+    return f"{numbers[0]}.{numbers[1]}"

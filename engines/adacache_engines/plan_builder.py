@@ -1,0 +1,221 @@
+"""Compiles a bundle: one plan for each stage and variant, added to the manifest when all are there.
+
+Plans are built in a hidden folder of the bundle. An interrupted build goes on from what is finished there; the
+manifest changes at the end, in one step.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from adacache_engines.bundle import (
+    MANIFEST,
+    Bundle,
+    Manifest,
+    PlanEntry,
+    PlanSet,
+    Variant,
+    dump_manifest,
+    open_bundle,
+    read_manifest,
+)
+from adacache_engines.errors import EngineError, InputError
+from adacache_engines.plan_jobs import TIMING_CACHE, Built, Job, run_jobs
+from adacache_engines.plans import ENGINES, check_plans
+from adacache_engines.shape_profiles import ShapeProfile
+from adacache_engines.trt_build import USUAL_TARGETS, BuildOptions, check_options
+from adacache_engines.trt_library import TensorRT, gpu_target
+
+Phase = Callable[[str, int], Callable[[int], None]]  # begins a phase of so many units; the result counts them
+
+REUSE = "add"  # the graph of a block's reuse variant
+WORKER_NBYTES = 700e6  # the library, and what it needs for a small graph
+WEIGHTS_HELD = 5  # times that a worker holds its graph's weights: read, in the network, compiled, serialised, written
+
+
+def build_plans(
+    folder: Path,
+    library: TensorRT,
+    profiles: Mapping[str, ShapeProfile],
+    options: BuildOptions,
+    phase: Phase = lambda _name, _total: lambda _units: None,
+    workers: int = 0,
+    force: bool = False,
+) -> PlanSet:
+    """Compiles every graph of a bundle and records the plans in its manifest.
+
+    Args:
+        folder: the bundle.
+        library: that compiles.
+        profiles: by name, in order.
+        options: of the build.
+        phase: told of every phase.
+        workers: processes; 0 = as many as cores and memory allow.
+        force: build again what is there already.
+
+    Raises:
+        InputError: an option that the library does not have; or its plans are there with other settings, and
+            ``force`` is off.
+        BundleError: the bundle, or its plans, were changed.
+        EngineError: a graph cannot be built, or the disk is full; finished plans are kept for the next try.
+    """
+    check_options(library.name, options)
+    size = sum(entry.nbytes for entry in read_manifest(folder).files.values())
+    bundle = open_bundle(folder, phase("checking the bundle", size))
+    targets = _targets(library, options)
+    name = f"{library.name}-{library.version}" + "".join(f"-sm{target.replace('.', '')}" for target in options.targets)
+    wanted = PlanSet(
+        library=library.name,
+        version=library.version,
+        targets=targets,
+        precision=bundle.manifest.precision,
+        profiles=dict(profiles),
+        options={key: value for key, value in dataclasses.asdict(options).items() if key != "targets" and value},
+        plans=(),
+    )
+    there = bundle.manifest.plans.get(name)
+    if there is not None and not force:
+        if there.model_copy(update={"plans": ()}) != wanted:
+            raise InputError(
+                f"{folder} has {name} plans with other settings (profiles {', '.join(there.profiles)}); "
+                "replace them with --force"
+            )
+        check_plans(bundle, there)
+        return there
+    partial = folder / ENGINES / f".{name}.partial"
+    jobs = _jobs(bundle, wanted, options, partial)
+    with _full_disk_told(partial):
+        partial.mkdir(parents=True, exist_ok=True)
+        count = workers or _workers(bundle, library)
+        built = run_jobs(jobs, library, count, phase("building plans", len(jobs)))
+        entries = _entries(bundle.manifest, name, jobs, built)
+        plans = wanted.model_copy(update={"plans": tuple(entries)})
+        _publish(folder, partial, name, plans)
+    return plans
+
+
+def _targets(library: TensorRT, options: BuildOptions) -> tuple[str, ...]:
+    """Compute capabilities that the plans will run on."""
+    if library.name == "tensorrt-rtx":
+        return options.targets or USUAL_TARGETS
+    target = gpu_target()
+    if target is None:
+        raise InputError(
+            "TensorRT builds plans for a GPU that is there, and this machine has none that CUDA can use; "
+            "build with --backend tensorrt-rtx, or on a machine with the GPU that will run them"
+        )
+    return (target,)
+
+
+def _workers(bundle: Bundle, library: TensorRT) -> int:
+    """Processes that cores and memory have room for; TensorRT times kernels on the one GPU, undisturbed."""
+    if library.name == "tensorrt":
+        return 1
+    blocks = sum(stage.block for stage in bundle.manifest.stages)
+    need = WORKER_NBYTES + WEIGHTS_HELD * bundle.manifest.files[bundle.manifest.weights].nbytes / max(blocks, 1)
+    free = host_free_nbytes()
+    return max(1, min(os.cpu_count() or 1, int(free / need) if free else 1))
+
+
+def _jobs(bundle: Bundle, wanted: PlanSet, options: BuildOptions, partial: Path) -> list[Job]:
+    manifest = bundle.manifest
+    blocks = {stage.graph.name for stage in manifest.stages if stage.block}
+    encoder = manifest.text.encoder
+    weights = manifest.files[manifest.weights].sha256
+    jobs = []
+    for graph in manifest.graphs():
+        profiles = tuple(
+            # the encoder reads each prompt once, whatever the branches of guidance
+            {**ranges, "batch": ranges["samples"]} if graph == encoder else ranges
+            for ranges in wanted.profiles.values()
+        )
+        content = [wanted.model_dump(mode="json"), profiles, manifest.files[graph.path].sha256, weights]
+        jobs.append(
+            Job(
+                graph=graph,
+                onnx=bundle.path(graph.path),
+                plan=partial / f"{graph.name}.plan",
+                profiles=profiles,
+                options=options,
+                fused=graph.name in blocks and manifest.precision != "fp32",
+                digest=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+            )
+        )
+    return jobs
+
+
+def _entries(manifest: Manifest, name: str, jobs: Sequence[Job], built: Sequence[Built]) -> Iterator[PlanEntry]:
+    """Of all stages and variants; a file that equals an earlier one is left out in its favour."""
+    first: dict[str, str] = {}
+    by_graph = {}
+    for job, record in zip(jobs, built, strict=True):
+        path = first.setdefault(record.sha256, f"{ENGINES}/{name}/{job.plan.name}")
+        by_graph[job.graph.name] = (path, record)
+
+    def entry(stage: str, variant: Variant, graph: str) -> PlanEntry:
+        path, record = by_graph[graph]
+        return PlanEntry(
+            stage=stage,
+            variant=variant,
+            graph=graph,
+            path=path,
+            nbytes=record.nbytes,
+            sha256=record.sha256,
+            graph_sha256=manifest.files[paths[graph]].sha256,
+            build_s=record.build_s,
+        )
+
+    paths = {graph.name: graph.path for graph in manifest.graphs()}
+    for graph in manifest.graphs():
+        yield entry(graph.name, "full", graph.name)
+    for stage in manifest.stages:
+        if stage.block:
+            yield entry(stage.graph.name, "reuse", REUSE)
+
+
+def _publish(folder: Path, partial: Path, name: str, plans: PlanSet) -> None:
+    """Gives the plans their place, then the manifest, in one step."""
+    used = {Path(entry.path).name for entry in plans.plans} | {TIMING_CACHE}
+    place = folder / ENGINES / name
+    old = folder / ENGINES / f".{name}.old"
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():  # replaced, or left by a build that was stopped just here
+        place.rename(old)
+    for file in partial.iterdir():
+        if file.name not in used:
+            file.unlink()
+    partial.rename(place)
+    manifest = read_manifest(folder)
+    changed = manifest.model_copy(update={"plans": {**manifest.plans, name: plans}})
+    writing = folder / f".{MANIFEST}.writing"
+    writing.write_text(dump_manifest(changed), encoding="utf-8")
+    writing.replace(folder / MANIFEST)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _full_disk_told(partial: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise EngineError(
+            f"the disk is full ({error}); finished plans are kept in {partial}: make room and build again"
+        ) from error
+
+
+def host_free_nbytes() -> int | None:
+    """Memory that can be had without swapping; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else None
