@@ -7,8 +7,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from adacache_engines.bundle import DTYPES, Graph, Manifest, read_manifest
-from adacache_engines.errors import require
+from adacache_engines.bundle import DTYPES, MANIFEST, Graph, Manifest, read_manifest
+from adacache_engines.errors import InputError, require
+from adacache_export import plans
+from adacache_export.progress import PhaseProgress
 from adacache_runtime.command import run
 
 
@@ -19,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run("adacache-export", lambda _: _inspect(options.source))
     if options.verify:
         return run("adacache-export", lambda check: _verify(options.source, check))
+    if (options.source / MANIFEST).is_file():
+        return run("adacache-export", lambda check: _compile(options, check))
     return run("adacache-export", lambda check: _export(options, check))
 
 
@@ -28,9 +32,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Turns a video DiT checkpoint into a bundle that adacache-run generates from, without PyTorch.",
     )
     add = parser.add_argument
-    add("source", metavar="CHECKPOINT", type=Path, help="file or folder; with --inspect or --verify, a bundle")
+    add("source", metavar="CHECKPOINT", type=Path, help="file or folder; to compile, inspect or verify, a bundle")
     add("-o", "--output", metavar="BUNDLE", type=Path, help="folder to make (default: CHECKPOINT's name + .adacache)")
-    add("--precision", choices=tuple(DTYPES), default="fp32", help="of weights and matrix products (default: fp32)")
+    add("--precision", choices=tuple(DTYPES), help="of weights and matrix products (default: fp32)")
     add(
         "--probe",
         metavar="SITE",
@@ -41,7 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--text-encoder", metavar="DIR", type=Path, help="T5 in a Hugging Face folder, to take prompts as text")
     add("--weights", metavar="SET", help="which weights of a checkpoint that has several, such as ema or model")
-    add("--force", action="store_true", help="replace an existing bundle")
+    add("--force", action="store_true", help="replace an existing bundle, or its plans")
+    plans.add_arguments(parser)
     look = parser.add_mutually_exclusive_group()
     look.add_argument("--inspect", action="store_true", help="show what is in a bundle, and stop")
     look.add_argument("--verify", action="store_true", help="check a bundle's hashes and engines again, and stop")
@@ -51,24 +56,49 @@ def _parser() -> argparse.ArgumentParser:
 def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
     _require_exporter()
     from adacache_export.convert import Options, convert
-    from adacache_export.progress import PhaseProgress
 
     source: Path = options.source
+    library, build = plans.asked(options)
     output: Path = options.output or Path(f"{source.resolve().stem}.adacache")
     choices = Options(
-        precision=options.precision,
+        precision=options.precision or "fp32",
         probes=tuple(options.probe),
         weights=options.weights,
         force=options.force,
         text_encoder=options.text_encoder,
     )
     with PhaseProgress(check=check) as progress:
+        if options.backend == "auto":
+            progress.note(plans.explain(library))
         manifest = convert(source, output, choices, progress, progress.note)
-    graphs = [*(stage.graph for stage in manifest.stages), *manifest.arithmetic.values()]
-    if manifest.text.encoder:
-        graphs.append(manifest.text.encoder)
-    Console().print(_errors(graphs))
+    console = Console()
+    console.print(_errors(manifest.graphs()))
     print(f"{output}: {len(manifest.files)} files, {_gigabytes(manifest)}")
+    if library is not None:
+        with PhaseProgress(check=check) as progress:
+            console.print(plans.plan_table([plans.compile_bundle(output, library, build, options, progress.phase)]))
+
+
+def _compile(options: argparse.Namespace, check: Callable[[], None]) -> None:
+    """Adds plans to a bundle."""
+    of_checkpoints = ("output", "precision", "probe", "text_encoder", "weights")
+    foreign = [f"--{name.replace('_', '-')}" for name in of_checkpoints if getattr(options, name)]
+    if foreign:
+        raise InputError(
+            f"{options.source} is a bundle, and {', '.join(foreign)} belongs to the export of a checkpoint; "
+            "export that again, or leave it out"
+        )
+    library, build = plans.asked(options)
+    if options.backend == "auto":
+        print(plans.explain(library))
+    if library is None:
+        raise InputError(
+            f"{options.source} is a bundle already; compile plans with --backend tensorrt-rtx or tensorrt, or look at "
+            "it with --inspect"
+        )
+    with PhaseProgress(check=check) as progress:
+        made = plans.compile_bundle(options.source, library, build, options, progress.phase)
+    Console().print(plans.plan_table([made]))
 
 
 def _require_exporter() -> None:
@@ -100,19 +130,19 @@ def _inspect(folder: Path) -> None:
     for name, value in rows.items():
         facts.add_row(name, value)
     stages = Table("stage", "inputs", "outputs", "error", title="stages, in order")
-    graphs = [stage.graph for stage in manifest.stages]
-    for graph in [*graphs, *manifest.arithmetic.values()]:
+    for graph in manifest.graphs():
         error = f"{graph.check.error:.1e}" if graph.check else ""
         stages.add_row(graph.name, "\n".join(map(str, graph.inputs)), "\n".join(map(str, graph.outputs)), error)
     console = Console()
     console.print(facts)
     console.print(stages)
+    if manifest.plans:
+        console.print(plans.plan_table(manifest.plans.values()))
 
 
 def _verify(folder: Path, check: Callable[[], None]) -> None:
     _require_exporter()
     from adacache_export.graphs import check_errors
-    from adacache_export.progress import PhaseProgress
     from adacache_export.verify import verify
 
     with PhaseProgress(check=check) as progress:

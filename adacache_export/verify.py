@@ -9,6 +9,7 @@ from torch import Tensor
 from adacache_engines.bundle import DTYPES, Graph, Manifest, Precision, open_bundle, read_manifest
 from adacache_engines.errors import BundleError
 from adacache_engines.ort import OrtBackend
+from adacache_engines.plans import check_plans
 from adacache_export.arithmetic import arithmetic
 from adacache_export.families import FAMILIES
 from adacache_export.graphs import verified
@@ -23,12 +24,14 @@ def verify(folder: Path, progress: Progress) -> list[Graph]:
     """All graphs of a bundle, each with what its check shows now.
 
     Raises:
-        BundleError: a file is missing or changed, or the family is not known to this version.
+        BundleError: a file or a plan is missing or changed, or the family is not known to this version.
         EngineError: an engine cannot be loaded or run.
     """
     size = sum(entry.nbytes for entry in read_manifest(folder).files.values())
     bundle = open_bundle(folder, progress.phase("hashing", size))
     manifest = bundle.manifest
+    for plans in manifest.plans.values():
+        check_plans(bundle, plans)
     if manifest.family not in FAMILIES:
         raise BundleError(f"{folder} is of family {manifest.family}; this version knows {', '.join(FAMILIES)}")
     backend = OrtBackend(folder)

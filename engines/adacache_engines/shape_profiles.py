@@ -36,14 +36,7 @@ def shape_profile(manifest: Manifest, name: str) -> ShapeProfile:
         InputError: the name is not of the form above, or its ranges go down.
         OutOfRangeError: the model does not go that far.
     """
-    parts = name.split(":")
-    if len(parts) not in (2, 3):
-        raise InputError(f"profile {name!r} is not SIZE:LENGTH[:PROMPTS], such as 480p:2s or 240p..720p:2s..4s:1..4")
-    sizes, lengths = _three(name, parts[0], _size), _three(name, parts[1], _frames)
-    prompts = _three(name, parts[2] if len(parts) == 3 else "1", int)
-    points = [
-        _point(manifest, *size, frames, samples) for size, frames, samples in zip(sizes, lengths, prompts, strict=True)
-    ]
+    points = [_point(manifest, *values) for values in parse_profile(name)]
     profile = {axis: (points[0][axis], points[1][axis], points[2][axis]) for axis in points[0]}
     # what a generation chooses within any size
     longest = manifest.text.max_length
@@ -55,6 +48,20 @@ def shape_profile(manifest: Manifest, name: str) -> ShapeProfile:
     for end in (0, 2):
         check_profiles(manifest, {axis: size[end] for axis, size in profile.items()})
     return profile
+
+
+def parse_profile(name: str) -> list[tuple[tuple[int, int], int, int]]:
+    """Size (height, width) in pixels, frames and prompts of a profile's smallest, usual and largest generation.
+
+    Raises:
+        InputError: the name is not of the form above.
+    """
+    parts = name.split(":")
+    if len(parts) not in (2, 3):
+        raise InputError(f"profile {name!r} is not SIZE:LENGTH[:PROMPTS], such as 480p:2s or 240p..720p:2s..4s:1..4")
+    sizes, lengths = _three(name, parts[0], _size), _three(name, parts[1], _frames)
+    prompts = _three(name, parts[2] if len(parts) == 3 else "1", int)
+    return list(zip(sizes, lengths, prompts, strict=True))
 
 
 def fixed_profile(manifest: Manifest) -> str:
@@ -112,12 +119,9 @@ def _frames(text: str) -> int:
     return int(text[:-1]) if text.endswith("f") else LENGTHS[text]
 
 
-def _point(manifest: Manifest, height: int, width: int, frames: int, samples: int) -> dict[str, int]:
+def _point(manifest: Manifest, size: tuple[int, int], frames: int, samples: int) -> dict[str, int]:
     latent = manifest.latent
-    axes = {
-        "frames": latent.latent_frames(frames),
-        "height": height // latent.spatial_factor,
-        "width": width // latent.spatial_factor,
-    }
+    height, width = (pixels // latent.spatial_factor for pixels in size)
+    axes = {"frames": latent.latent_frames(frames), "height": height, "width": width}
     batch = samples * len(manifest.guidance.order)
     return {"samples": samples, "batch": batch, **axes, **latent.token_axes(**axes)}
