@@ -105,12 +105,12 @@ def compile_bundle(
 
 def plan_table(sets: Iterable[PlanSet]) -> Table:
     """A line a set of plans."""
-    table = Table("plans", "for", "profiles", "files", "MB", "built in", title="compiled engines")
+    table = Table("plans", "compute capability", "profiles", "files", "MB", "built in", title="compiled engines")
     for plans in sets:
         files = {entry.path: entry for entry in plans.plans}
         table.add_row(
             f"{plans.library} {plans.version}",
-            "compute capability " + ", ".join(plans.targets),
+            ", ".join(plans.targets),
             ", ".join(plans.profiles),
             f"{len(files)} for {len(plans.plans)} stages and variants",
             f"{sum(entry.nbytes for entry in files.values()) / 1e6:.1f}",

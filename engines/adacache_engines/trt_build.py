@@ -12,6 +12,7 @@ from typing import Any
 from adacache_engines.bundle import Graph, Library
 from adacache_engines.errors import EngineError, InputError, require
 from adacache_engines.shape_profiles import ShapeProfile
+from adacache_engines.tensors import DType
 from adacache_engines.trt_library import EXTRAS, TensorRT
 
 # of TensorRT for RTX, which builds for GPUs that are not there
@@ -22,6 +23,13 @@ TARGETS: Mapping[str, str] = {
     "8.9": "SM89",
     "12.0": "SM120",
     "12.1": "SM121",
+}
+TYPES: Mapping[DType, str] = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+    "bool": "BOOL",
 }
 USUAL_TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")  # Ampere and newer
 
@@ -89,18 +97,21 @@ def build_plan(
         stopped: asked now and then; the build ends soon after it says True.
 
     Raises:
-        EngineError: the graph cannot be parsed or built, attention was not fused, or the build was stopped.
+        EngineError: the graph cannot be parsed or built, has other tensors than ``graph``, an attention that was not
+            fused, or the build was stopped.
         MissingDependencyError: onnx is not installed and attention must be spelled out.
     """
     api = library.api
     builder = api.Builder(library.logger)
     network = builder.create_network(_typed(api))
     _parse(library, network, path, spelled_out=not fused)
+    _check_tensors(library, network, graph)
     if fused:
         _check_attention(api, network, graph.name)
     config = builder.create_builder_config()
     for ranges in profiles:
-        config.add_optimization_profile(_profile(builder, graph, ranges))
+        if config.add_optimization_profile(_profile(builder, graph, ranges)) < 0:
+            raise EngineError(f"{library.name} refuses the profile {ranges} for {graph.name}: {library.complaints()}")
     _set(api, config, library.name, options)
     if timing_cache is not None:
         config.set_timing_cache(timing_cache, ignore_mismatch=False)
@@ -126,7 +137,8 @@ def _parse(library: TensorRT, network: Any, path: Path, spelled_out: bool) -> No
     model = _attention_spelled_out(library, path) if spelled_out else None
     done = parser.parse(model, str(path)) if model else parser.parse_from_file(str(path))
     if not done:
-        told = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        told = [f"{error.node_operator()} {error.node_name()}: {error.desc()}" for error in errors]
         raise EngineError(
             f"{library.name} {library.version} cannot read {path}: {'; '.join(told) or library.complaints()}"
         )
@@ -143,6 +155,19 @@ def _attention_spelled_out(library: TensorRT, path: Path) -> bytes | None:
         model, [("", "Attention")], inline_schema_functions=True
     ).SerializeToString()
     return whole
+
+
+def _check_tensors(library: TensorRT, network: Any, graph: Graph) -> None:
+    """
+    Raises:
+        EngineError: the library reads other inputs or outputs than the manifest has.
+    """
+    ends = ((network.num_inputs, network.get_input), (network.num_outputs, network.get_output))
+    read = {tensor.name: tensor.dtype for count, get in ends for tensor in map(get, range(count))}
+    types = library.api.DataType
+    wanted = {spec.name: getattr(types, TYPES[spec.dtype]) for spec in (*graph.inputs, *graph.outputs)}
+    if read != wanted:
+        raise EngineError(f"{graph.name}: {library.name} reads the tensors {read}, the manifest has {wanted}")
 
 
 def _check_attention(api: Any, network: Any, name: str) -> None:
