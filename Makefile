@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := adacache_export engines/adacache_engines runtime/adacache_runtime tools
-EXTRAS := cpu,export,plot,dev
+EXTRAS := cpu,export,plot,profile,trt-rtx,dev
 
 .PHONY: demo test table bench clean
 
@@ -26,6 +26,7 @@ bench: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tensorrt-stubs
 	touch $@
 
 clean:
