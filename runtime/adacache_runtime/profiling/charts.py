@@ -8,7 +8,7 @@ from adacache_runtime.report import milliseconds
 from adacache_runtime.trace import CallRecord, Trace
 
 WIDTH, LEFT, RIGHT = 960, 76, 10  # pixels; left of the panels stand their names and numbers
-GAP, CAPTION = 16, 14  # between panels, and above each for its name
+GAP, CAPTION = 16, 20  # between panels, and above each for its name
 
 Points = Sequence[tuple[int, float]]  # call, value
 
@@ -54,16 +54,16 @@ def elapsed_chart(trace: Trace) -> str:
     for record in trace.calls:
         width = record.wall_ms * scale
         told = f"call {record.call}: {milliseconds(record.wall_ms)}"
-        drawn.append(_rect(x, CAPTION + 6, max(width - 0.6, 0.4), 26, _kind(record), told))
+        drawn.append(_rect(x, CAPTION, max(width - 0.6, 0.4), 26, _kind(record), told))
         if width > 20:
-            drawn.append(_text(x + width / 2, CAPTION + 23, str(record.call), "on", "middle"))
+            drawn.append(_text(x + width / 2, CAPTION + 17, str(record.call), "on", "middle"))
         x += width
     step = _nice(total / 6)
     for index in range(int(total / step) + 1):
         at = LEFT + index * step * scale
-        drawn.append(_text(at, CAPTION + 48, milliseconds(index * step) if index else "0", "tick", "middle"))
-    drawn.append(_text(LEFT, CAPTION - 2, "all calls, one after another", "name", "start"))
-    return _svg(CAPTION + 54, "".join(drawn), "time line")
+        drawn.append(_text(at, CAPTION + 42, milliseconds(index * step) if index else "0", "tick", "middle"))
+    drawn.append(_text(LEFT, CAPTION - 8, "all calls, one after another", "name", "start"))
+    return _svg(CAPTION + 48, "".join(drawn), "time line")
 
 
 def parts_bar(parts: Mapping[str, tuple[float, float]]) -> str:
@@ -80,7 +80,7 @@ def _chart(trace: Trace, panels: Sequence[tuple[str, int, Callable[[float, float
     """Panels over one axis of calls."""
     y, drawn = 0.0, []
     for name, height, draw in panels:
-        drawn += [_text(LEFT, y + CAPTION - 4, name, "name", "start"), draw(y + CAPTION, height)]
+        drawn += [_text(LEFT, y + CAPTION - 8, name, "name", "start"), draw(y + CAPTION, height)]
         y += CAPTION + height + GAP
     count = len(trace.calls)
     apart = next((step for step in (1, 2, 5, 10, 20, 50, 100) if count / step <= 30), 200)

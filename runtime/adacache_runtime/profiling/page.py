@@ -111,8 +111,8 @@ def _engines(profile: Profile) -> str:
 def _bar(share: float, tail: float, kind: str) -> str:
     colour = "reused" if kind == "reuse" else "computed" if kind == "block" else "other"
     return (
-        f'<span class="{colour}" style="width:{100 * share:.2f}%"></span>'
-        f'<span class="tail" style="left:{100 * share:.2f}%;width:{100 * max(tail - share, 0):.2f}%"></span>'
+        f'<div><span class="{colour}" style="width:{100 * share:.2f}%"></span>'
+        f'<span class="tail" style="left:{100 * share:.2f}%;width:{100 * max(tail - share, 0):.2f}%"></span></div>'
     )
 
 
@@ -128,9 +128,9 @@ def _layers(engines: Sequence[EngineLatency]) -> str:
             for layer in engine.layers[:TOP_LAYERS]
         )
         more = len(engine.layers) - TOP_LAYERS
-        rest = f"<p>and {more} faster ones; --json has them all</p>" if more > 0 else ""
+        rest = f"<p>{more} more in the file of --json</p>" if more > 0 else ""
         blocks.append(
-            f"<details><summary>{escape(engine.name)}, {len(engine.layers)} layers, "
+            f"<details><summary>{escape(engine.name)}, {len(engine.layers)} layer{'s' * (len(engine.layers) > 1)}, "
             f"{milliseconds(total)}</summary><table><tbody>{rows}</tbody></table>{rest}</details>"
         )
     return f"<section><h2>Slowest layers</h2>{''.join(blocks)}</section>" if blocks else ""
@@ -140,7 +140,7 @@ def _memory(profile: Profile) -> str:
     most = max(profile.memory.values(), default=0) or 1
     rows = "".join(
         f"<tr><th>{label(kind)}</th><td>{megabytes(nbytes)}</td>"
-        f'<td class="bar"><span class="other" style="width:{100 * nbytes / most:.2f}%"></span></td></tr>'
+        f'<td class="bar"><div><span class="other" style="width:{100 * nbytes / most:.2f}%"></span></div></td></tr>'
         for kind, nbytes in profile.memory.items()
     )
     return f"<section><h2>Memory</h2><table><tbody>{rows}</tbody></table></section>"

@@ -125,7 +125,10 @@ def _example(spec: TensorSpec, sizes: Mapping[str, int], random: np.random.Gener
         mask[::2, (shape[-1] + 1) // 2 :] = False
         return mask
     if spec.dtype == "int64":
-        return np.ascontiguousarray(np.broadcast_to(np.arange(shape[-1], dtype=np.int64), shape))
+        indices = np.arange(shape[-1], dtype=np.int64)
+        if spec.name == "later":  # each frame with the next one, where there is one
+            indices = np.minimum(indices + 1, sizes["patch_frames"] - 1)
+        return np.ascontiguousarray(np.broadcast_to(indices, shape))
     low_high = RANGES.get(spec.name)
     values = random.uniform(*low_high, shape) if low_high else random.standard_normal(shape)
     return narrow(values.astype(np.float32).astype(NUMPY_DTYPES[spec.dtype]))

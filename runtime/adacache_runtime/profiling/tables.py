@@ -57,17 +57,18 @@ def _numbers(title: str, *columns: str) -> Table:
 
 def _engines(profile: Profile) -> Table:
     title = f"engines on {profile.backend}"
-    table = _numbers(title, "<engine", "<kind", "load", "first call", "median", "p95", "share of generation")
     stages = profile.generation.stages if profile.generation else {}
+    last = ["of generation"] if stages else []
+    table = _numbers(title, "<engine", "<kind", "load", "first call", "median", "p95", *last)
     for engine in profile.engines:
         times = (engine.load_ms, engine.first_ms, engine.median_ms, engine.p95_ms)
-        share = f"{stages[engine.name].share:.1%}" if engine.name in stages else ""
-        table.add_row(engine.name, engine.kind, *map(milliseconds, times), share)
+        share = [f"{stages[engine.name].share:.1%}" if engine.name in stages else ""] if stages else []
+        table.add_row(engine.name, engine.kind, *map(milliseconds, times), *share)
     return table
 
 
 def _layers(engines: Sequence[EngineLatency]) -> Table:
-    table = _numbers("slowest layers", "<engine", "<layer", "<op", "median", "share of the engine's layers")
+    table = _numbers("slowest layers", "<engine", "<layer", "<op", "median", "of the engine")
     for engine in engines:
         total = sum(layer.median_ms for layer in engine.layers) or 1.0
         for index, layer in enumerate(engine.layers[:TOP_LAYERS]):
