@@ -116,10 +116,10 @@ class OrtBackend:
                 f"this onnxruntime has no {self._provider}; install the one that has it: "
                 f'pip install "adacache-export[{extra}]"'
             )
-        self.name = f"onnxruntime {self._provider}"
+        self.name = f"onnxruntime {self._provider}" + ("" if rewrites else ", graphs as exported")
         self.device: Device = HostDevice() if provider == "cpu" else CudaDevice()
         self._folder = folder
-        self.rewrites = rewrites
+        self._rewrites = rewrites
         self._threads = threads
         self._shared_threads = shared_threads and _share_threads(self._runtime, threads)
         _share_arena(self._runtime)
@@ -145,7 +145,7 @@ class OrtBackend:
         half = {spec.dtype for spec in (*graph.inputs, *graph.outputs)}
         try:
             model: str | bytes = str(path)
-            if self.rewrites and self._provider == PROVIDERS["cpu"]:
+            if self._rewrites and self._provider == PROVIDERS["cpu"]:
                 model = (widened(path) if "bfloat16" in half else tiled(path)) or model
             if isinstance(model, bytes):
                 folder = str(path.parent)

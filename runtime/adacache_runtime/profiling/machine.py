@@ -30,9 +30,15 @@ def machine(on_gpu: bool) -> dict[str, str | int]:
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         described["memory_nbytes"] = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if on_gpu:
-        status, properties = require("cuda.bindings.runtime", "gpu").cudaGetDeviceProperties(0)
-        described["gpu"] = properties.name.decode() if int(status) == 0 else f"unknown ({status})"
+        described["gpu"] = gpu()
     return described
+
+
+def gpu() -> str:
+    """Name of the first GPU."""
+    api = require("cuda.bindings.runtime", "gpu")
+    status, properties = api.cudaGetDeviceProperties(0)
+    return str(properties.name.decode()) if status == api.cudaError_t.cudaSuccess else f"unknown ({status})"
 
 
 def versions() -> Mapping[str, str]:

@@ -22,7 +22,7 @@ class OrtTarget:
     """A bundle's engines on one of ONNX Runtime's providers."""
 
     def __init__(self, backend: OrtBackend) -> None:
-        self.name = backend.name if backend.rewrites else f"{backend.name}, graphs as exported"
+        self.name = backend.name
         self.on_gpu = backend.device.kind != "cpu"
         self._backend = backend
 
