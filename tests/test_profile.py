@@ -389,6 +389,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "unknown": (["--compare", "onnxruntime,openvino"], "backend openvino is unknown; known: onnxruntime,"),
     "both": (["--compare", "tensorrt,tensorrt-rtx"], "tensorrt and tensorrt-rtx cannot run in one process"),
     "page": (["--compare", "onnxruntime,onnxruntime-plain", "--html", "c.html"], "can be written with --json"),
+    "layers": (["--compare", "onnxruntime,onnxruntime-plain", "--layers"], "can be written with --json"),
 }
 
 

@@ -19,12 +19,14 @@ from adacache_engines.errors import BundleError, EngineError, OutOfRangeError
 from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_engines.trt_library import TensorRT
 from adacache_runtime.profiling import trt_target
+from adacache_runtime.profiling.backends import check_names
 from adacache_runtime.profiling.cli import main
 from adacache_runtime.profiling.engine_latency import measure_engine
 from adacache_runtime.profiling.subjects import Subject, subjects
 from adacache_runtime.profiling.trt_target import TrtTarget
 
 Capture = pytest.CaptureFixture[str]
+ORIGINAL = fake_model.functions()
 PROFILES = {
     "small": {"height": (1, 1, 1), "width": (5, 5, 5)},
     "usual": {"height": (2, 2, 8), "width": (4, 5, 8), "frames": (1, 4, 8)},
@@ -274,10 +276,10 @@ def test_no_plans(tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.usefixtures("trt")
-def test_the_other_library_is_loaded_already(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_other_library_is_loaded_already(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polygraphy.config, "USE_TENSORRT_RTX", False)
     with pytest.raises(EngineError, match="already uses the other TensorRT library"):
-        TrtTarget(bundle, "tensorrt-rtx", SIZES)
+        check_names(["tensorrt-rtx"])
 
 
 @pytest.mark.usefixtures("trt")
@@ -293,6 +295,13 @@ def test_the_whole_command(bundle: Bundle, tmp_path: Path, capsys: Capture) -> N
     assert made["memory"]["plans"] > 0
     assert made["generation"] is None
     assert made["generation_skipped"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [["--provider", "cuda"], ["--threads", "2"]])
+@pytest.mark.usefixtures("trt")
+def test_options_of_the_other_back_end_are_refused(options: list[str], bundle: Bundle, capsys: Capture) -> None:
+    assert main([str(bundle.folder), "--backend", "tensorrt-rtx", *options]) == 1
+    assert "--provider and --threads are of ONNX Runtime" in capsys.readouterr().err
 
 
 def test_a_comparison_of_plans_with_themselves_and_a_wrong_one(
@@ -315,6 +324,3 @@ def test_a_comparison_of_plans_with_themselves_and_a_wrong_one(
     monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", fake)
     assert main(command) == 1
     assert "onnxruntime differs from tensorrt-rtx by more than rounding in add" in capsys.readouterr().err
-
-
-ORIGINAL = fake_model.functions()

@@ -12,12 +12,14 @@ from rich.console import Console
 from adacache_engines.bundle import Bundle, open_bundle
 from adacache_engines.errors import EngineError, InputError
 from adacache_engines.ort import PROVIDERS
+from adacache_engines.trt_library import LIBRARIES
 from adacache_runtime.cli import size
 from adacache_runtime.command import run
 from adacache_runtime.files import check_folder, writing
 from adacache_runtime.plan import GRANULARITIES
 from adacache_runtime.policies import PRESETS, policy_from
 from adacache_runtime.profiling import comparison
+from adacache_runtime.profiling.backends import BACKENDS, check_names, open_target
 from adacache_runtime.profiling.engine_latency import EngineLatency, measure_engine
 from adacache_runtime.profiling.machine import machine, versions
 from adacache_runtime.profiling.memory import memory_nbytes
@@ -26,7 +28,7 @@ from adacache_runtime.profiling.profile import Profile, to_json
 from adacache_runtime.profiling.progress import engine_progress
 from adacache_runtime.profiling.subjects import Subject, captions, sizes_of, subjects, text_length
 from adacache_runtime.profiling.tables import comparison_table, profile_tables
-from adacache_runtime.profiling.targets import BACKENDS, Target, check_names, open_target
+from adacache_runtime.profiling.targets import Target
 from adacache_runtime.profiling.timeline import Timeline, measure_generation
 from adacache_runtime.progress import call_progress
 from adacache_runtime.request import Request, settle
@@ -97,6 +99,8 @@ def _run(options: argparse.Namespace, command: str, check: Check) -> None:
         _compare(options, command, check)
         return
     check_names([options.backend])
+    if options.backend in LIBRARIES and (options.provider != "cpu" or options.threads):
+        raise InputError(f"--provider and --threads are of ONNX Runtime; {options.backend} runs on the GPU")
     work = _work(options)
     target = open_target(work.bundle, options.backend, options.provider, options.threads, work.sizes)
     engines = _measure(options, work, target, check)
@@ -194,8 +198,8 @@ def _compare(options: argparse.Namespace, command: str, check: Check) -> None:
     choices = options.compare.split(",")
     if len(choices) != 2 or len(set(choices)) != 2:
         raise InputError(f"--compare {options.compare} is not two back ends, such as onnxruntime-plain,onnxruntime")
-    if options.html:
-        raise InputError("--html shows a profile; a comparison can be written with --json")
+    if options.html or options.layers:
+        raise InputError("--html and --layers are of a profile; a comparison can be written with --json")
     check_names(choices)
     work = _work(options)
     targets = {

@@ -14,7 +14,7 @@ from adacache_engines.plans import check_plans, choose, find
 from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_engines.trt_library import open_library
 from adacache_runtime.profiling.subjects import Subject, example, fed_dtype, narrow
-from adacache_runtime.profiling.targets import Layer, check_names
+from adacache_runtime.profiling.targets import Layer
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -50,7 +50,6 @@ class TrtTarget:
     """
 
     def __init__(self, bundle: Bundle, library: str, sizes: Mapping[str, int]) -> None:
-        check_names([library])
         self._library = open_library(library)
         target = gpu_target(library)
         _, self._plans = choose(bundle, self._library.name, self._library.version, target)
