@@ -13,7 +13,7 @@ from adacache_runtime.report import milliseconds, timing
 
 TOP_LAYERS = 12  # of each engine; all are in the JSON
 STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
-LEGEND = '<p class="legend"><span class="k computed"></span>computed <span class="k reused"></span>cached</p>'
+LEGEND = '<p class="legend"><span><i class="computed"></i>computed</span> <span><i class="reused"></i>cached</span></p>'
 
 
 def page(profile: Profile) -> str:
@@ -70,7 +70,7 @@ def _figures(timeline: Timeline) -> str:
 def _generation(timeline: Timeline) -> str:
     trace, parts = timeline.trace, timeline.parts()
     legend = " ".join(
-        f'<span class="k p{index % 5}"></span>{escape(name)} {share:.1%}'
+        f'<span><i class="p{index % 5}"></i>{escape(name)} {share:.1%}</span>'
         for index, (name, (_, share)) in enumerate(parts.items())
     )
     total = milliseconds(timing(trace).wall_ms)
