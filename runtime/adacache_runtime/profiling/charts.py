@@ -61,7 +61,8 @@ def elapsed_chart(trace: Trace) -> str:
     step = _nice(total / 6)
     for index in range(int(total / step) + 1):
         at = LEFT + index * step * scale
-        drawn.append(_text(at, CAPTION + 42, milliseconds(index * step) if index else "0", "tick", "middle"))
+        anchor = "middle" if at < WIDTH - 3 * RIGHT else "end"
+        drawn.append(_text(at, CAPTION + 42, milliseconds(index * step) if index else "0", "tick", anchor))
     drawn.append(_text(LEFT, CAPTION - 8, "all calls, one after another", "name", "start"))
     return _svg(CAPTION + 48, "".join(drawn), "time line")
 
