@@ -18,7 +18,7 @@ SOURCES = {
 }
 LAYERS = list(SOURCES)  # from the lowest up
 OFFLINE = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "sentencepiece")
-OPTIONAL = ("onnxruntime", "cuda", "tensorrt", "tensorrt_rtx", "matplotlib")
+OPTIONAL = ("onnxruntime", "cuda", "tensorrt", "tensorrt_rtx", "matplotlib", "polygraphy")
 FILES = sorted((layer, path) for layer, folder in SOURCES.items() for path in folder.rglob("*.py"))
 IDS = [path.relative_to(ROOT).as_posix() for _, path in FILES]
 

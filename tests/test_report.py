@@ -52,7 +52,15 @@ def test_ranges(numbers, short):
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(0.123, "0.12 ms"), (9.996, "10.0 ms"), (42, "42.0 ms"), (99.96, "100 ms"), (999.6, "1.00 s"), (12_345, "12.3 s")],
+    [
+        (0.0421, "42 µs"),
+        (0.123, "0.12 ms"),
+        (9.996, "10.0 ms"),
+        (42, "42.0 ms"),
+        (99.96, "100 ms"),
+        (999.6, "1.00 s"),
+        (12_345, "12.3 s"),
+    ],
 )
 def test_milliseconds(value, shown):
     assert milliseconds(value) == shown

@@ -91,13 +91,21 @@ class OrtBackend:
         threads: 0 = one a core; of the shared pool, the first back end of the process decides.
         shared_threads: all engines run on one pool, which is faster. ONNX Runtime then refuses sessions with a pool of
             their own anywhere in the process: False where it has such sessions.
+        rewrites: graphs are rewritten for the CPU: attention by tiles, bfloat16 in float32. False = each as it is.
 
     Raises:
         MissingDependencyError: onnxruntime is not installed.
         InputError: the provider is unknown, or this onnxruntime was built without it.
     """
 
-    def __init__(self, folder: Path, provider: str = "cpu", threads: int = 0, shared_threads: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        provider: str = "cpu",
+        threads: int = 0,
+        shared_threads: bool = True,
+        rewrites: bool = True,
+    ) -> None:
         self._runtime = require("onnxruntime", "gpu" if provider != "cpu" else "cpu")
         if provider not in PROVIDERS:
             raise InputError(f"provider {provider!r} is unknown; known: {', '.join(PROVIDERS)}")
@@ -108,30 +116,36 @@ class OrtBackend:
                 f"this onnxruntime has no {self._provider}; install the one that has it: "
                 f'pip install "adacache-export[{extra}]"'
             )
-        self.name = f"onnxruntime {self._provider}"
+        self.name = f"onnxruntime {self._provider}" + ("" if rewrites else ", graphs as exported")
         self.device: Device = HostDevice() if provider == "cpu" else CudaDevice()
         self._folder = folder
+        self._rewrites = rewrites
         self._threads = threads
         self._shared_threads = shared_threads and _share_threads(self._runtime, threads)
         _share_arena(self._runtime)
 
     def load(self, graph: Graph) -> OrtEngine:
-        options = self._runtime.SessionOptions()
-        options.log_severity_level = LOG_ERRORS_ONLY
-        if self._shared_threads:
-            options.use_per_session_threads = False
-        else:
-            options.intra_op_num_threads = self._threads
-            # the idle pools of all other stages would take the processors
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.add_session_config_entry("session.use_env_allocators", "1")
-        # else each session wants its activations in one piece, beside the pieces that its first run left in the arena
-        options.enable_mem_pattern = False
+        return OrtEngine(graph, self.session(graph), self.device)
+
+    def session(self, graph: Graph, trace: Path | None = None) -> Any:
+        """The ONNX Runtime session that an engine runs on.
+
+        Args:
+            graph: of the bundle.
+            trace: how the name of a file begins that the session writes with the time of every layer, when its
+                ``end_profiling()`` is called.
+
+        Raises:
+            EngineError: ONNX Runtime cannot run the graph; says why.
+        """
+        options = self._options()
+        if trace:
+            options.enable_profiling, options.profile_file_prefix = True, str(trace)
         path = self._folder / graph.path
         half = {spec.dtype for spec in (*graph.inputs, *graph.outputs)}
         try:
             model: str | bytes = str(path)
-            if self._provider == PROVIDERS["cpu"]:
+            if self._rewrites and self._provider == PROVIDERS["cpu"]:
                 model = (widened(path) if "bfloat16" in half else tiled(path)) or model
             if isinstance(model, bytes):
                 folder = str(path.parent)
@@ -144,7 +158,21 @@ class OrtBackend:
         if self._provider not in session.get_providers():
             # onnxruntime logs why, and would go on with the CPU
             raise EngineError(f"onnxruntime could not start {self._provider} for {path}; its log says why")
-        return OrtEngine(graph, session, self.device)
+        return session
+
+    def _options(self) -> Any:
+        options = self._runtime.SessionOptions()
+        options.log_severity_level = LOG_ERRORS_ONLY
+        if self._shared_threads:
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads = self._threads
+            # the idle pools of all other stages would take the processors
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        # else each session wants its activations in one piece, beside the pieces that its first run left in the arena
+        options.enable_mem_pattern = False
+        return options
 
     def _providers(self) -> list[str | tuple[str, dict[str, str]]]:
         """The provider, on the device's stream; what TensorRT leaves is CUDA's."""

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         help="instead of prompts: embeddings (n, length, width), optional mask (n, length)",
     )
     video = parser.add_argument_group("video").add_argument
-    video("--size", type=_size, metavar="HxW", help="pixels (default: the bundle's)")
+    video("--size", type=size, metavar="HxW", help="pixels (default: the bundle's)")
     video("--frames", type=int, metavar="F", help="1 = an image (default: the bundle's)")
     video("--fps", type=float, nargs="+", metavar="f", help="one, or one a prompt (default: 24, an image 120)")
     video("--seed", type=int, default=0, help="of the initial noise (default: 0)")
@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace) -> None:
     Console(stderr=True).print(summary(result.trace))
 
 
-def _size(text: str) -> tuple[int, int]:
+def size(text: str) -> tuple[int, int]:
     height, separator, width = text.lower().partition("x")
     if not (separator and height.isdecimal() and width.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r} is not HxW, such as 480x854")

@@ -86,11 +86,13 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """A time with three significant digits, in the unit that suits it."""
+    """A time with two or three significant digits, in the unit that suits it."""
     if value >= 9_999.5:
         return f"{value / 1e3:.1f} s"
     if value >= 999.5:
         return f"{value / 1e3:.2f} s"
+    if value < 0.0995:
+        return f"{value * 1e3:.0f} µs"
     return f"{value:.0f} ms" if value >= 99.95 else f"{value:.1f} ms" if value >= 9.995 else f"{value:.2f} ms"
 
 
