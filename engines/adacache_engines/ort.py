@@ -109,7 +109,7 @@ class OrtBackend:
                 f'pip install "adacache-export[{extra}]"'
             )
         self.name = f"onnxruntime {self._provider}"
-        self.device: Device = HostDevice() if provider == "cpu" else CudaDevice()
+        self.device: Device = HostDevice() if provider == "cpu" else CudaDevice(graphs=False)  # its allocations cannot be recorded
         self._folder = folder
         self._threads = threads
         self._shared_threads = shared_threads and _share_threads(self._runtime, threads)
