@@ -401,4 +401,3 @@ class FakeCuda:
             function(inputs, outputs)
 
         self.enqueue(stream, run, name)
-

@@ -1,6 +1,7 @@
 """CUDA buffers, copies and graphs on a faked CUDA runtime, which checks what a GPU would."""
 
 import gc
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 
@@ -151,7 +152,7 @@ def test_free_memory_of_the_host() -> None:
 def chain(device: CudaDevice) -> tuple[list[CudaBuffer], list[Callable[[], None]]]:
     """Three buffers, and copies from each to the next."""
     buffers = [device.empty((4,), FLOAT) for _ in range(3)]
-    return buffers, [device.copy(*pair) for pair in zip(buffers, buffers[1:], strict=False)]
+    return buffers, [device.copy(*pair) for pair in itertools.pairwise(buffers)]
 
 
 def test_a_sequence_runs_then_records_then_replays(api: FakeCuda) -> None:

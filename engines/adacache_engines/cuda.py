@@ -50,7 +50,7 @@ class CudaDevice:
         self._lock = threading.RLock()
         self._recording = False
         self._dropped: deque[Callable[[], object]] = deque()
-        checked(self.api, self.api.cudaSetDevice(index), f"opening GPU {index}")
+        self.use()
         # apart from the process's default stream, whose users must not be stopped by a recording, nor spoil it
         created = self.api.cudaStreamCreateWithFlags(self.api.cudaStreamNonBlocking)
         self.stream = int(checked(self.api, created, "creating a stream"))
@@ -64,11 +64,15 @@ class CudaDevice:
         ]
         return ".".join(map(str, parts))
 
+    def use(self) -> None:
+        """Makes it this thread's GPU, for libraries that take the current one."""
+        checked(self.api, self.api.cudaSetDevice(self.index), f"opening GPU {self.index}")
+
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Inside, no other thread enqueues; turns may be taken within a turn."""
         with self._lock:
-            checked(self.api, self.api.cudaSetDevice(self.index), f"opening GPU {self.index}")  # for this thread
+            self.use()
             self._sweep()
             yield
 

@@ -122,7 +122,7 @@ class Plan:
         key = tuple(compute)
         if key not in self._calls:
             self._calls[key] = {
-                part: self._device.sequence([step.call for step in steps], f"{part} ({steps[0].name} to {steps[-1].name})")
+                part: self._device.sequence([step.call for step in steps], f"{steps[0].name} to {steps[-1].name}")
                 for part, steps in self.steps(key).items()
             }
         return self._calls[key]
