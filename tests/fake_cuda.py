@@ -77,6 +77,7 @@ class FakeCuda:
         queue: what is enqueued and has not run.
         waits: calls that waited for the GPU because they were asked to.
         stalls: calls that a GPU may let wait for it, on the way.
+        peak_nbytes: most device memory at once.
         stepping: a wait or stall now is a fault.
         launches, captures: of graphs.
         kernels: names of what ran, in order.
@@ -91,6 +92,7 @@ class FakeCuda:
     kernels: list[str] = field(default_factory=list)
     waits: int = 0
     stalls: int = 0
+    peak_nbytes: int = 0
     stepping: bool = False
     launches: int = 0
     captures: int = 0
@@ -222,6 +224,7 @@ class FakeCuda:
 
     def _allocated(self, block: Block) -> int:
         self.blocks[block.address] = block
+        self.peak_nbytes = max(self.peak_nbytes, self.device_nbytes())
         self._all.insert(0, block)
         return block.address
 

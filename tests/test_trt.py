@@ -397,8 +397,11 @@ def test_a_capture_that_fails_names_the_way_out(machine: Callable[..., Machine])
     made.pipeline.generate(request())
 
 
-def test_too_little_memory_for_the_arena(machine: Callable[..., Machine]) -> None:
+def test_memory_that_another_process_takes_meanwhile(
+    machine: Callable[..., Machine], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = machine()
+    monkeypatch.setattr(made.cuda, "cudaMemGetInfo", lambda: (0, 1 << 30, 1 << 30))
     made.cuda.capacity = made.cuda.device_nbytes() + 6000
     with pytest.raises(EngineError, match=r"allocating .* bytes of device memory"):
         made.pipeline.generate(request())

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from adacache_engines.buffers import Buffer, Call, Device
-from adacache_engines.bundle import Graph
+from adacache_engines.bundle import Graph, PlanSet
 from adacache_engines.errors import EngineError
 from adacache_engines.tensors import mismatches
 
@@ -52,6 +52,11 @@ class Backend(Protocol):
 
     @property
     def device(self) -> Device: ...
+
+    @property
+    def plans(self) -> PlanSet | None:
+        """The compiled plans that it runs; None = the graphs themselves."""
+        ...
 
     def load(self, graph: Graph) -> Engine:
         """

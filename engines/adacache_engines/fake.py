@@ -42,6 +42,7 @@ class FakeBackend:
     name: str = "fake"
     device: HostDevice = field(default_factory=HostDevice)
     log: list[str] = field(default_factory=list)
+    plans: None = None
 
     def load(self, graph: Graph) -> FakeEngine:
         if graph.name not in self.functions:

@@ -100,6 +100,8 @@ class OrtBackend:
         InputError: the provider is unknown, or this onnxruntime was built without it.
     """
 
+    plans = None
+
     def __init__(self, folder: Path, provider: str = "cpu", threads: int = 0, shared_threads: bool = True) -> None:
         self._runtime = require("onnxruntime", "gpu" if provider != "cpu" else "cpu")
         if provider not in PROVIDERS:

@@ -288,7 +288,7 @@ class TrtBackend:
 
     @property
     def plans(self) -> PlanSet:
-        """The bundle's set of plans that is in use."""
+        """The bundle's set that is in use."""
         return self._set
 
     def load(self, graph: Graph) -> TrtEngine:
