@@ -62,6 +62,16 @@ class Event:
 
 
 @dataclass(eq=False)
+class Reach:
+    """The work that an event is."""
+
+    event: Event
+
+    def __call__(self) -> None:
+        self.event.done = True
+
+
+@dataclass(eq=False)
 class Graph:
     operations: list[Operation]
     destroyed: bool = False
@@ -203,6 +213,11 @@ class FakeCuda:
         assert flags == self.cudaStreamNonBlocking
         return Status.cudaSuccess, STREAM
 
+    def cudaStreamDestroy(self, stream: int) -> tuple[Status]:
+        assert stream == STREAM
+        assert self.queue == []
+        return (Status.cudaSuccess,)
+
     def cudaMalloc(self, nbytes: int) -> tuple[Status, int]:
         with self._lock:
             if self._prohibited():
@@ -291,11 +306,7 @@ class FakeCuda:
     def cudaEventRecord(self, event: Event, stream: int) -> tuple[Status]:
         with self._lock:
             event.recorded, event.done, event.captured = True, False, self._capture is not None
-
-            def reach() -> None:
-                event.done = True
-
-            self.enqueue(stream, reach, "an event")
+            self.enqueue(stream, Reach(event), "an event")
             return (Status.cudaSuccess,)
 
     def cudaEventSynchronize(self, event: Event) -> tuple[Status]:
@@ -317,6 +328,8 @@ class FakeCuda:
             if self._prohibited():
                 return (Status.cudaErrorStreamCaptureUnsupported,)
             assert event.recorded
+            while self.queue and isinstance(self.queue[0], Reach):  # no work before it
+                self.queue.pop(0)()
             return (Status.cudaSuccess if event.done else Status.cudaErrorNotReady,)
 
     def cudaEventElapsedTime(self, start: Event, stop: Event) -> tuple[Status, float]:

@@ -117,6 +117,44 @@ def test_memory_is_freed_behind_the_work_on_it(api: FakeCuda) -> None:
     np.testing.assert_array_equal(target.read(), ones(3))
 
 
+def test_nothing_waits_for_what_is_dropped(api: FakeCuda) -> None:
+    """Work of others may be enqueued; memory is freed in a later turn."""
+    device = CudaDevice(api=api)
+    source, target = device.empty((4,), FLOAT), device.empty((4,), FLOAT)
+    call = device.copy(source, target)
+    call()
+    api.stepping = True
+    del source, call
+    call = device.copy(target, target)
+    call()
+    api.stepping = False
+    assert len(api.blocks) == 2
+    device.synchronize()
+    assert len(api.blocks) == 1
+
+
+def test_memory_that_was_dropped_counts_as_free(api: FakeCuda) -> None:
+    api.capacity = 64
+    device = CudaDevice(api=api)
+    for _ in range(3):
+        buffers = [device.empty((8,), FLOAT) for _ in range(2)]
+        device.copy(*buffers)()
+        del buffers
+    assert device.free_nbytes() == 64
+    with pytest.raises(EngineError, match="allocating 68 bytes of device memory"):
+        device.empty((17,), FLOAT)
+
+
+def test_a_device_that_is_dropped_leaves_nothing(api: FakeCuda) -> None:
+    device = CudaDevice(api=api)
+    buffer = device.empty((4,), FLOAT)
+    buffer.write(ones(1))
+    del device
+    assert len(api.blocks) == 2
+    del buffer
+    assert api.blocks == {}
+
+
 def test_a_thread_uses_the_device_of_the_buffers(api: FakeCuda) -> None:
     """CUDA's current device is each thread's own."""
     device = CudaDevice(api=api)

@@ -23,7 +23,7 @@ import numpy as np
 from adacache_engines.buffers import Array, Buffer, Call, in_turn
 from adacache_engines.cuda_calls import checked
 from adacache_engines.cuda_graphs import Recorded
-from adacache_engines.errors import require
+from adacache_engines.errors import EngineError, require
 
 
 class CudaDevice:
@@ -49,11 +49,13 @@ class CudaDevice:
         self.api = require("cuda.bindings.runtime", "gpu") if api is None else api
         self._lock = threading.RLock()
         self._recording = False
-        self._dropped: deque[Callable[[], object]] = deque()
+        self._dropped: _Dropped = deque()
+        self._leaving: _Leaving = deque()
         self.use()
         # apart from the process's default stream, whose users must not be stopped by a recording, nor spoil it
         created = self.api.cudaStreamCreateWithFlags(self.api.cudaStreamNonBlocking)
         self.stream = int(checked(self.api, created, "creating a stream"))
+        weakref.finalize(self, _close, self.api, self.stream, self._dropped, self._leaving)
 
     def compute_capability(self) -> str:
         """Such as ``8.9``."""
@@ -86,6 +88,12 @@ class CudaDevice:
     def allocate(self, nbytes: int, pinned: bool = False) -> "Memory":
         """Device memory as it is, or host memory that the GPU reads and writes."""
         with self.turn():
+            try:
+                return Memory(self, nbytes, pinned)
+            except EngineError:
+                if self._recording or not self._leaving:
+                    raise
+            self.synchronize()  # what others dropped may be enough
             return Memory(self, nbytes, pinned)
 
     def copy(self, source: Buffer, target: Buffer) -> Call:
@@ -105,6 +113,8 @@ class CudaDevice:
         return Recorded(self, calls, name) if self.graphs else in_turn(calls)
 
     def free_nbytes(self) -> int:
+        if self._leaving or self._dropped:
+            self.synchronize()
         with self.turn():
             status, free, _total = self.api.cudaMemGetInfo()
             return int(checked(self.api, (status, free), "asking for free memory"))
@@ -125,15 +135,20 @@ class CudaDevice:
 
     def reached(self, event: "Event") -> bool:
         """Whether the work before an event is done, without waiting for it."""
-        result = self.api.cudaEventQuery(event.handle)
+        return self._reached(event.handle)
+
+    def _reached(self, handle: Any) -> bool:
+        result = self.api.cudaEventQuery(handle)
         if result[0] == self.api.cudaError_t.cudaErrorNotReady:
             return False
         checked(self.api, result, "asking for an event")
         return True
 
     def synchronize(self) -> None:
-        """Waits for all work enqueued so far."""
+        """Waits for all work enqueued so far, and frees what was dropped."""
         self.wait(self.mark())
+        with self.turn():
+            pass
 
     def enqueue_copy(self, target: int, source: int, nbytes: int, direction: str) -> None:
         """Copies between addresses; ``direction`` is ``HostToDevice``, ``DeviceToHost`` or ``DeviceToDevice``."""
@@ -153,30 +168,54 @@ class CudaDevice:
             finally:
                 self._recording = False
 
-    def drop(self, release: Callable[[], object]) -> None:
+    def drop(self, release: Callable[[], object], when_idle: bool = False) -> None:
         """Frees something as soon as nothing is recorded; for finalisers, so on any thread and at any point.
 
-        Never waits for another thread's turn, which could wait for what this thread holds.
+        Waits for nothing: neither for another thread's turn, which could wait for what this thread holds, nor, with
+        ``when_idle``, for the work that is enqueued by then, behind which it is freed in a later turn.
         """
-        self._dropped.append(release)
+        self._dropped.append((release, when_idle))
         if self._lock.acquire(blocking=False):
             try:
                 self._sweep()
             finally:
                 self._lock.release()
 
-    def drop_when_idle(self, release: Callable[[], object]) -> None:
-        """Like :meth:`drop`, after the work that is enqueued by then."""
-
-        def wait_and_release() -> None:
-            self.api.cudaStreamSynchronize(self.stream)
-            release()
-
-        self.drop(wait_and_release)
-
     def _sweep(self) -> None:
-        while self._dropped and not self._recording:
-            self._dropped.popleft()()
+        if self._recording:
+            return
+        behind = []
+        while self._dropped:
+            release, when_idle = self._dropped.popleft()
+            if when_idle:
+                behind.append(release)
+            else:
+                release()
+        if behind:
+            event = checked(self.api, self.api.cudaEventCreate(), "creating an event")
+            checked(self.api, self.api.cudaEventRecord(event, self.stream), "recording an event")
+            self._leaving.append((event, behind))
+        while self._leaving and self._reached(self._leaving[0][0]):
+            event, behind = self._leaving.popleft()
+            self.api.cudaEventDestroy(event)
+            for release in behind:
+                release()
+
+
+_Dropped = deque[tuple[Callable[[], object], bool]]
+_Leaving = deque[tuple[Any, list[Callable[[], object]]]]  # an event, and what is freed behind it
+
+
+def _close(api: Any, stream: int, dropped: _Dropped, leaving: _Leaving) -> None:
+    """Frees what is left when the last user of a device is gone."""
+    api.cudaStreamSynchronize(stream)
+    for event, behind in leaving:
+        api.cudaEventDestroy(event)
+        for release in behind:
+            release()
+    for release, _ in dropped:
+        release()
+    api.cudaStreamDestroy(stream)
 
 
 class CudaBuffer:
@@ -228,7 +267,7 @@ class Memory:
         self.address = int(checked(api, allocate(max(nbytes, 1)), f"allocating {nbytes} bytes of {where}"))
         self._device = device
         self._staging: dict[tuple[int, int], list[Staging]] = {}
-        weakref.finalize(self, device.drop_when_idle, functools.partial(release, self.address))
+        weakref.finalize(self, device.drop, functools.partial(release, self.address), when_idle=True)
 
     def staging(self, address: int, nbytes: int) -> "Staging":
         """A way from the host to a part of this memory, whose last values have left: a second one where they have not,

@@ -135,7 +135,8 @@ class TrtEngine:
         key = self._key(shapes)
         if key not in self._plan.needs:
             with _translated(self._library, f"measuring {self.graph.name}"):
-                self._context(shapes)
+                context, _ = self._context(shapes)
+            self._device.drop([context].clear, when_idle=True)  # its profile may be on the way
         return self._plan.needs[key]
 
     def _context(self, shapes: Mapping[str, Shape]) -> tuple["trt.IExecutionContext", int]:
@@ -233,7 +234,7 @@ class _Bound:
         self._name, self._claim, self._library, self._device = name, claim, library, device
         self._context, self._tensors = context, dict(tensors)
         self._ready = claim.nbytes == 0
-        weakref.finalize(self, device.drop_when_idle, [context].clear)
+        weakref.finalize(self, device.drop, [context].clear, when_idle=True)
 
     def __call__(self) -> None:
         with self._device.turn(), _translated(self._library, f"running {self._name}"):

@@ -88,7 +88,6 @@ def plan_memory(
     )
     manifest = bundle.manifest
     assembly = assemble(manifest, asked, device, request, settled, sites, sizes)
-    assembly.plan.text()
     known = [need for need in needs if need is not None]
     plan = assembly.plan
     probes = [buffer for probe in assembly.probes for buffer in probe.kept]

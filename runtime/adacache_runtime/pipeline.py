@@ -190,7 +190,7 @@ class Pipeline:
         for name, value in conditions.items():
             if name in plan.tensors:
                 plan.tensors[name].write(value.astype(plan.tensors[name].dtype))
-        plan.text().call()
+        plan.text.call()
         return Generation(
             device, plan, assembly.latents, assembly.probes, branches, settled.samples, request.scope, condition
         )

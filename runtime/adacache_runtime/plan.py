@@ -73,6 +73,7 @@ class Plan:
     Attributes:
         tensors: what goes into the model and comes out, by name; hidden states and probes are not among them.
         groups: of stages, in the order of a decision's entries.
+        text: runs once a generation, when the captions are written.
         hidden: the pool of hidden states.
         residuals: a group each; none without reuse.
         unwatched: what probes show that nobody looks at.
@@ -104,14 +105,11 @@ class Plan:
                 if spec.name not in watched and spec.name not in self.tensors:
                     self.tensors[spec.name] = self._empty(spec)
         order = [stage for stage in manifest.stages if not stage.block]
-        self._text, self._embed, self._final = order
+        text, self._embed, self._final = order
         # bound before anything runs, so that all needs are known when the first engine asks for memory
         for compute in (True, False) if reuses else (True,):
             self.steps([compute] * len(self.groups))
-
-    def text(self) -> Step:
-        """Runs once a generation, when the captions are written."""
-        return self._stage(self._text, self.hidden[0], self.hidden[0])
+        self.text = self._stage(text, self.hidden[0], self.hidden[0])
 
     def steps(self, compute: Sequence[bool]) -> Mapping[str, Sequence[Step]]:
         """The calls of one evaluation of the model, by part (``embed``, ``blocks``, ``final``), in order.

@@ -58,7 +58,7 @@ def measure_eager(
     plan = Plan(manifest, backend.loaded(manifest), backend.device, sizes, "stack", False, {})
     for name, value in inputs.items():
         plan.tensors[name].write(value)
-    plan.text().call()
+    plan.text.call()
     parts = plan.steps((True,))
 
     model = stages(config)
