@@ -21,7 +21,7 @@ from adacache_engines.bundle import MANIFEST, Bundle, Graph, Library, PlanEntry,
 from adacache_engines.fake import Function
 from adacache_engines.plans import ENGINES
 from adacache_engines.tensors import NUMPY_DTYPES
-from adacache_engines.trt import DATA_TYPES
+from adacache_engines.trt_engine import DATA_TYPES
 from adacache_engines.trt_library import TensorRT, _logger
 
 MAGIC = "a plan"

@@ -10,7 +10,8 @@ import pytest
 from fake_cuda import FakeCuda, Fault
 
 from adacache_engines.buffers import HostDevice
-from adacache_engines.cuda import CudaBuffer, CudaDevice
+from adacache_engines.cuda import CudaDevice
+from adacache_engines.cuda_memory import CudaBuffer
 from adacache_engines.errors import EngineError
 
 FLOAT = np.dtype(np.float32)

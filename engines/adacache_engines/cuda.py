@@ -8,8 +8,6 @@ Generations on several threads share the device. Whoever enqueues takes a turn; 
 other can slip its work into the recording. What threads or the garbage collector drop meanwhile is freed afterwards.
 """
 
-import ctypes
-import functools
 import math
 import threading
 import weakref
@@ -20,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from adacache_engines.buffers import Array, Buffer, Call, in_turn
+from adacache_engines.buffers import Buffer, Call, in_turn
 from adacache_engines.cuda_calls import checked
 from adacache_engines.cuda_graphs import Recorded
+from adacache_engines.cuda_memory import CudaBuffer, CudaReadback, Event, Memory
 from adacache_engines.errors import EngineError, require
 
 
@@ -78,14 +77,14 @@ class CudaDevice:
             self._sweep()
             yield
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> "CudaBuffer":
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> CudaBuffer:
         nbytes = math.prod(shape) * dtype.itemsize
         memory = self.allocate(nbytes)
         with self.turn():
             checked(self.api, self.api.cudaMemsetAsync(memory.address, 0, nbytes, self.stream), "clearing memory")
         return CudaBuffer(self, memory, memory.address, shape, dtype)
 
-    def allocate(self, nbytes: int, pinned: bool = False) -> "Memory":
+    def allocate(self, nbytes: int, pinned: bool = False) -> Memory:
         """Device memory as it is, or host memory that the GPU reads and writes."""
         with self.turn():
             try:
@@ -105,7 +104,7 @@ class CudaDevice:
 
         return call
 
-    def readback(self, source: Buffer) -> "CudaReadback":
+    def readback(self, source: Buffer) -> CudaReadback:
         assert isinstance(source, CudaBuffer)
         return CudaReadback(source)
 
@@ -119,7 +118,7 @@ class CudaDevice:
             status, free, _total = self.api.cudaMemGetInfo()
             return int(checked(self.api, (status, free), "asking for free memory"))
 
-    def mark(self) -> "Event":
+    def mark(self) -> Event:
         with self.turn():
             return Event(self)
 
@@ -129,11 +128,11 @@ class CudaDevice:
         self.wait(stop)
         return float(checked(self.api, self.api.cudaEventElapsedTime(start.handle, stop.handle), "timing"))
 
-    def wait(self, event: "Event") -> None:
+    def wait(self, event: Event) -> None:
         """Until the work before an event is done; others may enqueue meanwhile."""
         checked(self.api, self.api.cudaEventSynchronize(event.handle), "waiting for the GPU")
 
-    def reached(self, event: "Event") -> bool:
+    def reached(self, event: Event) -> bool:
         """Whether the work before an event is done, without waiting for it."""
         return self._reached(event.handle)
 
@@ -216,123 +215,3 @@ def _close(api: Any, stream: int, dropped: _Dropped, leaving: _Leaving) -> None:
     for release, _ in dropped:
         release()
     api.cudaStreamDestroy(stream)
-
-
-class CudaBuffer:
-    """A tensor in device memory; ``owner`` is freed when the last buffer that shares it is gone."""
-
-    def __init__(
-        self, device: CudaDevice, owner: "Memory", address: int, shape: tuple[int, ...], dtype: np.dtype
-    ) -> None:
-        self.device, self.owner = device, owner
-        self.address, self.shape, self.dtype = address, shape, dtype
-        self.nbytes = math.prod(shape) * dtype.itemsize
-
-    def part(self, start: int, stop: int) -> "CudaBuffer":
-        start, stop, _ = slice(start, stop).indices(self.shape[0])
-        return self._view(start, (max(stop - start, 0), *self.shape[1:]))
-
-    def row(self, index: int) -> "CudaBuffer":
-        if not 0 <= index < self.shape[0]:
-            raise IndexError(index)
-        return self._view(index, self.shape[1:])
-
-    def _view(self, start: int, shape: tuple[int, ...]) -> "CudaBuffer":
-        step = math.prod(self.shape[1:]) * self.dtype.itemsize
-        return CudaBuffer(self.device, self.owner, self.address + start * step, shape, self.dtype)
-
-    def write(self, array: Array) -> None:
-        if array.shape != self.shape or array.dtype != self.dtype:
-            raise ValueError(f"a buffer {self.dtype} {self.shape} cannot hold {array.dtype} {array.shape}")
-        self.owner.staging(self.address, self.nbytes).send(np.ascontiguousarray(array))
-
-    def read(self) -> Array:
-        readback = CudaReadback(self)
-        readback.start()
-        return readback.result()
-
-
-class Memory:
-    """An allocation that is freed with this object, when the work on it is done.
-
-    Attributes:
-        address: in the device's address space, or the host's for pinned memory.
-    """
-
-    def __init__(self, device: CudaDevice, nbytes: int, pinned: bool = False) -> None:
-        api = device.api
-        allocate, release = (api.cudaMallocHost, api.cudaFreeHost) if pinned else (api.cudaMalloc, api.cudaFree)
-        where = "pinned host memory" if pinned else "device memory"
-        self.nbytes = nbytes
-        self.address = int(checked(api, allocate(max(nbytes, 1)), f"allocating {nbytes} bytes of {where}"))
-        self._device = device
-        self._staging: dict[tuple[int, int], list[Staging]] = {}
-        weakref.finalize(self, device.drop, functools.partial(release, self.address), when_idle=True)
-
-    def staging(self, address: int, nbytes: int) -> "Staging":
-        """A way from the host to a part of this memory, whose last values have left: a second one where they have not,
-        so that nobody waits or writes over them.
-        """
-        ways = self._staging.setdefault((address, nbytes), [])
-        for way in ways:
-            if way.idle():
-                return way
-        ways.append(Staging(self._device, address, nbytes))
-        return ways[-1]
-
-
-class Event:
-    """A point on the stream that is forgotten with this object."""
-
-    def __init__(self, device: CudaDevice) -> None:
-        api = device.api
-        self.handle = checked(api, api.cudaEventCreate(), "creating an event")
-        weakref.finalize(self, device.drop, functools.partial(api.cudaEventDestroy, self.handle))
-        checked(api, api.cudaEventRecord(self.handle, device.stream), "recording an event")
-
-
-class Staging:
-    """Pinned host memory for a range of device memory, and copies between the two behind the enqueued work."""
-
-    def __init__(self, device: CudaDevice, address: int, nbytes: int) -> None:
-        self._device, self._address, self._nbytes = device, address, nbytes
-        self._pinned = device.allocate(nbytes, pinned=True)
-        self._copied: Event | None = None
-
-    def idle(self) -> bool:
-        """Whether the last copy was made."""
-        return self._copied is None or self._device.reached(self._copied)
-
-    def send(self, array: Array) -> None:
-        """Enqueues the copy of a contiguous array, which may change afterwards; only while :meth:`idle`."""
-        ctypes.memmove(self._pinned.address, array.ctypes.data, self._nbytes)
-        self._copy(self._address, self._pinned.address, "HostToDevice")
-
-    def fetch(self) -> None:
-        """Enqueues the copy to the host."""
-        self._copy(self._pinned.address, self._address, "DeviceToHost")
-
-    def fetched(self) -> bytes:
-        """Waits for the last ``fetch`` only."""
-        assert self._copied is not None, "start() comes before result()"
-        self._device.wait(self._copied)
-        return ctypes.string_at(self._pinned.address, self._nbytes)
-
-    def _copy(self, target: int, source: int, direction: str) -> None:
-        with self._device.turn():
-            self._device.enqueue_copy(target, source, self._nbytes, direction)
-            self._copied = self._device.mark()
-
-
-class CudaReadback:
-    """Copies a buffer to pinned host memory behind the enqueued work; ``result`` waits for that copy only."""
-
-    def __init__(self, source: CudaBuffer) -> None:
-        self._source = source
-        self._staging = Staging(source.device, source.address, source.nbytes)
-
-    def start(self) -> None:
-        self._staging.fetch()
-
-    def result(self) -> Array:
-        return np.frombuffer(self._staging.fetched(), self._source.dtype).reshape(self._source.shape)

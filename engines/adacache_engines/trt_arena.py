@@ -2,7 +2,8 @@
 
 import weakref
 
-from adacache_engines.cuda import CudaDevice, Memory
+from adacache_engines.cuda import CudaDevice
+from adacache_engines.cuda_memory import Memory
 
 
 class Arena:
