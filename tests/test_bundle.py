@@ -50,7 +50,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object, **_options: object) -> None:
         raise AssertionError("a back end was asked for")
 
-    monkeypatch.setattr(pipeline_module, "OrtBackend", fail)
+    monkeypatch.setattr(pipeline_module, "open_backend", fail)
 
 
 def refusal(folder: Path) -> str:

@@ -102,6 +102,17 @@ def test_refused_before_anything_runs(
     assert not out.exists()
 
 
+def test_memory_is_told_and_nothing_is_written(
+    bundle_folder: Path, inputs: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    assert run([str(bundle_folder), *inputs, "--plan-memory", "--save-latents", str(tmp_path / "o.npz")]) == 0
+    out = capsys.readouterr().out
+    assert "grows as needed" in out
+    assert not (tmp_path / "o.npz").exists()
+    assert run([str(bundle_folder), *inputs, "--plan-memory"]) == 0
+    assert "cached residuals" in capsys.readouterr().out
+
+
 def test_size_outside_the_profiles(bundle_folder: Path, inputs: list[str], tmp_path: Path, capsys: Capture) -> None:
     command = [str(bundle_folder), *inputs[:2], "--size", "4000x4000", "--save-latents", str(tmp_path / "o.npz")]
     assert run(command) == 1

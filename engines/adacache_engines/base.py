@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from adacache_engines.buffers import Buffer, Call, Device
-from adacache_engines.bundle import Graph
+from adacache_engines.bundle import Graph, PlanSet
 from adacache_engines.errors import EngineError
 from adacache_engines.tensors import mismatches
 
@@ -31,6 +31,16 @@ class Engine(Protocol):
         """
         ...
 
+    def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        """Activation memory that it takes for inputs of these shapes; None = grows as needed.
+
+        Engines of a back end that knows share it: together they take as much as the one that takes most.
+
+        Raises:
+            EngineError: it cannot run at these shapes.
+        """
+        ...
+
 
 class Backend(Protocol):
     """Loads a bundle's graphs for one device; ``close`` frees what it holds."""
@@ -42,6 +52,11 @@ class Backend(Protocol):
 
     @property
     def device(self) -> Device: ...
+
+    @property
+    def plans(self) -> PlanSet | None:
+        """The compiled plans that it runs; None = the graphs themselves."""
+        ...
 
     def load(self, graph: Graph) -> Engine:
         """

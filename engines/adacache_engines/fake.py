@@ -30,6 +30,9 @@ class FakeEngine:
 
         return call
 
+    def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        return None
+
 
 @dataclass
 class FakeBackend:
@@ -39,6 +42,7 @@ class FakeBackend:
     name: str = "fake"
     device: HostDevice = field(default_factory=HostDevice)
     log: list[str] = field(default_factory=list)
+    plans: None = None
 
     def load(self, graph: Graph) -> FakeEngine:
         if graph.name not in self.functions:

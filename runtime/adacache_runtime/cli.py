@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
+from adacache_engines.backends import BACKENDS, ONNXRUNTIME, open_backend
 from adacache_engines.bundle import LatentSpace, open_bundle
 from adacache_engines.errors import InputError
-from adacache_engines.ort import PROVIDERS, OrtBackend
+from adacache_engines.ort import PROVIDERS
 from adacache_runtime.command import run
 from adacache_runtime.files import check_folder, writing
+from adacache_runtime.memory import table
 from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.plan import GRANULARITIES
 from adacache_runtime.policies import PRESETS, policy_from
@@ -73,8 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     output("--trace", metavar="FILE.json", type=Path, help="what happened at each call")
     output("--plot", metavar="FILE.png", type=Path, help="distance, motion, rate and time a step")
     engine = parser.add_argument_group("engine").add_argument
+    engine("--backend", choices=BACKENDS, default=ONNXRUNTIME, help="(default: onnxruntime)")
     engine("--provider", choices=tuple(PROVIDERS), default="cpu", help="of ONNX Runtime (default: cpu)")
-    engine("--threads", type=int, default=0, help="(default: one a core)")
+    engine("--threads", type=int, default=0, help="of ONNX Runtime (default: one a core)")
+    engine("--no-cuda-graphs", action="store_true", help="TensorRT: launch each engine by itself")
+    engine("--plan-memory", action="store_true", help="print what the run would take, by kind, and stop")
     return parser
 
 
@@ -98,12 +104,20 @@ def _run(options: argparse.Namespace) -> None:
     bundle = open_bundle(options.bundle)
     settled = settle(bundle, request)
     outputs = _outputs(options, settled.samples)
-    _check_outputs(options, outputs, bundle.manifest.latent, settled.latents.shape[2:], settled.fps.tolist())
-    pipeline = Pipeline(bundle, OrtBackend(bundle.folder, options.provider, threads=options.threads))
-    memory = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in pipeline.residual_nbytes(request).items())
-    print(f"memory of cached residuals by granularity: {memory}; chosen: {request.granularity}", file=sys.stderr)
-    with call_progress(settled.steps) as progress:
-        result = pipeline.generate(request, progress)
+    if not options.plan_memory:
+        _check_outputs(options, outputs, bundle.manifest.latent, settled.latents.shape[2:], settled.fps.tolist())
+    opened = open_backend(
+        bundle, options.backend, options.provider, options.threads, cuda_graphs=not options.no_cuda_graphs
+    )
+    with closing(opened) as backend:
+        pipeline = Pipeline(bundle, backend)
+        if options.plan_memory:
+            Console().print(table(pipeline.memory(request), backend.device.free_nbytes(), backend.name))
+            return
+        memory = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in pipeline.residual_nbytes(request).items())
+        print(f"memory of cached residuals by granularity: {memory}; chosen: {request.granularity}", file=sys.stderr)
+        with call_progress(settled.steps) as progress:
+            result = pipeline.generate(request, progress)
     for path, latents, fps in zip(outputs, result.latents, settled.fps.tolist(), strict=False):
         write_video(path, to_pixels(latents), fps, options.zoom)
         print(path)

@@ -13,18 +13,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from adacache_engines.backends import ONNXRUNTIME, open_backend
 from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle, open_bundle
 from adacache_engines.errors import InputError
-from adacache_engines.ort import OrtBackend
 from adacache_engines.shape_profiles import check_profiles
 from adacache_runtime import text
+from adacache_runtime.assembly import assemble
+from adacache_runtime.fit import check_fit
 from adacache_runtime.latents import Latents
 from adacache_runtime.loop import Generation, denoise
-from adacache_runtime.plan import GRANULARITIES, Engines, Granularity, Plan, residual_nbytes
-from adacache_runtime.probe import Probe
+from adacache_runtime.memory import MemoryPlan, plan_memory
+from adacache_runtime.plan import GRANULARITIES, Engines, Granularity, residual_nbytes
 from adacache_runtime.request import Request, Settled, settle
 from adacache_runtime.samplers import Floats, Update, condition_dtype, rflow, rflow_timesteps, transform_ratio
+from adacache_runtime.tokenizer import Tokens
 from adacache_runtime.trace import CallRecord, Trace
 
 
@@ -66,24 +69,31 @@ class Pipeline:
 
     @classmethod
     def open(
-        cls, folder: Path | str, provider: str = "cpu", threads: int = 0, shared_threads: bool = True
+        cls,
+        folder: Path | str,
+        backend: str = ONNXRUNTIME,
+        provider: str = "cpu",
+        threads: int = 0,
+        shared_threads: bool = True,
+        cuda_graphs: bool = True,
     ) -> "Pipeline":
-        """Opens a bundle on ONNX Runtime; see :class:`adacache_engines.ort.OrtBackend`.
+        """Opens a bundle; see :func:`adacache_engines.backends.open_backend` for the other arguments.
 
         Raises:
             BundleError: it is not an unchanged bundle.
-            InputError, MissingDependencyError: the provider cannot be had here.
-            EngineError: an engine cannot be loaded.
+            InputError, MissingDependencyError: the back end or its provider cannot be had here.
+            EngineError: there is no GPU, no plan for it, or an engine cannot be loaded.
         """
         bundle = open_bundle(folder)
-        return cls(bundle, OrtBackend(bundle.folder, provider, threads, shared_threads))
+        return cls(bundle, open_backend(bundle, backend, provider, threads, shared_threads, cuda_graphs))
 
     def generate(self, request: Request, on_call: Callable[[CallRecord], None] = lambda _: None) -> Result:
         """Runs one generation; ``on_call`` gets each call's record as it becomes known.
 
         Raises:
             OutOfRangeError: a number or size is outside what the model or the bundle allows.
-            InputError: the request does not fit the bundle, or the policy needs a probe that it does not have.
+            InputError: the request does not fit the bundle, the policy needs a probe that it does not have, or the
+                memory that is free is too small; nothing has run then.
             NonFiniteError: NaN or infinity in the latents; names the call and the stage.
         """
         results: list[Result] = []
@@ -102,7 +112,10 @@ class Pipeline:
         """
         settled = settle(self.bundle, request)
         updates = self._updates(request, settled)
-        generation = self._prepare(request, settled)
+        tokens = text.tokenize(self.bundle, request.prompts) if request.captions is None else None
+        plan = self._memory(request, settled, tokens)
+        check_fit(request, settled, plan, self.backend.device.free_nbytes(), self.memory)
+        generation = self._prepare(request, settled, tokens)
         before: list[NDArray[np.float32]] = []
 
         def keep(_call: int, latents: Latents) -> None:
@@ -115,6 +128,18 @@ class Pipeline:
             yield record
         calls = np.stack(before) if request.keep_calls else None
         return Result(generation.latents.read(), Trace(tuple(records)), calls)
+
+    def memory(self, request: Request) -> MemoryPlan:
+        """What a generation will take, by kind; nothing is allocated.
+
+        Raises:
+            OutOfRangeError, InputError: as :meth:`generate`, but for the memory.
+            EngineError: an engine does not run at this size.
+        """
+        settled = settle(self.bundle, request)
+        self._updates(request, settled)
+        tokens = text.tokenize(self.bundle, request.prompts) if request.captions is None else None
+        return self._memory(request, settled, tokens)
 
     def residual_nbytes(self, request: Request) -> dict[Granularity, int]:
         """Memory that cached residuals take, by granularity."""
@@ -129,25 +154,27 @@ class Pipeline:
             ratio = transform_ratio(settled.height, settled.width, settled.frames, dtype)
         return list(rflow(rflow_timesteps(settled.steps, settled.samples, ratio)))
 
-    def _prepare(self, request: Request, settled: Settled) -> Generation:
+    def _memory(self, request: Request, settled: Settled, tokens: Tokens | None) -> MemoryPlan:
+        """``tokens``: of prompts; None with captions."""
+        sites, sizes = self._sites(request), self._sizes(request, settled, tokens)
+        return plan_memory(self.bundle, self.backend, self._engines, request, settled, sites, sizes)
+
+    def _sizes(self, request: Request, settled: Settled, tokens: Tokens | None) -> dict[str, int]:
+        """Of all dynamic axes."""
+        captioned = request.captions if tokens is None else tokens
+        assert captioned is not None
+        sizes = {**settled.sizes, "text": text.caption_length(captioned.mask)}
+        check_profiles(self.bundle.manifest, sizes)
+        return sizes
+
+    def _prepare(self, request: Request, settled: Settled, tokens: Tokens | None) -> Generation:
         manifest, device = self.bundle.manifest, self.backend.device
-        sites = self._sites(request)
-        captions = request.captions or text.encode(self.bundle, self.backend, request.prompts)
-        captions = text.branch(self.bundle, captions)
-        sizes = {**settled.sizes, "text": captions.mask.shape[1]}
-        check_profiles(manifest, sizes)
-        arithmetic, strides = self._engines.arithmetic, request.policy.strides
-        specs = {site: manifest.probes()[site].probe_spec(site) for site in sites}
-        probes = [Probe(site, spec, arithmetic, device, sizes, strides) for site, spec in specs.items()]
-        plan = Plan(
-            manifest,
-            self._engines,
-            self.backend,
-            sizes,
-            request.granularity,
-            request.policy.reuses,
-            {probe.site: probe.new for probe in probes},
-        )
+        sites, sizes = self._sites(request), self._sizes(request, settled, tokens)
+        encoded = request.captions if tokens is None else text.encode(self.bundle, self.backend, tokens)
+        assert encoded is not None
+        captions = text.branch(self.bundle, encoded)
+        assembly = assemble(manifest, self._engines, device, request, settled, sites, sizes)
+        plan = assembly.plan
         branches = len(manifest.guidance.order)
         dtype = condition_dtype(manifest.precision)
 
@@ -164,17 +191,10 @@ class Pipeline:
         for name, value in conditions.items():
             if name in plan.tensors:
                 plan.tensors[name].write(value.astype(plan.tensors[name].dtype))
-        plan.text().call()
-        latents = Latents(
-            settled.latents,
-            settled.guidance,
-            1,
-            arithmetic,
-            device,
-            plan.tensors["latents"],
-            plan.tensors["prediction"],
+        plan.text.call()
+        return Generation(
+            device, plan, assembly.latents, assembly.probes, branches, settled.samples, request.scope, condition
         )
-        return Generation(device, plan, latents, probes, branches, settled.samples, request.scope, condition)
 
     def _sites(self, request: Request) -> list[str]:
         """The policy's probe sites in the order of execution."""

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from adacache_engines.base import Backend, Engine
-from adacache_engines.buffers import Buffer, Call
+from adacache_engines.base import Engine
+from adacache_engines.buffers import Buffer, Call, Device
 from adacache_engines.bundle import Manifest, StageEntry
 from adacache_engines.tensors import NUMPY_DTYPES, TensorSpec
 
@@ -64,7 +64,7 @@ class Plan:
     Args:
         manifest: of the bundle.
         engines: loaded from it.
-        backend: where the tensors live.
+        device: where the tensors live.
         sizes: of the dynamic axes; ``batch`` counts the guidance branches of all samples.
         granularity: of the residuals.
         reuses: whether residuals are kept at all.
@@ -73,26 +73,31 @@ class Plan:
     Attributes:
         tensors: what goes into the model and comes out, by name; hidden states and probes are not among them.
         groups: of stages, in the order of a decision's entries.
+        text: runs once a generation, when the captions are written.
+        hidden: the pool of hidden states.
+        residuals: a group each; none without reuse.
+        unwatched: what probes show that nobody looks at.
     """
 
     def __init__(
         self,
         manifest: Manifest,
         engines: Engines,
-        backend: Backend,
+        device: Device,
         sizes: Mapping[str, int],
         granularity: Granularity,
         reuses: bool,
         probes: Mapping[str, Buffer],
     ) -> None:
         self.groups = group_stages(manifest, granularity)
-        self._engines, self._device = engines, backend.device
-        self._sizes, self._hidden = sizes, hidden_spec(manifest)
+        self._engines, self._device = engines, device
+        self._sizes, self._spec = sizes, hidden_spec(manifest)
         self._probes = probes
-        self._pool = [self._empty(self._hidden) for _ in range(3 if granularity == "stack" else 2)]
-        self._residuals = [self._empty(self._hidden) for _ in self.groups] if reuses else []
-        self._unwatched: Buffer | None = None
+        self.hidden: Sequence[Buffer] = [self._empty(self._spec) for _ in range(3 if granularity == "stack" else 2)]
+        self.residuals: Sequence[Buffer] = [self._empty(self._spec) for _ in self.groups] if reuses else []
+        self.unwatched: Buffer | None = None
         self._steps: dict[tuple[bool, ...], dict[str, list[Step]]] = {}
+        self._calls: dict[tuple[bool, ...], dict[str, Call]] = {}
         self.tensors: dict[str, Buffer] = {}
         for stage in manifest.stages:
             watched = {*stage.probes.values(), "hidden", "hidden" + OUT}
@@ -100,11 +105,11 @@ class Plan:
                 if spec.name not in watched and spec.name not in self.tensors:
                     self.tensors[spec.name] = self._empty(spec)
         order = [stage for stage in manifest.stages if not stage.block]
-        self._text, self._embed, self._final = order
-
-    def text(self) -> Step:
-        """Runs once a generation, when the captions are written."""
-        return self._stage(self._text, self._pool[0], self._pool[0])
+        text, self._embed, self._final = order
+        # bound before anything runs, so that all needs are known when the first engine asks for memory
+        for compute in (True, False) if reuses else (True,):
+            self.steps([compute] * len(self.groups))
+        self.text = self._stage(text, self.hidden[0], self.hidden[0])
 
     def steps(self, compute: Sequence[bool]) -> Mapping[str, Sequence[Step]]:
         """The calls of one evaluation of the model, by part (``embed``, ``blocks``, ``final``), in order.
@@ -116,20 +121,30 @@ class Plan:
             self._steps[key] = self._build(key)
         return self._steps[key]
 
+    def calls(self, compute: Sequence[bool]) -> Mapping[str, Call]:
+        """Each part of :meth:`steps` as one call, which the device may record and replay."""
+        key = tuple(compute)
+        if key not in self._calls:
+            self._calls[key] = {
+                part: self._device.sequence([step.call for step in steps], f"{steps[0].name} to {steps[-1].name}")
+                for part, steps in self.steps(key).items()
+            }
+        return self._calls[key]
+
     def _build(self, compute: tuple[bool, ...]) -> dict[str, list[Step]]:
-        here = self._pool[0]
+        here = self.hidden[0]
         embed, blocks = [self._stage(self._embed, here, here)], []
         for index, (group, computed) in enumerate(zip(self.groups, compute, strict=True)):
             if not computed:
-                blocks.append(self._reuse(here, self._residuals[index]))
+                blocks.append(self._reuse(here, self.residuals[index]))
                 continue
             before = here
             for stage in group:
-                after = next(buffer for buffer in self._pool if buffer is not here and buffer is not before)
+                after = next(buffer for buffer in self.hidden if buffer is not here and buffer is not before)
                 blocks.append(self._stage(stage, here, after))
                 here = after
-            if self._residuals:
-                blocks.append(self._keep(before, here, self._residuals[index]))
+            if self.residuals:
+                blocks.append(self._keep(before, here, self.residuals[index]))
         return {"embed": embed, "blocks": blocks, "final": [self._stage(self._final, here, here)]}
 
     def _stage(self, stage: StageEntry, hidden: Buffer, hidden_out: Buffer) -> Step:
@@ -157,9 +172,9 @@ class Plan:
 
     def _ignored(self, spec: TensorSpec) -> Buffer:
         """One buffer for all the probes that nobody looks at."""
-        if self._unwatched is None:
-            self._unwatched = self._empty(spec)
-        return self._unwatched
+        if self.unwatched is None:
+            self.unwatched = self._empty(spec)
+        return self.unwatched
 
     def _empty(self, spec: TensorSpec) -> Buffer:
         return self._device.empty(spec.shape(self._sizes), NUMPY_DTYPES[spec.dtype])

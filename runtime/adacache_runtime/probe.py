@@ -29,6 +29,7 @@ class Probe:
 
     Attributes:
         new: the buffer that the stage writes to.
+        kept: it, and the one that remembers it.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Probe:
         self.site = site
         self.new = device.empty(shape, NUMPY_DTYPES[spec.dtype])
         cached = device.empty(shape, NUMPY_DTYPES[spec.dtype])
+        self.kept: tuple[Buffer, ...] = (self.new, cached)
         self._remember = device.copy(self.new, cached)
         self._distance, self._change = _sums(arithmetic["distance"], {"cached": cached, "new": self.new}, device)
         self._motion = [

@@ -12,13 +12,11 @@ from adacache_engines.errors import InputError
 from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_runtime.request import Captions
 from adacache_runtime.text_cleaning import clean_twice
-from adacache_runtime.tokenizer import Tokenizer
+from adacache_runtime.tokenizer import Tokenizer, Tokens
 
 
-def encode(bundle: Bundle, backend: Backend, prompts: Sequence[str]) -> Captions:
-    """Cleans, tokenises and encodes prompts with the bundle's text encoder, as the original pipeline does.
-
-    The encoder is loaded for the call and let go of: it is often larger than the model.
+def tokenize(bundle: Bundle, prompts: Sequence[str]) -> Tokens:
+    """Cleans and tokenises prompts, as the original pipeline does.
 
     Raises:
         InputError: the bundle has no text encoder; says how to get one.
@@ -29,9 +27,17 @@ def encode(bundle: Bundle, backend: Backend, prompts: Sequence[str]) -> Captions
             "this bundle has no text encoder; export the checkpoint with --text-encoder DIR (a T5 folder), or give "
             "the states of an encoder of your own with --text-embeddings FILE.npz"
         )
-    tokens = Tokenizer.open(bundle.path(rule.tokenizer), rule.max_length)([clean_twice(prompt) for prompt in prompts])
-    device = backend.device
-    sizes = {"batch": len(prompts), "text": rule.max_length}
+    return Tokenizer.open(bundle.path(rule.tokenizer), rule.max_length)([clean_twice(prompt) for prompt in prompts])
+
+
+def encode(bundle: Bundle, backend: Backend, tokens: Tokens) -> Captions:
+    """Runs the bundle's text encoder, which must be there.
+
+    The encoder is loaded for the call and let go of: it is often larger than the model.
+    """
+    rule, device = bundle.manifest.text, backend.device
+    assert rule.encoder is not None
+    sizes = {"batch": len(tokens.ids), "text": rule.max_length}
     values = {"tokens": tokens.ids, "mask": tokens.mask}
     buffers = {
         spec.name: device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype])
@@ -41,6 +47,11 @@ def encode(bundle: Bundle, backend: Backend, prompts: Sequence[str]) -> Captions
         buffers[name].write(value)
     backend.load(rule.encoder).bind(buffers)()
     return Captions(buffers["captions"].read().astype(np.float32), tokens.mask)
+
+
+def caption_length(mask: NDArray[np.bool_]) -> int:
+    """Of the longest prompt, in tokens; what is beyond is cut off."""
+    return int(np.flatnonzero(mask.any(axis=0)).max()) + 1
 
 
 def null_captions(bundle: Bundle) -> NDArray[np.float32]:
@@ -56,7 +67,7 @@ def branch(bundle: Bundle, captions: Captions) -> Captions:
     The unconditional branch has the prompt's own mask, as in the original, so its result depends on the prompt's
     length.
     """
-    length = int(np.flatnonzero(captions.mask.any(axis=0)).max()) + 1
+    length = caption_length(captions.mask)
     mask = captions.mask[:, :length]
     null = np.broadcast_to(null_captions(bundle)[:length], captions.embeddings[:, :length].shape)
     rows = {"conditional": captions.embeddings[:, :length], "unconditional": null}

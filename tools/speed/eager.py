@@ -55,10 +55,10 @@ def measure_eager(
         "width": np.array([request.width], np.float32),
     }
     sizes = {**settled.sizes, "text": captions.mask.shape[1]}
-    plan = Plan(manifest, backend.loaded(manifest), backend, sizes, "stack", False, {})
+    plan = Plan(manifest, backend.loaded(manifest), backend.device, sizes, "stack", False, {})
     for name, value in inputs.items():
         plan.tensors[name].write(value)
-    plan.text().call()
+    plan.text.call()
     parts = plan.steps((True,))
 
     model = stages(config)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from adacache_engines.base import Backend, Engine
 from adacache_engines.buffers import Buffer, Call, Device
-from adacache_engines.bundle import Graph, Manifest
+from adacache_engines.bundle import Graph, Manifest, PlanSet
 from adacache_runtime.plan import Engines
 
 
@@ -43,6 +43,9 @@ class TimedEngine:
 
         return call
 
+    def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        return self.engine.workspace_nbytes(shapes)
+
 
 @dataclass
 class TimedBackend:
@@ -64,6 +67,10 @@ class TimedBackend:
     @property
     def device(self) -> Device:
         return self.backend.device
+
+    @property
+    def plans(self) -> PlanSet | None:
+        return self.backend.plans
 
     def load(self, graph: Graph) -> TimedEngine:
         self.engines[graph.name] = TimedEngine(self.backend.load(graph), self)

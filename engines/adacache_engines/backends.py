@@ -1,0 +1,44 @@
+"""Back ends by name."""
+
+from typing import get_args
+
+from adacache_engines.base import Backend
+from adacache_engines.bundle import Bundle, Library
+from adacache_engines.errors import InputError
+from adacache_engines.ort import OrtBackend
+from adacache_engines.trt import TrtBackend
+from adacache_engines.trt_library import open_library
+
+ONNXRUNTIME = "onnxruntime"
+BACKENDS: tuple[str, ...] = (ONNXRUNTIME, *get_args(Library))
+
+
+def open_backend(
+    bundle: Bundle,
+    name: str = ONNXRUNTIME,
+    provider: str = "cpu",
+    threads: int = 0,
+    shared_threads: bool = True,
+    cuda_graphs: bool = True,
+) -> Backend:
+    """
+    Args:
+        bundle: whose graphs or plans it will load.
+        name: ``onnxruntime``, ``tensorrt-rtx`` or ``tensorrt``.
+        provider, threads, shared_threads: of ONNX Runtime; see :class:`adacache_engines.ort.OrtBackend`.
+        cuda_graphs: of TensorRT, record sequences of engines as CUDA graphs and replay them.
+
+    Raises:
+        InputError: there is no such back end, it has not the options, or the provider cannot be had here.
+        MissingDependencyError: it is not installed.
+        EngineError: there is no GPU, or the bundle has no plans for it.
+        BundleError: plans are missing or were changed.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"backend {name!r} is unknown; known: {', '.join(BACKENDS)}")
+    if name == ONNXRUNTIME:
+        return OrtBackend(bundle.folder, provider, threads, shared_threads)
+    refused = [option for option, given in (("provider", provider != "cpu"), ("threads", threads != 0)) if given]
+    if refused:
+        raise InputError(f"{' and '.join(refused)} can be chosen for onnxruntime only; {name} runs on the GPU")
+    return TrtBackend(bundle, open_library(name), graphs=cuda_graphs)

@@ -1,0 +1,112 @@
+"""Plans of a bundle on TensorRT or TensorRT-RTX.
+
+Contexts have no memory of their own for activations; all of a back end share one arena.
+"""
+
+import mmap
+import threading
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from adacache_engines.bundle import Bundle, Graph, PlanSet
+from adacache_engines.cuda import CudaDevice
+from adacache_engines.errors import require
+from adacache_engines.plans import ENGINES, check_plans, choose, find
+from adacache_engines.trt_arena import Arena
+from adacache_engines.trt_cache import RuntimeCache
+from adacache_engines.trt_engine import OpenedPlan, TrtEngine, done, translated
+from adacache_engines.trt_library import EXTRAS, TensorRT
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+CUDA = "cuda.bindings.runtime"
+RUNTIME_CACHE = "runtime.cache"
+
+
+class TrtBackend:
+    """Loads a bundle's plans into TensorRT or TensorRT-RTX.
+
+    Args:
+        bundle: opened.
+        library: that built the plans, in the same version.
+        device: None = the first GPU.
+        graphs: where ``device`` is None, whether it records CUDA graphs.
+        progress: gets numbers of bytes while the plans are checked.
+
+    Raises:
+        MissingDependencyError: cuda-bindings is not installed.
+        EngineError: there is no GPU, or the bundle has no plans for it and this library.
+        BundleError: a plan is missing or was changed; nothing of it has been opened.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        library: TensorRT,
+        device: CudaDevice | None = None,
+        graphs: bool = True,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        if device is None:
+            device = CudaDevice(api=require(CUDA, EXTRAS[library.name]), graphs=graphs)
+        self.device = device
+        self._bundle, self._library = bundle, library
+        target = device.compute_capability()
+        folder, self._set = choose(bundle, library.name, library.version, target)
+        check_plans(bundle, self._set, progress)
+        self.name = f"{library.name} {library.version} on compute capability {target}"
+        self._arena = Arena(device)
+        with translated(library, "starting"):
+            self._runtime: trt.Runtime = done(library, library.api.Runtime(library.logger), "starting")
+        self._loading = threading.Lock()
+        self._plans: weakref.WeakValueDictionary[str, OpenedPlan] = weakref.WeakValueDictionary()
+        self._cache = RuntimeCache(bundle.path(f"{ENGINES}/{folder}/{RUNTIME_CACHE}"), library)
+        weakref.finalize(self, self._cache.save)
+
+    @property
+    def plans(self) -> PlanSet:
+        """The bundle's set that is in use."""
+        return self._set
+
+    def load(self, graph: Graph) -> TrtEngine:
+        path = self._path(graph)
+        with self._loading:
+            plan = self._plans.get(path)
+            if plan is None:
+                plan = self._plans[path] = self._open(path)
+        return TrtEngine(graph, plan, self._library, self.device, self._arena, tuple(self._set.profiles))
+
+    def close(self) -> None:
+        """Keeps the compiled kernels; engines and contexts are freed with their holders."""
+        self._cache.save()
+
+    def _path(self, graph: Graph) -> str:
+        """Of the graph's plan; the ``add`` of all blocks is the plan of their reuse variant."""
+        for entry in self._set.plans:
+            if entry.graph == graph.name:
+                return entry.path
+        return find(self._set, graph.name).path
+
+    def _open(self, path: str) -> OpenedPlan:
+        library, file = self._library, self._bundle.path(path)
+        self.device.use()
+        with (
+            translated(library, f"opening {file}"),
+            file.open("rb") as handle,
+            mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            engine = done(library, self._runtime.deserialize_cuda_engine(content), f"opening {file}")
+            return OpenedPlan(engine, self._config(engine) if library.name == "tensorrt-rtx" else None)
+
+    def _config(self, engine: Any) -> Any:
+        """How TensorRT-RTX makes contexts of an engine."""
+        api = self._library.api
+        config = done(self._library, engine.create_runtime_config(), "configuring an engine")
+        config.set_execution_context_allocation_strategy(api.ExecutionContextAllocationStrategy.USER_MANAGED)
+        config.cuda_graph_strategy = api.CudaGraphStrategy.DISABLED  # the device records graphs, of many engines each
+        # else a graph could hold for ever the slow kernel that runs until the right one is compiled
+        config.dynamic_shapes_kernel_specialization_strategy = api.DynamicShapesKernelSpecializationStrategy.EAGER
+        self._cache.attach(config)
+        return config
