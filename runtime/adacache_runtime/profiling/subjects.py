@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from adacache_engines.bundle import Bundle, Graph, Manifest
 from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_engines.shape_profiles import check_profiles
 from adacache_engines.tensors import NUMPY_DTYPES, TensorSpec
-from adacache_runtime.request import Captions, Request, check_profiles, settle
+from adacache_runtime.request import Captions, Request, settle
 from adacache_runtime.text_cleaning import clean_twice
 from adacache_runtime.tokenizer import Tokenizer
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from adacache_engines.base import Backend, Engine
 from adacache_engines.buffers import Buffer, Call, Device
-from adacache_engines.bundle import Bundle, Graph
+from adacache_engines.bundle import Bundle, Graph, PlanSet
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.report import timing
@@ -97,6 +97,10 @@ class _TimedBackend:
     def device(self) -> Device:
         return self.inner.device
 
+    @property
+    def plans(self) -> PlanSet | None:
+        return self.inner.plans
+
     def load(self, graph: Graph) -> "_TimedEngine":
         return _TimedEngine(self.inner.load(graph), self.inner.device, self.marks)
 
@@ -123,3 +127,6 @@ class _TimedEngine:
             self.marks.setdefault(name, []).append((start, mark()))
 
         return timed
+
+    def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        return self.inner.workspace_nbytes(shapes)

@@ -11,32 +11,29 @@ from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle, Graph, PlanEntry, PlanSet
 from adacache_engines.errors import EngineError, OutOfRangeError, require
 from adacache_engines.plans import check_plans, choose, find
+from adacache_engines.shape_profiles import covers
 from adacache_engines.tensors import NUMPY_DTYPES
-from adacache_engines.trt_library import open_library
+from adacache_engines.trt import TrtBackend
+from adacache_engines.trt_library import gpu_target, open_library
 from adacache_runtime.profiling.subjects import Subject, example, fed_dtype, narrow
 from adacache_runtime.profiling.targets import Layer
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
 
-def gpu_target(library: str) -> str:
+def _target(library: str) -> str:
     """Compute capability of the first GPU, such as ``8.9``.
 
     Raises:
         EngineError: there is none.
     """
-    api = require("cuda.bindings.runtime", "gpu")
-    attributes = api.cudaDeviceAttr
-    numbers = []
-    for attribute in (attributes.cudaDevAttrComputeCapabilityMajor, attributes.cudaDevAttrComputeCapabilityMinor):
-        status, number = api.cudaDeviceGetAttribute(attribute, 0)
-        if status != api.cudaError_t.cudaSuccess:
-            raise EngineError(
-                f"{library} plans run on an NVIDIA GPU and none can be used here ({getattr(status, 'name', status)}); "
-                "profile on a machine that has one, or with --backend onnxruntime"
-            )
-        numbers.append(str(number))
-    return ".".join(numbers)
+    target = gpu_target()
+    if target is None:
+        raise EngineError(
+            f"{library} plans run on an NVIDIA GPU and none can be used here; profile on a machine that has one, or "
+            "with --backend onnxruntime"
+        )
+    return target
 
 
 class TrtTarget:
@@ -51,7 +48,7 @@ class TrtTarget:
 
     def __init__(self, bundle: Bundle, library: str, sizes: Mapping[str, int]) -> None:
         self._library = open_library(library)
-        target = gpu_target(library)
+        target = _target(library)
         _, self._plans = choose(bundle, self._library.name, self._library.version, target)
         self._profile = _profile(self._plans, sizes)
         check_plans(bundle, self._plans)
@@ -84,8 +81,9 @@ class TrtTarget:
     def plan_nbytes(self) -> int | None:
         return sum({entry.path: entry.nbytes for entry in self._plans.plans}.values())
 
-    def backend(self) -> Backend | None:
-        return None
+    def backend(self) -> Backend:
+        # stages are marked one by one, which a recorded graph of many could not show
+        return TrtBackend(self._bundle, self._library, graphs=False)
 
     def _entry(self, subject: Subject) -> PlanEntry:
         if subject.kind != "reuse":
@@ -102,13 +100,13 @@ def _profile(plans: PlanSet, sizes: Mapping[str, int]) -> int:
     """
     misfits = []
     for index, (name, axes) in enumerate(plans.profiles.items()):
+        if covers(axes, sizes):
+            return index
         wrong = [
             f"{axis} {size}, built for {axes[axis][0]} to {axes[axis][2]}"
             for axis, size in sizes.items()
-            if axis in axes and not axes[axis][0] <= size <= axes[axis][2]
+            if not covers(axes, {axis: size})
         ]
-        if not wrong:
-            return index
         misfits.append(f"profile {name}: {', '.join(wrong)}")
     raise OutOfRangeError(
         f"the bundle's {plans.library} plans were not built for this size ({'; '.join(misfits)}); "
