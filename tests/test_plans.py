@@ -169,7 +169,7 @@ def graphs(manifest: Manifest) -> Mapping[str, object]:
 def test_attention_that_is_not_fused_is_named(bare: Path, rtx: TensorRT) -> None:
     path, manifest, profile = one(bare, "spatial.00")
     graph = next(graph for graph in manifest.graphs() if graph.name == "spatial.00")
-    spelled_out = trt_build._attention_spelled_out(rtx, path)
+    spelled_out = trt_build._attention_spelled_out(path)
     assert spelled_out
     path.write_bytes(spelled_out)
     with pytest.raises(EngineError, match=r"spatial\.00: these attentions did not become fused layers: .*[Ss]oftmax"):

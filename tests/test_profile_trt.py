@@ -16,6 +16,7 @@ from polygraphy.datatype import DataType
 
 from adacache_engines.bundle import Bundle, Manifest, PlanEntry, PlanSet, dump_manifest, sha256_file
 from adacache_engines.errors import BundleError, EngineError, OutOfRangeError
+from adacache_engines.fake import FakeBackend
 from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_engines.trt_library import TensorRT
 from adacache_runtime.profiling import trt_target
@@ -193,7 +194,8 @@ def trt(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeT
     library = TensorRT("tensorrt-rtx", SimpleNamespace(IProfiler=FakeProfiler), "9.9", None, [])
     monkeypatch.setattr(polygraphy.config, "USE_TENSORRT_RTX", True)
     monkeypatch.setattr(trt_target, "open_library", lambda _name: library)
-    monkeypatch.setattr(trt_target, "gpu_target", lambda _name: "8.9")
+    monkeypatch.setattr(trt_target, "gpu_target", lambda: "8.9")
+    monkeypatch.setattr(trt_target, "TrtBackend", lambda *_arguments, **_options: FakeBackend(fake_model.functions()))
     monkeypatch.setattr("adacache_runtime.profiling.machine.gpu", lambda: "a fake GPU")
     monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", fake)
     monkeypatch.setitem(sys.modules, "polygraphy.cuda", memory.module())
@@ -293,8 +295,10 @@ def test_the_whole_command(bundle: Bundle, tmp_path: Path, capsys: Capture) -> N
     assert made["backend"] == "tensorrt-rtx 9.9, compute capability 8.9"
     assert made["machine"]["gpu"] == "a fake GPU"
     assert made["memory"]["plans"] > 0
-    assert made["generation"] is None
-    assert made["generation_skipped"] in capsys.readouterr().out
+    assert made["generation"]["calls"] == bundle.manifest.sampler.steps
+    assert made["memory"]["hidden_states"] > 0
+    assert "a fake GPU" in (tmp_path / "p.html").read_text()
+    assert "generation" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options", [["--provider", "cuda"], ["--threads", "2"]])

@@ -12,8 +12,7 @@ from typing import Any
 from adacache_engines.bundle import Graph, Library
 from adacache_engines.errors import EngineError, InputError, require
 from adacache_engines.shape_profiles import ShapeProfile
-from adacache_engines.tensors import DType
-from adacache_engines.trt_library import EXTRAS, TensorRT
+from adacache_engines.trt_library import DATA_TYPES, TensorRT
 
 # of TensorRT for RTX, which builds for GPUs that are not there
 TARGETS: Mapping[str, str] = {
@@ -23,13 +22,6 @@ TARGETS: Mapping[str, str] = {
     "8.9": "SM89",
     "12.0": "SM120",
     "12.1": "SM121",
-}
-TYPES: Mapping[DType, str] = {
-    "float32": "FLOAT",
-    "float16": "HALF",
-    "bfloat16": "BF16",
-    "int64": "INT64",
-    "bool": "BOOL",
 }
 USUAL_TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")  # Ampere and newer
 
@@ -134,7 +126,7 @@ def _typed(api: Any) -> int:
 
 def _parse(library: TensorRT, network: Any, path: Path, spelled_out: bool) -> None:
     parser = library.api.OnnxParser(network, library.logger)
-    model = _attention_spelled_out(library, path) if spelled_out else None
+    model = _attention_spelled_out(path) if spelled_out else None
     done = parser.parse(model, str(path)) if model else parser.parse_from_file(str(path))
     if not done:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -144,12 +136,11 @@ def _parse(library: TensorRT, network: Any, path: Path, spelled_out: bool) -> No
         )
 
 
-def _attention_spelled_out(library: TensorRT, path: Path) -> bytes | None:
+def _attention_spelled_out(path: Path) -> bytes | None:
     """The graph with matrix products and a softmax for each Attention; None if it has none."""
     if b"Attention" not in path.read_bytes():
         return None
-    onnx = require("onnx", EXTRAS[library.name])
-    inliner = require("onnx.inliner", EXTRAS[library.name])
+    onnx, inliner = require("onnx", "trt-rtx"), require("onnx.inliner", "trt-rtx")
     model = onnx.load(str(path), load_external_data=False)
     whole: bytes = inliner.inline_selected_functions(
         model, [("", "Attention")], inline_schema_functions=True
@@ -165,7 +156,7 @@ def _check_tensors(library: TensorRT, network: Any, graph: Graph) -> None:
     ends = ((network.num_inputs, network.get_input), (network.num_outputs, network.get_output))
     read = {tensor.name: tensor.dtype for count, get in ends for tensor in map(get, range(count))}
     types = library.api.DataType
-    wanted = {spec.name: getattr(types, TYPES[spec.dtype]) for spec in (*graph.inputs, *graph.outputs)}
+    wanted = {spec.name: getattr(types, DATA_TYPES[spec.dtype]) for spec in (*graph.inputs, *graph.outputs)}
     if read != wanted:
         raise EngineError(f"{graph.name}: {library.name} reads the tensors {read}, the manifest has {wanted}")
 
@@ -198,6 +189,13 @@ def _set(api: Any, config: Any, library: Library, options: BuildOptions) -> None
         config.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
             config.set_compute_capability(getattr(api.ComputeCapability, TARGETS[target]), index)
+    flags, previews = api.BuilderFlag, api.PreviewFeature
+    # contexts get their memory from the arena; TensorRT-RTX records CUDA graphs only where it knows so from the start
+    if hasattr(flags, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(flags.REQUIRE_USER_ALLOCATION)
+    # else TensorRT wants the memory of a profile's largest sizes at all sizes
+    if hasattr(previews, "RUNTIME_ACTIVATION_RESIZE_10_10"):
+        config.set_preview_feature(previews.RUNTIME_ACTIVATION_RESIZE_10_10, True)
     if options.workspace_mb is not None:
         config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     if options.weight_streaming:

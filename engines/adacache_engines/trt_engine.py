@@ -15,22 +15,13 @@ from adacache_engines.buffers import Buffer, Call
 from adacache_engines.bundle import Graph
 from adacache_engines.cuda import CudaDevice
 from adacache_engines.errors import EngineError
-from adacache_engines.tensors import DType
 from adacache_engines.trt_arena import Arena, Claim
-from adacache_engines.trt_library import TensorRT
+from adacache_engines.trt_library import DATA_TYPES, TensorRT
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 Shape = tuple[int, ...]
-
-DATA_TYPES: Mapping[DType, str] = {
-    "float32": "FLOAT",
-    "float16": "HALF",
-    "bfloat16": "BF16",
-    "int64": "INT64",
-    "bool": "BOOL",
-}
 
 
 @contextmanager

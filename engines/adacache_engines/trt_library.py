@@ -7,9 +7,17 @@ from typing import Any, get_args
 
 from adacache_engines.bundle import Library
 from adacache_engines.errors import InputError, MissingDependencyError, require
+from adacache_engines.tensors import DType
 
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 MODULES: Mapping[Library, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+DATA_TYPES: Mapping[DType, str] = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
 EXTRAS: Mapping[Library, str] = {"tensorrt-rtx": "trt-rtx", "tensorrt": "trt"}
 
 

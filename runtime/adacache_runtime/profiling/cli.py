@@ -116,7 +116,9 @@ def _run(options: argparse.Namespace, command: str, check: Check) -> None:
         engines=engines,
         generation=generation,
         generation_skipped=skipped,
-        memory=memory_nbytes(work.bundle.manifest, work.sizes, target.plan_nbytes()),
+        memory=memory_nbytes(
+            work.bundle.manifest, work.sizes, target.plan_nbytes(), generation.memory if generation else None
+        ),
     )
     _console().print(profile_tables(profile))
     if options.json:
@@ -169,11 +171,8 @@ def _generation(options: argparse.Namespace, work: _Work, target: Target) -> tup
     """The generation, or why there is none."""
     if options.only:
         return None, "--only measures single engines"
-    backend = target.backend()
-    if backend is None:
-        return None, f"whole generations do not run on {options.backend} yet"
     with call_progress(settle(work.bundle, work.request).steps) as progress:
-        return measure_generation(work.bundle, backend, work.request, progress), None
+        return measure_generation(work.bundle, target.backend(), work.request, progress), None
 
 
 def _described(options: argparse.Namespace, work: _Work) -> dict[str, str | int | float]:

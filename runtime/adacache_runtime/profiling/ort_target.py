@@ -57,7 +57,7 @@ class OrtTarget:
     def plan_nbytes(self) -> int | None:
         return None
 
-    def backend(self) -> Backend | None:
+    def backend(self) -> Backend:
         return self._backend
 
 

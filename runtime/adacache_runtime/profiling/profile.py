@@ -15,7 +15,8 @@ The JSON's keys stay as they are within ``schema_version``; more may be added. T
                     engine_ms, overhead, computed_call_ms, reused_call_ms, speed_up, efficiency,
                     parts (part -> ms, share), stages (engine -> calls, ms, share), timeline (a list, as of --trace)
     generation_skipped  why there is none; null if there is one
-    memory          kind -> bytes: weights, plans, hidden_state, residuals_stack, residuals_block
+    memory          kind -> bytes: weights, plans, activations, hidden_states, probes, latents (of a generation, if one
+                    was measured), residuals_stack, residuals_block
 """
 
 import json

@@ -40,7 +40,10 @@ def label(kind: str) -> str:
     return {
         "weights": "weights (file)",
         "plans": "compiled plans (files)",
-        "hidden_state": "one hidden state",
+        "activations": "activations",
+        "hidden_states": "hidden states",
+        "probes": "probes",
+        "latents": "latents and conditions",
         "residuals_stack": "cached residuals, --granularity stack",
         "residuals_block": "cached residuals, --granularity block",
     }[kind]

@@ -42,8 +42,8 @@ class Target(Protocol):
         """Size of the compiled plans; None = the graphs are compiled when they are loaded."""
         ...
 
-    def backend(self) -> Backend | None:
-        """What runs a whole generation; None = there is nothing yet."""
+    def backend(self) -> Backend:
+        """What runs a whole generation."""
         ...
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from adacache_engines.base import Backend, Engine
 from adacache_engines.buffers import Buffer, Call, Device
 from adacache_engines.bundle import Bundle, Graph, PlanSet
+from adacache_runtime.memory import MemoryPlan
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.report import timing
@@ -34,12 +35,14 @@ class Timeline:
         first_call_ms: one computed call before the generation, the first on these engines.
         trace: of the generation, which begins warm.
         stages: by graph, in the order of their first call; what runs once before the calls is among them.
+        memory: that it was planned to take.
     """
 
     load_ms: float
     first_call_ms: float
     trace: Trace
     stages: Mapping[str, StageTime]
+    memory: MemoryPlan
 
     def parts(self) -> dict[str, tuple[float, float]]:
         """Milliseconds by part of a call, all calls together, and their share of the time inside engines."""
@@ -73,7 +76,7 @@ def measure_generation(
     first = pipeline.generate(replace(request, steps=1, policy=NeverReuse())).trace.calls[0]
     timed.marks.clear()
     trace = pipeline.generate(request, on_call).trace
-    return Timeline(load_ms, first.wall_ms, trace, _stages(timed.marks, backend.device))
+    return Timeline(load_ms, first.wall_ms, trace, _stages(timed.marks, backend.device), pipeline.memory(request))
 
 
 def _stages(marks: Marks, device: Device) -> dict[str, StageTime]:
