@@ -154,6 +154,10 @@ class ICudaEngine:
         module.engines.add(self)
 
     @property
+    def streamable_weights_size(self) -> int:
+        return len(json.dumps(self.plan)) if self.plan.get("streaming") else 0
+
+    @property
     def num_io_tensors(self) -> int:
         return len(self.specs)
 

@@ -60,10 +60,11 @@ def machine(folder: Path, cuda: FakeCuda) -> Callable[..., Machine]:
     """Makes a machine on a bundle with plans."""
 
     def make(graphs: bool = True, name: Library = "tensorrt-rtx", **options: Any) -> Machine:
-        functions_ = options.pop("functions", None)
+        functions_, budget = options.pop("functions", None), options.pop("weight_budget", None)
         bundle = options.pop("bundle", None) or write_plans(write_bundle(folder), library=name, **options)
         module = Module(cuda, functions=functions_)
-        backend = TrtBackend(bundle, library(module, name), CudaDevice(api=cuda, graphs=graphs))
+        device = CudaDevice(api=cuda, graphs=graphs)
+        backend = TrtBackend(bundle, library(module, name), device, weight_budget=budget)
         return Machine(Pipeline(bundle, backend), module, cuda, bundle)
 
     return make
@@ -81,6 +82,31 @@ def same(one: Result, other: Result) -> None:
         [call.observation.distance or 0 for call in one.trace.calls],
         [call.observation.distance or 0 for call in other.trace.calls],
     )
+
+
+# weights in host memory
+
+
+def test_a_weight_budget_is_shared_by_all_plans(machine: Callable[..., Machine], folder: Path) -> None:
+    bundle = write_plans(write_bundle(folder), **{graph: {"streaming": True} for graph in (*BLOCKS, "final")})
+    ((name, plans),) = bundle.manifest.plans.items()
+    streaming = plans.model_copy(update={"options": {"weight_streaming": True}})
+    bundle = Bundle(folder, bundle.manifest.model_copy(update={"plans": {name: streaming}}))
+    total = sum({entry.path: entry.nbytes for entry in plans.plans}.values())
+    made = machine(bundle=bundle, weight_budget=total // 2)
+    assert made.pipeline.memory(request()).weights == pytest.approx(total / 2, abs=1)
+    budgets = {engine.plan["function"]: engine.weight_streaming_budget_v2 for engine in made.module.engines}
+    for engine in made.module.engines:
+        assert budgets[engine.plan["function"]] == pytest.approx(engine.streamable_weights_size / 2, abs=1)
+    assert budgets["spatial.00"] > 0
+    made.pipeline.generate(request(steps=2))
+    whole = machine(bundle=bundle, weight_budget=total)
+    assert not any(hasattr(engine, "weight_streaming_budget_v2") for engine in whole.module.engines)
+
+
+def test_a_weight_budget_needs_plans_for_it(machine: Callable[..., Machine]) -> None:
+    with pytest.raises(EngineError, match=r"keep all weights on the GPU; build .* --weight-streaming --force"):
+        machine(weight_budget=100)
 
 
 # whole generations

@@ -20,12 +20,14 @@ def open_backend(
     threads: int = 0,
     shared_threads: bool = True,
     cuda_graphs: bool = True,
+    weight_budget: int | None = None,
 ) -> Backend:
     """
     Args:
         bundle: whose graphs or plans it will load.
         name: ``onnxruntime``, ``tensorrt-rtx`` or ``tensorrt``.
         provider, threads, shared_threads: of ONNX Runtime; see :class:`adacache_engines.ort.OrtBackend`.
+        weight_budget: of TensorRT, bytes of GPU memory for weights; None = all of them.
         cuda_graphs: of TensorRT, record sequences of engines as CUDA graphs and replay them.
 
     Raises:
@@ -36,9 +38,13 @@ def open_backend(
     """
     if name not in BACKENDS:
         raise InputError(f"backend {name!r} is unknown; known: {', '.join(BACKENDS)}")
+    if weight_budget is not None and (name == ONNXRUNTIME or weight_budget < 0):
+        raise InputError(
+            f"a weight budget of {weight_budget} bytes is not possible with {name}; TensorRT takes 0 or more"
+        )
     if name == ONNXRUNTIME:
         return OrtBackend(bundle.folder, provider, threads, shared_threads)
     refused = [option for option, given in (("provider", provider != "cpu"), ("threads", threads != 0)) if given]
     if refused:
         raise InputError(f"{' and '.join(refused)} can be chosen for onnxruntime only; {name} runs on the GPU")
-    return TrtBackend(bundle, open_library(name), graphs=cuda_graphs)
+    return TrtBackend(bundle, open_library(name), graphs=cuda_graphs, weight_budget=weight_budget)

@@ -4,11 +4,11 @@ Buffers belong to the caller. Names, dtypes and shapes are checked when an engin
 back only runs (or enqueues) the engine, and may be repeated as often as the buffers' contents change.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from adacache_engines.buffers import Buffer, Call, Device
-from adacache_engines.bundle import Graph, PlanSet
+from adacache_engines.bundle import Graph
 from adacache_engines.errors import EngineError
 from adacache_engines.tensors import mismatches
 
@@ -53,9 +53,8 @@ class Backend(Protocol):
     @property
     def device(self) -> Device: ...
 
-    @property
-    def plans(self) -> PlanSet | None:
-        """The compiled plans that it runs; None = the graphs themselves."""
+    def weights_nbytes(self, graphs: Sequence[Graph]) -> int | None:
+        """Device memory for the weights of engines; None = they share the bundle's one file."""
         ...
 
     def load(self, graph: Graph) -> Engine:

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -101,8 +101,6 @@ class OrtBackend:
         InputError: the provider is unknown, or this onnxruntime was built without it.
     """
 
-    plans = None
-
     def __init__(
         self,
         folder: Path,
@@ -129,6 +127,9 @@ class OrtBackend:
         self._threads = threads
         self._shared_threads = shared_threads and _share_threads(self._runtime, threads)
         _share_arena(self._runtime)
+
+    def weights_nbytes(self, graphs: Sequence[Graph]) -> None:
+        """In the one file."""
 
     def load(self, graph: Graph) -> OrtEngine:
         return OrtEngine(graph, self.session(graph), self.device)

@@ -6,12 +6,12 @@ Contexts have no memory of their own for activations; all of a back end share on
 import mmap
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adacache_engines.bundle import Bundle, Graph, PlanSet
+from adacache_engines.bundle import Bundle, Graph, PlanEntry, PlanSet
 from adacache_engines.cuda import CudaDevice
-from adacache_engines.errors import require
+from adacache_engines.errors import EngineError, require
 from adacache_engines.plans import ENGINES, check_plans, choose, find
 from adacache_engines.trt_arena import Arena
 from adacache_engines.trt_cache import RuntimeCache
@@ -33,11 +33,14 @@ class TrtBackend:
         library: that built the plans, in the same version.
         device: None = the first GPU.
         graphs: where ``device`` is None, whether it records CUDA graphs.
+        weight_budget: bytes of device memory for all weights; the others stay in host memory and are copied in when an
+            engine runs. None = all of them on the device.
         progress: gets numbers of bytes while the plans are checked.
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
-        EngineError: there is no GPU, or the bundle has no plans for it and this library.
+        EngineError: there is no GPU, the bundle has no plans for it and this library, or they were not built for
+            weights in host memory.
         BundleError: a plan is missing or was changed; nothing of it has been opened.
     """
 
@@ -47,6 +50,7 @@ class TrtBackend:
         library: TensorRT,
         device: CudaDevice | None = None,
         graphs: bool = True,
+        weight_budget: int | None = None,
         progress: Callable[[int], None] = lambda _: None,
     ) -> None:
         if device is None:
@@ -56,6 +60,14 @@ class TrtBackend:
         target = device.compute_capability()
         folder, self._set = choose(bundle, library.name, library.version, target)
         check_plans(bundle, self._set, progress)
+        files = {entry.path: entry.nbytes for entry in self._set.plans}
+        # each plan keeps the same share of its weights on the device
+        self._resident = 1.0 if weight_budget is None else min(1.0, weight_budget / sum(files.values()))
+        if self._resident < 1 and not self._set.options.get("weight_streaming"):
+            raise EngineError(
+                f"the {library.name} plans of {bundle.folder} keep all weights on the GPU; build plans that need not "
+                f"with: adacache-export {bundle.folder} --backend {library.name} --weight-streaming --force"
+            )
         self.name = f"{library.name} {library.version} on compute capability {target}"
         self._arena = Arena(device)
         with translated(library, "starting"):
@@ -70,8 +82,12 @@ class TrtBackend:
         """The bundle's set that is in use."""
         return self._set
 
+    def weights_nbytes(self, graphs: Sequence[Graph]) -> int:
+        entries = {entry.path: entry.nbytes for entry in map(self._entry, graphs)}
+        return round(self._resident * sum(entries.values()))
+
     def load(self, graph: Graph) -> TrtEngine:
-        path = self._path(graph)
+        path = self._entry(graph).path
         with self._loading:
             plan = self._plans.get(path)
             if plan is None:
@@ -82,12 +98,12 @@ class TrtBackend:
         """Keeps the compiled kernels; engines and contexts are freed with their holders."""
         self._cache.save()
 
-    def _path(self, graph: Graph) -> str:
-        """Of the graph's plan; the ``add`` of all blocks is the plan of their reuse variant."""
+    def _entry(self, graph: Graph) -> PlanEntry:
+        """The graph's plan; the ``add`` of all blocks is the plan of their reuse variant."""
         for entry in self._set.plans:
             if entry.graph == graph.name:
-                return entry.path
-        return find(self._set, graph.name).path
+                return entry
+        return find(self._set, graph.name)
 
     def _open(self, path: str) -> OpenedPlan:
         library, file = self._library, self._bundle.path(path)
@@ -98,6 +114,8 @@ class TrtBackend:
             mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
             engine = done(library, self._runtime.deserialize_cuda_engine(content), f"opening {file}")
+            if self._resident < 1:  # before the engine has contexts
+                engine.weight_streaming_budget_v2 = int(self._resident * engine.streamable_weights_size)
             return OpenedPlan(engine, self._config(engine) if library.name == "tensorrt-rtx" else None)
 
     def _config(self, engine: Any) -> Any:

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     engine("--backend", choices=BACKENDS, default=ONNXRUNTIME, help="(default: onnxruntime)")
     engine("--provider", choices=tuple(PROVIDERS), default="cpu", help="of ONNX Runtime (default: cpu)")
     engine("--threads", type=int, default=0, help="of ONNX Runtime (default: one a core)")
+    engine("--weight-budget", type=int, metavar="MB", help="TensorRT: GPU memory for weights (default: all of them)")
     engine("--no-cuda-graphs", action="store_true", help="TensorRT: launch each engine by itself")
     engine("--plan-memory", action="store_true", help="print what the run would take, by kind, and stop")
     return parser
@@ -107,7 +108,12 @@ def _run(options: argparse.Namespace) -> None:
     if not options.plan_memory:
         _check_outputs(options, outputs, bundle.manifest.latent, settled.latents.shape[2:], settled.fps.tolist())
     opened = open_backend(
-        bundle, options.backend, options.provider, options.threads, cuda_graphs=not options.no_cuda_graphs
+        bundle,
+        options.backend,
+        options.provider,
+        options.threads,
+        cuda_graphs=not options.no_cuda_graphs,
+        weight_budget=None if options.weight_budget is None else options.weight_budget * 10**6,
     )
     with closing(opened) as backend:
         pipeline = Pipeline(bundle, backend)

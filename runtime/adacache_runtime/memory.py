@@ -95,26 +95,23 @@ def plan_memory(
         probes.append(plan.unwatched)
     kinds = {"hidden": plan.hidden, "residuals": plan.residuals, "probes": probes}
     nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
+    weights, encoder = _weights(bundle, backend)
     return MemoryPlan(
-        weights=_weights(bundle, backend, [graph for graph in manifest.graphs() if graph != manifest.text.encoder]),
-        encoder=_encoder(bundle, backend) if request.prompts else 0,
+        weights=weights,
+        encoder=encoder if request.prompts else 0,
         arena=max(known) if len(known) == len(needs) else None,
         **nbytes,
         latents=device.nbytes - sum(nbytes.values()),
     )
 
 
-def _weights(bundle: Bundle, backend: Backend, graphs: Sequence[Graph]) -> int:
-    """Of engines for these graphs; the files of compiled plans, or the file that all graphs of a bundle share."""
-    if backend.plans is None:
-        return bundle.path(bundle.manifest.weights).stat().st_size
-    names = {graph.name for graph in graphs}
-    return sum({entry.path: entry.nbytes for entry in backend.plans.plans if entry.graph in names}.values())
-
-
-def _encoder(bundle: Bundle, backend: Backend) -> int:
-    graph = bundle.manifest.text.encoder
-    return 0 if graph is None or backend.plans is None else _weights(bundle, backend, [graph])
+def _weights(bundle: Bundle, backend: Backend) -> tuple[int, int]:
+    """Of all stages' engines, and of the text encoder beside them."""
+    encoder = bundle.manifest.text.encoder
+    model = backend.weights_nbytes([graph for graph in bundle.manifest.graphs() if graph != encoder])
+    if model is None:
+        return bundle.path(bundle.manifest.weights).stat().st_size, 0
+    return model, (backend.weights_nbytes([encoder]) or 0) if encoder else 0
 
 
 def table(plan: MemoryPlan, free: int | None, place: str) -> Table:

@@ -76,6 +76,7 @@ class Pipeline:
         threads: int = 0,
         shared_threads: bool = True,
         cuda_graphs: bool = True,
+        weight_budget: int | None = None,
     ) -> "Pipeline":
         """Opens a bundle; see :func:`adacache_engines.backends.open_backend` for the other arguments.
 
@@ -85,7 +86,7 @@ class Pipeline:
             EngineError: there is no GPU, no plan for it, or an engine cannot be loaded.
         """
         bundle = open_bundle(folder)
-        return cls(bundle, open_backend(bundle, backend, provider, threads, shared_threads, cuda_graphs))
+        return cls(bundle, open_backend(bundle, backend, provider, threads, shared_threads, cuda_graphs, weight_budget))
 
     def generate(self, request: Request, on_call: Callable[[CallRecord], None] = lambda _: None) -> Result:
         """Runs one generation; ``on_call`` gets each call's record as it becomes known.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from adacache_engines.base import Backend, Engine
 from adacache_engines.buffers import Buffer, Call, Device
-from adacache_engines.bundle import Graph, Manifest, PlanSet
+from adacache_engines.bundle import Graph, Manifest
 from adacache_runtime.plan import Engines
 
 
@@ -68,9 +68,8 @@ class TimedBackend:
     def device(self) -> Device:
         return self.backend.device
 
-    @property
-    def plans(self) -> PlanSet | None:
-        return self.backend.plans
+    def weights_nbytes(self, graphs: Sequence[Graph]) -> int | None:
+        return self.backend.weights_nbytes(graphs)
 
     def load(self, graph: Graph) -> TimedEngine:
         self.engines[graph.name] = TimedEngine(self.backend.load(graph), self)

@@ -1,12 +1,12 @@
 """A whole generation, call by call, with the time of every stage in it."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from adacache_engines.base import Backend, Engine
 from adacache_engines.buffers import Buffer, Call, Device
-from adacache_engines.bundle import Bundle, Graph, PlanSet
+from adacache_engines.bundle import Bundle, Graph
 from adacache_runtime.memory import MemoryPlan
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies.never import NeverReuse
@@ -100,9 +100,8 @@ class _TimedBackend:
     def device(self) -> Device:
         return self.inner.device
 
-    @property
-    def plans(self) -> PlanSet | None:
-        return self.inner.plans
+    def weights_nbytes(self, graphs: Sequence[Graph]) -> int | None:
+        return self.inner.weights_nbytes(graphs)
 
     def load(self, graph: Graph) -> "_TimedEngine":
         return _TimedEngine(self.inner.load(graph), self.inner.device, self.marks)
