@@ -33,9 +33,10 @@ def imports(tree: ast.AST) -> Iterator[str]:
 
 
 def at_import(tree: ast.Module) -> Iterator[str]:
-    """Names of modules that are imported when the module is, so not in a function."""
+    """Names of modules that are imported when the module is, so not in a function, nor for the type checker alone."""
     for node in tree.body:
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        typing_only = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+        if not (typing_only or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
             yield from imports(node)
 
 

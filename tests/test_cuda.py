@@ -1,99 +1,26 @@
-"""CUDA buffers over a runtime that is faked with host memory and runs enqueued work only when waited for."""
+"""CUDA buffers, copies and graphs on a faked CUDA runtime, which checks what a GPU would."""
 
-import ctypes
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any
+import gc
+import itertools
+import threading
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
+from fake_cuda import FakeCuda, Fault
 
-from adacache_engines.cuda import CudaDevice
+from adacache_engines.buffers import HostDevice
+from adacache_engines.cuda import CudaBuffer, CudaDevice
 from adacache_engines.errors import EngineError
 
 FLOAT = np.dtype(np.float32)
 
 
-@dataclass
-class FakeCuda:
-    """The part of ``cuda.bindings.runtime`` that is used."""
-
-    capacity: int = 1 << 20
-    blocks: dict[int, Any] = field(default_factory=dict)
-    queue: list[Callable[[], object]] = field(default_factory=list)
-    waits: int = 0
-    cudaError_t: Any = field(default_factory=lambda: SimpleNamespace(cudaSuccess=0))
-    cudaMemcpyKind: Any = field(
-        default_factory=lambda: SimpleNamespace(
-            cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2, cudaMemcpyDeviceToDevice=3
-        )
-    )
-
-    def cudaSetDevice(self, index: int) -> tuple[int]:
-        return (0 if index == 0 else 101,)
-
-    def cudaStreamCreate(self) -> tuple[int, int]:
-        return 0, 77
-
-    def cudaMalloc(self, nbytes: int) -> tuple[int, int]:
-        if sum(len(block) for block in self.blocks.values()) + nbytes > self.capacity:
-            return 2, 0
-        block = ctypes.create_string_buffer(b"\xff" * nbytes, nbytes)
-        self.blocks[ctypes.addressof(block)] = block
-        return 0, ctypes.addressof(block)
-
-    def cudaFree(self, address: int) -> tuple[int]:
-        del self.blocks[address]
-        return (0,)
-
-    cudaMallocHost, cudaFreeHost = cudaMalloc, cudaFree
-
-    def cudaMemsetAsync(self, address: int, value: int, nbytes: int, stream: int) -> tuple[int]:
-        assert stream == 77
-        self.queue.append(lambda: ctypes.memset(address, value, nbytes))
-        return (0,)
-
-    def cudaMemcpyAsync(self, target: int, source: int, nbytes: int, kind: int, stream: int) -> tuple[int]:
-        assert stream == 77
-        if kind == 1:  # pageable memory is read before the call returns
-            data = ctypes.string_at(source, nbytes)
-            self.queue.append(lambda: ctypes.memmove(target, data, nbytes))
-        else:
-            self.queue.append(lambda: ctypes.memmove(target, source, nbytes))
-        return (0,)
-
-    def cudaEventCreate(self) -> tuple[int, list[float]]:
-        return 0, []
-
-    def cudaEventDestroy(self, event: list[float]) -> tuple[int]:
-        return (0,)
-
-    def cudaEventRecord(self, event: list[float], stream: int) -> tuple[int]:
-        self.queue.append(lambda: event.append(float(len(event))))
-        return (0,)
-
-    def cudaEventSynchronize(self, event: list[float]) -> tuple[int]:
-        self.waits += 1
-        while not event:
-            self.queue.pop(0)()
-        return (0,)
-
-    def cudaEventElapsedTime(self, start: list[float], stop: list[float]) -> tuple[int, float]:
-        assert start
-        assert stop
-        return 0, 1.5
-
-    def cudaStreamSynchronize(self, stream: int) -> tuple[int]:
-        self.waits += 1
-        while self.queue:
-            self.queue.pop(0)()
-        return (0,)
-
-
 @pytest.fixture
-def api() -> FakeCuda:
-    return FakeCuda()
+def api() -> Iterator[FakeCuda]:
+    api = FakeCuda()
+    yield api
+    assert api.faults == []
 
 
 def test_round_trip_and_views(api: FakeCuda) -> None:
@@ -149,3 +76,233 @@ def test_errors_name_what_failed(api: FakeCuda) -> None:
         device.empty((1000, 1000), FLOAT)
     with pytest.raises(ValueError, match="cannot be copied"):
         device.copy(device.empty((2,), FLOAT), device.empty((3,), FLOAT))
+
+
+# what a GPU does not tell
+
+
+def ones(value: float, count: int = 4) -> np.ndarray:
+    return np.full(count, value, np.float32)
+
+
+def test_a_write_neither_waits_nor_races(api: FakeCuda) -> None:
+    """However often it comes before the GPU has got there."""
+    device = CudaDevice(api=api)
+    buffer, targets = device.empty((4,), FLOAT), [device.empty((4,), FLOAT) for _ in range(5)]
+    for value, target in enumerate(targets):
+        array = ones(value)
+        buffer.write(array)
+        array[:] = -1
+        device.copy(buffer, target)()
+    assert api.waits == 0
+    for value, target in enumerate(targets):
+        np.testing.assert_array_equal(target.read(), ones(value))
+
+
+def test_writes_that_come_one_a_step_share_pinned_memory(api: FakeCuda) -> None:
+    device = CudaDevice(api=api)
+    buffer = device.empty((4,), FLOAT)
+    for value in range(5):
+        buffer.write(ones(value))
+        device.synchronize()
+    assert sum(block.pinned for block in api.blocks.values()) == 1
+
+
+def test_memory_is_freed_behind_the_work_on_it(api: FakeCuda) -> None:
+    device = CudaDevice(api=api)
+    source, target = device.empty((4,), FLOAT), device.empty((4,), FLOAT)
+    source.write(ones(3))
+    device.copy(source, target)()
+    del source
+    np.testing.assert_array_equal(target.read(), ones(3))
+
+
+def test_a_thread_uses_the_device_of_the_buffers(api: FakeCuda) -> None:
+    """CUDA's current device is each thread's own."""
+    device = CudaDevice(api=api)
+    results: list[np.ndarray] = []
+
+    def work() -> None:
+        buffer = device.empty((4,), FLOAT)
+        buffer.write(ones(2))
+        results.append(buffer.read())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    np.testing.assert_array_equal(results[0], ones(2))
+
+
+def test_free_memory_and_capability(api: FakeCuda) -> None:
+    device = CudaDevice(api=api)
+    free = device.free_nbytes()
+    kept = device.empty((1000,), FLOAT)
+    assert device.free_nbytes() == free - kept.nbytes
+    assert device.compute_capability() == "8.9"
+
+
+def test_free_memory_of_the_host() -> None:
+    free = HostDevice().free_nbytes()
+    assert free is None or free > 1 << 20
+
+
+# graphs
+
+
+def chain(device: CudaDevice) -> tuple[list[CudaBuffer], list[Callable[[], None]]]:
+    """Three buffers, and copies from each to the next."""
+    buffers = [device.empty((4,), FLOAT) for _ in range(3)]
+    return buffers, [device.copy(*pair) for pair in itertools.pairwise(buffers)]
+
+
+def test_a_sequence_runs_then_records_then_replays(api: FakeCuda) -> None:
+    device = CudaDevice(api=api)
+    buffers, calls = chain(device)
+    count: list[int] = []
+    sequence = device.sequence([lambda: count.append(1), *calls])
+    for value in range(5):
+        buffers[0].write(ones(value))
+        sequence()
+        np.testing.assert_array_equal(buffers[2].read(), ones(value))
+    assert (len(count), api.captures, api.launches) == (2, 1, 4)
+
+
+@pytest.mark.parametrize("make", [lambda api: CudaDevice(api=api, graphs=False), lambda _: HostDevice()])
+def test_a_sequence_without_graphs_makes_its_calls(api: FakeCuda, make: Callable[[FakeCuda], CudaDevice]) -> None:
+    device, count = make(api), []
+    sequence = device.sequence([lambda: count.append(1), lambda: count.append(2)])
+    for _ in range(3):
+        sequence()
+    assert count == [1, 2] * 3
+    assert api.captures == 0
+
+
+def test_other_buffers_are_recorded_anew(api: FakeCuda) -> None:
+    device = CudaDevice(api=api)
+    for value in (1, 2):
+        buffers, calls = chain(device)
+        sequence = device.sequence(calls)
+        for _ in range(3):
+            buffers[0].write(ones(value))
+            sequence()
+        np.testing.assert_array_equal(buffers[2].read(), ones(value))
+        del buffers, calls, sequence
+    assert api.captures == 2
+    device.synchronize()
+    assert not api.blocks
+    assert not api.graphs
+
+
+def test_a_failed_recording_names_itself_and_the_way_out(api: FakeCuda) -> None:
+    device = CudaDevice(api=api)
+    buffers, calls = chain(device)
+    sequence = device.sequence([*calls, lambda: device.empty((4,), FLOAT)], "blocks")
+    sequence()
+    with pytest.raises(EngineError, match=r"blocks cannot be recorded .* allocating 16 bytes .*--no-cuda-graphs"):
+        sequence()
+    assert not api.graphs
+    buffers[0].write(ones(7))
+    for call in calls:  # the stream is usable
+        call()
+    np.testing.assert_array_equal(buffers[2].read(), ones(7))
+
+
+def test_a_recording_that_waits_fails(api: FakeCuda) -> None:
+    device = CudaDevice(api=api)
+    sequence = device.sequence([device.synchronize])
+    sequence()
+    with pytest.raises(EngineError, match="calls cannot be recorded"):
+        sequence()
+    device.synchronize()
+
+
+def test_an_interrupt_ends_the_recording(api: FakeCuda) -> None:
+    device = CudaDevice(api=api)
+    count: list[int] = []
+
+    def interrupted() -> None:
+        count.append(1)
+        if len(count) == 2:
+            raise KeyboardInterrupt
+
+    sequence = device.sequence([interrupted])
+    sequence()
+    with pytest.raises(KeyboardInterrupt):
+        sequence()
+    assert not api.capturing()
+    sequence()
+    assert (len(count), api.launches) == (3, 1)
+
+
+def test_what_is_dropped_while_recording_is_freed_afterwards(api: FakeCuda) -> None:
+    device = CudaDevice(api=api)
+    rubbish = [device.empty((4,), FLOAT) for _ in range(2)]
+
+    def drop() -> None:
+        if api.capturing():
+            rubbish.clear()
+            gc.collect()
+            assert len(api.blocks) == 2
+
+    sequence = device.sequence([drop])
+    sequence()
+    sequence()
+    device.synchronize()
+    assert not api.blocks
+
+
+def test_two_threads_do_not_record_each_other(api: FakeCuda) -> None:
+    """One thread copies, writes, reads and allocates while the other one records."""
+    api.pause_s = 0.005
+    device = CudaDevice(api=api)
+    failures: list[BaseException] = []
+    ready = threading.Barrier(2)
+
+    def work(base: int) -> None:
+        try:
+            ready.wait()
+            for round_ in range(4):
+                buffers, calls = chain(device)
+                sequence = device.sequence(calls)
+                for step in range(4):
+                    buffers[0].write(ones(100 * base + 10 * round_ + step))
+                    sequence()
+                    np.testing.assert_array_equal(buffers[2].read(), ones(100 * base + 10 * round_ + step))
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work, args=(base,)) for base in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert api.captures == 8
+
+
+# the fake itself
+
+
+def test_the_fake_sees_what_it_should() -> None:
+    device = CudaDevice(api=(api := FakeCuda()))
+    buffer, other = device.empty((4,), FLOAT), device.empty((4,), FLOAT)
+    device.synchronize()
+    address = buffer.address
+    del buffer
+    device.synchronize()
+    device.enqueue_copy(other.address, address, 16, "DeviceToDevice")
+    with pytest.raises(Fault, match="freed"):
+        device.synchronize()
+    device.enqueue_copy(other.address, other.address + 4, 16, "DeviceToDevice")
+    with pytest.raises(Fault, match="4 bytes beyond"):
+        device.synchronize()
+    readback = device.readback(other)
+    (pinned,) = (block for block in api.blocks.values() if block.pinned)
+    pinned.data[:] = 0
+    readback.start()
+    assert np.isnan(pinned.data.view(np.float32)).all(), "values of a copy that has not run"
+    array = ones(1)
+    device.enqueue_copy(other.address, pinned.address, 16, "HostToDevice")
+    pinned.data[:] = array.view(np.uint8)
+    with pytest.raises(Fault, match="changed before its copy ran"):
+        device.synchronize()

@@ -31,6 +31,16 @@ class Engine(Protocol):
         """
         ...
 
+    def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        """Activation memory that it takes for inputs of these shapes; None = grows as needed.
+
+        Engines of a back end that knows share it: together they take as much as the one that takes most.
+
+        Raises:
+            EngineError: it cannot run at these shapes.
+        """
+        ...
+
 
 class Backend(Protocol):
     """Loads a bundle's graphs for one device; ``close`` frees what it holds."""

@@ -5,8 +5,9 @@ on a GPU the same calls only enqueue, which is why results come back through :cl
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
 Call = Callable[[], None]
+MEMINFO = Path("/proc/meminfo")  # of Linux
 
 
 class Buffer(Protocol):
@@ -77,6 +79,18 @@ class Device(Protocol):
         ...
 
     def readback(self, source: Buffer) -> Readback: ...
+
+    def sequence(self, calls: Sequence[Call], name: str = "calls") -> Call:
+        """One call that makes ``calls`` in turn; a device that can, records them and replays.
+
+        The calls must do the same each time: enqueue engines and copies on the same buffers, and nothing else.
+        ``name`` is for error messages.
+        """
+        ...
+
+    def free_nbytes(self) -> int | None:
+        """Memory that is not taken; None where nobody knows."""
+        ...
 
     def mark(self) -> object:
         """A point in the enqueued work, for :meth:`milliseconds`."""
@@ -160,6 +174,16 @@ class HostDevice:
     def readback(self, source: Buffer) -> HostReadback:
         return HostReadback(source)
 
+    def sequence(self, calls: Sequence[Call], name: str = "calls") -> Call:
+        return in_turn(calls)
+
+    def free_nbytes(self) -> int | None:
+        """What Linux can give without swapping; None on other systems."""
+        if not MEMINFO.is_file():
+            return None
+        fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
+        return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+
     def mark(self) -> float:
         return time.perf_counter()
 
@@ -167,3 +191,14 @@ class HostDevice:
         assert isinstance(start, float)
         assert isinstance(stop, float)
         return 1e3 * (stop - start)
+
+
+def in_turn(calls: Sequence[Call]) -> Call:
+    """One call that makes all of them."""
+    calls = tuple(calls)
+
+    def call() -> None:
+        for each in calls:
+            each()
+
+    return call

@@ -30,6 +30,9 @@ class FakeEngine:
 
         return call
 
+    def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        return None
+
 
 @dataclass
 class FakeBackend:

@@ -77,6 +77,9 @@ class OrtEngine:
 
         return call
 
+    def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """ONNX Runtime's arena grows while it runs."""
+
 
 def _element(dtype: DType) -> Any:
     return ONNX_BFLOAT16 if dtype == "bfloat16" else NUMPY_DTYPES[dtype].type
@@ -109,7 +112,8 @@ class OrtBackend:
                 f'pip install "adacache-export[{extra}]"'
             )
         self.name = f"onnxruntime {self._provider}"
-        self.device: Device = HostDevice() if provider == "cpu" else CudaDevice()
+        # it allocates while it runs, which no graph can hold
+        self.device: Device = HostDevice() if provider == "cpu" else CudaDevice(graphs=False)
         self._folder = folder
         self._threads = threads
         self._shared_threads = shared_threads and _share_threads(self._runtime, threads)

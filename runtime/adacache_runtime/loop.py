@@ -116,11 +116,10 @@ def _enqueue(generation: Generation, context: Context, update: Update, compute: 
     generation.latents.spread()
     timestep = generation.condition(update.timestep)
     plan.tensors["timestep"].write(np.tile(timestep, generation.branches))
-    parts = plan.steps(compute)
+    calls = plan.calls(compute)
     marks = [device.mark()]
     for part in PARTS:
-        for step in parts[part]:
-            step.call()
+        calls[part]()
         marks.append(device.mark())
     # a residual that was not computed cannot have changed
     shown = [probe.measure() for probe in generation.probes] if all(compute) else []

@@ -93,6 +93,7 @@ class Plan:
         self._residuals = [self._empty(self._hidden) for _ in self.groups] if reuses else []
         self._unwatched: Buffer | None = None
         self._steps: dict[tuple[bool, ...], dict[str, list[Step]]] = {}
+        self._calls: dict[tuple[bool, ...], dict[str, Call]] = {}
         self.tensors: dict[str, Buffer] = {}
         for stage in manifest.stages:
             watched = {*stage.probes.values(), "hidden", "hidden" + OUT}
@@ -115,6 +116,16 @@ class Plan:
         if key not in self._steps:
             self._steps[key] = self._build(key)
         return self._steps[key]
+
+    def calls(self, compute: Sequence[bool]) -> Mapping[str, Call]:
+        """Each part of :meth:`steps` as one call, which the device may record and replay."""
+        key = tuple(compute)
+        if key not in self._calls:
+            self._calls[key] = {
+                part: self._device.sequence([step.call for step in steps], f"{steps[0].name} to {steps[-1].name}")
+                for part, steps in self.steps(key).items()
+            }
+        return self._calls[key]
 
     def _build(self, compute: tuple[bool, ...]) -> dict[str, list[Step]]:
         here = self._pool[0]

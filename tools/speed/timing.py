@@ -43,6 +43,9 @@ class TimedEngine:
 
         return call
 
+    def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        return self.engine.workspace_nbytes(shapes)
+
 
 @dataclass
 class TimedBackend:

@@ -1,0 +1,17 @@
+"""Calls of the CUDA runtime answer with a status first; here it becomes an error, once."""
+
+from typing import Any
+
+from adacache_engines.errors import EngineError
+
+
+def checked(api: Any, result: tuple[Any, ...], doing: str) -> Any:
+    """The value of a CUDA call, which returns (status,) or (status, value).
+
+    Raises:
+        EngineError: the status is not success.
+    """
+    status, *value = result
+    if status != api.cudaError_t.cudaSuccess:
+        raise EngineError(f"CUDA failed {doing}: {getattr(status, 'name', status)}")
+    return value[0] if value else None

@@ -1,0 +1,333 @@
+"""Engines on TensorRT and TensorRT-RTX: every graph a compiled plan, every binding an execution context.
+
+A context is made for one set of buffers: its profile, shapes and addresses are set once, and a call only enqueues.
+Contexts have no memory of their own for activations; all of a back end share one arena.
+"""
+
+import mmap
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from adacache_engines.base import check_binding
+from adacache_engines.buffers import Buffer, Call
+from adacache_engines.bundle import Bundle, Graph, PlanSet
+from adacache_engines.cuda import CudaDevice
+from adacache_engines.errors import EngineError, require
+from adacache_engines.plans import ENGINES, check_plans, choose, find
+from adacache_engines.tensors import DType
+from adacache_engines.trt_arena import Arena, Claim
+from adacache_engines.trt_cache import RuntimeCache
+from adacache_engines.trt_library import EXTRAS, TensorRT
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+Shape = tuple[int, ...]
+
+CUDA = "cuda.bindings.runtime"
+RUNTIME_CACHE = "runtime.cache"
+DATA_TYPES: Mapping[DType, str] = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
+
+
+@contextmanager
+def _translated(library: TensorRT, doing: str) -> Iterator[None]:
+    """Whatever the library raises becomes an error of ours, with what it logged."""
+    try:
+        yield
+    except EngineError:
+        raise
+    except Exception as error:
+        told = f"{error}: {library.complaints()}"
+        raise EngineError(f"{library.name} {library.version} failed {doing}: {told}") from error
+
+
+def _done(library: TensorRT, result: Any, doing: str) -> Any:
+    """
+    Raises:
+        EngineError: the library answered False or None; says what it logged.
+    """
+    if result is None or result is False:
+        raise EngineError(f"{library.name} {library.version} failed {doing}: {library.complaints()}")
+    return result
+
+
+def _shape(dims: Any) -> Shape:
+    return tuple(dims[index] for index in range(len(dims)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """A deserialised plan.
+
+    Attributes:
+        config: of contexts; TensorRT-RTX alone has one.
+        lock: contexts are made one at a time.
+        needs: activation memory in bytes by profile and shapes of the inputs, as far as it was asked for.
+    """
+
+    engine: "trt.ICudaEngine"
+    config: Any
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    needs: dict[object, int] = field(default_factory=dict)
+
+
+class TrtEngine:
+    """The plan of one graph.
+
+    Args:
+        graph: that it was built from.
+        plan: deserialised.
+        library: that runs it.
+        device: on whose stream it runs.
+        arena: for its activations.
+        profiles: names of the plan's optimisation profiles.
+
+    Raises:
+        EngineError: the plan's tensors or profiles are not those of the graph.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        plan: _Plan,
+        library: TensorRT,
+        device: CudaDevice,
+        arena: Arena,
+        profiles: tuple[str, ...],
+    ) -> None:
+        self.graph = graph
+        self._plan, self._library, self._device = plan, library, device
+        self._arena, self._profiles = arena, profiles
+        with _translated(library, f"asking the plan of {graph.name}"):
+            self._tensors = self._check()
+
+    def bind(self, tensors: Mapping[str, Buffer]) -> Call:
+        """
+        Raises:
+            EngineError: a name, dtype or shape does not fit, or no profile of the plan covers the shapes.
+        """
+        check_binding(self.graph, tensors)
+        name = self.graph.name
+        with _translated(self._library, f"binding {name}"):
+            context, need = self._context({spec.name: tensors[spec.name].shape for spec in self.graph.inputs})
+            for spec in self.graph.outputs:
+                shape = _shape(context.get_tensor_shape(spec.name))
+                if shape != tensors[spec.name].shape:
+                    raise EngineError(
+                        f"engine {name} gives {spec.name} {shape}, but its buffer has {tensors[spec.name].shape}"
+                    )
+            for tensor in self._tensors:
+                done = context.set_tensor_address(tensor, tensors[tensor].address)
+                _done(self._library, done, f"binding {tensor} of {name}")
+        return _Bound(name, context, self._arena.claim(need), self._library, self._device, tensors)
+
+    def workspace_nbytes(self, shapes: Mapping[str, Shape]) -> int:
+        key = self._key(shapes)
+        if key not in self._plan.needs:
+            with _translated(self._library, f"measuring {self.graph.name}"):
+                self._context(shapes)
+        return self._plan.needs[key]
+
+    def _context(self, shapes: Mapping[str, Shape]) -> tuple["trt.IExecutionContext", int]:
+        """A context for inputs of these shapes, and its activation memory in bytes."""
+        profile, name, library = self._profile(shapes), self.graph.name, self._library
+        self._device.use()
+        engine, config = self._plan.engine, self._plan.config
+        managed = library.api.ExecutionContextAllocationStrategy.USER_MANAGED
+        with self._plan.lock:
+            context = engine.create_execution_context(managed if config is None else config)
+        _done(library, context, f"making a context for {name}")
+        with self._device.turn():
+            chosen = context.set_optimization_profile_async(profile, self._device.stream)
+        _done(library, chosen, f"choosing profile {self._profiles[profile]} for {name}")
+        for tensor, shape in shapes.items():
+            if tensor in self._tensors:
+                _done(library, context.set_input_shape(tensor, shape), f"giving {tensor} of {name} the shape {shape}")
+        unknown = context.infer_shapes()
+        if unknown:
+            raise EngineError(f"{library.name} {library.version} cannot infer {', '.join(unknown)} of {name}")
+        need = self._need(context, profile)
+        self._plan.needs[self._key(shapes)] = need
+        return context, need
+
+    def _need(self, context: "trt.IExecutionContext", profile: int) -> int:
+        engine = self._plan.engine
+        if engine.device_memory_size_v2 == 0:
+            return 0
+        # 0 may mean that it was asked in vain; and where any shape needs memory, none runs without
+        need = context.update_device_memory_size_for_shapes() or engine.get_device_memory_size_for_profile_v2(profile)
+        return int(need)
+
+    def _key(self, shapes: Mapping[str, Shape]) -> object:
+        return tuple(shapes[spec.name] for spec in self.graph.inputs)
+
+    def _profile(self, shapes: Mapping[str, Shape]) -> int:
+        """The first profile that covers shapes of the inputs."""
+        misfits = []
+        for index, profile in enumerate(self._profiles):
+            wrong = {}
+            for spec in self.graph.inputs:
+                if spec.name not in self._tensors or all(isinstance(axis, int) for axis in spec.axes):
+                    continue
+                ranges = self._plan.engine.get_tensor_profile_shape(spec.name, index)
+                least, _, most = map(_shape, ranges)
+                for axis, size, low, high in zip(spec.axes, shapes[spec.name], least, most, strict=True):
+                    if not low <= size <= high:
+                        wrong[axis] = f"{axis} {size}, allowed {low} to {high}"
+            if not wrong:
+                return index
+            misfits.append(f"profile {profile}: " + ", ".join(wrong.values()))
+        library = self._library.name
+        raise EngineError(
+            f"no profile of the {library} plans fits {self.graph.name}: {'; '.join(misfits)}; choose another size or "
+            f"number of prompts, or build plans for it: adacache-export BUNDLE --backend {library} --profile ..."
+        )
+
+    def _check(self) -> tuple[str, ...]:
+        """Names of the plan's tensors: the graph's, but for inputs that no value is taken from."""
+        engine, api = self._plan.engine, self._library.api
+        modes = {api.TensorIOMode.INPUT: self.graph.inputs, api.TensorIOMode.OUTPUT: self.graph.outputs}
+        specs = {(mode, spec.name): spec for mode, group in modes.items() for spec in group}
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        problems = []
+        for name in names:
+            spec = specs.get((engine.get_tensor_mode(name), name))
+            if spec is None:
+                problems.append(f"{name} is not a tensor of the graph")
+            elif engine.get_tensor_dtype(name) != getattr(api.DataType, DATA_TYPES[spec.dtype]):
+                problems.append(f"{name} is {engine.get_tensor_dtype(name)}, expected {spec.dtype}")
+            elif engine.get_tensor_location(name) != api.TensorLocation.DEVICE:
+                problems.append(f"{name} is read on the host: its values decide shapes")
+        problems += [f"{spec.name} is missing" for spec in self.graph.outputs if spec.name not in names]
+        if engine.num_optimization_profiles != len(self._profiles):
+            problems.append(
+                f"it has {engine.num_optimization_profiles} profiles, the manifest {', '.join(self._profiles)}"
+            )
+        if problems:
+            raise EngineError(f"the plan of {self.graph.name} does not fit its graph: {'; '.join(problems)}")
+        return tuple(names)
+
+
+class _Bound:
+    """A context with everything set. It ends when the work that was enqueued on it is done."""
+
+    def __init__(
+        self,
+        name: str,
+        context: "trt.IExecutionContext",
+        claim: Claim,
+        library: TensorRT,
+        device: CudaDevice,
+        tensors: Mapping[str, Buffer],
+    ) -> None:
+        self._name, self._claim, self._library, self._device = name, claim, library, device
+        self._context, self._tensors = context, dict(tensors)
+        self._ready = claim.nbytes == 0
+        weakref.finalize(self, device.drop_when_idle, [context].clear)
+
+    def __call__(self) -> None:
+        with self._device.turn(), _translated(self._library, f"running {self._name}"):
+            if not self._ready:
+                memory = self._claim.memory()
+                self._context.set_device_memory(memory.address, memory.nbytes)
+                self._ready = True
+            if not self._context.execute_async_v3(self._device.stream):
+                shapes = ", ".join(f"{name} {buffer.shape}" for name, buffer in self._tensors.items())
+                raise EngineError(f"engine {self._name} failed on {shapes}: {self._library.complaints()}")
+
+
+class TrtBackend:
+    """Loads a bundle's plans into TensorRT or TensorRT-RTX.
+
+    Args:
+        bundle: opened.
+        library: that built the plans, in the same version.
+        device: None = the first GPU.
+        graphs: where ``device`` is None, whether it records CUDA graphs.
+        progress: gets numbers of bytes while the plans are checked.
+
+    Raises:
+        MissingDependencyError: cuda-bindings is not installed.
+        EngineError: there is no GPU, or the bundle has no plans for it and this library.
+        BundleError: a plan is missing or was changed; nothing of it has been opened.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        library: TensorRT,
+        device: CudaDevice | None = None,
+        graphs: bool = True,
+        progress: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        if device is None:
+            device = CudaDevice(api=require(CUDA, EXTRAS[library.name]), graphs=graphs)
+        self.device = device
+        self._bundle, self._library = bundle, library
+        target = device.compute_capability()
+        folder, self._set = choose(bundle, library.name, library.version, target)
+        check_plans(bundle, self._set, progress)
+        self.name = f"{library.name} {library.version} on compute capability {target}"
+        self._arena = Arena(device)
+        with _translated(library, "starting"):
+            self._runtime: trt.Runtime = _done(library, library.api.Runtime(library.logger), "starting")
+        self._loading = threading.Lock()
+        self._plans: weakref.WeakValueDictionary[str, _Plan] = weakref.WeakValueDictionary()
+        self._cache = RuntimeCache(bundle.path(f"{ENGINES}/{folder}/{RUNTIME_CACHE}"), library)
+        weakref.finalize(self, self._cache.save)
+
+    @property
+    def plans(self) -> PlanSet:
+        """The bundle's set of plans that is in use."""
+        return self._set
+
+    def load(self, graph: Graph) -> TrtEngine:
+        path = self._path(graph)
+        with self._loading:
+            plan = self._plans.get(path)
+            if plan is None:
+                plan = self._plans[path] = self._open(path)
+        return TrtEngine(graph, plan, self._library, self.device, self._arena, tuple(self._set.profiles))
+
+    def close(self) -> None:
+        """Keeps the compiled kernels; engines and contexts are freed with their holders."""
+        self._cache.save()
+
+    def _path(self, graph: Graph) -> str:
+        """Of the graph's plan; the ``add`` of all blocks is the plan of their reuse variant."""
+        for entry in self._set.plans:
+            if entry.graph == graph.name:
+                return entry.path
+        return find(self._set, graph.name).path
+
+    def _open(self, path: str) -> _Plan:
+        library, file = self._library, self._bundle.path(path)
+        self.device.use()
+        with (
+            _translated(library, f"opening {file}"),
+            file.open("rb") as handle,
+            mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            engine = _done(library, self._runtime.deserialize_cuda_engine(content), f"opening {file}")
+            return _Plan(engine, self._config(engine) if library.name == "tensorrt-rtx" else None)
+
+    def _config(self, engine: Any) -> Any:
+        """How TensorRT-RTX makes contexts of an engine."""
+        api = self._library.api
+        config = _done(self._library, engine.create_runtime_config(), "configuring an engine")
+        config.set_execution_context_allocation_strategy(api.ExecutionContextAllocationStrategy.USER_MANAGED)
+        config.cuda_graph_strategy = api.CudaGraphStrategy.DISABLED  # the device records graphs, of many engines each
+        # else a graph could hold for ever the slow kernel that runs until the right one is compiled
+        config.dynamic_shapes_kernel_specialization_strategy = api.DynamicShapesKernelSpecializationStrategy.EAGER
+        self._cache.attach(config)
+        return config
