@@ -298,6 +298,15 @@ def test_other_plans_are_refused_with_the_reason(folder: Path, cuda: FakeCuda) -
     assert module.opened == []
 
 
+def test_plans_for_another_gpu_run_only_where_that_is_asked_for(folder: Path, cuda: FakeCuda, tmp_path: Path) -> None:
+    bundle = write_plans(write_bundle(folder), targets=("8.0", "12.0"))
+    backend = TrtBackend(bundle, library(Module(cuda)), CudaDevice(api=cuda), target="8.0")
+    assert backend.name == "tensorrt-rtx 1.7 on compute capability 8.9 with plans for 8.0"
+    same(Pipeline(bundle, backend).generate(request()), expected(tmp_path))
+    with pytest.raises(EngineError, match="built for compute capability 8.0, 12.0"):
+        TrtBackend(bundle, library(Module(cuda)), CudaDevice(api=cuda), target="8.6")
+
+
 def test_a_plan_that_is_not_there_is_named(folder: Path, cuda: FakeCuda) -> None:
     bundle = write_plans(write_bundle(folder))
     ((name, plans),) = bundle.manifest.plans.items()

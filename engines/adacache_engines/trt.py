@@ -255,6 +255,8 @@ class TrtBackend:
         device: None = the first GPU.
         graphs: where ``device`` is None, whether it records CUDA graphs.
         progress: gets numbers of bytes while the plans are checked.
+        target: take plans that were built for this compute capability, whatever the GPU's own is. The library may then
+            refuse them or fail; this is for finding out whether it runs on a GPU that it does not name.
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
@@ -269,15 +271,18 @@ class TrtBackend:
         device: CudaDevice | None = None,
         graphs: bool = True,
         progress: Callable[[int], None] = lambda _: None,
+        target: str | None = None,
     ) -> None:
         if device is None:
             device = CudaDevice(api=require(CUDA, EXTRAS[library.name]), graphs=graphs)
         self.device = device
         self._bundle, self._library = bundle, library
-        target = device.compute_capability()
-        folder, self._set = choose(bundle, library.name, library.version, target)
+        own = device.compute_capability()
+        folder, self._set = choose(bundle, library.name, library.version, target or own)
         check_plans(bundle, self._set, progress)
-        self.name = f"{library.name} {library.version} on compute capability {target}"
+        self.name = f"{library.name} {library.version} on compute capability {own}"
+        if target not in (None, own):
+            self.name += f" with plans for {target}"
         self._arena = Arena(device)
         with _translated(library, "starting"):
             self._runtime: trt.Runtime = _done(library, library.api.Runtime(library.logger), "starting")

@@ -23,7 +23,9 @@ TARGETS: Mapping[str, str] = {
     "8.9": "SM89",
     "12.0": "SM120",
     "12.1": "SM121",
+    "current": "CURRENT",
 }
+CURRENT = "current"  # the GPU that is there, which need not be one of the others
 TYPES: Mapping[DType, str] = {
     "float32": "FLOAT",
     "float16": "HALF",
@@ -39,7 +41,8 @@ class BuildOptions:
     """How plans are built; what a library does not have is refused.
 
     Attributes:
-        targets: compute capabilities to build for (TensorRT-RTX); TensorRT builds for the GPU that is there.
+        targets: compute capabilities to build for (TensorRT-RTX), or ``current`` alone for the GPU that is there, as
+            TensorRT always does.
         workspace_mb: most activation memory that one engine may take; None = no limit.
         weight_streaming: weights may stay in host memory, as a budget at run time says.
         optimization_level: 0 to 5, how long TensorRT looks for faster kernels; None = its default.
@@ -68,6 +71,8 @@ def check_options(library: Library, options: BuildOptions) -> None:
     unknown = [target for target in options.targets if target not in TARGETS]
     if unknown:
         raise InputError(f"target {', '.join(unknown)} is unknown; known: {', '.join(TARGETS)}")
+    if CURRENT in options.targets and len(options.targets) > 1:
+        raise InputError(f"target {CURRENT} stands alone; leave out the others")
     if options.workspace_mb is not None and options.workspace_mb < 1:
         raise InputError(f"workspace {options.workspace_mb} MB is not possible; choose at least 1")
     if options.optimization_level is not None and not 0 <= options.optimization_level <= 5:
