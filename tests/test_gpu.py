@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,8 @@ from adacache_engines.ort import OrtBackend
 from adacache_engines.trt import RUNTIME_CACHE, TrtBackend
 from adacache_engines.trt_arena import Arena
 from adacache_engines.trt_library import LIBRARIES, TensorRT, open_library
-from adacache_runtime.pipeline import Pipeline
+from adacache_runtime.pipeline import Pipeline, Result
+from adacache_runtime.plan import GRANULARITIES, Granularity
 from adacache_runtime.policies.adacache import AdaCache
 from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.policies.never import NeverReuse
@@ -54,6 +56,7 @@ def gpu() -> str:
 @pytest.fixture(scope="session")
 def folder(gpu: str, request: pytest.FixtureRequest) -> Callable[[Precision], Path]:
     """The bundle of a precision. Tests must not change it."""
+    assert gpu
 
     def find(precision: Precision) -> Path:
         if BUNDLES in os.environ:
@@ -69,6 +72,7 @@ def folder(gpu: str, request: pytest.FixtureRequest) -> Callable[[Precision], Pa
 
 @pytest.fixture(scope="session", params=LIBRARIES)
 def library(gpu: str, request: pytest.FixtureRequest) -> TensorRT:
+    assert gpu
     try:
         return open_library(request.param)
     except MissingDependencyError as reason:
@@ -162,11 +166,13 @@ def test_a_generation_follows_the_cpus(
 # what must not change a bit
 
 
-@pytest.mark.parametrize("granularity", ["stack", "block"])
-def test_recorded_graphs_change_nothing(granularity: str, opened: Open, plans: Callable[[Precision], Bundle]) -> None:
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_recorded_graphs_change_nothing(
+    granularity: Granularity, opened: Open, plans: Callable[[Precision], Bundle]
+) -> None:
     bundle = plans("fp16")
     for policy in (EVERY_THIRD, FixedInterval(every=2)):
-        request = small_request(bundle, 2 * STEPS, policy)
+        request = replace(small_request(bundle, 2 * STEPS, policy), granularity=granularity)
         results = [Pipeline(bundle, opened("fp16", graphs)).generate(request) for graphs in (True, False)]
         assert same(*results)
 
@@ -218,7 +224,7 @@ def test_the_runtime_cache_is_read_again(
     bundle = plans("fp16")
     request = small_request(bundle, STEPS, EVERY_THIRD)
 
-    def run() -> tuple[Path, object]:
+    def run() -> tuple[Path, Result]:
         backend = opened("fp16")
         result = Pipeline(bundle, backend).generate(request)
         backend.close()
@@ -231,12 +237,12 @@ def test_the_runtime_cache_is_read_again(
     with caplog.at_level(logging.WARNING):
         _, again = run()
     assert caplog.records == []
-    assert same(again, first)  # type: ignore[arg-type]
+    assert same(again, first)
     cache.write_bytes(content[: len(content) // 2])
     with caplog.at_level(logging.WARNING):
         _, after = run()
     assert "is not used" in caplog.text
-    assert same(after, first)  # type: ignore[arg-type]
+    assert same(after, first)
 
 
 # ONNX Runtime's CUDA provider

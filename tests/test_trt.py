@@ -303,7 +303,7 @@ def test_plans_for_another_gpu_run_only_where_that_is_asked_for(folder: Path, cu
     backend = TrtBackend(bundle, library(Module(cuda)), CudaDevice(api=cuda), target="8.0")
     assert backend.name == "tensorrt-rtx 1.7 on compute capability 8.9 with plans for 8.0"
     same(Pipeline(bundle, backend).generate(request()), expected(tmp_path))
-    with pytest.raises(EngineError, match="built for compute capability 8.0, 12.0"):
+    with pytest.raises(EngineError, match=r"built for compute capability 8\.0, 12\.0"):
         TrtBackend(bundle, library(Module(cuda)), CudaDevice(api=cuda), target="8.6")
 
 

@@ -16,9 +16,7 @@ Contenders = dict[str, Backend]
 Skips = list[dict[str, str]]
 
 
-def open_contenders(
-    bundle: Bundle, names: Sequence[str], targets: Mapping[str, str], skipped: Skips
-) -> Contenders:
+def open_contenders(bundle: Bundle, names: Sequence[str], targets: Mapping[str, str], skipped: Skips) -> Contenders:
     """Opens what can be opened; ``skipped`` gets what cannot, and why.
 
     Args:

@@ -20,18 +20,18 @@ def graph_flop(name: str, config: Mapping[str, Any], sizes: Mapping[str, int]) -
         config: of the model, as the manifest has it.
         sizes: of the dynamic axes; ``batch`` counts the branches of guidance.
     """
-    width, batch = config["hidden_size"], sizes["batch"]
+    width, batch = int(config["hidden_size"]), sizes["batch"]
     tokens = batch * sizes["patch_frames"] * sizes["tokens"]
     texts = batch * sizes["text"]
-    patch = math.prod(config["patch_size"])
+    patch, channels = math.prod(map(int, config["patch_size"])), int(config["in_channels"])
     kind = name.split(".")[0]
     if kind == "text":
-        return 2 * texts * width * (config["caption_channels"] + width)
+        return 2 * texts * width * (int(config["caption_channels"]) + width)
     if kind == "embed":
         time = EMBEDDED_NUMBERS * (SINUSOID_WIDTH * width + width**2) + 6 * width**2
-        return 2 * tokens * patch * config["in_channels"] * width + 2 * batch * time
+        return 2 * tokens * patch * channels * width + 2 * batch * time
     if kind == "final":
-        return 2 * tokens * width * patch * config["in_channels"] * (2 if config["pred_sigma"] else 1)
+        return 2 * tokens * width * patch * channels * (2 if config["pred_sigma"] else 1)
     if kind not in ("spatial", "temporal"):
         return 0
     attended = sizes["tokens"] if kind == "spatial" else sizes["patch_frames"]

@@ -13,8 +13,7 @@ from adacache_engines.trt_library import LIBRARIES, open_library
 
 CUDA = "cuda.bindings.runtime"
 PACKAGES = (
-    "tensorrt-rtx", "tensorrt", "onnxruntime-gpu", "onnxruntime", "onnx", "torch", "triton", "cuda-bindings", "cuda-core",
-    "numpy", "pytest",
+    "tensorrt-rtx", "tensorrt", "onnxruntime-gpu", "onnxruntime", "onnx", "torch", "triton", "cuda-bindings", "numpy",
 )  # fmt: skip
 ONNXRUNTIME = "onnxruntime-cuda"
 EAGER, COMPILED = "torch-eager", "torch-compile"
@@ -65,12 +64,7 @@ def _cuda_version(number: int) -> str:
 
 def machine(gpu: Gpu) -> dict[str, Any]:
     """What the results hold for."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    versions = {package: number for package in PACKAGES if (number := _version(package))}
     return {
         "system": platform.platform(),
         "processor": platform.machine(),
@@ -79,6 +73,13 @@ def machine(gpu: Gpu) -> dict[str, Any]:
         "gpu": asdict(gpu),
         "versions": versions,
     }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _library(name: str) -> None:
@@ -133,10 +134,10 @@ def available(wanted: tuple[str, ...] = BACKENDS) -> tuple[list[str], dict[str, 
 
 def exporter_missing() -> str | None:
     """What keeps checkpoints from being exported here; None = nothing."""
-    for module, extra in (("torch", "export"), ("onnx", "export"), ("onnx_ir", "export"), ("onnxscript", "export"),
-                          ("onnxruntime", "cpu")):  # fmt: skip
-        try:
-            require(module, extra)
-        except MissingDependencyError as error:
-            return str(error)
+    try:
+        for module in ("torch", "onnx", "onnx_ir", "onnxscript"):
+            require(module, "export")
+        require("onnxruntime", "cpu")
+    except MissingDependencyError as error:
+        return str(error)
     return None

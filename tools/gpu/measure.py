@@ -1,5 +1,6 @@
 """Stages and calls of several back ends, measured in turn, so that a slow moment of the machine hits all of them."""
 
+import itertools
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,11 +16,11 @@ from adacache_engines.tensors import NUMPY_DTYPES, TensorSpec
 from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.plan import hidden_spec, residual_nbytes
 from adacache_runtime.policies.never import NeverReuse
+from adacache_runtime.policy import Policy
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord
 from tools.gpu.contenders import Contenders, Skips, with_reason
 from tools.gpu.flops import call_flop, graph_flop, tflop_per_s
-from tools.gpu.skeleton import source_of
 from tools.speed.calls import EVERY_THIRD, WARM_UP
 from tools.speed.timing import Spread
 
@@ -52,9 +53,9 @@ def examples(graph: Graph, sizes: Mapping[str, int], seed: int = 0) -> dict[str,
     return {spec.name: example(spec, sizes, random) for spec in graph.inputs}
 
 
-def bound(engine: Engine, backend: Backend, values: Mapping[str, Array], sizes: Mapping[str, int]) -> tuple[
-    Call, dict[str, Buffer]
-]:
+def bound(
+    engine: Engine, backend: Backend, values: Mapping[str, Array], sizes: Mapping[str, int]
+) -> tuple[Call, dict[str, Buffer]]:
     """An engine on buffers of its own, the inputs filled."""
     specs = (*engine.graph.inputs, *engine.graph.outputs)
     buffers = {spec.name: backend.device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for spec in specs}
@@ -106,9 +107,7 @@ class _Stage:
         EngineError: it does not run, or takes far too long.
     """
 
-    def __init__(
-        self, graph: Graph, backend: Backend, values: Mapping[str, Array], sizes: Mapping[str, int]
-    ) -> None:
+    def __init__(self, graph: Graph, backend: Backend, values: Mapping[str, Array], sizes: Mapping[str, int]) -> None:
         self._device = backend.device
         self._call, self._buffers = bound(backend.load(graph), backend, values, sizes)
         self.times_ms: list[float] = []
@@ -130,7 +129,7 @@ class _Stage:
         for _ in range(STAGE_BATCH):
             self._call()
             marks.append(self._device.mark())
-        pairs = zip(marks, marks[1:], strict=False)
+        pairs = itertools.pairwise(marks)
         self.times_ms += [self._device.milliseconds(start, stop) for start, stop in pairs]
 
 
@@ -211,7 +210,7 @@ def measure_calls(
     pipelines: Mapping[str, Pipeline], config: Mapping[str, Any], request: Request, sizes: Mapping[str, int]
 ) -> dict[str, Any]:
     """A generation without reuse and one with it on each back end, all in turn, call by call."""
-    policies = {"never": NeverReuse(), "reuse": EVERY_THIRD}
+    policies: dict[str, Policy[Any]] = {"never": NeverReuse(), "reuse": EVERY_THIRD}
     runs = {
         name: {key: _Generation(pipeline.calls(replace(request, policy=policy))) for key, policy in policies.items()}
         for name, pipeline in pipelines.items()

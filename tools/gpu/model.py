@@ -11,8 +11,8 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from adacache_engines.plan_builder import build_plans
 from adacache_engines.plans import choose
 from adacache_engines.shape_profiles import fixed_profile, shape_profile
 from adacache_engines.trt_build import CURRENT, BuildOptions
-from adacache_engines.trt_library import LIBRARIES, TensorRT, gpu_target, open_library
+from adacache_engines.trt_library import TensorRT, gpu_target, open_library
 from tools.gpu.skeleton import deepen, fill
 from tools.speed.size import Size
 
@@ -140,16 +140,8 @@ def prepare(preparation: Preparation) -> dict[str, Any]:
     }
 
 
-def preparation_arguments(preparation: Preparation) -> list[str]:
-    return [json.dumps(asdict(preparation))]
-
-
 def main(preparation: str, file: str) -> None:
-    given: Mapping[str, Any] = json.loads(preparation)
-    unknown = [name for name in given["libraries"] if name not in LIBRARIES]
-    assert not unknown
-    told = prepare(Preparation(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items()}))
-    Path(file).write_text(json.dumps(told))
+    Path(file).write_text(json.dumps(prepare(Preparation(**json.loads(preparation)))))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ in full; what differs is that weights of a few blocks take the memory, not those
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from adacache_engines.bundle import (
     Manifest,
     PlanEntry,
     StageEntry,
+    Variant,
     dump_manifest,
     read_manifest,
     sha256_file,
@@ -133,8 +134,8 @@ def _repeated(entries: tuple[PlanEntry, ...], sources: Mapping[str, str]) -> lis
     made_from = {(entry.stage, entry.variant): entry for entry in entries}
     repeated = [entry for entry in entries if entry.stage not in sources.values()]
     for stage, source in sources.items():
-        for variant in ("full", "reuse"):
-            entry = made_from[source, variant]  # type: ignore[index]
+        for variant in get_args(Variant):
+            entry = made_from[source, variant]
             graph = stage if entry.graph == source else entry.graph
             repeated.append(entry.model_copy(update={"stage": stage, "graph": graph}))
     return repeated
