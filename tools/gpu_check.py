@@ -29,6 +29,7 @@ from tools.gpu.machine import BACKENDS, available, exporter_missing, find_gpu, m
 from tools.gpu.model import DEPTH, LARGE, PRECISIONS, Preparation, make_bundles
 from tools.gpu.pack import pack
 from tools.gpu.report import markdown
+from tools.gpu.rig import BUNDLES, NO_TARGET, RTX_TARGET
 from tools.gpu.steps import run_tests, step
 
 SIZES = ("480p:2s", "720p:2s")
@@ -127,8 +128,10 @@ def run(options: argparse.Namespace, result: dict[str, Any], work: Path, capabil
             )
         write(result, options.out)
     if options.only != "benchmark":
-        surroundings = {"ADACACHE_BUNDLES": str(bundles.resolve())}
-        result["tests"] = run_tests(TESTS, surroundings | ({"ADACACHE_RTX_TARGET": taken} if taken else {}))
+        surroundings = {BUNDLES: str(bundles.resolve())}
+        if result.get("attempts"):
+            surroundings[RTX_TARGET] = taken or NO_TARGET
+        result["tests"] = run_tests(TESTS, surroundings)
         write(result, options.out)
     if options.only != "tests":
         measure(options, result, bundles, work, usable, taken)

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle, Graph
+from adacache_engines.cuda import Memory
+from adacache_engines.trt_arena import Arena
 from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.policy import Policy
@@ -17,6 +19,15 @@ from tools.gpu.measure import bound, examples
 
 Arrays = dict[str, NDArray[Any]]
 JOIN_S = 300.0
+# variables of the environment that tell the tests what the check knows
+BUNDLES, RTX_TARGET, NO_TARGET = "ADACACHE_BUNDLES", "ADACACHE_RTX_TARGET", "none"
+
+
+class PrivateArena(Arena):
+    """Memory of its own for every context."""
+
+    def memory(self) -> Memory:
+        return self._device.allocate(max(claim.nbytes for claim in self._claims))
 
 
 def graph_sizes(bundle: Bundle, graph: Graph, text: int = 0) -> dict[str, int]:
