@@ -143,9 +143,9 @@ def test_onnxruntime_on_cuda(fakes: Rig, monkeypatch: pytest.MonkeyPatch) -> Non
     both(
         lambda: test_gpu.test_onnxruntime_on_cuda_gives_what_the_cpu_gives("fp16", lambda _: fakes.bundle.folder),
         fakes,
-        "embed",
+        "final",
         lambda value: value + 1,
-        output="time",
+        output="prediction",
     )
 
 

@@ -68,8 +68,9 @@ def _run(command: list[str], environment: Mapping[str, str]) -> tuple[int, str, 
         text=True,
         errors="replace",
     )
-    assert child.stdout is not None
-    for line in child.stdout:
-        print(line, end="", flush=True)
-        said = (said + line)[-SAID:]
-    return child.wait(), said.strip(), time.perf_counter() - start
+    with child:
+        assert child.stdout is not None
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            said = (said + line)[-SAID:]
+    return child.returncode, said.strip(), time.perf_counter() - start
