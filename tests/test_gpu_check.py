@@ -11,6 +11,7 @@ from test_gpu_report import RESULT
 from adacache_engines.errors import InputError, MissingDependencyError
 from tools import gpu_check
 from tools.gpu import attempt, machine, steps
+from tools.gpu.model import LARGE, PRECISIONS
 
 # what is there, and what is not
 

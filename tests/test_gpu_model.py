@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from test_gpu_report import RESULT
 
 from adacache_engines.bundle import open_bundle, read_manifest
-from adacache_engines.errors import BundleError, InputError
+from adacache_engines.errors import BundleError, EngineError, InputError
 from adacache_engines.ort import OrtBackend
 from adacache_export.convert import Options, convert
 from adacache_runtime.pipeline import Pipeline
@@ -25,6 +25,7 @@ from tools.gpu import benchmark as benchmark_module
 from tools.gpu.benchmark import Run, benchmark, request_of
 from tools.gpu.contenders import open_contenders, with_reason
 from tools.gpu.flops import graph_flop
+from tools.gpu.measure import _Generation, measure_calls
 from tools.gpu.model import LARGE, PRECISIONS, PROBE, Preparation, prepare
 from tools.gpu.pack import pack
 from tools.gpu.report import markdown
@@ -35,7 +36,7 @@ from tools.speed.checkpoint import config_of, write_checkpoint
 from tools.speed.size import Size
 
 ROOT = Path(__file__).parent.parent
-TINY = Size(depth=2, width=32, heads=2, caption_width=8, text=3)
+TINY = Size(depth=2, width=32, heads=2, caption_width=8, tokens=16, text=3)
 Once = Callable[[str, Callable[[Path], object]], Path]
 
 
@@ -197,3 +198,24 @@ def test_contenders_that_cannot_be_opened_are_skipped(pairs: Path) -> None:
     ]  # fmt: skip
     with pytest.raises(ZeroDivisionError):
         with_reason(skipped, "a mistake of ours", lambda: 1 / 0)
+
+
+def test_a_back_end_that_fails_is_out_and_the_others_go_on(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = open_bundle(large)
+    request = replace(TINY.request(), steps=9)
+    pipelines = {name: Pipeline(bundle, OrtBackend(large)) for name in ("good", "bad")}
+    advance, count = _Generation.advance, [0]
+
+    def failing(run: _Generation) -> bool:
+        count[0] += 1
+        if count[0] == 7:  # the third call of the second back end's first generation
+            raise EngineError("out of memory")
+        return advance(run)
+
+    monkeypatch.setattr(_Generation, "advance", failing)
+    skipped: list[dict[str, str]] = []
+    sizes = {**settle(bundle, request).sizes, "text": TINY.text}
+    told = measure_calls(pipelines, bundle.manifest.config, request, sizes, skipped)
+    assert list(told["backends"]) == ["good"]
+    assert told["backends"]["good"]["calls"] == 9
+    assert skipped == [{"what": "calls on bad", "why": "out of memory"}]

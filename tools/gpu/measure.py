@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from adacache_engines.base import Backend, Engine
 from adacache_engines.buffers import Array, Buffer, Call
 from adacache_engines.bundle import Bundle, Graph
-from adacache_engines.errors import EngineError
+from adacache_engines.errors import AdaCacheError, EngineError
 from adacache_engines.tensors import NUMPY_DTYPES, TensorSpec
 from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.plan import hidden_spec, residual_nbytes
@@ -19,7 +19,7 @@ from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.policy import Policy
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord
-from tools.gpu.contenders import Contenders, Skips, with_reason
+from tools.gpu.contenders import NO_GRAPHS, Contenders, Skips, with_reason
 from tools.gpu.flops import call_flop, graph_flop, tflop_per_s
 from tools.speed.calls import EVERY_THIRD, WARM_UP
 from tools.speed.timing import Spread
@@ -83,6 +83,8 @@ def measure_stages(
         values = examples(graph, sizes)
         ready: dict[str, _Stage] = {}
         for name, backend in contenders.items():
+            if name.endswith(NO_GRAPHS):  # graphs are of several engines: one alone runs the same
+                continue
 
             def prepare(name: str = name, backend: Backend = backend) -> None:
                 ready[name] = _Stage(graph, backend, values, sizes)  # noqa: B023 - called within the loop
@@ -157,14 +159,6 @@ class _Generation:
         return [r.wall_ms for r in self.records[WARM_UP:] if r.computed == computed]
 
 
-def in_turn(generations: Sequence[_Generation]) -> Iterator[None]:
-    """Advances all by one call until none has any left."""
-    running = list(generations)
-    while running:
-        running = [generation for generation in running if generation.advance()]
-        yield
-
-
 def load(
     contenders: Contenders, bundle: Bundle, request: Request, sizes: Mapping[str, int], skipped: Skips
 ) -> tuple[dict[str, Pipeline], dict[str, Any]]:
@@ -206,8 +200,22 @@ def _memory(bundle: Bundle, backend: Backend, sizes: Mapping[str, int], loaded: 
     }
 
 
+def _advanced(name: str, run: _Generation, runs: dict[str, Any], skipped: Skips) -> bool:
+    """Whether there may be more; a back end that fails is out, and what it holds is freed for the others."""
+    try:
+        return run.advance()
+    except AdaCacheError as error:
+        skipped.append({"what": f"calls on {name}", "why": str(error)})
+        del runs[name]
+        return False
+
+
 def measure_calls(
-    pipelines: Mapping[str, Pipeline], config: Mapping[str, Any], request: Request, sizes: Mapping[str, int]
+    pipelines: Mapping[str, Pipeline],
+    config: Mapping[str, Any],
+    request: Request,
+    sizes: Mapping[str, int],
+    skipped: Skips,
 ) -> dict[str, Any]:
     """A generation without reuse and one with it on each back end, all in turn, call by call."""
     policies: dict[str, Policy[Any]] = {"never": NeverReuse(), "reuse": EVERY_THIRD}
@@ -215,8 +223,9 @@ def measure_calls(
         name: {key: _Generation(pipeline.calls(replace(request, policy=policy))) for key, policy in policies.items()}
         for name, pipeline in pipelines.items()
     }
-    for _ in in_turn([run for pair in runs.values() for run in pair.values()]):
-        pass
+    running = [(name, run) for name, pair in runs.items() for run in pair.values()]
+    while running:
+        running = [(name, run) for name, run in running if name in runs and _advanced(name, run, runs, skipped)]
     flop = call_flop(config, sizes)
     measured = {}
     for name, pair in runs.items():

@@ -31,6 +31,7 @@ def run_tests(paths: tuple[str, ...], environment: Mapping[str, str]) -> dict[st
     with tempfile.TemporaryDirectory(prefix="adacache-tests-") as folder:
         file = Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={file}"]
+        command += ["-W", "default"]  # of libraries that nobody here chose, whose warnings are no failures
         ended, said, seconds = _run([*command, *paths], environment)
         if not file.is_file():
             return {"failed": f"pytest ended with status {ended}: {said}", "seconds": seconds}
