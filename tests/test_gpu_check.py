@@ -1,6 +1,8 @@
 """tools/gpu_check.py without a GPU: what it skips, runs, reports and refuses."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,19 @@ def test_here_nothing_needs_a_gpu_to_be_looked_at() -> None:
     assert "tensorrt-rtx" in usable
     assert "has no CUDAExecutionProvider" in skipped["onnxruntime-cuda"]
     assert "sees no GPU" in skipped["torch-eager"]
+
+
+def test_no_optional_package_is_needed_to_start() -> None:
+    """Nor by any of the steps: what is missing is skipped, and no machine has everything."""
+    modules = ("gpu_check", "gpu.attempt", "gpu.model", "gpu.benchmark")
+    code = (
+        "import sys; optional = ('torch', 'onnx', 'onnxruntime', 'onnx_ir', 'cuda', 'tensorrt', 'tensorrt_rtx')\n"
+        "sys.modules.update(dict.fromkeys(optional))\n"
+        + "".join(f"import tools.{module}\n" for module in modules)
+        + "from tools.gpu.machine import available; print(available()[0])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=steps.ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.parametrize(
@@ -172,7 +187,7 @@ def test_a_library_that_does_not_run_is_left_out(checked: Callable[..., Any]) ->
     assert status == 0
     assert {"what": "tensorrt-rtx", "why": "does not run on compute capability 9.0"} in result["skipped"]
     assert result["tests"]["given"]["ADACACHE_RTX_TARGET"] == "none"
-    (run,) = [json.loads(given) for module, given in result["asked"] if module == "tools.gpu.benchmark"]
+    (run,) = [json.loads(given) for module, *_, given in result["asked"] if module == "tools.gpu.benchmark"]
     assert (run["backends"], run["steps"]) == (["torch-eager"], gpu_check.QUICK_STEPS)
 
 
