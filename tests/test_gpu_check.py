@@ -198,6 +198,8 @@ def test_what_breaks_off_is_reported_and_fails(checked: Callable[..., Any]) -> N
     assert status == 1
     assert result["attempts"] == []
     assert result["benchmark"] == {"480p:2s": {}, "720p:2s": {"failed": "ended"}}
+    told["tools.gpu.benchmark"] = {"calls": {"tflop": 1.0, "backends": {}}}
+    assert checked(told=told, capability="8.9")[0] == 1, "nothing was measured"
     told["tools.gpu.model"] = {"failed": "no memory"}
     assert "benchmark" not in checked("--only", "benchmark", told=told, capability="8.9")[1]
     told["tests"] = {**PASSED, "failures": [{"test": "x", "why": "y"}]}

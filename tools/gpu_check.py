@@ -162,9 +162,10 @@ def measure(
 
 
 def failed(result: dict[str, Any]) -> bool:
-    """Whether a step broke off or a test failed; what was skipped for want of a library is no failure."""
+    """Whether a step broke off, a test failed or nothing was measured; a library that is not there is no failure."""
     told = [result.get("tests", {}), result.get("model", {}), *result.get("benchmark", {}).values()]
-    return any("failed" in one or one.get("failures") for one in told)
+    empty = [one for one in told if "calls" in one and not one["calls"]["backends"]]
+    return bool(empty) or any("failed" in one or one.get("failures") for one in told)
 
 
 def write(result: dict[str, Any], out: Path) -> None:
