@@ -15,7 +15,7 @@ from fake_tensorrt import Module, library, write_plans
 
 from adacache_engines.bundle import Bundle
 from adacache_engines.cuda import CudaDevice
-from adacache_engines.errors import EngineError
+from adacache_engines.errors import EngineError, InputError
 from adacache_engines.fake import FakeBackend, Function
 from adacache_engines.ort import OrtBackend
 from adacache_engines.trt import TrtBackend
@@ -157,9 +157,8 @@ def test_onnxruntime_without_cuda_is_skipped(fakes: Rig) -> None:
 
 def test_a_thread_that_fails_is_told(fakes: Rig) -> None:
     pipeline = Pipeline(fakes.bundle, fakes.opened("fp16"))
-    requests = [rig.small_request(fakes.bundle, 3, NeverReuse(), seed) for seed in range(2)]
-    fakes.cuda.capacity = fakes.cuda.device_nbytes()
-    with pytest.raises(EngineError, match="allocating"):
+    requests = [rig.small_request(fakes.bundle, steps, NeverReuse()) for steps in (3, 0)]
+    with pytest.raises(InputError, match="steps"):
         rig.beside_each_other(pipeline, requests)
 
 

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle, Graph
-from adacache_engines.cuda import Memory
 from adacache_engines.trt_arena import Arena
 from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.policies.never import NeverReuse
@@ -26,7 +25,7 @@ BUNDLES, RTX_TARGET, NO_TARGET = "ADACACHE_BUNDLES", "ADACACHE_RTX_TARGET", "non
 class PrivateArena(Arena):
     """Memory of its own for every context."""
 
-    def memory(self) -> Memory:
+    def memory(self) -> Any:
         return self._device.allocate(max(claim.nbytes for claim in self._claims))
 
 
