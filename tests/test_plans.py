@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
 import psutil
 import pytest
 
-from adacache_engines import plan_jobs, trt_build
+from adacache_engines import plan_builder, plan_jobs, trt_build
 from adacache_engines.bundle import Bundle, Manifest, PlanSet, open_bundle, read_manifest, sha256_file
 from adacache_engines.errors import BundleError, EngineError, InputError
 from adacache_engines.plan_builder import build_plans
@@ -211,6 +211,7 @@ def test_a_build_can_be_stopped_inside_a_plan(compiled: Path, rtx: TensorRT) -> 
         ("tensorrt-rtx", {"optimization_level": 3}, "tensorrt-rtx does not support: --optimization-level"),
         ("tensorrt", {"targets": ("8.9",)}, "tensorrt does not support: --targets"),
         ("tensorrt-rtx", {"targets": ("9.9",)}, "target 9.9 is unknown; known: 7.5"),
+        ("tensorrt-rtx", {"targets": ("8.9", "current")}, "target current stands alone"),
         ("tensorrt-rtx", {"workspace_mb": 0}, "workspace 0 MB is not possible"),
         ("tensorrt", {"optimization_level": 6}, "optimization level 6 is not possible"),
     ],
@@ -218,6 +219,26 @@ def test_a_build_can_be_stopped_inside_a_plan(compiled: Path, rtx: TensorRT) -> 
 def test_options_that_are_refused(library: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_options(library, dataclasses.replace(BuildOptions(), **options))
+
+
+def test_the_gpu_that_is_there(bare: Path, rtx: TensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The manifest names its capability, so that other machines refuse the plans."""
+    options = BuildOptions(targets=("current",))
+    monkeypatch.setattr(plan_builder, "gpu_target", lambda: None)
+    with pytest.raises(InputError, match="target current is for a GPU that is there, and this machine has none"):
+        build_plans(bare, rtx, profiles(bare), options)
+    asked: list[tuple[str, ...]] = []
+
+    def stopped(jobs: Sequence[plan_jobs.Job], *_: object) -> list[plan_jobs.Built]:
+        asked.extend(job.options.targets for job in jobs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan_builder, "gpu_target", lambda: "9.0")
+    monkeypatch.setattr(plan_builder, "run_jobs", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        build_plans(bare, rtx, profiles(bare), options)
+    assert set(asked) == {("current",)}
+    assert plan_builder._targets(rtx, options) == ("9.0",)
 
 
 # builds that do not come to an end

@@ -446,7 +446,7 @@ def test_no_gpu_is_one_sentence(bundle_folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("adacache_runtime.profiling.trt_target.open_library", lambda _name: None)
     assert main([str(bundle_folder), *VIDEO, "--backend", "tensorrt-rtx"]) == 1
     error = capsys.readouterr().err
-    assert "tensorrt-rtx plans run on an NVIDIA GPU and none can be used here (cudaErrorInsufficientDriver)" in error
+    assert "tensorrt-rtx plans run on an NVIDIA GPU and none can be used here" in error
     assert len(error.splitlines()) == 1
 
 

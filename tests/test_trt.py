@@ -93,14 +93,16 @@ def test_a_weight_budget_is_shared_by_all_plans(machine: Callable[..., Machine],
     streaming = plans.model_copy(update={"options": {"weight_streaming": True}})
     bundle = Bundle(folder, bundle.manifest.model_copy(update={"plans": {name: streaming}}))
     total = sum({entry.path: entry.nbytes for entry in plans.plans}.values())
-    made = machine(bundle=bundle, weight_budget=total // 2)
+    with pytest.raises(EngineError, match=r"cannot record CUDA graphs of plans whose weights .* --no-cuda-graphs"):
+        machine(bundle=bundle)
+    made = machine(graphs=False, bundle=bundle, weight_budget=total // 2)
     assert made.pipeline.memory(request()).weights == pytest.approx(total / 2, abs=1)
     budgets = {engine.plan["function"]: engine.weight_streaming_budget_v2 for engine in made.module.engines}
     for engine in made.module.engines:
         assert budgets[engine.plan["function"]] == pytest.approx(engine.streamable_weights_size / 2, abs=1)
     assert budgets["spatial.00"] > 0
     made.pipeline.generate(request(steps=2))
-    whole = machine(bundle=bundle, weight_budget=total)
+    whole = machine(graphs=False, bundle=bundle, weight_budget=total)
     assert not any(hasattr(engine, "weight_streaming_budget_v2") for engine in whole.module.engines)
 
 
@@ -322,6 +324,15 @@ def test_other_plans_are_refused_with_the_reason(folder: Path, cuda: FakeCuda) -
     bundle = write_plans(bundle, targets=("8.0", "12.0"))
     assert "built for compute capability 8.0, 12.0, this GPU has 8.9" in refused(bundle, cuda)[0]
     assert module.opened == []
+
+
+def test_plans_for_another_gpu_run_only_where_that_is_asked_for(folder: Path, cuda: FakeCuda, tmp_path: Path) -> None:
+    bundle = write_plans(write_bundle(folder), targets=("8.0", "12.0"))
+    backend = TrtBackend(bundle, library(Module(cuda)), CudaDevice(api=cuda), target="8.0")
+    assert backend.name == "tensorrt-rtx 1.7 on compute capability 8.9 with plans for 8.0"
+    same(Pipeline(bundle, backend).generate(request()), expected(tmp_path))
+    with pytest.raises(EngineError, match=r"built for compute capability 8\.0, 12\.0"):
+        TrtBackend(bundle, library(Module(cuda)), CudaDevice(api=cuda), target="8.6")
 
 
 def test_a_plan_that_is_not_there_is_named(folder: Path, cuda: FakeCuda) -> None:

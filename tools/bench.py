@@ -2,6 +2,7 @@
 
     python tools/bench.py [--json FILE]         one call, the loop, AdaCache, PyTorch eager, memory
     python tools/bench.py --export-full         the export of full-size STDiT3-XL/2
+    python tools/bench.py --compile-full        its plans in fp16, with TensorRT-RTX
 
 A ratio holds for the machine, the size and the run that it was measured on, and for nothing else.
 """
@@ -21,19 +22,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from adacache_engines.bundle import open_bundle
+from adacache_engines.bundle import open_bundle, read_manifest
 from adacache_engines.ort import OrtBackend
 from adacache_export.convert import Options, convert
 from adacache_runtime.pipeline import Pipeline
 from tools.speed.calls import measure_calls
 from tools.speed.checkpoint import config_of, write_checkpoint
 from tools.speed.eager import measure_eager
-from tools.speed.export_full import measure_export
+from tools.speed.full_size import Costs, measure_command
 from tools.speed.memory import measure_memory
 from tools.speed.size import Size
 from tools.speed.timing import Spread, TimedBackend
 
 FULL_SIZE = Size(depth=28, caption_width=4096)
+PLAN_PROFILES = ("480p:2s", "720p:2s")
 MEMORY_STEPS = 6  # enough for calls of both kinds
 ROUND_CALLS = 3  # generations of a repetition
 
@@ -119,15 +121,34 @@ def measure_full_export(folder: Path, console: Console) -> tuple[list[Row], dict
     console.print("writing a random checkpoint of full size")
     nbytes = write_checkpoint(folder / "random.safetensors", config_of(FULL_SIZE))
     console.print(f"exporting {nbytes / 1e9:.1f} GB")
-    costs = measure_export(folder / "random.safetensors", folder / "bundle")
-    minutes, ratio = costs.seconds / 60, costs.peak_ratio
-    rows = [
-        at_most("export_minutes", "minutes that adacache-export took", Spread(minutes, minutes, minutes), 6),
+    checkpoint = folder / "random.safetensors"
+    costs = measure_command([str(checkpoint), "-o", str(folder / "bundle")], checkpoint)
+    return _rows("export", costs, 6, 1.5), {"size": asdict(FULL_SIZE), "export": asdict(costs)}
+
+
+def measure_full_plans(folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
+    """The table's rows, and what they were computed from."""
+    console.print("writing and exporting a random checkpoint of full size")
+    write_checkpoint(folder / "random.safetensors", config_of(FULL_SIZE))
+    bundle = folder / "bundle"
+    convert(folder / "random.safetensors", bundle, Options(precision="fp16"))
+    (folder / "random.safetensors").unlink()
+    profiles = [word for name in PLAN_PROFILES for word in ("--profile", name)]
+    weights = bundle / read_manifest(bundle).weights
+    costs = measure_command([str(bundle), "--backend", "tensorrt-rtx", *profiles], weights)
+    return _rows("compile", costs, 3, 2.5), {"size": asdict(FULL_SIZE), "compile": asdict(costs)}
+
+
+def _rows(key: str, costs: Costs, minutes: float, ratio: float) -> list[Row]:
+    def once(value: float) -> Spread:
+        return Spread(value, value, value)
+
+    return [
+        at_most(f"{key}_minutes", "minutes that adacache-export took", once(costs.seconds / 60), minutes),
         at_most(
-            "export_peak_ratio", "its peak resident memory / size of the weights file", Spread(ratio, ratio, ratio), 1.5
+            f"{key}_peak_ratio", "its peak resident memory / size of the weights file", once(costs.peak_ratio), ratio
         ),
     ]
-    return rows, {"size": asdict(FULL_SIZE), "export": asdict(costs)}
 
 
 def machine(threads: int) -> dict[str, Any]:
@@ -154,8 +175,8 @@ def report(rows: list[Row], details: dict[str, Any], arguments: argparse.Namespa
             f"{name[:-3].replace('_', ' ')} {details[name]['median']:.0f}" for name in details if name[-3:] == "_ms"
         )
         console.print(f"medians in ms: {', '.join(calls)}")
-    if "export" in details:
-        console.print(", ".join(f"{name} {value:.0f}" for name, value in details["export"].items()))
+    for command in {"export", "compile"} & details.keys():
+        console.print(", ".join(f"{name} {value:.0f}" for name, value in details[command].items()))
     if arguments.json is not None:
         ranges = {row.key: [row.spread.low, row.spread.high] for row in rows}
         values = {row.key: row.spread.median for row in rows}
@@ -166,7 +187,9 @@ def report(rows: list[Row], details: dict[str, Any], arguments: argparse.Namespa
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
-    made.add_argument("--export-full", action="store_true", help="measure the full-size export (about 10 GB of disk)")
+    full = made.add_mutually_exclusive_group()
+    full.add_argument("--export-full", action="store_true", help="measure the full-size export (about 10 GB of disk)")
+    full.add_argument("--compile-full", action="store_true", help="measure its plans (about 8 GB of disk)")
     made.add_argument("--steps", type=int, default=12, help="calls of a generation (%(default)s)")
     made.add_argument("--repetitions", type=int, default=3, help="of generations of each kind (%(default)s)")
     made.add_argument("--eager-repetitions", type=int, default=7, help="of full calls in turn (%(default)s)")
@@ -188,6 +211,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="adacache-bench-", dir=arguments.temp) as name:
         if arguments.export_full:
             rows, details = measure_full_export(Path(name), console)
+        elif arguments.compile_full:
+            rows, details = measure_full_plans(Path(name), console)
         else:
             rows, details = measure_ratios(arguments, Path(name), console)
     report(rows, details, arguments, console)

@@ -80,8 +80,8 @@ class Embed(nn.Module):
         base = torch.round(torch.sqrt(torch.scalar_tensor(rows * columns, dtype=torch.float32)))
         scale = torch.sqrt(height.float() * width.float()) / self.config.input_sq_size
         half = self.config.hidden_size // 2
-        column = torch.arange(columns, dtype=torch.float32) / scale * base / columns
-        row = torch.arange(rows, dtype=torch.float32) / scale * base / rows
+        column = torch.arange(columns, dtype=torch.float32, device=width.device) / scale * base / columns
+        row = torch.arange(rows, dtype=torch.float32, device=height.device) / scale * base / rows
         by_column = sincos_1d(column, half)[None, :, :].expand(rows, columns, half)
         by_row = sincos_1d(row, half)[:, None, :].expand(rows, columns, half)
         return torch.cat([by_column, by_row], dim=-1).reshape(rows * columns, 2 * half)

@@ -187,7 +187,8 @@ class OrtBackend:
             return [self._provider]
         options = {"device_id": str(self.device.index), "user_compute_stream": str(self.device.stream)}
         names = dict.fromkeys([self._provider, PROVIDERS["cuda"]])
-        return [(name, options) for name in names]
+        # float32 products have float32's precision, here as elsewhere
+        return [(name, {**options, "use_tf32": "0"} if name == PROVIDERS["cuda"] else options) for name in names]
 
     def close(self) -> None:
         """Sessions are freed with the engines that hold them."""

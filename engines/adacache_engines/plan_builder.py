@@ -29,7 +29,7 @@ from adacache_engines.errors import EngineError, InputError
 from adacache_engines.plan_jobs import TIMING_CACHE, Built, Job, run_jobs
 from adacache_engines.plans import ENGINES, check_plans
 from adacache_engines.shape_profiles import ShapeProfile
-from adacache_engines.trt_build import USUAL_TARGETS, BuildOptions, check_options
+from adacache_engines.trt_build import CURRENT, USUAL_TARGETS, BuildOptions, check_options
 from adacache_engines.trt_library import TensorRT, gpu_target
 
 Phase = Callable[[str, int], Callable[[int], None]]  # begins a phase of so many units; the result counts them
@@ -102,13 +102,14 @@ def build_plans(
 
 def _targets(library: TensorRT, options: BuildOptions) -> tuple[str, ...]:
     """Compute capabilities that the plans will run on."""
-    if library.name == "tensorrt-rtx":
+    if library.name == "tensorrt-rtx" and options.targets != (CURRENT,):
         return options.targets or USUAL_TARGETS
     target = gpu_target()
     if target is None:
+        what = "TensorRT builds plans" if library.name == "tensorrt" else f"target {CURRENT} is"
         raise InputError(
-            "TensorRT builds plans for a GPU that is there, and this machine has none that CUDA can use; "
-            "build with --backend tensorrt-rtx, or on a machine with the GPU that will run them"
+            f"{what} for a GPU that is there, and this machine has none that CUDA can use; "
+            "build with --backend tensorrt-rtx for named targets, or on a machine with the GPU that will run them"
         )
     return (target,)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adacache_engines.bundle import Bundle, Graph, PlanEntry, PlanSet
 from adacache_engines.cuda import CudaDevice
+from adacache_engines.cuda_graphs import SWITCH_OFF
 from adacache_engines.errors import EngineError, require
 from adacache_engines.plans import ENGINES, check_plans, choose, find
 from adacache_engines.trt_arena import Arena
@@ -36,6 +37,8 @@ class TrtBackend:
         weight_budget: bytes of device memory for all weights; the others stay in host memory and are copied in when an
             engine runs. None = all of them on the device.
         progress: gets numbers of bytes while the plans are checked.
+        target: take plans that were built for this compute capability, whatever the GPU's own is. The library may then
+            refuse them or fail; this is for finding out whether it runs on a GPU that it does not name.
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
@@ -52,23 +55,32 @@ class TrtBackend:
         graphs: bool = True,
         weight_budget: int | None = None,
         progress: Callable[[int], None] = lambda _: None,
+        target: str | None = None,
     ) -> None:
         if device is None:
             device = CudaDevice(api=require(CUDA, EXTRAS[library.name]), graphs=graphs)
         self.device = device
         self._bundle, self._library = bundle, library
-        target = device.compute_capability()
-        folder, self._set = choose(bundle, library.name, library.version, target)
+        own = device.compute_capability()
+        folder, self._set = choose(bundle, library.name, library.version, target or own)
+        streaming = bool(self._set.options.get("weight_streaming"))
+        if device.graphs and streaming and library.name == "tensorrt-rtx":
+            raise EngineError(
+                f"TensorRT-RTX cannot record CUDA graphs of plans whose weights may stay in host memory: {SWITCH_OFF}; "
+                f"or build other plans with: adacache-export {bundle.folder} --backend tensorrt-rtx --force"
+            )
         check_plans(bundle, self._set, progress)
         files = {entry.path: entry.nbytes for entry in self._set.plans}
         # each plan keeps the same share of its weights on the device
         self._resident = 1.0 if weight_budget is None else min(1.0, weight_budget / sum(files.values()))
-        if self._resident < 1 and not self._set.options.get("weight_streaming"):
+        if self._resident < 1 and not streaming:
             raise EngineError(
                 f"the {library.name} plans of {bundle.folder} keep all weights on the GPU; build plans that need not "
                 f"with: adacache-export {bundle.folder} --backend {library.name} --weight-streaming --force"
             )
-        self.name = f"{library.name} {library.version} on compute capability {target}"
+        self.name = f"{library.name} {library.version} on compute capability {own}"
+        if target not in (None, own):
+            self.name += f" with plans for {target}"
         self._arena = Arena(device)
         with translated(library, "starting"):
             self._runtime: trt.Runtime = done(library, library.api.Runtime(library.logger), "starting")

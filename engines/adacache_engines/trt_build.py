@@ -22,7 +22,9 @@ TARGETS: Mapping[str, str] = {
     "8.9": "SM89",
     "12.0": "SM120",
     "12.1": "SM121",
+    "current": "CURRENT",
 }
+CURRENT = "current"  # the GPU that is there, which need not be one of the others
 USUAL_TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")  # Ampere and newer
 
 
@@ -31,9 +33,11 @@ class BuildOptions:
     """How plans are built; what a library does not have is refused.
 
     Attributes:
-        targets: compute capabilities to build for (TensorRT-RTX); TensorRT builds for the GPU that is there.
+        targets: compute capabilities to build for (TensorRT-RTX), or ``current`` alone for the GPU that is there, as
+            TensorRT always does.
         workspace_mb: most activation memory that one engine may take; None = no limit.
-        weight_streaming: weights may stay in host memory, as a budget at run time says.
+        weight_streaming: weights may stay in host memory, as a budget at run time says; TensorRT-RTX does not record
+            CUDA graphs of such plans.
         optimization_level: 0 to 5, how long TensorRT looks for faster kernels; None = its default.
     """
 
@@ -60,6 +64,8 @@ def check_options(library: Library, options: BuildOptions) -> None:
     unknown = [target for target in options.targets if target not in TARGETS]
     if unknown:
         raise InputError(f"target {', '.join(unknown)} is unknown; known: {', '.join(TARGETS)}")
+    if CURRENT in options.targets and len(options.targets) > 1:
+        raise InputError(f"target {CURRENT} stands alone; leave out the others")
     if options.workspace_mb is not None and options.workspace_mb < 1:
         raise InputError(f"workspace {options.workspace_mb} MB is not possible; choose at least 1")
     if options.optimization_level is not None and not 0 <= options.optimization_level <= 5:
@@ -190,12 +196,14 @@ def _set(api: Any, config: Any, library: Library, options: BuildOptions) -> None
         for index, target in enumerate(targets):
             config.set_compute_capability(getattr(api.ComputeCapability, TARGETS[target]), index)
     flags, previews = api.BuilderFlag, api.PreviewFeature
-    # contexts get their memory from the arena; TensorRT-RTX records CUDA graphs only where it knows so from the start
-    if hasattr(flags, "REQUIRE_USER_ALLOCATION"):
+    # contexts get their memory from the arena; TensorRT-RTX records CUDA graphs only where it knows so from the start,
+    # and not with weights in host memory
+    if hasattr(flags, "REQUIRE_USER_ALLOCATION") and not options.weight_streaming:
         config.set_flag(flags.REQUIRE_USER_ALLOCATION)
     # else TensorRT wants the memory of a profile's largest sizes at all sizes
     if hasattr(previews, "RUNTIME_ACTIVATION_RESIZE_10_10"):
         config.set_preview_feature(previews.RUNTIME_ACTIVATION_RESIZE_10_10, True)
+    config.clear_flag(flags.TF32)  # float32 products have float32's precision, here as elsewhere
     if options.workspace_mb is not None:
         config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     if options.weight_streaming:

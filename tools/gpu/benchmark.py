@@ -1,0 +1,80 @@
+"""One size of the benchmark, in a process of its own: ``python -m tools.gpu.benchmark RUN_AS_JSON FILE``.
+
+The file is written after each part, so that what was measured outlives a library that ends its process.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adacache_engines.bundle import Bundle, open_bundle
+from adacache_engines.shape_profiles import parse_profile
+from adacache_runtime.request import Captions, Request, settle
+from tools.gpu.contenders import Skips, open_contenders
+from tools.gpu.measure import load, measure_calls, measure_stages
+
+
+@dataclass(frozen=True)
+class Run:
+    """
+    Attributes:
+        bundle: folder of the model, with plans.
+        size: name of a shape profile of one size, such as ``480p:2s``.
+        backends: names; see :mod:`tools.gpu.machine`.
+        targets: library -> compute capability whose plans are taken on purpose.
+        steps: calls of a generation.
+        rounds: of a stage on each back end, several calls each.
+    """
+
+    bundle: str
+    size: str
+    backends: tuple[str, ...]
+    targets: Mapping[str, str]
+    steps: int
+    rounds: int
+
+
+def request_of(bundle: Bundle, size: str, steps: int) -> Request:
+    """One prompt of random text of full length."""
+    (height, width), frames, prompts = parse_profile(size)[1]
+    rule = bundle.manifest.text
+    states = np.random.default_rng(0).standard_normal((prompts, rule.max_length, rule.width), np.float32)
+    captions = Captions(states, np.ones(states.shape[:2], np.bool_))
+    return Request(height=height, width=width, frames=frames, captions=captions, steps=steps)
+
+
+def benchmark(run: Run, file: Path) -> None:
+    bundle = open_bundle(run.bundle)
+    request = request_of(bundle, run.size, run.steps)
+    settled = settle(bundle, request)
+    frames = settled.sizes["patch_frames"]
+    sizes = {**settled.sizes, "text": bundle.manifest.text.max_length, "calls": 1, "pairs": max(frames - 1, 1)}
+    skipped: Skips = []
+    told: dict[str, Any] = {"sizes": sizes, "steps": run.steps, "skipped": skipped}
+
+    def keep() -> None:
+        file.write_text(json.dumps(told))
+
+    contenders = open_contenders(bundle, run.backends, run.targets, skipped)
+    keep()
+    told["stages"] = measure_stages(contenders, bundle, sizes, run.rounds, skipped)
+    keep()
+    pipelines, told["memory_mb"] = load(contenders, bundle, request, skipped)
+    keep()
+    told["calls"] = measure_calls(pipelines, bundle.manifest.config, request, sizes, skipped)
+    keep()
+    for contender in contenders.values():
+        contender.close()
+
+
+def main(run: str, file: str) -> None:
+    benchmark(Run(**json.loads(run)), Path(file))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,237 @@
+"""Stages and calls of several back ends, measured in turn, so that a slow moment of the machine hits all of them."""
+
+import itertools
+import time
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from adacache_engines.base import Backend, Engine
+from adacache_engines.buffers import Array, Buffer, Call
+from adacache_engines.bundle import Bundle, Graph
+from adacache_engines.errors import AdaCacheError, EngineError
+from adacache_engines.tensors import NUMPY_DTYPES, TensorSpec
+from adacache_runtime.memory import KINDS
+from adacache_runtime.pipeline import Pipeline, Result
+from adacache_runtime.policies.never import NeverReuse
+from adacache_runtime.policy import Policy
+from adacache_runtime.request import Request
+from adacache_runtime.trace import CallRecord
+from tools.gpu.contenders import NO_GRAPHS, Contenders, Skips, with_reason
+from tools.gpu.flops import call_flop, graph_flop, tflop_per_s
+from tools.speed.calls import EVERY_THIRD, WARM_UP
+from tools.speed.timing import Spread
+
+TOO_SLOW_S = 10.0  # of one call of one stage: something runs on the processor that should not
+STAGE_WARM_UP = 3
+STAGE_BATCH = 5  # calls between two marks' waits, so that the GPU does not wait for the host
+CONDITIONS: Mapping[str, float] = {"timestep": 500.0, "fps": 24.0, "height": 480.0, "width": 854.0}
+
+
+def example(spec: TensorSpec, sizes: Mapping[str, int], random: np.random.Generator) -> Array:
+    """A value for an input: normal numbers, usual conditions, a mask that hides the end of every second row, or
+    indices counted up.
+    """
+    shape = spec.shape(sizes)
+    if spec.dtype == "bool":
+        mask = np.ones(shape, np.bool_)
+        mask[::2, (shape[-1] + 1) // 2 :] = False
+        return mask
+    if spec.dtype == "int64":
+        return np.ascontiguousarray(np.broadcast_to(np.arange(shape[-1]), shape))
+    if spec.name in CONDITIONS and len(shape) == 1:
+        return np.full(shape, CONDITIONS[spec.name], NUMPY_DTYPES[spec.dtype])
+    return random.standard_normal(shape, np.float32).astype(NUMPY_DTYPES[spec.dtype])
+
+
+def examples(graph: Graph, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Array]:
+    """Values for all inputs of a graph."""
+    random = np.random.default_rng(seed)
+    return {spec.name: example(spec, sizes, random) for spec in graph.inputs}
+
+
+def bound(
+    engine: Engine, backend: Backend, values: Mapping[str, Array], sizes: Mapping[str, int]
+) -> tuple[Call, dict[str, Buffer]]:
+    """An engine on buffers of its own, the inputs filled."""
+    specs = (*engine.graph.inputs, *engine.graph.outputs)
+    buffers = {spec.name: backend.device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for spec in specs}
+    for name, value in values.items():
+        buffers[name].write(value)
+    return engine.bind(buffers), buffers
+
+
+def distinct(graphs: Sequence[Graph]) -> list[Graph]:
+    """One graph of each file, and of blocks one of each kind and set of outputs: the others take as long."""
+    found: dict[tuple[str, tuple[str, ...]], Graph] = {}
+    for graph in graphs:
+        found.setdefault((graph.name.split(".")[0], tuple(spec.name for spec in graph.outputs)), graph)
+    return list(found.values())
+
+
+def measure_stages(
+    contenders: Contenders, bundle: Bundle, sizes: Mapping[str, int], rounds: int, skipped: Skips
+) -> dict[str, Any]:
+    """Per stage the operations of a call, and per back end the spread of its time and the rate at the median."""
+    measured = {}
+    encoder = bundle.manifest.text.encoder
+    for graph in distinct([graph for graph in bundle.manifest.graphs() if graph != encoder]):
+        flop = graph_flop(graph.name, bundle.manifest.config, sizes)
+        values = examples(graph, sizes)
+        ready: dict[str, _Stage] = {}
+        for name, backend in contenders.items():
+            if name.endswith(NO_GRAPHS):  # graphs are of several engines: one alone runs the same
+                continue
+
+            def prepare(name: str = name, backend: Backend = backend) -> None:
+                ready[name] = _Stage(graph, backend, values, sizes)  # noqa: B023 - called within the loop
+
+            with_reason(skipped, f"{graph.name} on {name}", prepare)
+        for _ in range(rounds):
+            for stage in ready.values():
+                stage.measure()
+        rows = {}
+        for name, stage in ready.items():
+            spread = Spread.of(stage.times_ms)
+            rows[name] = {"ms": asdict(spread), "tflop_per_s": tflop_per_s(flop, spread.median)}
+        label = graph.name.split(".")[0] + ("" if len(graph.outputs) == 1 or "." not in graph.name else " with probe")
+        measured[label] = {"gflop": flop / 1e9, "backends": rows}
+    return measured
+
+
+class _Stage:
+    """A stage on one back end, warmed up.
+
+    Raises:
+        EngineError: it does not run, or takes far too long.
+    """
+
+    def __init__(self, graph: Graph, backend: Backend, values: Mapping[str, Array], sizes: Mapping[str, int]) -> None:
+        self._device = backend.device
+        self._call, self._buffers = bound(backend.load(graph), backend, values, sizes)
+        self.times_ms: list[float] = []
+        self._call()  # compiles, allocates
+        self._wait()
+        start = time.perf_counter()
+        for _ in range(STAGE_WARM_UP):
+            self._call()
+            self._wait()
+            if time.perf_counter() - start > TOO_SLOW_S:
+                raise EngineError(f"a call takes more than {TOO_SLOW_S:.0f} s; is a part of it done on the processor?")
+
+    def _wait(self) -> None:
+        mark = self._device.mark()
+        self._device.milliseconds(mark, mark)
+
+    def measure(self) -> None:
+        marks = [self._device.mark()]
+        for _ in range(STAGE_BATCH):
+            self._call()
+            marks.append(self._device.mark())
+        pairs = itertools.pairwise(marks)
+        self.times_ms += [self._device.milliseconds(start, stop) for start, stop in pairs]
+
+
+@dataclass
+class _Generation:
+    """One generation, advanced a call at a time; between two calls nothing of it is under way."""
+
+    calls: Generator[CallRecord, None, Result]
+    wall_s: float = 0.0
+    records: list[CallRecord] = field(default_factory=list)
+
+    def advance(self) -> bool:
+        """Runs one call; False when there was none left."""
+        start = time.perf_counter()
+        record = next(self.calls, None)
+        self.wall_s += time.perf_counter() - start
+        if record is not None:
+            self.records.append(record)
+        return record is not None
+
+    def device_ms(self, computed: bool) -> list[float]:
+        return [sum(r.engine_ms.values()) for r in self.records[WARM_UP:] if r.computed == computed]
+
+    def wall_ms(self, computed: bool) -> list[float]:
+        return [r.wall_ms for r in self.records[WARM_UP:] if r.computed == computed]
+
+
+def load(
+    contenders: Contenders, bundle: Bundle, request: Request, skipped: Skips
+) -> tuple[dict[str, Pipeline], dict[str, Any]]:
+    """A pipeline each, warmed up by a short generation, and the memory that it took, in MB by kind."""
+    pipelines: dict[str, Pipeline] = {}
+    memory = {}
+    for name, backend in contenders.items():
+
+        def warm(name: str = name, backend: Backend = backend) -> None:
+            free = [backend.device.free_nbytes() or 0]
+            pipeline = Pipeline(bundle, backend)
+            free.append(backend.device.free_nbytes() or 0)
+            running, changed = free[-1], replace(request, policy=EVERY_THIRD, steps=2 * WARM_UP + 3)
+            for _ in pipeline.calls(changed):
+                running = min(running, backend.device.free_nbytes() or 0)
+            pipelines[name] = pipeline
+            memory[name] = _memory(pipeline, changed, free[0] - free[1], free[1] - running)
+
+        with_reason(skipped, f"calls on {name}", warm)
+    return pipelines, memory
+
+
+def _memory(pipeline: Pipeline, request: Request, loaded: int, running: int) -> dict[str, Any]:
+    """MB by kind: measured where it says so, else as the run is planned."""
+    plan = pipeline.memory(request)
+    planned = {text: getattr(plan, kind) for kind, text in KINDS.items()}
+    measured = {"loading, measured": loaded, "running, measured": running}
+    return {text: None if nbytes is None else nbytes / 1e6 for text, nbytes in (measured | planned).items()}
+
+
+def _advanced(name: str, run: _Generation, runs: dict[str, Any], skipped: Skips) -> bool:
+    """Whether there may be more; a back end that fails is out, and what it holds is freed for the others."""
+    try:
+        return run.advance()
+    except AdaCacheError as error:
+        skipped.append({"what": f"calls on {name}", "why": str(error)})
+        del runs[name]
+        return False
+
+
+def measure_calls(
+    pipelines: Mapping[str, Pipeline],
+    config: Mapping[str, Any],
+    request: Request,
+    sizes: Mapping[str, int],
+    skipped: Skips,
+) -> dict[str, Any]:
+    """A generation without reuse and one with it on each back end, all in turn, call by call."""
+    policies: dict[str, Policy[Any]] = {"never": NeverReuse(), "reuse": EVERY_THIRD}
+    runs = {
+        name: {key: _Generation(pipeline.calls(replace(request, policy=policy))) for key, policy in policies.items()}
+        for name, pipeline in pipelines.items()
+    }
+    running = [(name, run) for name, pair in runs.items() for run in pair.values()]
+    while running:
+        running = [(name, run) for name, run in running if name in runs and _advanced(name, run, runs, skipped)]
+    flop = call_flop(config, sizes)
+    measured = {}
+    for name, pair in runs.items():
+        never, reuse = pair["never"], pair["reuse"]
+        computed = sum(record.computed for record in reuse.records)
+        full = Spread.of(never.device_ms(True))
+        ideal = len(reuse.records) / computed
+        measured[name] = {
+            "full_ms": asdict(full),
+            "full_wall_ms": asdict(Spread.of(never.wall_ms(True))),
+            "tflop_per_s": tflop_per_s(flop, full.median) if full.median else None,
+            "cached_ms": asdict(Spread.of(reuse.device_ms(False))),
+            "cached_wall_ms": asdict(Spread.of(reuse.wall_ms(False))),
+            "calls": len(reuse.records),
+            "computed": computed,
+            "never_s": never.wall_s,
+            "adacache_s": reuse.wall_s,
+            "speed_up": never.wall_s / reuse.wall_s,
+            "efficiency": never.wall_s / reuse.wall_s / ideal,
+        }
+    return {"tflop": flop / 1e12, "backends": measured}

@@ -1,0 +1,57 @@
+"""Commands on full-size STDiT3-XL/2, as a user types them: their time and their peak memory."""
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+POLL_S = 0.05
+COMMAND = "adacache-export"
+
+
+@dataclass(frozen=True)
+class Costs:
+    """``peak_ratio`` is peak resident memory, of all its processes together, / size of the weights file."""
+
+    seconds: float
+    peak_mb: float
+    weights_mb: float
+
+    @property
+    def peak_ratio(self) -> float:
+        return self.peak_mb / self.weights_mb
+
+
+def measure_command(arguments: Sequence[str], weights: Path) -> Costs:
+    """Runs adacache-export in a process of its own.
+
+    Raises:
+        RuntimeError: it failed, or is not installed.
+    """
+    command = shutil.which(COMMAND, path=str(Path(sys.executable).parent)) or shutil.which(COMMAND)
+    if command is None:
+        raise RuntimeError(f"{COMMAND} is not installed here: pip install -e .")
+    start, peak = time.perf_counter(), 0.0
+    child = subprocess.Popen([command, *arguments])
+    while child.poll() is None:
+        peak = max(peak, _resident_mb(child.pid))
+        time.sleep(POLL_S)
+    seconds = time.perf_counter() - start
+    if child.returncode:
+        raise RuntimeError(f"{COMMAND} failed with exit status {child.returncode}")
+    return Costs(seconds, peak, weights.stat().st_size / 1e6)
+
+
+def _resident_mb(process: int) -> float:
+    """Of a process and those that it started; pages that they share count for each."""
+    try:
+        first = psutil.Process(process)
+        tree = [first, *first.children(recursive=True)]
+        return sum(float(one.memory_info().rss) for one in tree) / 1e6
+    except psutil.Error:  # one ended while it was looked at
+        return 0.0
