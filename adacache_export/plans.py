@@ -46,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workspace", metavar="MB", type=int, help="most activation memory of one engine")
     add("--weight-streaming", action="store_true", help="weights may stay in host memory at run time")
     add("--optimization-level", metavar="0-5", type=int, help="how long TensorRT looks for faster kernels")
+    add("--refit", action="store_true", help="TensorRT: build one block of a kind, put the others' weights in")
     add("--jobs", metavar="N", type=int, default=0, help="processes that build (default: by cores and memory)")
 
 
@@ -61,6 +62,7 @@ def asked(options: argparse.Namespace) -> tuple[TensorRT | None, BuildOptions]:
         workspace_mb=options.workspace,
         weight_streaming=options.weight_streaming,
         optimization_level=options.optimization_level,
+        refit=options.refit,
     )
     library = _automatic() if options.backend == "auto" else None
     if options.backend in LIBRARIES:

@@ -17,6 +17,7 @@ from adacache_engines.errors import EngineError
 from adacache_engines.shape_profiles import ShapeProfile
 from adacache_engines.trt_build import BuildOptions, build_plan
 from adacache_engines.trt_library import TensorRT, open_library
+from adacache_engines.trt_refit import kind_of, refit
 
 TIMING_CACHE = "timing.cache"  # in the folder of the plans
 
@@ -63,9 +64,12 @@ def run_jobs(jobs: Sequence[Job], library: TensorRT, workers: int, done: Callabl
     missing = [job for job in jobs if job.plan not in found]
     if workers == 1:
         cache = _timing_cache(library, missing[0].plan.parent) if missing else None
-        for job in missing:
-            found[job.plan] = _build(job, library, cache, lambda: False)
-            done(1)
+        firsts: dict[str, Job] = {}
+        for job in jobs:
+            first = firsts.setdefault(kind_of(job.onnx), job) if job.options.refit else job
+            if job.plan not in found:
+                found[job.plan] = _build(job, library, cache, lambda: False, None if first is job else first)
+                done(1)
     elif missing:
         found |= _in_parallel(missing, library.name, workers, done)
     return [found[job.plan] for job in jobs]
@@ -118,9 +122,15 @@ def _work(job: Job) -> Built:
     return _build(job, _worker["library"], None, _worker["stop"].is_set)
 
 
-def _build(job: Job, library: TensorRT, timing_cache: Any, stopped: Callable[[], bool]) -> Built:
+def _build(
+    job: Job, library: TensorRT, timing_cache: Any, stopped: Callable[[], bool], first: Job | None = None
+) -> Built:
+    """Builds a plan, or makes it of that of the ``first`` job of its kind."""
     began = time.perf_counter()
-    plan = build_plan(library, job.onnx, job.graph, job.profiles, job.options, job.fused, timing_cache, stopped)
+    if first is None:
+        plan = build_plan(library, job.onnx, job.graph, job.profiles, job.options, job.fused, timing_cache, stopped)
+    else:
+        plan = refit(library, first.plan.read_bytes(), first.onnx, job.onnx)
     build_s = time.perf_counter() - began
     _write(job.plan, plan)
     if timing_cache is not None:

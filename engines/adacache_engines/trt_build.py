@@ -39,12 +39,15 @@ class BuildOptions:
         weight_streaming: weights may stay in host memory, as a budget at run time says; TensorRT-RTX does not record
             CUDA graphs of such plans.
         optimization_level: 0 to 5, how long TensorRT looks for faster kernels; None = its default.
+        refit: build one plan for all blocks of a kind and put the others' weights in: fewer builds, but plans that may
+            fold nothing of their weights (TensorRT).
     """
 
     targets: tuple[str, ...] = ()
     workspace_mb: int | None = None
     weight_streaming: bool = False
     optimization_level: int | None = None
+    refit: bool = False
 
 
 def check_options(library: Library, options: BuildOptions) -> None:
@@ -54,6 +57,7 @@ def check_options(library: Library, options: BuildOptions) -> None:
     """
     if library == "tensorrt-rtx":
         reasons = {
+            "refit": "needs a GPU at build time, and a build takes less than a second there",
             "optimization_level": "has no effect there: kernels are compiled on the GPU that runs them",
         }
     else:
@@ -208,6 +212,8 @@ def _set(api: Any, config: Any, library: Library, options: BuildOptions) -> None
         config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)
     if options.weight_streaming:
         config.set_flag(api.BuilderFlag.WEIGHT_STREAMING)
+    if options.refit:
+        config.set_flag(flags.REFIT)
     if options.optimization_level is not None:
         config.builder_optimization_level = options.optimization_level
 
