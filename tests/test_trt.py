@@ -548,7 +548,7 @@ def test_the_fakes_values_are_the_real_ones(name: str) -> None:
         assert getattr(getattr(api, name), member.name).name == member.name
 
 
-OURS = ("trt.py", "trt_engine.py")
+OURS = ("trt.py", "trt_engine.py", "trt_build.py", "trt_refit.py")
 STUBS = ("tensorrt", "tensorrt_bindings")
 WRONG_CALL = """
 import tensorrt as trt

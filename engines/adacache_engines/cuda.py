@@ -67,7 +67,8 @@ class CudaDevice:
 
     def use(self) -> None:
         """Makes it this thread's GPU, for libraries that take the current one."""
-        checked(self.api, self.api.cudaSetDevice(self.index), f"opening GPU {self.index}")
+        doing = f"opening GPU {self.index} (on a machine without one, --backend onnxruntime runs on the processor)"
+        checked(self.api, self.api.cudaSetDevice(self.index), doing)
 
     @contextmanager
     def turn(self) -> Iterator[None]:

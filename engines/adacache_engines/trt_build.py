@@ -7,12 +7,15 @@ layer has no float32 kernels, so there attention is spelled out by onnx before i
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from adacache_engines.bundle import Graph, Library
 from adacache_engines.errors import EngineError, InputError, require
 from adacache_engines.shape_profiles import ShapeProfile
 from adacache_engines.trt_library import DATA_TYPES, TensorRT
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 # of TensorRT for RTX, which builds for GPUs that are not there
 TARGETS: Mapping[str, str] = {
@@ -104,7 +107,7 @@ def build_plan(
         MissingDependencyError: onnx is not installed and attention must be spelled out.
     """
     api = library.api
-    builder = api.Builder(library.logger)
+    builder: trt.Builder = api.Builder(library.logger)
     network = builder.create_network(_typed(api))
     _parse(library, network, path, spelled_out=not fused)
     _check_tensors(library, network, graph)
@@ -112,7 +115,7 @@ def build_plan(
         _check_attention(api, network, graph.name)
     config = builder.create_builder_config()
     for ranges in profiles:
-        if config.add_optimization_profile(_profile(builder, graph, ranges)) < 0:
+        if config.add_optimization_profile(_profile(api, builder, graph, ranges)) < 0:
             raise EngineError(f"{library.name} refuses the profile {ranges} for {graph.name}: {library.complaints()}")
     _set(api, config, library.name, options)
     if timing_cache is not None:
@@ -134,8 +137,8 @@ def _typed(api: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _parse(library: TensorRT, network: Any, path: Path, spelled_out: bool) -> None:
-    parser = library.api.OnnxParser(network, library.logger)
+def _parse(library: TensorRT, network: "trt.INetworkDefinition", path: Path, spelled_out: bool) -> None:
+    parser: trt.OnnxParser = library.api.OnnxParser(network, library.logger)
     model = _attention_spelled_out(path) if spelled_out else None
     done = parser.parse(model, str(path)) if model else parser.parse_from_file(str(path))
     if not done:
@@ -158,7 +161,7 @@ def _attention_spelled_out(path: Path) -> bytes | None:
     return whole
 
 
-def _check_tensors(library: TensorRT, network: Any, graph: Graph) -> None:
+def _check_tensors(library: TensorRT, network: "trt.INetworkDefinition", graph: Graph) -> None:
     """
     Raises:
         EngineError: the library reads other inputs or outputs than the manifest has.
@@ -171,7 +174,7 @@ def _check_tensors(library: TensorRT, network: Any, graph: Graph) -> None:
         raise EngineError(f"{graph.name}: {library.name} reads the tensors {read}, the manifest has {wanted}")
 
 
-def _check_attention(api: Any, network: Any, name: str) -> None:
+def _check_attention(api: Any, network: "trt.INetworkDefinition", name: str) -> None:
     """
     Raises:
         EngineError: a softmax is left, so an attention was taken apart.
@@ -185,20 +188,23 @@ def _check_attention(api: Any, network: Any, name: str) -> None:
         )
 
 
-def _profile(builder: Any, graph: Graph, ranges: ShapeProfile) -> Any:
+def _profile(api: Any, builder: "trt.Builder", graph: Graph, ranges: ShapeProfile) -> "trt.IOptimizationProfile":
     profile = builder.create_optimization_profile()
     for spec in graph.inputs:
-        shapes = [spec.shape({axis: size[end] for axis, size in ranges.items()}) for end in range(3)]
-        profile.set_shape(spec.name, *shapes)
+        least, usual, most = (
+            api.Dims(spec.shape({axis: size[end] for axis, size in ranges.items()})) for end in range(3)
+        )
+        profile.set_shape(spec.name, least, usual, most)
     return profile
 
 
-def _set(api: Any, config: Any, library: Library, options: BuildOptions) -> None:
+def _set(api: Any, config: "trt.IBuilderConfig", library: Library, options: BuildOptions) -> None:
     if library == "tensorrt-rtx":
         targets = options.targets or USUAL_TARGETS
-        config.num_compute_capabilities = len(targets)
+        rtx: Any = config  # the other library has no targets
+        rtx.num_compute_capabilities = len(targets)
         for index, target in enumerate(targets):
-            config.set_compute_capability(getattr(api.ComputeCapability, TARGETS[target]), index)
+            rtx.set_compute_capability(getattr(api.ComputeCapability, TARGETS[target]), index)
     flags, previews = api.BuilderFlag, api.PreviewFeature
     # contexts get their memory from the arena; TensorRT-RTX records CUDA graphs only where it knows so from the start,
     # and not with weights in host memory

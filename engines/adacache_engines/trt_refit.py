@@ -3,12 +3,15 @@
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adacache_engines.errors import EngineError, require
 from adacache_engines.trt_library import TensorRT
+
+if TYPE_CHECKING:
+    import tensorrt as trt
 
 # ONNX's number of an element type -> TensorRT's name for it, and bytes of an element
 ELEMENTS: Mapping[int, tuple[str, int]] = {1: ("FLOAT", 4), 10: ("HALF", 2), 16: ("BF16", 2)}
@@ -44,10 +47,11 @@ def refit(library: TensorRT, plan: bytes, base: Path, other: Path) -> memoryview
         EngineError: the library cannot open the plan, or a weight cannot be replaced.
     """
     api = library.api
-    engine = api.Runtime(library.logger).deserialize_cuda_engine(plan)
+    runtime: trt.Runtime = api.Runtime(library.logger)
+    engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise EngineError(f"{library.name} {library.version} cannot open the plan of {base}: {library.complaints()}")
-    refitter = api.Refitter(engine, library.logger)
+    refitter: trt.Refitter = api.Refitter(engine, library.logger)
     known = set(refitter.get_all_weights())
     pairs = list(zip(_weights(_load(base)), _weights(_load(other)), strict=True))
     fixed = [old.name for old, _ in pairs if old.name not in known]
