@@ -24,7 +24,7 @@ SIZES: Mapping[str, tuple[int, int]] = {
     "1080p": (1080, 1920),
 }
 LENGTHS: Mapping[str, int] = {"image": 1, "2s": 51, "4s": 102, "8s": 204, "16s": 408}
-REMEMBERED = 4  # velocities that a sampler of the highest order keeps
+REMEMBERED = 6  # predictions that PNDM, with its Runge-Kutta start, keeps
 
 T = TypeVar("T")
 
