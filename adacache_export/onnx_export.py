@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adacache_engines.errors import ExportError
-from adacache_engines.tensors import DType, TensorSpec
+from adacache_engines.tensors import INPUT_RANGES, DType, TensorSpec
 from adacache_export.stages import Stage
 from adacache_export.weights_file import TORCH_DTYPES, Location
 
@@ -54,15 +54,6 @@ def _quiet() -> Iterator[None]:
         logging.getLogger("torch.onnx").setLevel(level)
 
 
-# of inputs whose size matters: rounding grows with an angle, and a size in pixels is not negative
-RANGES: Mapping[str, tuple[float, float]] = {
-    "timestep": (0.0, 1000.0),
-    "fps": (1.0, 120.0),
-    "height": (64.0, 1920.0),
-    "width": (64.0, 1920.0),
-}
-
-
 def example(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Generator | None = None) -> Tensor:
     """A random tensor for an input: normal numbers, conditions within their range, a mask that hides the end of every
     second row, or indices.
@@ -74,8 +65,8 @@ def example(spec: TensorSpec, sizes: Mapping[str, int], generator: torch.Generat
         return mask
     if spec.dtype == "int64":
         return torch.arange(shape[-1]).expand(shape).contiguous()
-    if spec.name in RANGES:
-        low, high = RANGES[spec.name]
+    if spec.name in INPUT_RANGES:
+        low, high = INPUT_RANGES[spec.name]
         return torch.empty(shape, dtype=TORCH_DTYPES[spec.dtype]).uniform_(low, high, generator=generator)
     return torch.randn(shape, generator=generator).to(TORCH_DTYPES[spec.dtype])
 

@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from adacache_engines.base import Backend
-from adacache_engines.bundle import Graph, LatentSpace, Precision
+from adacache_engines.bundle import Graph, LatentSpace
 from adacache_engines.tensors import NUMPY_DTYPES, TensorSpec
 from adacache_export.onnx_export import example
 from adacache_export.stages import Stage
 from adacache_export.weights_file import TORCH_DTYPES
-
-# relative to the rms of the output: rounding of the precision, through one stage
-TOLERANCES: Mapping[Precision, float] = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1.5e-1}
 
 
 def check_sizes(latent: LatentSpace) -> list[dict[str, int]]:

@@ -28,6 +28,10 @@ Variant = Literal["full", "reuse"]
 DTYPES: Mapping[Precision, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
+# of Check.error: rounding of the precision, through one stage
+TOLERANCES: Mapping[Precision, float] = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1.5e-1}
+
+
 class Entry(BaseModel):
     """Base of the manifest's parts."""
 

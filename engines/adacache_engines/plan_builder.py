@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from adacache_engines.buffers import HostDevice
 from adacache_engines.bundle import (
     MANIFEST,
     Bundle,
@@ -120,7 +121,7 @@ def _workers(bundle: Bundle, library: TensorRT) -> int:
         return 1
     blocks = sum(stage.block for stage in bundle.manifest.stages)
     need = WORKER_NBYTES + WEIGHTS_HELD * bundle.manifest.files[bundle.manifest.weights].nbytes / max(blocks, 1)
-    free = host_free_nbytes()
+    free = HostDevice().free_nbytes()
     return max(1, min(os.cpu_count() or 1, int(free / need) if free else 1))
 
 
@@ -210,13 +211,3 @@ def _full_disk_told(partial: Path) -> Iterator[None]:
         raise EngineError(
             f"the disk is full ({error}); finished plans are kept in {partial}: make room and build again"
         ) from error
-
-
-def host_free_nbytes() -> int | None:
-    """Memory that can be had without swapping; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    found = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else None

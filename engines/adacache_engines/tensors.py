@@ -17,6 +17,14 @@ NUMPY_DTYPES: Mapping[DType, np.dtype] = {
     "bool": np.dtype(np.bool_),
 }
 
+# what to try inputs with whose size matters: rounding grows with an angle, and a size in pixels is not negative
+INPUT_RANGES: Mapping[str, tuple[float, float]] = {
+    "timestep": (0.0, 1000.0),
+    "fps": (1.0, 120.0),
+    "height": (64.0, 1920.0),
+    "width": (64.0, 1920.0),
+}
+
 
 class TensorSpec(BaseModel):
     """Name, dtype and axes of a stage's input or output.

@@ -6,17 +6,16 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from adacache_engines.base import Backend, Engine
 from adacache_engines.buffers import Array, Buffer, Call
 from adacache_engines.bundle import Bundle, Graph
 from adacache_engines.errors import AdaCacheError, EngineError
-from adacache_engines.tensors import NUMPY_DTYPES, TensorSpec
+from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_runtime.memory import KINDS
 from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.policy import Policy
+from adacache_runtime.profiling.subjects import example
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord
 from tools.gpu.contenders import NO_GRAPHS, Contenders, Skips, with_reason
@@ -27,29 +26,12 @@ from tools.speed.timing import Spread
 TOO_SLOW_S = 10.0  # of one call of one stage: something runs on the processor that should not
 STAGE_WARM_UP = 3
 STAGE_BATCH = 5  # calls between two marks' waits, so that the GPU does not wait for the host
-CONDITIONS: Mapping[str, float] = {"timestep": 500.0, "fps": 24.0, "height": 480.0, "width": 854.0}
-
-
-def example(spec: TensorSpec, sizes: Mapping[str, int], random: np.random.Generator) -> Array:
-    """A value for an input: normal numbers, usual conditions, a mask that hides the end of every second row, or
-    indices counted up.
-    """
-    shape = spec.shape(sizes)
-    if spec.dtype == "bool":
-        mask = np.ones(shape, np.bool_)
-        mask[::2, (shape[-1] + 1) // 2 :] = False
-        return mask
-    if spec.dtype == "int64":
-        return np.ascontiguousarray(np.broadcast_to(np.arange(shape[-1]), shape))
-    if spec.name in CONDITIONS and len(shape) == 1:
-        return np.full(shape, CONDITIONS[spec.name], NUMPY_DTYPES[spec.dtype])
-    return random.standard_normal(shape, np.float32).astype(NUMPY_DTYPES[spec.dtype])
 
 
 def examples(graph: Graph, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Array]:
     """Values for all inputs of a graph."""
-    random = np.random.default_rng(seed)
-    return {spec.name: example(spec, sizes, random) for spec in graph.inputs}
+    values = example(graph, sizes, seed)
+    return {spec.name: values[spec.name].astype(NUMPY_DTYPES[spec.dtype]) for spec in graph.inputs}
 
 
 def bound(

@@ -8,13 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from adacache_engines.bundle import Manifest, Precision
+from adacache_engines.bundle import TOLERANCES, Manifest
 from adacache_engines.errors import require
 from adacache_runtime.profiling.subjects import Subject, example, subject_sizes
 from adacache_runtime.profiling.targets import Target, polygraphy_errors
-
-# of an element's difference, relative to the rms of its output or to itself: the rounding that export allows a stage
-TOLERANCES: Mapping[Precision, float] = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1.5e-1}
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,8 @@ class Difference:
         output: of its graph.
         max_abs, max_rel: worst differences of an element; NaN where either back end gave one.
         mean_abs: mean difference.
-        allowed_abs, allowed_rel: an element may differ by one or the other.
+        allowed_abs, allowed_rel: an element may differ by one or the other: by what export allows a stage, relative to
+            the rms of its output or to itself.
         passed: whether every element does.
     """
 

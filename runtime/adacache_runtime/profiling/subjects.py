@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from adacache_engines.bundle import Bundle, Graph, Manifest
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.shape_profiles import check_profiles
-from adacache_engines.tensors import NUMPY_DTYPES, TensorSpec
+from adacache_engines.tensors import INPUT_RANGES, NUMPY_DTYPES, TensorSpec
 from adacache_runtime.request import Captions, Request, settle
 from adacache_runtime.text_cleaning import clean_twice
 from adacache_runtime.tokenizer import Tokenizer
@@ -18,14 +18,6 @@ from adacache_runtime.tokenizer import Tokenizer
 Kind = Literal["stage", "block", "reuse", "arithmetic", "encoder"]
 REUSE = "add"  # of the arithmetic graphs: what a block runs instead of its own
 FLOAT32 = np.dtype(np.float32)
-
-# of inputs whose size matters: rounding grows with an angle, and a size in pixels is not negative
-RANGES: Mapping[str, tuple[float, float]] = {
-    "timestep": (0.0, 1000.0),
-    "fps": (1.0, 120.0),
-    "height": (64.0, 1920.0),
-    "width": (64.0, 1920.0),
-}
 
 
 @dataclass(frozen=True)
@@ -109,13 +101,13 @@ def subject_sizes(manifest: Manifest, subject: Subject, sizes: Mapping[str, int]
     return {**sizes, "batch": sizes["samples"], "text": manifest.text.max_length}
 
 
-def example(graph: Graph, sizes: Mapping[str, int]) -> dict[str, NDArray[np.generic]]:
+def example(graph: Graph, sizes: Mapping[str, int], seed: int = 0) -> dict[str, NDArray[np.generic]]:
     """Seeded inputs of an engine, by name.
 
     Normal numbers, conditions within their range, a mask that hides the end of every second row, or indices. numpy
     has no bfloat16 that Polygraphy would know, so such inputs are float32, rounded to bfloat16.
     """
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     return {spec.name: _example(spec, sizes, random) for spec in graph.inputs}
 
 
@@ -130,7 +122,7 @@ def _example(spec: TensorSpec, sizes: Mapping[str, int], random: np.random.Gener
         if spec.name == "later":  # each frame with the next one, where there is one
             indices = np.minimum(indices + 1, sizes["patch_frames"] - 1)
         return np.ascontiguousarray(np.broadcast_to(indices, shape))
-    low_high = RANGES.get(spec.name)
+    low_high = INPUT_RANGES.get(spec.name)
     values = random.uniform(*low_high, shape) if low_high else random.standard_normal(shape)
     return narrow(values.astype(np.float32).astype(NUMPY_DTYPES[spec.dtype]))
 
