@@ -15,7 +15,9 @@ from adacache_export.layers import (
     Mlp,
     RMSNorm,
     ScalarEmbedder,
+    adaln_single,
     add_residual,
+    attend,
     linear,
     modulate,
     rotate_pairs,
@@ -137,8 +139,7 @@ class SelfAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if self.temporal:
             q, k = rotate_pairs(q), rotate_pairs(k)
-        q, k, v = (part.flatten(0, 1).transpose(1, 2) for part in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+        out = attend(*(part.flatten(0, 1) for part in (q, k, v)))
         projected = linear(self.proj, out.unflatten(0, x.shape[:2]))
         return projected.transpose(1, 2) if self.temporal else projected
 
@@ -157,11 +158,10 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
         """``x`` (B, T, S, D), ``text`` (B, L, D), ``text_mask`` (B, L) bool, True = attend -> (B, T, S, D)."""
         heads = (self.heads, x.shape[-1] // self.heads)
-        q = linear(self.q_linear, x.flatten(1, 2)).unflatten(-1, heads).transpose(1, 2)
-        k, v = linear(self.kv_linear, text).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
-        mask = text_mask[:, None, None, :].expand(-1, 1, q.shape[2], -1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return linear(self.proj, out.transpose(1, 2).flatten(-2)).view(x.shape)
+        q = linear(self.q_linear, x.flatten(1, 2)).unflatten(-1, heads)
+        k, v = linear(self.kv_linear, text).unflatten(-1, (2, *heads)).unbind(2)
+        mask = text_mask[:, None, None, :].expand(-1, 1, q.shape[1], -1)
+        return linear(self.proj, attend(q, k, v, mask)).view(x.shape)
 
 
 class Block(nn.Module):
@@ -191,8 +191,9 @@ class Block(nn.Module):
         Returns:
             hidden (B, T, S, D), then one (B, T, S, D) tensor a site.
         """
-        table = (self.scale_shift_table.float() + modulation)[:, :, None, None, :]
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = table.unbind(1)
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = adaln_single(
+            self.scale_shift_table, modulation
+        )
         attn = gate_attn * self.attn(modulate(hidden, shift_attn, scale_attn))
         hidden = add_residual(hidden, attn)
         cross = self.cross_attn(hidden, text, text_mask)
