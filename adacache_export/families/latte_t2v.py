@@ -99,7 +99,10 @@ def config_from(
         )
     rows = shapes.get("transformer_blocks.0.ff.net.0.proj.weight", (0,))[0]
     if rows == 2 * MLP_RATIO * config.width:
-        raise CheckpointError("the weights are of a GEGLU, which is not supported; expected those of GELU, half as many")
+        raise CheckpointError(
+            "the weights are those of a GEGLU, which is not supported; expected GELU's, half as many: check that the"
+            " checkpoint is one of the released models"
+        )
     if "interpolation_scale_1d" not in there:
         config = replace(config, interpolation_scale_1d=temporal_scale(config.video_length))
     return config

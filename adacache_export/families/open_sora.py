@@ -123,9 +123,7 @@ def stages(config: OpenSoraConfig, sites: tuple[str, ...] = (), precision: DType
 
     ``sites`` are the probes to add, such as ``temporal.13.attn``.
     """
-    spec = tensor_specs(
-        config.in_channels, config.out_channels, config.hidden_size, config.caption_channels, precision
-    )
+    spec = tensor_specs(config.in_channels, config.out_channels, config.hidden_size, config.caption_channels, precision)
     fps = TensorSpec(name="fps", dtype="float32", axes=("batch",))
     pixels = [TensorSpec(name=name, dtype="float32", axes=(1,)) for name in ("height", "width")]
     hidden, text, modulation, time = (spec[name] for name in ("hidden", "text", "modulation", "time"))
@@ -140,9 +138,7 @@ def stages(config: OpenSoraConfig, sites: tuple[str, ...] = (), precision: DType
         Stage("text", "text", CaptionEmbedder(config), "y_embedder.", (spec["captions"],), (text,)),
         Stage("embed", "embed", Embed(config), "", conditions, (hidden, modulation, time)),
         *(block(kind, index) for index in range(config.depth) for kind in SITES),
-        Stage(
-            "final", "final", Final(config), "final_layer.", (hidden, time, spec["latents"]), (spec["prediction"],)
-        ),
+        Stage("final", "final", Final(config), "final_layer.", (hidden, time, spec["latents"]), (spec["prediction"],)),
     ]
 
 

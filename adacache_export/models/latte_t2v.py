@@ -267,6 +267,9 @@ class Final(nn.Module):
         patch, (_, _, _, height, width) = self.config.patch_size, latents.shape
         shift, scale = (self.scale_shift_table.float()[None] + time[:, None])[:, :, None, None, :].unbind(1)
         out = linear(self.proj_out, modulate(hidden, shift, scale)).float()
-        out = out.unflatten(2, (height // patch, width // patch)).unflatten(-1, (patch, patch, self.config.out_channels))
+        out = out.unflatten(2, (height // patch, width // patch)).unflatten(
+            -1, (patch, patch, self.config.out_channels)
+        )
         out = out.permute(0, 6, 1, 2, 4, 3, 5)  # (B, C_out, T, H', patch, W', patch)
-        return out.flatten(5, 6).flatten(3, 4)
+        prediction: Tensor = out.flatten(5, 6).flatten(3, 4)
+        return prediction

@@ -4,8 +4,8 @@ The encoder's inputs in training went through this cleaning, so a prompt that sk
 seen. The rules come from a crawl of image captions (shop pages, file names, links); most leave a sentence alone.
 
 Source: hpcaitech/Open-Sora v1.2.0, ``opensora/models/text_encoder/t5.py`` (text) and
-``opensora/utils/inference_utils.py`` (scores); the rules are DeepFloyd IF's, which Latte and Open-Sora-Plan have as they
-are, and Open-Sora with the text trimmed once more.
+``opensora/utils/inference_utils.py`` (scores). The rules are DeepFloyd IF's; Latte and Open-Sora-Plan have them as they
+are, Open-Sora with the text trimmed once more.
 """
 
 import html
