@@ -12,7 +12,8 @@ import pytest
 from adacache_runtime.pipeline import Pipeline
 
 PROBES = ("spatial.1.attn", "spatial.1.cross+mlp", "temporal.1.attn", "temporal.1.cross+mlp")
-OPEN_SORA = Path(__file__).parent / "data" / "open-sora"
+DATA = Path(__file__).parent / "data"
+OPEN_SORA = DATA / "open-sora"
 
 
 @pytest.fixture(scope="session")
@@ -50,17 +51,34 @@ def checkpoint(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
 @pytest.fixture(scope="session")
 def exported(once: Callable[[str, Callable[[Path], object]], Path], checkpoint: Path) -> Callable[..., Path]:
     """Exports the reference model with a precision and probes."""
-    from adacache_export.convert import Options, convert  # here: it imports torch, which few tests need
 
     def export(precision: str, probes: tuple[str, ...] = ()) -> Path:
-        def build(folder: Path) -> None:
-            logging.disable()  # pytest collects all that torch logs while tracing, which takes longer than tracing
-            try:
-                convert(checkpoint, folder, Options(precision=precision, probes=probes))
-            finally:
-                logging.disable(logging.NOTSET)
+        return once(f"bundle-A-{precision}", lambda folder: convert_quietly(checkpoint, folder, precision, probes))
 
-        return once(f"bundle-A-{precision}", build)
+    return export
+
+
+def convert_quietly(source: Path, folder: Path, precision: str, probes: tuple[str, ...]) -> None:
+    from adacache_export.convert import Options, convert  # here: it imports torch, which few tests need
+
+    logging.disable()  # pytest collects all that torch logs while tracing, which takes longer than tracing
+    try:
+        convert(source, folder, Options(precision=precision, probes=probes))
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@pytest.fixture(scope="session")
+def latte_bundle(once: Callable[[str, Callable[[Path], object]], Path]) -> Callable[[str], Path]:
+    """Exports the reference model in a folder of ``data``, ``latte`` or ``open-sora-plan``, with probes on all blocks.
+    Tests must not change it.
+    """
+
+    def export(name: str) -> Path:
+        layers = range({"latte": 3, "open-sora-plan": 4}[name])
+        sites = ("spatial.{}.attn", "spatial.{}.cross+mlp", "temporal.{}.attn", "temporal.{}.mlp")
+        probes = tuple(site.format(layer) for site in sites for layer in layers)
+        return once(f"bundle-{name}", lambda folder: convert_quietly(DATA / name, folder, "fp32", probes))
 
     return export
 

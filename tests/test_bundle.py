@@ -423,7 +423,7 @@ def test_what_came_in_the_meantime_is_not_replaced(
 
 
 def test_an_unknown_probe(checkpoint: Path, room: Path) -> None:
-    with pytest.raises(InputError, match=r"temporal\.9\.attn.*KIND\.N\.SITE"):
+    with pytest.raises(InputError, match=r"temporal\.9\.attn.*temporal\.N\.cross\+mlp"):
         export(checkpoint, room / "new", probes=("temporal.1.attn", "temporal.9.attn"))
     assert list(room.iterdir()) == []
 

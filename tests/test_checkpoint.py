@@ -367,10 +367,12 @@ def test_safetensors_before_pickles(tmp_path: Path) -> None:
     assert_same(open_checkpoint(tmp_path), make_tensors(2))
 
 
-def test_config_beside_counts_for_standard_names_only(tmp_path: Path) -> None:
+def test_config_beside_counts_where_it_can_belong_to_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    mine = save(make_tensors(), tmp_path / "mine.ckpt")
+    assert open_checkpoint(mine).config == open_checkpoint(tmp_path).config == CONFIG
     assert open_checkpoint(save(make_tensors(), tmp_path / "model.safetensors")).config == CONFIG
-    assert open_checkpoint(save(make_tensors(), tmp_path / "mine.ckpt")).config is None
+    assert open_checkpoint(mine).config is None
 
 
 def test_an_empty_folder(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from adacache_engines.bundle import Graph
 from adacache_engines.errors import EngineError, InputError, MissingDependencyError
 from adacache_engines.ort import PROVIDERS, OrtBackend
 from adacache_engines.tensors import NUMPY_DTYPES
-from adacache_runtime import pipeline as pipeline_module
+from adacache_runtime import sampling
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies.interval import FixedInterval
 
@@ -194,7 +194,7 @@ def test_half_precision_is_near_full_precision(
     """Relative L2 of the latents after 30 steps. Timesteps and sizes are not rounded to bfloat16 here: in a network
     of random weights that alone is ten times the error of its arithmetic.
     """
-    monkeypatch.setattr(pipeline_module, "condition_dtype", lambda _precision: np.dtype(np.float32))
+    monkeypatch.setattr(sampling, "condition_dtype", lambda _precision: np.dtype(np.float32))
     half = Pipeline.open(exported(precision))
     assert half.residual_nbytes(request())["stack"] == pipeline.residual_nbytes(request())["stack"] // 2
     for policy in ({}, {"policy": FixedInterval(every=2)}):
@@ -210,6 +210,7 @@ def test_a_process_with_sessions_of_its_own(bundle_folder: Path, first: str) -> 
     """Sessions with their own threads and ours live together, whoever comes first."""
     code = f"""
 import onnxruntime
+from adacache_runtime import sampling
 from adacache_runtime.pipeline import Pipeline
 theirs = lambda: onnxruntime.InferenceSession({str(bundle_folder / "onnx" / "add.onnx")!r})
 ours = lambda: Pipeline.open({str(bundle_folder)!r}, threads=1, shared_threads={first == "theirs"})

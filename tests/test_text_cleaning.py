@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adacache_runtime import text_cleaning
-from adacache_runtime.text_cleaning import DEFAULT_AESTHETIC_SCORE, clean, clean_twice, with_scores
+from adacache_runtime.text_cleaning import CLEANINGS, DEFAULT_AESTHETIC_SCORE, clean, with_scores
 
 VECTORS = json.loads((Path(__file__).parent / "data/open-sora/text_cleaning.json").read_text("utf-8"))
 
@@ -28,9 +28,30 @@ def test_reference(vector):
         vector["prompt"], vector.get("aes", DEFAULT_AESTHETIC_SCORE), vector.get("flow"), vector.get("camera_motion")
     )
     assert scored == vector["with_score"]
-    assert clean_twice(scored) == vector["cleaned"]
+    assert CLEANINGS["open-sora"](scored) == vector["cleaned"]
     if "cleaned_noscore" in vector:
-        assert clean_twice(vector["prompt"]) == vector["cleaned_noscore"]
+        assert CLEANINGS["open-sora"](vector["prompt"]) == vector["cleaned_noscore"]
+
+
+# outputs of diffusers' LattePipeline, which has DeepFloyd's cleaning as Latte and Open-Sora-Plan use it
+DEEPFLOYD = {
+    "  #12312345671.2.3.41.2.3.4": ". 2.3.4",
+    "&amp;-#123“q”#12345": '"q"',
+    "<person> foo.jpg-- : 1234567": "person -",
+    '" : ..“q”..': ': "q',
+    "A cat, running_fast... over https://x.com/a, twice!": "a cat, running_fast over , twice!",
+}
+
+
+@pytest.mark.parametrize("prompt", DEEPFLOYD)
+def test_cleaning_without_the_extra_trim(prompt):
+    assert CLEANINGS["deepfloyd"](prompt) == DEEPFLOYD[prompt]
+
+
+def test_both_cleanings_agree_on_sentences_and_not_on_everything():
+    differ = {prompt for prompt in DEEPFLOYD if CLEANINGS["open-sora"](prompt) != DEEPFLOYD[prompt]}
+    assert set(list(DEEPFLOYD)[:3]) <= differ
+    assert list(DEEPFLOYD)[-1] not in differ
 
 
 def test_scores_are_optional_and_added_once():
@@ -124,7 +145,7 @@ def test_every_rule_is_tested(stage, monkeypatch):
 @given(st.text(max_size=60) | prompts)
 @settings(max_examples=150, deadline=None)
 def test_any_text(prompt):
-    for text in (clean(prompt), clean_twice(prompt)):
+    for text in (clean(prompt), CLEANINGS["open-sora"](prompt)):
         assert text == text.strip()
         assert not re.search(r"\s\s|[\t\n]", text)
 
@@ -141,7 +162,7 @@ def test_lower_case(prompt):
 @settings(max_examples=50, deadline=None)
 def test_plain_words_stay(words):
     sentence = " ".join(words) + "."
-    assert clean(sentence) == clean_twice(sentence) == sentence
+    assert clean(sentence) == CLEANINGS["open-sora"](sentence) == sentence
 
 
 HARD = """a. a.co@ -a. a- a1 1. 1 1x .png # " a.co/ https: é. &amp; free"""

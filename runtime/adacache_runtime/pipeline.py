@@ -27,7 +27,7 @@ from adacache_runtime.memory import MemoryPlan, plan_memory
 from adacache_runtime.plan import GRANULARITIES, Engines, Granularity, residual_nbytes
 from adacache_runtime.request import Request, Settled, settle
 from adacache_runtime.samplers import Floats
-from adacache_runtime.sampling import condition_dtype
+from adacache_runtime.sampling import dtype_of_conditions
 from adacache_runtime.trace import CallRecord, Trace
 
 
@@ -161,7 +161,7 @@ class Pipeline:
         assembly = assemble(manifest, self._engines, device, request, settled, sites, sizes)
         plan = assembly.plan
         branches = len(manifest.guidance.order)
-        dtype = condition_dtype(manifest)
+        dtype = dtype_of_conditions(manifest)
 
         def condition(values: Floats) -> Floats:
             return values.astype(dtype).astype(np.float32)

@@ -2,21 +2,16 @@
 
 from collections.abc import Sequence
 
-import ml_dtypes
 import numpy as np
 
 from adacache_engines.bundle import Manifest
 from adacache_runtime.noise_samplers import ddim, pndm
-from adacache_runtime.samplers import Update, rflow, rflow_timesteps, transform_ratio
+from adacache_runtime.samplers import Update, condition_dtype, rflow, rflow_timesteps, transform_ratio
 
 
-def condition_dtype(manifest: Manifest) -> np.dtype:
-    """The type in which Open-Sora rounds sizes and timesteps: bfloat16 with bfloat16 weights.
-
-    float16 could not hold height x width, so there, unlike the original, they stay float32.
-    """
-    rounds = manifest.sampler.rounds_conditions and manifest.precision == "bf16"
-    return np.dtype(ml_dtypes.bfloat16 if rounds else np.float32)
+def dtype_of_conditions(manifest: Manifest) -> np.dtype:
+    """The type to which timesteps and sizes are rounded."""
+    return condition_dtype(manifest.precision if manifest.sampler.rounds_conditions else "fp32")
 
 
 def updates(
@@ -33,5 +28,5 @@ def updates(
         return list(pndm(steps, samples, idle_call))
     ratio = None
     if manifest.sampler.timestep_transform:
-        ratio = transform_ratio(height, width, frames, condition_dtype(manifest))
+        ratio = transform_ratio(height, width, frames, dtype_of_conditions(manifest))
     return list(rflow(rflow_timesteps(steps, samples, ratio)))

@@ -10,14 +10,16 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tools.demo import checker, world
-from tools.demo.model import SCHEDULER, Demo, read_folder, sample, tokenise, write_folder
+from tools.demo.model import CONFIG, SCHEDULER, Demo, read_folder, sample, tokenise, write_folder
 
 ITERATIONS = 3800
 BATCH = 16
@@ -34,9 +36,14 @@ NOISY_FROM, NOISY_MEAN = 2000, 2.6  # iteration
 LR_MATRICES, LR_OTHERS = 3e-3, 1.5e-3
 
 
-def optimisers(model: Demo) -> list[torch.optim.Optimizer]:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the network, AdamW for embeddings, ends, biases and gains."""
-    ends = {id(parameter) for parameter in model.denoiser[-1].parameters()}
+    denoiser = model.denoiser
+    assert isinstance(denoiser, nn.ModuleList)
+    ends = {id(parameter) for parameter in denoiser[-1].parameters()}
     tables = ("embed_tokens", "shared", "relative_attention_bias", "scale_shift_table", "null_caption")
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
@@ -105,16 +112,21 @@ def measure(folder: Path) -> dict[str, float]:
     return adherence(read_folder(folder), 100, MEASURE_SEED, guidance)
 
 
-class Training:
-    """The weights, their average, the optimisers and how far they are."""
+class Training(Generic[Model]):
+    """The weights, their average, the optimisers and how far they are.
 
-    def __init__(self, seed: int) -> None:
+    Args:
+        make: a model with fresh weights, whose ``denoiser`` lists the modules of its stages.
+        loss: of a model at an iteration that has this number and this seed.
+        seed: of everything that is drawn.
+    """
+
+    def __init__(self, make: Callable[[], Model], loss: Callable[[Model, int, int], Tensor], seed: int) -> None:
         torch.manual_seed(seed)
-        self.seed, self.iteration = seed, 0
-        self.model, self.average = Demo(), Demo()
+        self.loss, self.seed, self.iteration = loss, seed, 0
+        self.model, self.average = make(), make()
         self.average.load_state_dict(self.model.state_dict())
         self.steppers = optimisers(self.model)
-        self.captions = Captions(self.model.config.model_max_length)
 
     def step(self, iterations: int) -> float:
         """One iteration of ``iterations``; returns its loss."""
@@ -122,7 +134,7 @@ class Training:
         for stepper, peak in zip(self.steppers, (LR_MATRICES, LR_OTHERS), strict=True):
             stepper.param_groups[0]["lr"] = share * peak
             stepper.zero_grad(set_to_none=True)
-        loss = loss_of(self.model, self.captions, self.seed, self.iteration)
+        loss = self.loss(self.model, self.seed, self.iteration)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for stepper in self.steppers:
@@ -154,8 +166,18 @@ class Training:
             stepper.load_state_dict(saved)
 
 
-def train(training: Training, work: Path, iterations: int, minutes: float, evaluate_every: float) -> None:
+def train(
+    training: Training[Model],
+    evaluate: Callable[[Model], dict[str, float]],
+    work: Path,
+    iterations: int,
+    minutes: float,
+    evaluate_every: float,
+) -> None:
     """Goes on until ``iterations`` are done or ``minutes`` are over; state and log (``log.jsonl``) go to ``work``."""
+    work.mkdir(parents=True, exist_ok=True)
+    if (work / "state.pt").exists():
+        training.restore(work / "state.pt")
     began = last_evaluation = time.monotonic()
     start = training.iteration
     losses: list[float] = []
@@ -169,8 +191,7 @@ def train(training: Training, work: Path, iterations: int, minutes: float, evalu
         if training.iteration % 250 == 0:
             training.save(work / "state.pt")
         if time.monotonic() - last_evaluation > 60 * evaluate_every:
-            shares = adherence(training.average, 32, training.seed, SCHEDULER["cfg_scale"])
-            report(work, iteration=training.iteration, adherence=shares)
+            report(work, iteration=training.iteration, adherence=evaluate(training.average))
             last_evaluation = time.monotonic()
     training.save(work / "state.pt")
 
@@ -199,11 +220,13 @@ def main() -> None:
         return
     if options.work is None:
         parser.error("--work is needed to train")
-    options.work.mkdir(parents=True, exist_ok=True)
-    training = Training(options.seed)
-    if (options.work / "state.pt").exists():
-        training.restore(options.work / "state.pt")
-    train(training, options.work, options.iterations, options.minutes, options.evaluate_every)
+    captions = Captions(CONFIG["model_max_length"])
+    training = Training(Demo, lambda model, *moment: loss_of(model, captions, *moment), options.seed)
+
+    def evaluate(model: Demo) -> dict[str, float]:
+        return adherence(model, 32, options.seed, SCHEDULER["cfg_scale"])
+
+    train(training, evaluate, options.work, options.iterations, options.minutes, options.evaluate_every)
     write_folder(training.average, options.model)
     report(options.work, iteration=training.iteration, adherence=measure(options.model))
     if training.iteration < options.iterations:
