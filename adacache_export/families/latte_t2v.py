@@ -115,7 +115,8 @@ def _infer(given: Mapping[str, Any], shapes: Mapping[str, Shape], usual: LatteT2
         shape = shapes.get(key, ())
         return shape if len(shape) == count and all(shape) else (0,) * count
 
-    inferred: dict[str, Any] = {"num_layers": count_blocks(shapes, BLOCK_LISTS.values())}
+    layers = count_blocks(shapes, BLOCK_LISTS.values())
+    inferred: dict[str, Any] = {"num_layers": layers} if layers else {}
     width, channels, patch, _ = axes("pos_embed.proj.weight", 4)
     if not width:
         return inferred
