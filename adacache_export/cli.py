@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         "spatial.N.cross+mlp (default: the temporal attention of the middle block)",
     )
     add("--text-encoder", metavar="DIR", type=Path, help="T5 in a Hugging Face folder, to take prompts as text")
+    add("--vae", metavar="DIR", type=Path, help="AutoencoderKL in a diffusers folder, to get videos and not latents")
     add("--weights", metavar="SET", help="which weights of a checkpoint that has several, such as ema or model")
     add("--force", action="store_true", help="replace an existing bundle, or its plans")
     plans.add_arguments(parser)
@@ -66,6 +67,7 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
         weights=options.weights,
         force=options.force,
         text_encoder=options.text_encoder,
+        vae=options.vae,
     )
     with PhaseProgress(check=check) as progress:
         if options.backend == "auto":
@@ -81,7 +83,7 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
 
 def _compile(options: argparse.Namespace, check: Callable[[], None]) -> None:
     """Adds plans to a bundle."""
-    of_checkpoints = ("output", "precision", "probe", "text_encoder", "weights")
+    of_checkpoints = ("output", "precision", "probe", "text_encoder", "vae", "weights")
     foreign = [f"--{name.replace('_', '-')}" for name in of_checkpoints if getattr(options, name)]
     if foreign:
         raise InputError(
@@ -122,6 +124,7 @@ def _inspect(folder: Path) -> None:
         "default video": f"{video.height}x{video.width} pixels, {video.frames} frames",
         "text": f"up to {manifest.text.max_length} tokens, width {manifest.text.width}, "
         + ("with encoder" if manifest.text.encoder else "no encoder"),
+        "decoder": manifest.latent.decoder,
         "probes": ", ".join(manifest.probes()) or "none",
         "files": f"{len(manifest.files)}, {_gigabytes(manifest)}",
     }

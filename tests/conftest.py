@@ -66,6 +66,52 @@ def exported(once: Callable[[str, Callable[[Path], object]], Path], checkpoint: 
 
 
 @pytest.fixture(scope="session")
+def vae_folder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """An AutoencoderKL of Stable Diffusion's shape with random weights, as diffusers saves it. Not to be changed."""
+
+    def build(folder: Path) -> None:
+        import torch  # here: few tests need it
+        from diffusers import AutoencoderKL
+
+        torch.manual_seed(0)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 8, 8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+        )
+        part = folder.with_suffix(".part")
+        vae.save_pretrained(part)
+        part.rename(folder)
+
+    return once("vae", build)
+
+
+@pytest.fixture(scope="session")
+def decoding_folder(once: Callable[[str, Callable[[Path], object]], Path], checkpoint: Path, vae_folder: Path) -> Path:
+    """The reference model in float16 with a decoder, as if each of its latent frames were a frame. Not to be
+    changed.
+    """
+    from adacache_export.convert import Options, convert
+    from adacache_export.families import open_sora
+
+    def build(folder: Path) -> None:
+        space = open_sora.latent_space
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(
+                open_sora, "latent_space", lambda config: space(config).model_copy(update={"frames": "identity"})
+            )
+            logging.disable()
+            try:
+                convert(checkpoint, folder, Options(precision="fp16", vae=vae_folder))
+            finally:
+                logging.disable(logging.NOTSET)
+
+    return once("bundle-A-fp16-decoding", build)
+
+
+@pytest.fixture(scope="session")
 def bundle_folder(exported: Callable[..., Path]) -> Path:
     """The reference model in float32. Tests must not change it."""
     return exported("fp32", PROBES)
