@@ -94,15 +94,13 @@ def convert(
     note(f"family {family.NAME}: " + ", ".join(f"{field} {value}" for field, value in asdict(config).items()))
     sampler, text = family.sampler(checkpoint.scheduler), family.text_rule(config)
     dtype, latent, guidance = DTYPES[options.precision], family.latent_space(config), family.guidance(config)
-    if options.vae:
-        check_latents(options.vae, latent)
+    vae = _open_vae(options.vae, latent, progress)
     usual = family.default_probe(config)
     probes = options.probes or (usual,)
     expected = family.expected(config)
     scanned = running_total(progress.phase("checking the checkpoint", checkpoint.file_bytes()))
     check(checkpoint, expected, family.OPTIONAL_KEYS, family.constants(config), scanned)
     encoder = _open_encoder(options.text_encoder, text, progress)
-    vae = _open_vae(options.vae, latent, progress)
 
     with torch.device("meta"):  # shapes only: the weights stay in their file until a stage is verified
         stages = family.stages(config, probes, dtype)
@@ -190,6 +188,7 @@ def _with_encoder(text: TextRule, encoder: TextEncoder, graph: Graph) -> TextRul
 def _open_vae(folder: Path | None, latent: LatentSpace, progress: Progress) -> Vae | None:
     if folder is None:
         return None
+    check_latents(folder, latent)
     size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
     return open_vae(folder, latent, running_total(progress.phase("checking the VAE", size)))
 
