@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         "the temporal attention of the middle block)",
     )
     add("--text-encoder", metavar="DIR", type=Path, help="T5 in a Hugging Face folder, to take prompts as text")
+    add("--vae", metavar="DIR", type=Path, help="AutoencoderKL in a diffusers folder, to get videos and not latents")
     add("--family", choices=FAMILY_NAMES, help="of the checkpoint (default: by its tensors and config.json)")
     add("--config", metavar="FILE.json", type=Path, help="of the model (default: the config.json of its folder)")
     add("--weights", metavar="SET", help="which weights of a checkpoint that has several, such as ema or model")
@@ -70,6 +71,7 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
         weights=options.weights,
         force=options.force,
         text_encoder=options.text_encoder,
+        vae=options.vae,
         family=options.family,
         config=options.config,
     )
@@ -87,7 +89,7 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
 
 def _compile(options: argparse.Namespace, check: Callable[[], None]) -> None:
     """Adds plans to a bundle."""
-    of_checkpoints = ("output", "precision", "probe", "text_encoder", "family", "config", "weights")
+    of_checkpoints = ("output", "precision", "probe", "text_encoder", "vae", "family", "config", "weights")
     foreign = [f"--{name.replace('_', '-')}" for name in of_checkpoints if getattr(options, name)]
     if foreign:
         raise InputError(
@@ -128,6 +130,7 @@ def _inspect(folder: Path) -> None:
         "default video": f"{video.height}x{video.width} pixels, {video.frames} frames",
         "text": f"up to {manifest.text.max_length} tokens, width {manifest.text.width}, "
         + ("with encoder" if manifest.text.encoder else "no encoder"),
+        "decoder": manifest.latent.decoder,
         "probes": ", ".join(manifest.probes()) or "none",
         "files": f"{len(manifest.files)}, {_gigabytes(manifest)}",
     }

@@ -15,6 +15,7 @@ from adacache_engines.bundle import (
     SCHEMA_VERSION,
     CheckpointEntry,
     Graph,
+    LatentSpace,
     Manifest,
     Precision,
     StageEntry,
@@ -30,10 +31,11 @@ from adacache_export.checkpoint import check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json
 from adacache_export.families import recognise
 from adacache_export.graphs import export_graphs
-from adacache_export.parity import check_sizes, encoder_sizes
+from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes
 from adacache_export.phases import Progress, running_total
 from adacache_export.stages import Stage
 from adacache_export.text_encoder import TextEncoder, open_text_encoder
+from adacache_export.vae import Vae, check_latents, open_vae
 from adacache_export.weights_file import TORCH_DTYPES, write_weights
 
 WEIGHTS = "onnx/weights.safetensors"
@@ -51,6 +53,7 @@ class Options:
         weights: which set of a checkpoint that holds several.
         force: replace an existing bundle.
         text_encoder: a Hugging Face folder with a T5 encoder.
+        vae: a diffusers folder with an AutoencoderKL.
         family: of the checkpoint, where its tensors and ``config.json`` leave that open.
         config: a ``config.json``, instead of the one in the checkpoint's folder.
     """
@@ -60,6 +63,7 @@ class Options:
     weights: str | None = None
     force: bool = False
     text_encoder: Path | None = None
+    vae: Path | None = None
     family: str | None = None
     config: Path | None = None
 
@@ -83,7 +87,7 @@ def convert(
     Raises:
         CheckpointError: the checkpoint cannot be read, is of no known family, or is damaged.
         ExportError: a stage cannot be traced, or an engine disagrees with its stage; no bundle is left.
-        InputError: the destination exists, or an unknown probe was asked for.
+        InputError: the destination exists, an unknown probe was asked for, or a VAE or text encoder does not fit.
     """
     progress = progress or Progress()
     check_destination(output, options.force)
@@ -96,6 +100,7 @@ def convert(
     note(f"family {family.NAME}: " + ", ".join(f"{field} {value}" for field, value in asdict(config).items()))
     described = family.describe(config, checkpoint.scheduler)
     dtype, latent, guidance, text = DTYPES[options.precision], described.latent, described.guidance, described.text
+    vae = _open_vae(options.vae, latent, progress)
     probes = options.probes or (described.probe,)
     expected = family.expected(config)
     scanned = running_total(progress.phase("checking the checkpoint", checkpoint.file_bytes()))
@@ -112,6 +117,9 @@ def convert(
     if encoder:
         tensors |= encoder.checkpoint.tensors
         dtypes |= dict.fromkeys(encoder.checkpoint.tensors, "float32")
+    if vae:
+        tensors |= vae.checkpoint.tensors
+        dtypes |= dict.fromkeys(vae.checkpoint.tensors, "float32")
     nbytes = sum(tensor.numel() * TORCH_DTYPES[dtypes[key]].itemsize for key, tensor in tensors.items())
     read = functools.partial(_read, tensors, dtypes)
 
@@ -134,6 +142,8 @@ def convert(
             sizes = encoder_sizes(text.max_length, encoder.config.vocab_size)
             text = _with_encoder(text, encoder, make([encoder.stage], "fp32", sizes=sizes)["encoder"])
             (folder / TOKENIZER).write_bytes(encoder.tokenizer)
+        if vae:
+            latent = _with_decoder(latent, vae, make([vae.stage], "fp32", sizes=decoder_sizes(latent))["decoder"])
         hashed = running_total(progress.phase("hashing the checkpoint", checkpoint.file_bytes()))
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -179,6 +189,19 @@ def _open_encoder(folder: Path | None, text: TextRule, progress: Progress) -> Te
 def _with_encoder(text: TextRule, encoder: TextEncoder, graph: Graph) -> TextRule:
     config = encoder.config.model_dump(mode="json")
     return text.model_copy(update={"tokenizer": TOKENIZER, "encoder": graph, "encoder_config": config})
+
+
+def _open_vae(folder: Path | None, latent: LatentSpace, progress: Progress) -> Vae | None:
+    if folder is None:
+        return None
+    check_latents(folder, latent)
+    size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    return open_vae(folder, latent, running_total(progress.phase("checking the VAE", size)))
+
+
+def _with_decoder(latent: LatentSpace, vae: Vae, graph: Graph) -> LatentSpace:
+    config = vae.config.model_dump(mode="json")
+    return latent.model_copy(update={"decoder": "autoencoder-kl", "decoder_graph": graph, "decoder_config": config})
 
 
 def _keys(stages: Iterable[Stage]) -> list[str]:

@@ -74,7 +74,8 @@ def verified(
 ) -> Graph:
     """The graph with what comparing its engine with its torch stage showed."""
     error = compare(stage, graph, backend, read, sizes)
-    check = Check(error=error, tolerance=TOLERANCES[precision], engine=backend.name)
+    tolerance = TOLERANCES[precision] if stage.tolerance is None else stage.tolerance
+    check = Check(error=error, tolerance=tolerance, engine=backend.name)
     return graph.model_copy(update={"check": check})
 
 

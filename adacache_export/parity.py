@@ -31,6 +31,11 @@ def encoder_sizes(longest: int, vocabulary: int) -> list[dict[str, int]]:
     return [{"batch": 2, "text": min(longest, vocabulary)}, {"batch": 1, "text": 3}]
 
 
+def decoder_sizes(latent: LatentSpace) -> list[dict[str, int]]:
+    """Two shapes for a decoder: several images, and a single one of another aspect."""
+    return [latent.image_axes(5, 7, images=2), latent.image_axes(4, 3)]
+
+
 def compare(
     stage: Stage, graph: Graph, backend: Backend, read: Callable[[str], Tensor], shapes: Sequence[Mapping[str, int]]
 ) -> float:

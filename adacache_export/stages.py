@@ -23,6 +23,7 @@ class Stage:
         inputs, outputs: names, dtypes and axes.
         probes: site (``temporal.13.attn``) -> the output that carries it.
         block: has the form hidden' = hidden + r(hidden, ...), so its residual can be cached.
+        tolerance: of its engine's error, where it is not that of the precision.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Stage:
     outputs: tuple[TensorSpec, ...]
     probes: Mapping[str, str] = field(default_factory=dict)
     block: bool = False
+    tolerance: float | None = None
 
     def keys(self) -> dict[str, str]:
         """Parameter name of the module -> key in the checkpoint."""

@@ -14,10 +14,11 @@ from adacache_export.arithmetic import arithmetic
 from adacache_export.families import FAMILIES
 from adacache_export.graphs import verified
 from adacache_export.models.t5 import T5Config
-from adacache_export.parity import check_sizes, encoder_sizes
+from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
 from adacache_export.text_encoder import encoder_stage
+from adacache_export.vae import VaeConfig, decoder_stage
 
 
 def verify(folder: Path, progress: Progress) -> list[Graph]:
@@ -67,4 +68,7 @@ def _jobs(
         encoder = T5Config.model_validate(manifest.text.encoder_config)
         text_sizes = encoder_sizes(manifest.text.max_length, encoder.vocab_size)
         jobs.append((encoder_stage(encoder), manifest.text.encoder, "fp32", text_sizes))
+    if manifest.latent.decoder_graph:
+        decoder = decoder_stage(VaeConfig.model_validate(manifest.latent.decoder_config))
+        jobs.append((decoder, manifest.latent.decoder_graph, "fp32", decoder_sizes(manifest.latent)))
     return jobs

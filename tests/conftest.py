@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,17 +54,20 @@ def exported(once: Callable[[str, Callable[[Path], object]], Path], checkpoint: 
     """Exports the reference model with a precision and probes."""
 
     def export(precision: str, probes: tuple[str, ...] = ()) -> Path:
-        return once(f"bundle-A-{precision}", lambda folder: convert_quietly(checkpoint, folder, precision, probes))
+        return once(
+            f"bundle-A-{precision}",
+            lambda folder: convert_quietly(checkpoint, folder, precision=precision, probes=probes),
+        )
 
     return export
 
 
-def convert_quietly(source: Path, folder: Path, precision: str, probes: tuple[str, ...]) -> None:
+def convert_quietly(source: Path, folder: Path, **options: Any) -> None:
     from adacache_export.convert import Options, convert  # here: it imports torch, which few tests need
 
     logging.disable()  # pytest collects all that torch logs while tracing, which takes longer than tracing
     try:
-        convert(source, folder, Options(precision=precision, probes=probes))
+        convert(source, folder, Options(**options))
     finally:
         logging.disable(logging.NOTSET)
 
@@ -78,9 +82,40 @@ def latte_bundle(once: Callable[[str, Callable[[Path], object]], Path]) -> Calla
         layers = range({"latte": 3, "open-sora-plan": 4}[name])
         sites = ("spatial.{}.attn", "spatial.{}.cross+mlp", "temporal.{}.attn", "temporal.{}.mlp")
         probes = tuple(site.format(layer) for site in sites for layer in layers)
-        return once(f"bundle-{name}", lambda folder: convert_quietly(DATA / name, folder, "fp32", probes))
+        return once(f"bundle-{name}", lambda folder: convert_quietly(DATA / name, folder, probes=probes))
 
     return export
+
+
+@pytest.fixture(scope="session")
+def vae_folder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """An AutoencoderKL of Stable Diffusion's shape with random weights, as diffusers saves it. Not to be changed."""
+
+    def build(folder: Path) -> None:
+        import torch  # here: few tests need it
+        from diffusers import AutoencoderKL
+
+        torch.manual_seed(0)
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(8, 8, 8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+        )
+        part = folder.with_suffix(".part")
+        vae.save_pretrained(part)
+        part.rename(folder)
+
+    return once("vae", build)
+
+
+@pytest.fixture(scope="session")
+def decoding_folder(once: Callable[[str, Callable[[Path], object]], Path], vae_folder: Path) -> Path:
+    """The reference Latte in float16 with a decoder. Not to be changed."""
+    return once(
+        "bundle-latte-fp16", lambda folder: convert_quietly(DATA / "latte", folder, precision="fp16", vae=vae_folder)
+    )
 
 
 @pytest.fixture(scope="session")

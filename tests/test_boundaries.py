@@ -17,7 +17,7 @@ SOURCES = {
     "adacache_export": ROOT / "adacache_export",
 }
 LAYERS = list(SOURCES)  # from the lowest up
-OFFLINE = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "sentencepiece")
+OFFLINE = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "sentencepiece", "diffusers")
 OPTIONAL = ("onnxruntime", "cuda", "tensorrt", "tensorrt_rtx", "matplotlib", "polygraphy")
 FILES = sorted((layer, path) for layer, folder in SOURCES.items() for path in folder.rglob("*.py"))
 IDS = [path.relative_to(ROOT).as_posix() for _, path in FILES]

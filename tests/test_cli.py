@@ -83,7 +83,6 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "several fps": (["--fps", "1", "2", "3"], "3 values of fps"),
     "policy": (["--policy", "fastest"], "adacache-fast"),
     "policy file": (["--policy", "nowhere.json"], "nowhere.json"),
-    "no decoder": (["-o", "out.mp4"], "--save-latents"),
     "no folder": (["--trace", "nowhere/trace.json"], "nowhere"),
 }
 

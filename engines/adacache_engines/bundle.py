@@ -118,15 +118,21 @@ class LatentSpace(Entry):
         whole_patches: a size that is no multiple of the patch is refused; else it is padded.
         spatial_factor: pixels of a latent row or column.
         frames: how frames become latent frames.
-        decoder: what turns latents into pixels: ``pixels`` where they are pixels already, -1 to 1.
+        decoder: what turns latents into pixels: ``pixels`` where they are pixels already, -1 to 1;
+            ``autoencoder-kl`` for Stable Diffusion's, frame by frame.
+        decoder_graph: of a decoder: ``latents`` (images, channels, height, width) float32 to ``pixels`` (images, 3,
+            pixel_height, pixel_width) float32, about -1 to 1.
+        decoder_config: of a decoder, under its published names.
     """
 
     channels: int
     patch: tuple[int, int, int]
     spatial_factor: int
     frames: Literal["identity", "open-sora-vae", "causal-vae"]
-    decoder: Literal["none", "pixels"]
+    decoder: Literal["none", "pixels", "autoencoder-kl"]
     whole_patches: bool = False
+    decoder_graph: Graph | None = None
+    decoder_config: dict[str, Any] | None = None
 
     def latent_frames(self, frames: int) -> int:
         """Open-Sora's VAE turns each 17 frames into 5 and a shorter rest into a quarter, rounded up; a causal one
@@ -143,6 +149,15 @@ class LatentSpace(Entry):
         sizes = (frames, height, width)
         grid = [math.ceil(size / patch) for size, patch in zip(sizes, self.patch, strict=True)]
         return {"patch_frames": grid[0], "tokens": grid[1] * grid[2]}
+
+    def image_axes(self, height: int, width: int, images: int = 1) -> dict[str, int]:
+        """Sizes of the decoder's axes for images of a latent size."""
+        pixels = {"pixel_height": height * self.spatial_factor, "pixel_width": width * self.spatial_factor}
+        return {"images": images, "height": height, "width": width, **pixels}
+
+    def frame_by_frame(self) -> bool:
+        """Whether a decoder of images, Stable Diffusion's AutoencoderKL, can turn them into pixels."""
+        return self.frames == "identity" and self.decoder != "pixels"
 
 
 class TextRule(Entry):
@@ -239,10 +254,13 @@ class Manifest(Entry):
     files: dict[str, FileEntry]
     plans: dict[str, PlanSet] = {}  # folder under engines/ -> what is in it
 
+    def loop_graphs(self) -> list[Graph]:
+        """Of the stages in order, and of arithmetic: what stays loaded from one generation to the next."""
+        return [*(stage.graph for stage in self.stages), *self.arithmetic.values()]
+
     def graphs(self) -> list[Graph]:
-        """Of the stages in order, of arithmetic, and of the text encoder if there is one."""
-        encoder = [self.text.encoder] if self.text.encoder else []
-        return [*(stage.graph for stage in self.stages), *self.arithmetic.values(), *encoder]
+        """Those of the loop, and of the text encoder and the decoder where there are."""
+        return [*self.loop_graphs(), *(graph for graph in (self.text.encoder, self.latent.decoder_graph) if graph)]
 
     def probes(self) -> dict[str, StageEntry]:
         """Site -> stage, in the order of execution."""

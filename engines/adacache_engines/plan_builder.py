@@ -18,6 +18,7 @@ from adacache_engines.buffers import HostDevice
 from adacache_engines.bundle import (
     MANIFEST,
     Bundle,
+    Graph,
     Manifest,
     PlanEntry,
     PlanSet,
@@ -128,15 +129,10 @@ def _workers(bundle: Bundle, library: TensorRT) -> int:
 def _jobs(bundle: Bundle, wanted: PlanSet, options: BuildOptions, partial: Path) -> list[Job]:
     manifest = bundle.manifest
     blocks = {stage.graph.name for stage in manifest.stages if stage.block}
-    encoder = manifest.text.encoder
     weights = manifest.files[manifest.weights].sha256
     jobs = []
     for graph in manifest.graphs():
-        profiles = tuple(
-            # the encoder reads each prompt once, whatever the branches of guidance
-            {**ranges, "batch": ranges["samples"]} if graph == encoder else ranges
-            for ranges in wanted.profiles.values()
-        )
+        profiles = tuple(_ranges(manifest, graph, profile) for profile in wanted.profiles.values())
         content = [wanted.model_dump(mode="json"), profiles, manifest.files[graph.path].sha256, weights]
         jobs.append(
             Job(
@@ -150,6 +146,15 @@ def _jobs(bundle: Bundle, wanted: PlanSet, options: BuildOptions, partial: Path)
             )
         )
     return jobs
+
+
+def _ranges(manifest: Manifest, graph: Graph, profile: ShapeProfile) -> ShapeProfile:
+    """A profile's ranges of the axes as one graph has them."""
+    if graph == manifest.text.encoder:  # reads each prompt once, whatever the branches of guidance
+        return {**profile, "batch": profile["samples"]}
+    if graph == manifest.latent.decoder_graph:
+        return {**profile, "images": (1, 1, 1)}
+    return profile
 
 
 def _entries(manifest: Manifest, name: str, jobs: Sequence[Job], built: Sequence[Built]) -> Iterator[PlanEntry]:

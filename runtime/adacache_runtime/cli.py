@@ -12,21 +12,23 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from adacache_engines.backends import BACKENDS, ONNXRUNTIME, open_backend
-from adacache_engines.bundle import LatentSpace, TextRule, open_bundle
+from adacache_engines.base import Backend
+from adacache_engines.bundle import Bundle, LatentSpace, TextRule, open_bundle
 from adacache_engines.errors import InputError
 from adacache_engines.ort import PROVIDERS
 from adacache_runtime.command import run
+from adacache_runtime.decode import render, without_decoder
 from adacache_runtime.files import check_folder, writing
 from adacache_runtime.memory import table
 from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.plan import GRANULARITIES
 from adacache_runtime.policies import PRESETS, policy_from
-from adacache_runtime.progress import call_progress
+from adacache_runtime.progress import call_progress, frame_progress
 from adacache_runtime.report import summary
-from adacache_runtime.request import Captions, Request, settle
+from adacache_runtime.request import Captions, Request, Settled, settle
 from adacache_runtime.schedule_plot import check_plot, plot_schedule
 from adacache_runtime.text_cleaning import with_scores
-from adacache_runtime.video import check_video, to_pixels, write_video
+from adacache_runtime.video import check_video, write_video
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,7 +80,13 @@ def _parser() -> argparse.ArgumentParser:
         help="decide by the whole batch, or by the most cautious prompt (default: batch)",
     )
     output = parser.add_argument_group("output").add_argument
-    output("-o", "--output", metavar="FILE", type=Path, help=".mp4, .png (one frame) or .npz; several get -1, -2, ...")
+    output(
+        "-o",
+        "--output",
+        metavar="FILE",
+        type=Path,
+        help=".mp4, .png (one frame) or .npz; several get -1, -2, ...; latents as .npz where the bundle has no decoder",
+    )
     output("--zoom", type=int, default=1, help="side of the square that a pixel becomes (default: 1)")
     output("--save-latents", metavar="FILE.npz", type=Path, help="the final latents")
     output("--save-every-call", action="store_true", help="with --save-latents: also calls, the latents before each")
@@ -135,10 +143,11 @@ def _run(options: argparse.Namespace) -> None:
         print(f"memory of cached residuals by granularity: {memory}; chosen: {request.granularity}", file=sys.stderr)
         with call_progress(len(settled.updates)) as progress:
             result = pipeline.generate(request, progress)
-    for path, latents, fps in zip(outputs, result.latents, settled.fps.tolist(), strict=False):
-        write_video(path, to_pixels(latents), fps, options.zoom)
-        print(path)
-    _write_reports(options, result)
+        _write_reports(options, result)  # first: there may be no memory to decode in, and the run was long
+        if bundle.manifest.latent.decoder == "none":
+            _write_latents(outputs, bundle, result)
+        else:
+            _write_videos(options, outputs, bundle, backend, settled, result)
     Console(stderr=True).print(summary(result.trace))
 
 
@@ -201,18 +210,56 @@ def _check_outputs(
         raise InputError("nothing would be written: give -o FILE, --save-latents, --trace or --plot")
     if options.save_every_call and not options.save_latents:
         raise InputError("--save-every-call adds to --save-latents FILE.npz: give that, too")
-    if outputs and latent.decoder == "none":
-        raise InputError(
-            "this bundle has no decoder from latents to pixels yet; write latents with --save-latents FILE.npz"
-        )
     frames, height, width = size
+    pixels = (height * latent.spatial_factor, width * latent.spatial_factor)
     for path, rate in zip(outputs, fps, strict=False):
-        check_video(path, frames, (height, width), rate, options.zoom)
+        check_video(path, frames, pixels, rate, options.zoom)
+    files = outputs if latent.decoder != "none" else [_instead(path) for path in outputs]
+    if options.save_latents and options.save_latents.resolve() in [path.resolve() for path in files]:
+        raise InputError(
+            f"-o and --save-latents would both write {options.save_latents}: give one of them another name"
+        )
     if options.plot:
         check_plot(options.plot)
-    for path in (options.save_latents, options.trace):
+    for path in (*files, options.save_latents, options.trace):
         if path:
             check_folder(path)
+
+
+def _instead(video: Path) -> Path:
+    """The file for latents that cannot become a video."""
+    return video.with_suffix(".npz")
+
+
+def _write_latents(outputs: list[Path], bundle: Bundle, result: Result) -> None:
+    files = [_instead(path) for path in outputs]
+    for index, path in enumerate(files):
+        with writing(path) as file:
+            np.savez(file, latents=result.latents[index : index + 1])
+        print(path)
+    if files:
+        space = bundle.manifest.latent
+        print(
+            f"adacache-run: this bundle has no decoder, so latents were written to {', '.join(map(str, files))} "
+            f"instead of a video; {without_decoder(space)}",
+            file=sys.stderr,
+        )
+
+
+def _write_videos(
+    options: argparse.Namespace, outputs: list[Path], bundle: Bundle, backend: Backend, settled: Settled, result: Result
+) -> None:
+    if not outputs:
+        return
+    if bundle.manifest.latent.decoder == "pixels":
+        videos = [render(bundle, backend, latents) for latents in result.latents]
+    else:
+        samples, _, frames, *_ = result.latents.shape
+        with frame_progress(samples * frames) as progress:
+            videos = [render(bundle, backend, latents, progress) for latents in result.latents]
+    for path, video, fps in zip(outputs, videos, settled.fps.tolist(), strict=True):
+        write_video(path, video, fps, options.zoom)
+        print(path)
 
 
 def _write_reports(options: argparse.Namespace, result: Result) -> None:

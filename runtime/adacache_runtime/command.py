@@ -32,7 +32,7 @@ def run(program: str, work: Callable[[Callable[[], None]], None]) -> int:
     # an interrupt inside a library can come out as any error of its own
     except (Exception, KeyboardInterrupt) as error:
         if stops:
-            print(f"{program}: stopped; nothing was written", file=sys.stderr)
+            print(f"{program}: stopped; what was not finished was not written", file=sys.stderr)
             return STOPPED + stops[0]
         if not isinstance(error, AdaCacheError):
             raise

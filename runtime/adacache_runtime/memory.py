@@ -29,6 +29,7 @@ class MemoryPlan:
         weights: of the engines, which stay loaded for all runs.
         encoder: weights of the text encoder, which is there before the run only; 0 where the run needs none, or they
             are in one file with the others.
+        decoder: weights of the decoder, likewise, which is there after the run only.
         arena: activations of the engine that takes most; None = it grows as needed.
         hidden: hidden states between blocks.
         residuals: that the policy reuses.
@@ -38,6 +39,7 @@ class MemoryPlan:
 
     weights: int
     encoder: int
+    decoder: int
     arena: int | None
     hidden: int
     residuals: int
@@ -52,12 +54,13 @@ class MemoryPlan:
     @property
     def beside_weights(self) -> int:
         """The most that there is at once beside the engines' weights."""
-        return max(self.encoder, self.run)
+        return max(self.encoder, self.run, self.decoder)
 
 
 KINDS: Mapping[str, str] = {
     "weights": "weights of the engines",
     "encoder": "weights of the text encoder, before the run",
+    "decoder": "weights of the decoder, after the run",
     "arena": "activations",
     "hidden": "hidden states",
     "residuals": "cached residuals",
@@ -74,8 +77,10 @@ def plan_memory(
     settled: Settled,
     sites: Sequence[str],
     sizes: Mapping[str, int],
+    encodes: bool,
 ) -> MemoryPlan:
-    """What :func:`adacache_runtime.assembly.assemble` would allocate; same arguments, and the back end.
+    """What :func:`adacache_runtime.assembly.assemble` would allocate; same arguments, the back end, and whether the
+    text encoder runs before.
 
     Raises:
         EngineError: an engine does not run at these sizes.
@@ -95,23 +100,28 @@ def plan_memory(
         probes.append(plan.unwatched)
     kinds = {"hidden": plan.hidden, "residuals": plan.residuals, "probes": probes}
     nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
-    weights, encoder = _weights(bundle, backend)
+    weights, encoder, decoder = _weights(bundle, backend)
     return MemoryPlan(
         weights=weights,
-        encoder=encoder if request.prompts else 0,
+        encoder=encoder if encodes else 0,
+        decoder=decoder,
         arena=max(known) if len(known) == len(needs) else None,
         **nbytes,
         latents=device.nbytes - sum(nbytes.values()),
     )
 
 
-def _weights(bundle: Bundle, backend: Backend) -> tuple[int, int]:
-    """Of all stages' engines, and of the text encoder beside them."""
-    encoder = bundle.manifest.text.encoder
-    model = backend.weights_nbytes([graph for graph in bundle.manifest.graphs() if graph != encoder])
-    if model is None:
-        return bundle.path(bundle.manifest.weights).stat().st_size, 0
-    return model, (backend.weights_nbytes([encoder]) or 0) if encoder else 0
+def _weights(bundle: Bundle, backend: Backend) -> tuple[int, int, int]:
+    """Of the engines that stay loaded, of the text encoder, and of the decoder."""
+    manifest = bundle.manifest
+    loop = backend.weights_nbytes(manifest.loop_graphs())
+    if loop is None:
+        return bundle.path(manifest.weights).stat().st_size, 0, 0
+
+    def beside(graph: Graph | None) -> int:
+        return (backend.weights_nbytes([graph]) or 0) if graph else 0
+
+    return loop, beside(manifest.text.encoder), beside(manifest.latent.decoder_graph)
 
 
 def table(plan: MemoryPlan, free: int | None, place: str) -> Table:

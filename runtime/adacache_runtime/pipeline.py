@@ -1,9 +1,9 @@
 """Open a bundle and generate: the few lines that most users need.
 
->>> pipeline = Pipeline.open("opensora.adacache")
+>>> pipeline = Pipeline.open("model.adacache")
 >>> request = Request(height=480, width=854, frames=51, prompts=("a boat",), policy=PRESETS["adacache-fast"])
 >>> result = pipeline.generate(request)
->>> write_video(Path("boat.mp4"), to_pixels(result.latents[0]), fps=24)
+>>> write_video(Path("boat.mp4"), render(pipeline.bundle, pipeline.backend, result.latents[0]), fps=24)
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -146,7 +146,7 @@ class Pipeline:
 
     def _memory(self, request: Request, settled: Settled, read: text.Text) -> MemoryPlan:
         sites, sizes = self._sites(request), self._sizes(settled, read)
-        return plan_memory(self.bundle, self.backend, self._engines, request, settled, sites, sizes)
+        return plan_memory(self.bundle, self.backend, self._engines, request, settled, sites, sizes, read.encodes)
 
     def _sizes(self, settled: Settled, read: text.Text) -> dict[str, int]:
         """Of all dynamic axes."""

@@ -27,32 +27,29 @@ def call_progress(calls: int, stream: TextIO | None = None) -> Iterator[Callable
     Yields:
         A function to be called with each record as it comes.
     """
-    stream = stream or sys.stderr
     records: list[CallRecord] = []
-    if not draws(stream):
+    with _progress("step", calls, stream or sys.stderr) as advance:
 
-        def line(record: CallRecord) -> None:
+        def called(record: CallRecord) -> None:
             records.append(record)
-            done = len(records)
-            if done * LINES // calls > (done - 1) * LINES // calls:
-                print(f"step {done}/{calls}, {_state(records, calls)}", file=stream, flush=True)
+            advance(_state(records, calls))
 
-        yield line
-        return
-    columns = (
-        TextColumn("step {task.completed}/{task.total}"),
-        BarColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeElapsedColumn(),
-    )
-    with bars(stream, *columns) as progress:
-        task = progress.add_task("", total=calls, state="")
+        yield called
 
-        def advance(record: CallRecord) -> None:
-            records.append(record)
-            progress.update(task, advance=1, state=_state(records, calls))
 
-        yield advance
+@contextmanager
+def frame_progress(frames: int, stream: TextIO | None = None) -> Iterator[Callable[[], None]]:
+    """Shows how many frames are decoded, as :func:`call_progress` shows steps.
+
+    Args:
+        frames: of all videos.
+        stream: where to; standard error if None.
+
+    Yields:
+        A function to be called after each frame.
+    """
+    with _progress("decoded frame", frames, stream or sys.stderr) as advance:
+        yield lambda: advance("")
 
 
 def seconds_left(records: list[CallRecord], calls: int) -> float:
@@ -91,6 +88,32 @@ def draws(stream: TextIO) -> bool:
 def bars(stream: TextIO, *columns: ProgressColumn) -> Progress:
     """Rich bars on a stream that :func:`draws`; standard output stays as it is."""
     return Progress(*columns, console=Console(file=stream), refresh_per_second=4, redirect_stdout=False)
+
+
+@contextmanager
+def _progress(unit: str, total: int, stream: TextIO) -> Iterator[Callable[[str], None]]:
+    """The function that is yielded counts one unit and takes what to say beside the count."""
+    if not draws(stream):
+        counted = 0
+
+        def line(state: str) -> None:
+            nonlocal counted
+            counted += 1
+            if counted * LINES // total > (counted - 1) * LINES // total:
+                text = f"{unit} {counted}/{total}"
+                print(f"{text}, {state}" if state else text, file=stream, flush=True)
+
+        yield line
+        return
+    columns = (
+        TextColumn(unit + " {task.completed}/{task.total}"),
+        BarColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+    )
+    with bars(stream, *columns) as progress:
+        task = progress.add_task("", total=total, state="")
+        yield lambda state: progress.update(task, advance=1, state=state)
 
 
 def _state(records: list[CallRecord], calls: int) -> str:

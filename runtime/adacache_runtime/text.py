@@ -30,6 +30,11 @@ class Text:
     negative: NDArray[np.float32] | Tokens | None
     length: int
 
+    @property
+    def encodes(self) -> bool:
+        """Whether the bundle's text encoder has to run."""
+        return isinstance(self.prompts, Tokens) or isinstance(self.negative, Tokens)
+
 
 def read_text(bundle: Bundle, request: Request) -> Text:
     """Cleans and tokenises what a request has as text.

@@ -58,8 +58,7 @@ def measure_stages(
 ) -> dict[str, Any]:
     """Per stage the operations of a call, and per back end the spread of its time and the rate at the median."""
     measured = {}
-    encoder = bundle.manifest.text.encoder
-    for graph in distinct([graph for graph in bundle.manifest.graphs() if graph != encoder]):
+    for graph in distinct(bundle.manifest.loop_graphs()):
         flop = graph_flop(graph.name, bundle.manifest.config, sizes)
         values = examples(graph, sizes)
         ready: dict[str, _Stage] = {}

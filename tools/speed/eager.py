@@ -15,7 +15,7 @@ from adacache_export.models.stdit3 import OpenSoraConfig
 from adacache_export.stages import run_stages
 from adacache_runtime.plan import PARTS, Plan
 from adacache_runtime.request import Request, settle
-from adacache_runtime.text import branch
+from adacache_runtime.text import branches, read_text
 from tools.speed.timing import Spread, TimedBackend
 
 REST_S = 0.3  # for the other library's threads to stop spinning
@@ -41,16 +41,15 @@ def measure_eager(
 ) -> EagerCosts:
     """Alternates the two on the same inputs, embed to final; text, which runs once a generation, is left out."""
     manifest = bundle.manifest
-    assert request.captions is not None
-    captions = branch(bundle, request.captions)
+    captions = branches(bundle, backend, read_text(bundle, request))
     settled = settle(bundle, request)
-    branches = len(manifest.guidance.order)
+    count = len(manifest.guidance.order)
     inputs = {
-        "latents": np.concatenate([settled.latents] * branches),
+        "latents": np.concatenate([settled.latents] * count),
         "captions": captions.embeddings,
         "text_mask": captions.mask,
         "timestep": np.full(settled.sizes["batch"], 500, np.float32),
-        "fps": np.tile(settled.fps, branches),
+        "fps": np.tile(settled.fps, count),
         "height": np.array([request.height], np.float32),
         "width": np.array([request.width], np.float32),
     }

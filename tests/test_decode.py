@@ -1,0 +1,271 @@
+"""Latents to pixels at run time: frame by frame through the decoder, or latents where a bundle has none."""
+
+import io
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from fake_cuda import FakeCuda
+from fake_model import WIDTH, fake_pipeline, functions, graph, manifest, request, spec, write_bundle
+from fake_tensorrt import Module, library, write_plans
+from reference import DATA, arrays
+
+from adacache_engines.buffers import Array
+from adacache_engines.bundle import Bundle, FileEntry, LatentSpace, open_bundle, read_manifest, sha256_file
+from adacache_engines.cuda import CudaDevice
+from adacache_engines.errors import InputError, NonFiniteError
+from adacache_engines.plan_builder import build_plans
+from adacache_engines.shape_profiles import shape_profile
+from adacache_engines.trt import TrtBackend
+from adacache_engines.trt_build import BuildOptions
+from adacache_engines.trt_library import open_library
+from adacache_runtime.cli import main as run
+from adacache_runtime.decode import decode, render
+from adacache_runtime.pipeline import Pipeline
+from adacache_runtime.policies.never import NeverReuse
+from adacache_runtime.progress import frame_progress
+from adacache_runtime.video import to_pixels
+
+Capture = pytest.CaptureFixture[str]
+FACTOR = 2
+SCALE = 0.18215
+DECODER = graph(
+    "decoder",
+    (spec("latents", "images", WIDTH, "height", "width"),),
+    (spec("pixels", "images", 3, "pixel_height", "pixel_width"),),
+)
+SPACE = LatentSpace(
+    channels=WIDTH,
+    patch=(1, 1, 1),
+    spatial_factor=FACTOR,
+    frames="identity",
+    decoder="autoencoder-kl",
+    decoder_graph=DECODER,
+)
+
+
+def run_decoder(given: Mapping[str, Array]) -> dict[str, Array]:
+    assert len(given["latents"]) == 1
+    return {"pixels": given["latents"].repeat(FACTOR, 2).repeat(FACTOR, 3) / 2}
+
+
+def decoding(folder: Path, space: LatentSpace = SPACE) -> tuple[Pipeline, list[str]]:
+    return fake_pipeline(folder, {**functions(), "decoder": run_decoder}, latent=space)
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+# decoding
+
+
+def test_each_frame_by_itself(tmp_path: Path) -> None:
+    pipeline, log = decoding(tmp_path / "bundle")
+    latents, counted = noise(WIDTH, 4, 2, 5), []
+    frames = list(decode(pipeline.bundle, pipeline.backend, latents))
+    assert log == ["decoder"] * 4
+    wanted = latents.repeat(FACTOR, 2).repeat(FACTOR, 3) / 2
+    np.testing.assert_array_equal(np.concatenate(frames, axis=1), wanted)
+    video = render(pipeline.bundle, pipeline.backend, latents, lambda: counted.append(1))
+    np.testing.assert_array_equal(video, to_pixels(wanted))
+    assert video.shape == (4, 2 * FACTOR, 5 * FACTOR, 3)
+    assert len(counted) == 4
+
+
+def test_what_a_generation_gives_is_what_is_decoded(tmp_path: Path) -> None:
+    pipeline, _ = decoding(tmp_path / "bundle")
+    latents = pipeline.generate(request(height=4, width=10)).latents[1]
+    assert latents.shape == (WIDTH, 4, 2, 5)
+    assert render(pipeline.bundle, pipeline.backend, latents).shape == (4, 4, 10, 3)
+
+
+def test_pixels_are_taken_as_they_are(tmp_path: Path) -> None:
+    pipeline, log = fake_pipeline(tmp_path / "bundle", functions())
+    latents = noise(3, 2, 4, 4)
+    np.testing.assert_array_equal(render(pipeline.bundle, pipeline.backend, latents), to_pixels(latents))
+    assert log == []
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"), [("identity", "--vae DIR"), ("open-sora-vae", "the VAE of this model is not supported yet")]
+)
+def test_no_decoder(tmp_path: Path, frames: str, message: str) -> None:
+    space = SPACE.model_copy(update={"frames": frames, "decoder": "none", "decoder_graph": None})
+    pipeline, _ = decoding(tmp_path / "bundle", space)
+    with pytest.raises(InputError, match=f"this bundle has no decoder; .*{message}"):
+        render(pipeline.bundle, pipeline.backend, noise(WIDTH, 1, 2, 2))
+
+
+def test_nan_makes_no_video(tmp_path: Path) -> None:
+    pipeline, _ = decoding(tmp_path / "bundle")
+    latents = noise(WIDTH, 2, 2, 2)
+    latents[0, 1, 0, 0] = np.nan
+    with pytest.raises(NonFiniteError):
+        render(pipeline.bundle, pipeline.backend, latents)
+
+
+def test_progress_in_about_ten_lines() -> None:
+    stream = io.StringIO()
+    with frame_progress(20, stream) as step:
+        for _ in range(20):
+            step()
+    assert stream.getvalue().splitlines() == [f"decoded frame {count}/20" for count in range(2, 21, 2)]
+
+
+# memory and plans
+
+
+def test_weights_of_the_decoder_are_counted_apart(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    bundle.path(DECODER.path).write_bytes(b"the graph of decoder")
+    entry = FileEntry(sha256=sha256_file(bundle.path(DECODER.path)), nbytes=20)
+    files = {**bundle.manifest.files, DECODER.path: entry}
+    changed = bundle.manifest.model_copy(update={"latent": SPACE, "files": files})
+    cuda = FakeCuda(capacity=1 << 24)
+    with_decoder = write_plans(replace(bundle, manifest=changed))
+    pipeline = Pipeline(with_decoder, TrtBackend(with_decoder, library(Module(cuda)), CudaDevice(api=cuda)))
+    plan = pipeline.memory(request(height=4, width=10, policy=NeverReuse()))
+    (made,) = with_decoder.manifest.plans.values()
+    nbytes = {entry.graph: entry.nbytes for entry in made.plans}
+    assert plan.decoder == nbytes.pop("decoder") > 0
+    assert plan.weights == sum(nbytes.values())
+    assert plan.beside_weights == max(plan.run, plan.decoder)
+
+
+def test_a_bundle_without_a_decoder_needs_no_memory_for_one(tmp_path: Path) -> None:
+    pipeline, _ = fake_pipeline(tmp_path / "bundle", functions())
+    assert pipeline.memory(request()).decoder == 0
+    assert manifest().graphs() == manifest().loop_graphs()
+
+
+def test_a_plan_of_the_decoder(decoding_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(decoding_folder, tmp_path / "bundle"))
+    profile = shape_profile(read_manifest(folder), "64x64..64x128:5f:1..2")
+    plans = build_plans(folder, open_library("tensorrt-rtx"), {"any": profile}, BuildOptions(), workers=1)
+    (entry,) = [entry for entry in plans.plans if entry.graph == "decoder"]
+    assert (entry.stage, entry.variant) == ("decoder", "full")
+    assert folder.joinpath(entry.path).stat().st_size == entry.nbytes
+    open_bundle(folder)
+
+
+# command line
+
+
+@pytest.fixture
+def inputs(tmp_path: Path) -> list[str]:
+    """Options of a short run of the reference Latte: two prompts, five frames of 8 x 8."""
+    given = arrays(DATA / "latte" / "inputs.npz")
+    text = {"embeddings": given["text"], "mask": given["mask"], "negative": given["text"][::-1]}
+    np.savez(tmp_path / "text.npz", **text)
+    np.savez(tmp_path / "noise.npz", latents=given["latents"])
+    files = ["--text-embeddings", str(tmp_path / "text.npz"), "--latents", str(tmp_path / "noise.npz")]
+    return [*files, "--steps", "2"]
+
+
+def test_a_run_ends_in_videos(
+    decoding_folder: Path, vae_folder: Path, inputs: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    saved = tmp_path / "latents.npz"
+    command = [str(decoding_folder), *inputs, "--save-latents", str(saved)]
+    assert run([*command, "-o", str(tmp_path / "clip.npz")]) == 0
+    out, error = capsys.readouterr()
+    files = [tmp_path / f"clip-{index}.npz" for index in (1, 2)]
+    assert out.splitlines() == [str(saved), *map(str, files)]
+    assert "decoded frame 10/10" in error
+    vae = AutoencoderKL.from_pretrained(vae_folder).eval()
+    for path, latents in zip(files, arrays(saved)["latents"], strict=True):
+        with torch.no_grad():
+            sample = vae.decode(torch.from_numpy(latents).transpose(0, 1) / SCALE).sample
+        frames = arrays(path)["frames"]
+        assert frames.shape == (5, 64, 64, 3)
+        wanted = to_pixels(sample.transpose(0, 1).numpy())
+        assert np.abs(frames.astype(int) - wanted).max() <= 1  # where rounding is a coin's edge
+    assert run([*command, "-o", str(tmp_path / "clip.mp4"), "--zoom", "2"]) == 0
+    with av.open(str(tmp_path / "clip-2.mp4")) as container:
+        assert container.streams.video[0].average_rate == 8  # Latte's
+        pictures = [frame.to_ndarray(format="rgb24").shape for frame in container.decode(video=0)]
+    assert pictures == [(128, 128, 3)] * 5
+
+
+def test_the_size_of_a_video_is_in_pixels(
+    decoding_folder: Path, inputs: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    output = ["-o", str(tmp_path / "clip.mp4"), "--zoom", "300"]
+    assert run([str(decoding_folder), *inputs, *output]) == 1
+    assert "zoom 300 of 64x64 pixels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["clip.mp4", "clip.npz"])
+def test_latents_instead_of_videos(
+    name: str, latte_bundle: Callable[[str], Path], inputs: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    saved = tmp_path / "latents.npz"
+    command = [str(latte_bundle("open-sora-plan")), *inputs, "--steps", "4", "-o", str(tmp_path / name)]
+    assert run([*command, "--save-latents", str(saved)]) == 0
+    out, error = capsys.readouterr()
+    files = [tmp_path / f"clip-{index}.npz" for index in (1, 2)]
+    assert out.splitlines() == [str(saved), *map(str, files)]
+    assert (
+        f"this bundle has no decoder, so latents were written to {files[0]}, {files[1]} instead of a video; "
+        "the VAE of this model is not supported yet" in error
+    )
+    whole = arrays(saved)["latents"]
+    for index, path in enumerate(files):
+        np.testing.assert_array_equal(arrays(path)["latents"], whole[index : index + 1])
+    assert not list(tmp_path.glob("*.mp4"))
+
+
+def test_one_prompt_is_one_file_with_what_to_do(
+    decoding_folder: Path, inputs: list[str], tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(folder: Path) -> Bundle:
+        bundle = open_bundle(folder)
+        space = bundle.manifest.latent.model_copy(update={"decoder": "none", "decoder_graph": None})
+        return replace(bundle, manifest=bundle.manifest.model_copy(update={"latent": space}))
+
+    monkeypatch.setattr("adacache_runtime.cli.open_bundle", opened)
+    given = arrays(tmp_path / "text.npz")
+    np.savez(tmp_path / "text.npz", **{name: value[:1] for name, value in given.items()})
+    np.savez(tmp_path / "noise.npz", latents=arrays(tmp_path / "noise.npz")["latents"][:1])
+    assert run([str(decoding_folder), *inputs, "-o", str(tmp_path / "clip.mp4")]) == 0
+    out, error = capsys.readouterr()
+    assert out.splitlines() == [str(tmp_path / "clip.npz")]
+    assert f"latents were written to {tmp_path / 'clip.npz'} instead of a video" in error
+    assert "export the checkpoint with --vae DIR" in error
+    assert arrays(tmp_path / "clip.npz")["latents"].shape == (1, 4, 5, 8, 8)
+
+
+CLASHES: dict[str, tuple[list[str], str]] = {
+    "one file for two": (["-o", "clip.mp4", "--save-latents", "sub/../clip-2.npz"], "would both write"),
+    "a picture of several frames": (["-o", "clip.png"], "a .png holds one frame"),
+    "suffix": (["-o", "clip.avi"], "unknown suffix"),
+    "a folder in its place": (["-o", "taken.mp4"], "taken-1.npz cannot be written: it is a folder"),
+}
+
+
+@pytest.mark.parametrize("case", CLASHES)
+def test_refused_before_the_work(
+    case: str,
+    latte_bundle: Callable[[str], Path],
+    inputs: list[str],
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("a back end was asked for")
+
+    monkeypatch.setattr("adacache_runtime.cli.open_backend", fail)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "taken-1.npz").mkdir()
+    options, message = CLASHES[case]
+    assert run([str(latte_bundle("open-sora-plan")), *inputs, "--steps", "4", *options]) == 1
+    assert message in capsys.readouterr().err
