@@ -138,7 +138,8 @@ def convert(
             precision=options.precision,
             profiles=family.profiles(config),
             stages=tuple(
-                StageEntry(graph=graphs[stage.name], block=stage.block, probes=dict(stage.probes)) for stage in stages
+                StageEntry(graph=graphs[stage.name], block=stage.block, probes=dict(stage.probes), flops=stage.flops)
+                for stage in stages
             ),
             arithmetic={stage.name: graphs[stage.name] for stage in sums},
             default_probes=(usual,) if usual in probes else probes,

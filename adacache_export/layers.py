@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adacache_engines.bundle import Term
+from adacache_export import costs
+
 NORM_EPS = 1e-6
 FREQUENCY_BASE = 10000.0
 
@@ -101,6 +104,10 @@ class Mlp(nn.Module):
         out: Tensor = self.fc2(hidden).unflatten(0, x.shape[:-1])
         return out
 
+    def flops(self, positions: costs.Axes) -> tuple[Term, ...]:
+        """Of the vectors at all ``positions``."""
+        return costs.total(costs.linear(self.fc1, positions), costs.linear(self.fc2, positions))
+
 
 class ScalarEmbedder(nn.Module):
     """Sinusoid of a number (B,), then Linear-SiLU-Linear: (B, D)."""
@@ -116,3 +123,6 @@ class ScalarEmbedder(nn.Module):
         dtype = next(self.parameters()).dtype
         out: Tensor = self.mlp(sinusoid(value, self.FREQUENCIES).to(dtype))
         return out
+
+    def flops(self) -> tuple[Term, ...]:
+        return costs.total(costs.linear(self.mlp[0], costs.SAMPLES), costs.linear(self.mlp[2], costs.SAMPLES))

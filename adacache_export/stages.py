@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from adacache_engines.bundle import Term
 from adacache_engines.tensors import TensorSpec
 
 OUT = "_out"  # the output "hidden_out" is the next stage's "hidden"
@@ -22,6 +23,7 @@ class Stage:
         inputs, outputs: names, dtypes and axes.
         probes: site (``temporal.13.attn``) -> the output that carries it.
         block: has the form hidden' = hidden + r(hidden, ...), so its residual can be cached.
+        flops: its work, see :mod:`adacache_export.costs`; None = not counted.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Stage:
     outputs: tuple[TensorSpec, ...]
     probes: Mapping[str, str] = field(default_factory=dict)
     block: bool = False
+    flops: tuple[Term, ...] | None = None
 
     def keys(self) -> dict[str, str]:
         """Parameter name of the module -> key in the checkpoint."""

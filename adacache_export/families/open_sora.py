@@ -150,22 +150,33 @@ def stages(config: OpenSoraConfig, sites: tuple[str, ...] = (), precision: DType
         name = f"{kind}.{index:02d}"
         here = tuple(site for site in BLOCK_SITES if f"{kind}.{index}.{site}" in sites)
         outputs = [spec(hidden.name + OUT, tokens, precision), *(spec(site, tokens, precision) for site in here)]
+        module = Block(config, kind, here)
         return Stage(
             name,
             "+".join([kind, *here]),
-            Block(config, kind, here),
+            module,
             f"{kind}_blocks.{index}.",
             (hidden, modulation, text, text_mask),
             tuple(outputs),
             {f"{kind}.{index}.{site}": site for site in here},
             block=True,
+            flops=module.flops(),
         )
 
+    def end(
+        name: str,
+        module: CaptionEmbedder | Embed | Final,
+        prefix: str,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+    ) -> Stage:
+        return Stage(name, name, module, prefix, inputs, outputs, flops=module.flops())
+
     return [
-        Stage("text", "text", CaptionEmbedder(config), "y_embedder.", (captions,), (text,)),
-        Stage("embed", "embed", Embed(config), "", (latents, *per_sample, *pixels), (hidden, modulation, time)),
+        end("text", CaptionEmbedder(config), "y_embedder.", (captions,), (text,)),
+        end("embed", Embed(config), "", (latents, *per_sample, *pixels), (hidden, modulation, time)),
         *(block(kind, index) for index in range(config.depth) for kind in BLOCK_KINDS),
-        Stage("final", "final", Final(config), "final_layer.", (hidden, time, latents), (prediction,)),
+        end("final", Final(config), "final_layer.", (hidden, time, latents), (prediction,)),
     ]
 
 

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adacache_engines.bundle import Term
+from adacache_export import costs
+from adacache_export.costs import SAMPLES, TEXT, TOKENS
 from adacache_export.layers import (
     Mlp,
     RMSNorm,
@@ -58,6 +61,9 @@ class CaptionEmbedder(nn.Module):
     def forward(self, captions: Tensor) -> Tensor:
         out: Tensor = self.y_proj(captions.to(self.y_proj.fc1.weight.dtype))
         return out
+
+    def flops(self) -> tuple[Term, ...]:
+        return self.y_proj.flops(TEXT)
 
 
 class Embed(nn.Module):
@@ -116,6 +122,14 @@ class Embed(nn.Module):
         modulation = self.t_block(time).unflatten(1, (6, self.config.hidden_size))
         return hidden, modulation.float(), time.float()
 
+    def flops(self) -> tuple[Term, ...]:
+        return costs.total(
+            costs.linear(self.x_embedder["proj"], TOKENS),
+            *self.t_embedder.flops(),
+            *self.fps_embedder.flops(),
+            costs.linear(self.t_block[1], SAMPLES),
+        )
+
 
 class SelfAttention(nn.Module):
     """Attention of a frame's tokens with each other (spatial) or of a position's frames (temporal, rotary)."""
@@ -142,6 +156,13 @@ class SelfAttention(nn.Module):
         projected = linear(self.proj, out.unflatten(0, x.shape[:2]))
         return projected.transpose(1, 2) if self.temporal else projected
 
+    def flops(self) -> tuple[Term, ...]:
+        return costs.total(
+            costs.linear(self.qkv, TOKENS),
+            costs.attention(TOKENS, "patch_frames" if self.temporal else "tokens", self.proj.in_features),
+            costs.linear(self.proj, TOKENS),
+        )
+
 
 class CrossAttention(nn.Module):
     """Every token attends to its own sample's text."""
@@ -162,6 +183,14 @@ class CrossAttention(nn.Module):
         mask = text_mask[:, None, None, :].expand(-1, 1, q.shape[2], -1)
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return linear(self.proj, out.transpose(1, 2).flatten(-2)).view(x.shape)
+
+    def flops(self) -> tuple[Term, ...]:
+        return costs.total(
+            costs.linear(self.q_linear, TOKENS),
+            costs.linear(self.kv_linear, TEXT),
+            costs.attention(TOKENS, "text", self.proj.in_features),
+            costs.linear(self.proj, TOKENS),
+        )
 
 
 class Block(nn.Module):
@@ -202,6 +231,9 @@ class Block(nn.Module):
         probes = {"attn": lambda: attn, "cross+mlp": lambda: cross + mlp}
         return (hidden, *(probes[site]().to(hidden.dtype) for site in self.sites))
 
+    def flops(self) -> tuple[Term, ...]:
+        return costs.total(*self.attn.flops(), *self.cross_attn.flops(), *self.mlp.flops(TOKENS))
+
 
 class Final(nn.Module):
     """``final`` stage: tokens -> prediction."""
@@ -226,3 +258,6 @@ class Final(nn.Module):
         out = out.flatten(6, 7).flatten(4, 5).flatten(2, 3)
         cropped: Tensor = out[:, :, :frames, :height, :width]
         return cropped
+
+    def flops(self) -> tuple[Term, ...]:
+        return costs.total(costs.linear(self.linear, TOKENS))
