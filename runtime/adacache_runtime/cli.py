@@ -128,7 +128,7 @@ def _run(options: argparse.Namespace) -> None:
         write_video(path, to_pixels(latents), fps, options.zoom)
         print(path)
     _write_reports(options, result)
-    Console(stderr=True).print(summary(result.trace))
+    Console(stderr=True).print(summary(result.trace, bundle.manifest))
 
 
 def size(text: str) -> tuple[int, int]:

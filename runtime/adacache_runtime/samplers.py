@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from adacache_engines.bundle import Precision
+from adacache_engines.bundle import Precision, SamplerDefaults
 from adacache_engines.errors import OutOfRangeError
 
 Floats = NDArray[np.float32]
@@ -93,6 +93,11 @@ def rflow(timesteps: Floats) -> Iterator[Update]:
     for here, there in zip(timesteps, following, strict=True):
         dt = (here - there) / np.float32(TRAIN_TIMESTEPS)
         yield Update(here, 0, np.ones_like(here), dt[None])
+
+
+def calls_of(sampler: SamplerDefaults) -> int:
+    """Calls of the denoiser that a generation with the default steps makes: a rectified flow makes one a step."""
+    return sampler.steps
 
 
 def check_steps(steps: int) -> None:
