@@ -10,7 +10,7 @@ from rich.table import Table
 from adacache_engines.bundle import Manifest, VideoDefaults
 from adacache_engines.errors import BundleError, InputError
 from adacache_engines.shape_profiles import video_sizes
-from adacache_runtime.cli import size
+from adacache_runtime.command import size
 from adacache_runtime.flops import Work, in_unit, work, work_of_run
 from adacache_runtime.policies import PRESETS, policy_from
 from adacache_runtime.replay import bounds, replay

@@ -153,8 +153,7 @@ SIZES = {"samples": 1, "batch": 2, "patch_frames": 3, "tokens": 5, "text": 4}
 TEXT, ENDS, SPATIAL, TEMPORAL = 8000, 100 + 10, 500, 3000  # at these sizes
 
 
-@pytest.fixture
-def bundle() -> Manifest:
+def counted_fake() -> Manifest:
     """The fake model, whose stages take round numbers."""
     plain = fake_model.manifest()
     stages = tuple(
@@ -163,7 +162,8 @@ def bundle() -> Manifest:
     return plain.model_copy(update={"stages": stages})
 
 
-def test_calls_by_granularity(bundle: Manifest) -> None:
+def test_calls_by_granularity() -> None:
+    bundle = counted_fake()
     pairs = (SPATIAL, TEMPORAL, SPATIAL, TEMPORAL)
     stack, block = work(bundle, SIZES), work(bundle, SIZES, "block")
     assert stack == Work(TEXT, ENDS, (sum(pairs),))
@@ -174,7 +174,8 @@ def test_calls_by_granularity(bundle: Manifest) -> None:
     assert block.generation([(True,) * 4, (True, False, False, False)]) == TEXT + 2 * ENDS + sum(pairs) + SPATIAL
 
 
-def test_a_bundle_without_counts(bundle: Manifest) -> None:
+def test_a_bundle_without_counts() -> None:
+    bundle = counted_fake()
     assert work(fake_model.manifest(), SIZES) is None
     older = bundle.stages[3].model_copy(update={"flops": None})
     assert work(bundle.model_copy(update={"stages": (*bundle.stages[:3], older, *bundle.stages[4:])}), SIZES) is None
@@ -187,7 +188,8 @@ def trace_of(*calls: tuple[bool, ...]) -> Trace:
     return Trace(tuple(CallRecord(i, 1.0, call, Observation(), {}, 1.0) for i, call in enumerate(calls, 1)), SIZES)
 
 
-def test_a_run_against_every_call(bundle: Manifest) -> None:
+def test_a_run_against_every_call() -> None:
+    bundle = counted_fake()
     whole = TEXT + 3 * (ENDS + 2 * (SPATIAL + TEMPORAL))
     saved = 2 * (SPATIAL + TEMPORAL)
     assert work_of_run(bundle, trace_of((True,), (False,), (True,))) == (whole - saved, whole)
@@ -206,9 +208,9 @@ def test_a_run_against_every_call(bundle: Manifest) -> None:
         trace_of((True,), (True,) * 4),
     ],
 )
-def test_a_trace_that_cannot_be_counted(bundle: Manifest, trace: Trace) -> None:
+def test_a_trace_that_cannot_be_counted(trace: Trace) -> None:
     with pytest.raises(InputError, match="the trace"):
-        work_of_run(bundle, trace)
+        work_of_run(counted_fake(), trace)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fake_model import manifest
 from rich.console import Console
-from test_flops import ENDS, SIZES, SPATIAL, TEMPORAL, TEXT, bundle
+from test_flops import ENDS, SIZES, SPATIAL, TEMPORAL, TEXT, counted_fake
 
 from adacache_engines.errors import InputError, MissingDependencyError
 from adacache_runtime.policy import Observation
@@ -19,7 +19,6 @@ from adacache_runtime.schedule_plot import check_plot, plot_schedule
 from adacache_runtime.trace import CallRecord, Trace
 
 NOTHING = Observation()
-__all__ = ["bundle"]  # a fixture
 
 
 def record(call, compute=(True,), observation=NOTHING, engine=(1, 1, 1, 0, 0), wall_ms=None) -> CallRecord:
@@ -112,11 +111,11 @@ def test_summary_of_a_run_that_reuses_nothing():
     assert "1.00 times" in shown
 
 
-def test_summary_counts_operations_where_the_bundle_does(bundle):
+def test_summary_counts_operations_where_the_bundle_does():
     run = replace(adaptive(10, {1, 2, 5, 9, 10}), sizes=SIZES)
     whole, reused = TEXT + 10 * (ENDS + 2 * (SPATIAL + TEMPORAL)), 5 * 2 * (SPATIAL + TEMPORAL)
     expected = f"computation 0.04 of 0.08 MFLOP ({(whole - reused) / whole:.0%})"
-    assert expected in text(run, bundle)
+    assert expected in text(run, counted_fake())
     assert "computation" not in text(run, manifest())
     assert "computation" not in text(run)
 

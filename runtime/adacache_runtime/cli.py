@@ -15,7 +15,7 @@ from adacache_engines.backends import BACKENDS, ONNXRUNTIME, open_backend
 from adacache_engines.bundle import LatentSpace, open_bundle
 from adacache_engines.errors import InputError
 from adacache_engines.ort import PROVIDERS
-from adacache_runtime.command import run
+from adacache_runtime.command import run, size
 from adacache_runtime.files import check_folder, writing
 from adacache_runtime.memory import table
 from adacache_runtime.pipeline import Pipeline, Result
@@ -129,13 +129,6 @@ def _run(options: argparse.Namespace) -> None:
         print(path)
     _write_reports(options, result)
     Console(stderr=True).print(summary(result.trace, bundle.manifest))
-
-
-def size(text: str) -> tuple[int, int]:
-    height, separator, width = text.lower().partition("x")
-    if not (separator and height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HxW, such as 480x854")
-    return int(height), int(width)
 
 
 def _captions(path: Path) -> Captions:
