@@ -13,6 +13,8 @@ from adacache_export import computation, plans
 from adacache_export.progress import PhaseProgress
 from adacache_runtime.command import run
 
+FAMILY_NAMES = ("open-sora-1.2", "latte-1", "open-sora-plan-1.1")  # those of adacache_export.families, without torch
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
@@ -42,10 +44,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SITE",
         action="append",
         default=[],
-        help="residual that policies may measure, repeatable: temporal.N.attn, spatial.N.attn, temporal.N.cross+mlp, "
-        "spatial.N.cross+mlp (default: the temporal attention of the middle block)",
+        help="residual that policies may measure, repeatable, such as temporal.N.attn or spatial.N.cross+mlp (default: "
+        "the temporal attention of the middle block)",
     )
     add("--text-encoder", metavar="DIR", type=Path, help="T5 in a Hugging Face folder, to take prompts as text")
+    add("--family", choices=FAMILY_NAMES, help="of the checkpoint (default: by its tensors and config.json)")
+    add("--config", metavar="FILE.json", type=Path, help="of the model (default: the config.json of its folder)")
     add("--weights", metavar="SET", help="which weights of a checkpoint that has several, such as ema or model")
     add("--force", action="store_true", help="replace an existing bundle, or its plans")
     plans.add_arguments(parser)
@@ -69,6 +73,8 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
         weights=options.weights,
         force=options.force,
         text_encoder=options.text_encoder,
+        family=options.family,
+        config=options.config,
     )
     with PhaseProgress(check=check) as progress:
         if options.backend == "auto":
@@ -84,7 +90,7 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
 
 def _compile(options: argparse.Namespace, check: Callable[[], None]) -> None:
     """Adds plans to a bundle."""
-    of_checkpoints = ("output", "precision", "probe", "text_encoder", "weights")
+    of_checkpoints = ("output", "precision", "probe", "text_encoder", "family", "config", "weights")
     foreign = [f"--{name.replace('_', '-')}" for name in of_checkpoints if getattr(options, name)]
     if foreign:
         raise InputError(

@@ -14,7 +14,7 @@ from adacache_runtime.command import size
 from adacache_runtime.flops import Work, in_unit, work, work_of_run
 from adacache_runtime.policies import PRESETS, policy_from
 from adacache_runtime.replay import bounds, replay
-from adacache_runtime.samplers import calls_of
+from adacache_runtime.sampling import updates
 from adacache_runtime.trace import read_trace
 
 NO_COUNTS = "this bundle has no counts of operations; export its checkpoint again with this version of adacache-export"
@@ -104,14 +104,19 @@ class Computation:
 
         Raises:
             InputError: a policy is unknown, or a trace is none of this bundle.
+            OutOfRangeError: the sampler has no timesteps for such a video.
         """
         if self.work is None:
             return None
-        calls = calls_of(self.manifest.sampler)
-        whole = self.work.generation([(True,)] * calls)
-        table = Table("policy", "computed", "a video", "share", title=f"computation of a video, {calls} calls")
-        for choice in policies or PRESETS:
-            schedules = [replay(policy, calls) for policy in bounds(policy_from(choice))]
+        called = updates(
+            self.manifest, self.manifest.sampler.steps, 1, self.video.height, self.video.width, self.video.frames
+        )
+        timesteps = [float(update.timestep[0]) for update in called]
+        whole = self.work.generation([(True,)] * len(timesteps))
+        table = Table("policy", "computed", "a video", "share", title=f"computation of a video, {len(timesteps)} calls")
+        own = self.manifest.policies
+        for choice in policies or {**own, **PRESETS}:
+            schedules = [replay(policy, timesteps) for policy in bounds(policy_from(choice, own))]
             counts = [self.work.generation(schedule) for schedule in schedules]
             texts, unit = in_unit(*counts)
             table.add_row(

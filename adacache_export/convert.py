@@ -27,6 +27,7 @@ from adacache_engines.tensors import DType
 from adacache_export.arithmetic import arithmetic
 from adacache_export.bundle_writer import building, check_destination, file_entries
 from adacache_export.checkpoint import check, open_checkpoint
+from adacache_export.checkpoint.formats import read_json
 from adacache_export.families import recognise
 from adacache_export.graphs import export_graphs
 from adacache_export.parity import check_sizes, encoder_sizes
@@ -50,6 +51,8 @@ class Options:
         weights: which set of a checkpoint that holds several.
         force: replace an existing bundle.
         text_encoder: a Hugging Face folder with a T5 encoder.
+        family: of the checkpoint, where its tensors and ``config.json`` leave that open.
+        config: a ``config.json``, instead of the one in the checkpoint's folder.
     """
 
     precision: Precision = "fp32"
@@ -57,6 +60,8 @@ class Options:
     weights: str | None = None
     force: bool = False
     text_encoder: Path | None = None
+    family: str | None = None
+    config: Path | None = None
 
 
 def convert(
@@ -85,13 +90,13 @@ def convert(
     checkpoint = open_checkpoint(source, options.weights)
     for sentence in checkpoint.notes:
         note(sentence)
-    family = recognise(checkpoint.tensors)
-    config = family.config_from(checkpoint.config, checkpoint.shapes())
+    given = read_json(options.config) if options.config else checkpoint.config
+    family = recognise(checkpoint.tensors, given, options.family)
+    config = family.config_from(given, checkpoint.shapes())
     note(f"family {family.NAME}: " + ", ".join(f"{field} {value}" for field, value in asdict(config).items()))
-    sampler, text = family.sampler(checkpoint.scheduler), family.text_rule(config)
-    dtype, latent, guidance = DTYPES[options.precision], family.latent_space(config), family.guidance(config)
-    usual = family.default_probe(config)
-    probes = options.probes or (usual,)
+    described = family.describe(config, checkpoint.scheduler)
+    dtype, latent, guidance, text = DTYPES[options.precision], described.latent, described.guidance, described.text
+    probes = options.probes or (described.probe,)
     expected = family.expected(config)
     scanned = running_total(progress.phase("checking the checkpoint", checkpoint.file_bytes()))
     check(checkpoint, expected, family.OPTIONAL_KEYS, family.constants(config), scanned)
@@ -100,8 +105,8 @@ def convert(
     with torch.device("meta"):  # shapes only: the weights stay in their file until a stage is verified
         stages = family.stages(config, probes, dtype)
         sums = arithmetic(stages, latent, guidance)
-    _check_probes(probes, stages)
-    keys = [*_keys(stages), guidance.null_captions]
+    _check_probes(probes, stages, family.SITES)
+    keys = [*_keys(stages), *([guidance.null_captions] if guidance.null_captions else [])]
     dtypes: dict[str, DType] = dict.fromkeys(keys, dtype)
     tensors: dict[str, Tensor] = {key: checkpoint.tensors[key] for key in keys}
     if encoder:
@@ -136,15 +141,16 @@ def convert(
             family=family.NAME,
             config=asdict(config),
             precision=options.precision,
-            profiles=family.profiles(config),
+            profiles=described.profiles,
             stages=tuple(
                 StageEntry(graph=graphs[stage.name], block=stage.block, probes=dict(stage.probes), flops=stage.flops)
                 for stage in stages
             ),
             arithmetic={stage.name: graphs[stage.name] for stage in sums},
-            default_probes=(usual,) if usual in probes else probes,
-            sampler=sampler,
-            video=family.video(config),
+            default_probes=(described.probe,) if described.probe in probes else probes,
+            policies=described.policies,
+            sampler=described.sampler,
+            video=described.video,
             guidance=guidance,
             latent=latent,
             text=text,
@@ -187,11 +193,12 @@ def _read(tensors: Mapping[str, Tensor], dtypes: Mapping[str, DType], key: str) 
     return tensor
 
 
-def _check_probes(wanted: Iterable[str], stages: Iterable[Stage]) -> None:
+def _check_probes(wanted: Iterable[str], stages: Iterable[Stage], known: Mapping[str, tuple[str, ...]]) -> None:
     made = {site for stage in stages for site in stage.probes}
     unknown = sorted(set(wanted) - made)
     if unknown:
+        forms = ", ".join(f"{kind}.N.{site}" for kind, sites in known.items() for site in sites)
         raise InputError(
-            f"no probe site is called {', '.join(unknown)}; sites are KIND.N.SITE with KIND spatial or temporal, "
-            "N a block from 0, SITE attn or cross+mlp, such as temporal.0.attn"
+            f"no probe site is called {', '.join(unknown)}; this model has {forms}, N a block from 0, such as"
+            " temporal.0.attn"
         )

@@ -3,16 +3,17 @@
 Matrix products, attention and convolutions count, two operations for each product of two numbers. Elementwise work
 does not: norms, activations, softmax, modulation, rotations and residual sums are far less.
 
-A module that becomes a stage says its cost next to ``forward``, read off its own layers::
+A module that becomes a stage says its cost next to ``forward`` (:class:`Counted`), read off its own layers::
 
     def flops(self) -> tuple[Term, ...]:
-        return total(linear(self.qkv, TOKENS), attention(TOKENS, "tokens", self.width), linear(self.proj, TOKENS))
+        return total(layers(self.attn, TOKENS), attention(TOKENS, "tokens", self.width), layers(self.mlp, TOKENS))
 
-and the costs of modules add up with ``total(*self.attn.flops(), *self.mlp.flops(TOKENS))``. What a family does once a
-sample, and not once a frame, it counts over that sample's axes: keys and values of the text over ``TEXT``.
+What a family does once a sample, and not once a frame, counts over that sample's axes: keys and values of the text over
+``TEXT``.
 """
 
 from collections import Counter
+from typing import Protocol, runtime_checkable
 
 from torch import nn
 
@@ -25,11 +26,19 @@ TEXT: Axes = ("batch", "text")
 TOKENS: Axes = ("batch", "patch_frames", "tokens")
 
 
-def linear(layer: nn.Module, positions: Axes) -> Term:
-    """A linear layer, or a convolution such as a patch embedding: at each position of its output, every weight of
-    ``layer`` multiplies once.
+@runtime_checkable
+class Counted(Protocol):
+    """A module that says what one call of it computes."""
+
+    def flops(self) -> tuple[Term, ...]: ...
+
+
+def layers(module: nn.Module, positions: Axes) -> Term:
+    """All linear layers and convolutions of ``module``, itself included, if each of them is applied at the same
+    positions of its output: every weight then multiplies once at each.
     """
-    return Term(axes=positions, flops=2 * layer.get_parameter("weight").numel())
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    return Term(axes=positions, flops=2 * sum(m.weight.numel() for m in module.modules() if isinstance(m, kinds)))
 
 
 def attention(queries: Axes, keys: str, width: int) -> Term:

@@ -13,9 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adacache_engines.bundle import Term
-from adacache_export import costs
-
 NORM_EPS = 1e-6
 FREQUENCY_BASE = 10000.0
 
@@ -35,7 +32,7 @@ def add_residual(x: Tensor, residual: Tensor) -> Tensor:
     return (x.float() + residual).to(x.dtype)
 
 
-def _frequencies(half: int) -> tuple[float, ...]:
+def sinusoid_frequencies(half: int) -> tuple[float, ...]:
     """Those of :func:`sinusoid`: numbers, because an exporter folds the exponential with another library's, and at
     timestep 1000 its last bit moves the embedding by 6e-5.
     """
@@ -68,6 +65,21 @@ def rotate_pairs(x: Tensor) -> Tensor:
     cos, sin = torch.cos(angle), torch.sin(angle)
     rotated = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
     return rotated.flatten(-2).to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of ``q`` (n, queries, h, K) to ``k`` and ``v`` (n, keys, h, K), scaled by K^-0.5, with ``mask`` as
+    :func:`torch.nn.functional.scaled_dot_product_attention` takes it -> (n, queries, h K).
+    """
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(-2)
+
+
+def adaln_single(table: Tensor, modulation: Tensor) -> tuple[Tensor, ...]:
+    """A block's own ``table`` (6, D) on top of the ``modulation`` (B, 6, D) that all blocks share (PixArt-alpha, arXiv
+    2310.00426, section 2.3): shift, scale and gate of the attention, then of the MLP, each (B, 1, 1, D) float32.
+    """
+    return (table.float() + modulation)[:, :, None, None, :].unbind(1)
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -104,16 +116,12 @@ class Mlp(nn.Module):
         out: Tensor = self.fc2(hidden).unflatten(0, x.shape[:-1])
         return out
 
-    def flops(self, positions: costs.Axes) -> tuple[Term, ...]:
-        """Of the vectors at all ``positions``."""
-        return costs.total(costs.linear(self.fc1, positions), costs.linear(self.fc2, positions))
-
 
 class ScalarEmbedder(nn.Module):
     """Sinusoid of a number (B,), then Linear-SiLU-Linear: (B, D)."""
 
     SINUSOID_WIDTH = 256
-    FREQUENCIES = _frequencies(SINUSOID_WIDTH // 2)
+    FREQUENCIES = sinusoid_frequencies(SINUSOID_WIDTH // 2)
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -123,6 +131,3 @@ class ScalarEmbedder(nn.Module):
         dtype = next(self.parameters()).dtype
         out: Tensor = self.mlp(sinusoid(value, self.FREQUENCIES).to(dtype))
         return out
-
-    def flops(self) -> tuple[Term, ...]:
-        return costs.total(costs.linear(self.mlp[0], costs.SAMPLES), costs.linear(self.mlp[2], costs.SAMPLES))

@@ -16,9 +16,10 @@ from adacache_export.weights_file import TORCH_DTYPES
 
 
 def check_sizes(latent: LatentSpace) -> list[dict[str, int]]:
-    """Two shapes for a model: several frames that do not fill whole patches, and a single one that does."""
+    """Two shapes for a model: several frames that, if they may, do not fill whole patches, and one that does."""
     frames, rows, columns = latent.patch
-    clip = {"frames": 3 * frames, "height": 4 * rows - (rows > 1), "width": 5 * columns - (columns > 1)}
+    less = 0 if latent.whole_patches else 1
+    clip = {"frames": 3 * frames, "height": 4 * rows - less * (rows > 1), "width": 5 * columns - less * (columns > 1)}
     image = {"frames": frames, "height": 2 * rows, "width": 3 * columns}
     several = {"batch": 4, "samples": 2, "calls": 3, "pairs": 2, "text": 6}
     single = {"batch": 2, "samples": 1, "calls": 1, "pairs": 1, "text": 3}

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from adacache_engines.bundle import Term
-from adacache_engines.tensors import TensorSpec
+from adacache_engines.tensors import DType, TensorSpec
+from adacache_export.costs import TOKENS, Counted
 
 OUT = "_out"  # the output "hidden_out" is the next stage's "hidden"
 
@@ -23,7 +24,6 @@ class Stage:
         inputs, outputs: names, dtypes and axes.
         probes: site (``temporal.13.attn``) -> the output that carries it.
         block: has the form hidden' = hidden + r(hidden, ...), so its residual can be cached.
-        flops: its work, see :mod:`adacache_export.costs`; None = not counted.
     """
 
     name: str
@@ -34,11 +34,69 @@ class Stage:
     outputs: tuple[TensorSpec, ...]
     probes: Mapping[str, str] = field(default_factory=dict)
     block: bool = False
-    flops: tuple[Term, ...] | None = None
+
+    @property
+    def flops(self) -> tuple[Term, ...] | None:
+        """What one call computes; None where the module does not say."""
+        return self.module.flops() if isinstance(self.module, Counted) else None
 
     def keys(self) -> dict[str, str]:
         """Parameter name of the module -> key in the checkpoint."""
         return {name: self.prefix + name for name, _ in self.module.named_parameters()}
+
+
+def weight_shapes(stages: Iterable[Stage]) -> dict[str, tuple[int, ...]]:
+    """Key in the checkpoint -> shape, of all weights that the stages load."""
+    return {
+        stage.prefix + name: tuple(parameter.shape)
+        for stage in stages
+        for name, parameter in stage.module.named_parameters()
+    }
+
+
+def tensor_specs(
+    in_channels: int, out_channels: int, width: int, caption_channels: int, precision: DType
+) -> dict[str, TensorSpec]:
+    """The tensors that stages of all families exchange, by name. Those that carry the model's activations have its
+    precision, the others are float32: latents, timesteps, modulation (B, 6, D) of the blocks, time (B, D) of the final
+    layer, and captions as a text encoder gives them.
+    """
+    size = ("frames", "height", "width")
+    kinds: dict[str, tuple[tuple[int | str, ...], DType]] = {
+        "latents": (("batch", in_channels, *size), "float32"),
+        "timestep": (("batch",), "float32"),
+        "captions": (("batch", "text", caption_channels), "float32"),
+        "text": (("batch", "text", width), precision),
+        "text_mask": (("batch", "text"), "bool"),
+        "hidden": ((*TOKENS, width), precision),
+        "modulation": (("batch", 6, width), "float32"),
+        "time": (("batch", width), "float32"),
+        "prediction": (("batch", out_channels, *size), "float32"),
+    }
+    return {name: TensorSpec(name=name, dtype=dtype, axes=axes) for name, (axes, dtype) in kinds.items()}
+
+
+def sites_of(kind: str, index: int, known: Iterable[str], wanted: Iterable[str]) -> tuple[str, ...]:
+    """Those of a block's ``known`` sites that are among the ``wanted`` ones, such as ``temporal.13.attn``."""
+    return tuple(site for site in known if f"{kind}.{index}.{site}" in wanted)
+
+
+def block_stage(
+    kind: str, index: int, module: nn.Module, prefix: str, inputs: tuple[TensorSpec, ...], sites: tuple[str, ...]
+) -> Stage:
+    """The stage of a block that takes ``hidden`` first and returns it, and then a probe of its shape for each site."""
+    hidden = inputs[0]
+    probes = (hidden.model_copy(update={"name": name}) for name in (hidden.name + OUT, *sites))
+    return Stage(
+        f"{kind}.{index:02d}",
+        "+".join([kind, *sites]),
+        module,
+        prefix,
+        inputs,
+        tuple(probes),
+        {f"{kind}.{index}.{site}": site for site in sites},
+        block=True,
+    )
 
 
 def run_stages(stages: Iterable[Stage], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

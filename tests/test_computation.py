@@ -54,6 +54,20 @@ def test_the_default_video(open_sora: str, capsys: Capture) -> None:
     assert table["adacache-fast"] == ["8 to 30", "904 to 3,390 TFLOP", "27% to 100%"]
 
 
+@pytest.mark.parametrize(("name", "calls"), [("open-sora-1.2", 30), ("latte-1", 50), ("open-sora-plan-1.1", 158)])
+def test_every_call_of_the_sampler_counts(name: str, calls: int, tmp_path: Path, capsys: Capture) -> None:
+    """PNDM starts with more calls than steps."""
+    rows = inspected(capsys, written(tmp_path, manifest_of(name, PUBLISHED[name])))
+    assert next(row for row in rows if row[0] == "never")[1] == str(calls)
+
+
+def test_presets_of_the_bundle_come_first(tmp_path: Path, capsys: Capture) -> None:
+    own = {"mine": {"name": "interval", "every": 5}, "interval-2": {"name": "interval", "every": 6}}
+    manifest = manifest_of("latte-1", PUBLISHED["latte-1"]).model_copy(update={"policies": own})
+    rows = inspected(capsys, written(tmp_path, manifest))
+    assert {row[0]: row[1] for row in rows if row[0] in own} == {"mine": "11", "interval-2": "10"}
+
+
 def test_another_video_and_chosen_policies(open_sora: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "mine.json").write_text(json.dumps({"name": "interval", "every": 10}))
     chosen = ["--policy", str(tmp_path / "mine.json"), "--policy", "adacache-slow"]

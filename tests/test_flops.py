@@ -15,7 +15,8 @@ from adacache_engines.bundle import Manifest, StageEntry, Term
 from adacache_engines.errors import InputError
 from adacache_engines.shape_profiles import video_sizes
 from adacache_export import costs
-from adacache_export.families import FAMILIES
+from adacache_export.families import FAMILIES, open_sora_plan
+from adacache_export.models.latte_t2v import LatteT2VConfig
 from adacache_export.models.stdit3 import OpenSoraConfig
 from adacache_export.parity import check_sizes
 from adacache_export.stages import Stage
@@ -35,9 +36,26 @@ SMALL: Mapping[str, Any] = {
         mlp_ratio=2.7,
         caption_channels=24,
         model_max_length=7,
-    )
+    ),
+    **dict.fromkeys(
+        ("latte-1", "open-sora-plan-1.1"),
+        LatteT2VConfig(
+            num_attention_heads=5,
+            attention_head_dim=8,
+            in_channels=3,
+            out_channels=7,
+            num_layers=2,
+            patch_size=3,
+            caption_channels=24,
+            model_max_length=7,
+        ),
+    ),
 }
-PUBLISHED: Mapping[str, Any] = {"open-sora-1.2": OpenSoraConfig()}
+PUBLISHED: Mapping[str, Any] = {
+    "open-sora-1.2": OpenSoraConfig(),
+    "latte-1": LatteT2VConfig(),
+    "open-sora-plan-1.1": open_sora_plan.RELEASED,
+}
 CASES = [(name, config) for configs in (SMALL, PUBLISHED) for name, config in configs.items()]
 
 
@@ -48,28 +66,20 @@ def stages_of(name: str, config: Any) -> list[Stage]:
 
 def manifest_of(name: str, config: Any) -> Manifest:
     """As export writes it, but for the graphs: those are the fake model's."""
-    family, graph = FAMILIES[name], fake_model.manifest().stages[0].graph
+    described, graph = FAMILIES[name].describe(config, None), fake_model.manifest().stages[0].graph
     stages = tuple(
         StageEntry(graph=graph.model_copy(update={"name": stage.name}), block=stage.block, flops=stage.flops)
         for stage in stages_of(name, config)
     )
-    parts = {
-        "stages": stages,
-        "profiles": family.profiles(config),
-        "latent": family.latent_space(config),
-        "text": family.text_rule(config),
-        "video": family.video(config),
-        "sampler": family.sampler(None),
-        "guidance": family.guidance(config),
-    }
+    parts = {part: getattr(described, part) for part in ("sampler", "video", "guidance", "latent", "text", "profiles")}
+    parts["stages"] = stages
     return fake_model.manifest().model_copy(update=parts)
 
 
 def counted(stage: Stage, sizes: Mapping[str, int]) -> int:
     """What torch counts, operator by operator; on the meta device, where it sees into attention."""
-    inputs = [torch.empty(spec.shape(sizes), dtype=TORCH_DTYPES[spec.dtype], device="meta") for spec in stage.inputs]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        stage.module(*inputs)
+    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
+        stage.module(*(torch.empty(spec.shape(sizes), dtype=TORCH_DTYPES[spec.dtype]) for spec in stage.inputs))
     return int(counter.get_total_flops())
 
 
@@ -82,7 +92,7 @@ def test_every_family_is_counted() -> None:
 
 @pytest.mark.parametrize(("name", "config"), CASES)
 def test_every_stage_is_what_torch_counts(name: str, config: Any) -> None:
-    sizes = check_sizes(FAMILIES[name].latent_space(config))
+    sizes = check_sizes(FAMILIES[name].describe(config, None).latent)
     assert len(sizes) == 2
     for stage in {stage.kind: stage for stage in stages_of(name, config)}.values():
         assert stage.flops is not None
@@ -90,9 +100,10 @@ def test_every_stage_is_what_torch_counts(name: str, config: Any) -> None:
             assert flops(stage.flops, size) == counted(stage, size) > 0, stage.name
 
 
-def test_stages_of_a_kind_take_the_same() -> None:
+@pytest.mark.parametrize("name", FAMILIES)
+def test_stages_of_a_kind_take_the_same(name: str) -> None:
     kinds: dict[str, set[tuple[Term, ...] | None]] = {}
-    for stage in stages_of("open-sora-1.2", SMALL["open-sora-1.2"]):
+    for stage in stages_of(name, SMALL[name]):
         kinds.setdefault(stage.kind, set()).add(stage.flops)
     assert {kind: len(found) for kind, found in kinds.items()} == dict.fromkeys(kinds, 1)
 
@@ -100,8 +111,8 @@ def test_stages_of_a_kind_take_the_same() -> None:
 def test_terms_of_the_same_axes_are_one() -> None:
     layer = torch.nn.Linear(3, 5, device="meta")
     parts = (
-        costs.linear(layer, costs.TOKENS),
-        costs.linear(layer, ("tokens", "patch_frames", "batch")),
+        costs.layers(layer, costs.TOKENS),
+        costs.layers(layer, ("tokens", "patch_frames", "batch")),
         costs.attention(costs.TOKENS, "tokens", 7),
     )
     assert {term.axes: term.flops for term in costs.total(*parts)} == {

@@ -39,8 +39,8 @@ class CheckpointFiles:
 def find_files(path: Path) -> CheckpointFiles:
     """The files that belong to the checkpoint at ``path``: a weights file, an index, a shard or a folder.
 
-    A ``config.json`` beside counts for weights under a standard name and for a sharded set, not for a file that the
-    user named: what lies beside that may belong to another model.
+    A ``config.json`` beside counts for weights under a standard name, for a sharded set, and for the only weights
+    file of a folder; not for one of several that the user named: it may belong to another model.
 
     Raises:
         CheckpointError: nothing is there, something is missing, or an index is invalid.
@@ -56,7 +56,8 @@ def find_files(path: Path) -> CheckpointFiles:
         return _with_configs(path.parent, CheckpointFiles((path,)))
     if SHARD.fullmatch(path.name):
         return _with_configs(path.parent, _find_siblings(path))
-    return CheckpointFiles((path,))
+    found = CheckpointFiles((path,))
+    return _with_configs(path.parent, found) if _is_alone(path) else found
 
 
 def _find_in_folder(folder: Path) -> CheckpointFiles:
@@ -67,7 +68,7 @@ def _find_in_folder(folder: Path) -> CheckpointFiles:
     if not found and nested.is_dir():
         return _with_configs(nested, _find_in_folder(nested), folder / "scheduler" / SCHEDULER)
     names = sorted(child.name for child in folder.iterdir())
-    files = [name for name in names if name.endswith(SUFFIXES)]
+    files = [path.name for path in _weights_files(folder)]
     inside = (CONFIG, *WEIGHTS, *(name + INDEX for name in WEIGHTS))
     folders = [name for name in names if any((folder / name / file).exists() for file in inside)]
     if (folder / CONFIG).exists():
@@ -88,7 +89,19 @@ def _weights_in(folder: Path) -> CheckpointFiles | None:
         if (folder / (name + INDEX)).is_file():
             return _read_index(folder / (name + INDEX))
     indexes = sorted(folder.glob(f"*{INDEX}"))
-    return _read_index(indexes[0]) if len(indexes) == 1 else None
+    if len(indexes) == 1:
+        return _read_index(indexes[0])
+    files = _weights_files(folder)
+    return CheckpointFiles((files[0],)) if len(files) == 1 and (folder / CONFIG).exists() else None
+
+
+def _weights_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
+
+
+def _is_alone(path: Path) -> bool:
+    with unreadable(path.parent):
+        return _weights_files(path.parent) == [path]
 
 
 def _with_configs(folder: Path, found: CheckpointFiles, scheduler: Path | None = None) -> CheckpointFiles:

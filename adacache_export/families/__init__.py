@@ -5,10 +5,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from adacache_engines.bundle import GuidanceRule, LatentSpace, SamplerDefaults, TextRule, VideoDefaults
 from adacache_engines.errors import CheckpointError
 from adacache_engines.tensors import DType
-from adacache_export.families import open_sora
+from adacache_export.families import latte, open_sora, open_sora_plan
+from adacache_export.families.description import Description
 from adacache_export.stages import Stage
 
 Shape = tuple[int, ...]
@@ -21,11 +21,16 @@ class Family(Protocol):
         NAME: of the family, as the manifest records it.
         SIGNATURE_KEYS: tensors that every checkpoint of the family has, and no other family has all of.
         OPTIONAL_KEYS: tensors that a checkpoint may lack.
+        SITES: kind of a block -> where it can be probed.
     """
 
     NAME: str
     SIGNATURE_KEYS: tuple[str, ...]
     OPTIONAL_KEYS: tuple[str, ...]
+    SITES: Mapping[str, tuple[str, ...]]
+
+    def told_by(self, config: Mapping[str, Any] | None) -> bool:
+        """Whether ``config.json`` (None without one) is the family's, where others have the same tensors."""
 
     def config_from(self, given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> Any:
         """The configuration, from ``config.json`` (None without one) and the shapes of the checkpoint's tensors.
@@ -43,56 +48,55 @@ class Family(Protocol):
     def stages(self, config: Any, sites: tuple[str, ...] = (), precision: DType = "float32") -> list[Stage]:
         """The model's stages in the order in which a call runs them, with zero weights."""
 
-    def default_probe(self, config: Any) -> str:
-        """The site that is probed where the user asks for none."""
-
-    def video(self, config: Any) -> VideoDefaults:
-        """What a generation makes unless it is told otherwise."""
-
-    def sampler(self, scheduler: Mapping[str, Any] | None) -> SamplerDefaults:
-        """The sampler and its published settings, or those of ``scheduler_config.json``.
+    def describe(self, config: Any, scheduler: Mapping[str, Any] | None) -> Description:
+        """All that the manifest says beside; ``scheduler`` is ``scheduler_config.json``, None without one.
 
         Raises:
             CheckpointError: the file asks for what the family has not.
         """
 
-    def guidance(self, config: Any) -> GuidanceRule:
-        """How the two branches of guidance are made."""
 
-    def latent_space(self, config: Any) -> LatentSpace:
-        """What the latents are, and how they become pixels."""
-
-    def text_rule(self, config: Any) -> TextRule:
-        """What text the model takes."""
-
-    def profiles(self, config: Any) -> dict[str, dict[str, tuple[int, int]]]:
-        """Profile -> axis -> smallest and largest size."""
+FAMILIES: dict[str, Family] = {
+    open_sora.NAME: open_sora,
+    latte.NAME: latte,
+    open_sora_plan.NAME: open_sora_plan,
+}
 
 
-FAMILIES: dict[str, Family] = {open_sora.NAME: open_sora}
+def recognise(names: Iterable[str], config: Mapping[str, Any] | None = None, asked: str | None = None) -> Family:
+    """The family of a checkpoint.
 
-
-def recognise(names: Iterable[str]) -> Family:
-    """The family that a checkpoint with tensors of these names belongs to.
+    Args:
+        names: of its tensors.
+        config: its ``config.json``, which decides where the tensors fit several families.
+        asked: the family that the user named, which then decides.
 
     Raises:
-        CheckpointError: none; says which are known and what each would need, the closest first.
+        CheckpointError: none; says which are known and what each would need, the closest first. Or several.
     """
     present = set(names)
     lacking = {name: [key for key in family.SIGNATURE_KEYS if key not in present] for name, family in FAMILIES.items()}
-    for name, keys in lacking.items():
-        if not keys:
-            return FAMILIES[name]
+    fitting = [name for name, keys in lacking.items() if not keys and asked in (None, name)]
+    if not fitting:
+        raise CheckpointError(_unknown(present, lacking if asked is None else {asked: lacking[asked]}))
+    told = fitting if len(fitting) == 1 else [name for name in fitting if FAMILIES[name].told_by(config)]
+    if len(told) != 1:
+        raise CheckpointError(
+            f"the tensors are those of {' and of '.join(fitting)}, and there is no config.json that tells which: pass"
+            " it, in one folder with the weights or with --config FILE, or name the family with --family"
+        )
+    return FAMILIES[told[0]]
+
+
+def _unknown(present: set[str], lacking: Mapping[str, list[str]]) -> str:
     closest = sorted(lacking, key=lambda name: len(lacking[name]) / len(FAMILIES[name].SIGNATURE_KEYS))
     lines = [f"  {name}: lacks {', '.join(lacking[name])}" for name in closest]
     some = ", ".join(sorted(present)[:6]) + (", ..." if len(present) > 6 else "")
-    raise CheckpointError(
-        "\n".join(
-            [
-                f"not a checkpoint of a known family; it has {len(present)} tensors ({some or 'none'}), and the known"
-                " families need:",
-                *lines,
-                "Pass the weights of the video transformer itself, whole.",
-            ]
-        )
+    return "\n".join(
+        [
+            f"not a checkpoint of a known family; it has {len(present)} tensors ({some or 'none'}), and the known"
+            " families need:",
+            *lines,
+            "Pass the weights of the video transformer itself, whole.",
+        ]
     )

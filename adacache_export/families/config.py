@@ -1,5 +1,6 @@
 """Settles a model's configuration between its ``config.json`` and the shapes of its tensors."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ def settle(
     defaults: Mapping[str, Any],
     given: Mapping[str, Any] | None,
     inferred: Mapping[str, Any],
-    refused: Mapping[str, tuple[bool, str]],
+    required: Mapping[str, tuple[Any, str]],
 ) -> dict[str, Any]:
     """The value of every field: as the shapes say, else as given, else the default.
 
@@ -19,16 +20,16 @@ def settle(
         defaults: all fields; a given value must be of the default's type. Positive numbers, tuples of them, booleans.
         given: ``config.json``; keys that are no fields are ignored.
         inferred: the fields that the shapes determine.
-        refused: key of ``given`` -> the value that cannot be exported, and why.
+        required: key of ``given`` -> the one value that can be exported, and why no other; the key may be missing.
 
     Raises:
         CheckpointError: lists all values that are refused, of a wrong type, or contradicted by the shapes.
     """
     given = given or {}
     problems = [
-        f"{key} is {str(value).lower()}: {reason}"
-        for key, (value, reason) in refused.items()
-        if given.get(key) is value
+        f"{key} is {json.dumps(given[key])}: {reason}"
+        for key, (value, reason) in required.items()
+        if given.get(key) not in (None, value)
     ]
     settled = {**defaults, **inferred}
     for field, default in defaults.items():

@@ -16,8 +16,9 @@ from adacache_engines.bundle import GuidanceRule, LatentSpace, SamplerDefaults, 
 from adacache_engines.errors import CheckpointError
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.families.config import count_blocks, settle
+from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description
 from adacache_export.models.stdit3 import Block, CaptionEmbedder, Embed, Final, OpenSoraConfig
-from adacache_export.stages import OUT, Stage
+from adacache_export.stages import Stage, block_stage, sites_of, tensor_specs, weight_shapes
 
 Shape = tuple[int, ...]
 
@@ -32,19 +33,16 @@ SIGNATURE_KEYS: tuple[str, ...] = (
 ROPE = "rope.freqs"  # a constant that the published files carry along
 OPTIONAL_KEYS: tuple[str, ...] = (ROPE,)
 
-BLOCK_KINDS = ("spatial", "temporal")
-BLOCK_LISTS = tuple(f"{kind}_blocks" for kind in BLOCK_KINDS)
-REFUSED = {
-    "qk_norm": (False, "attention without normalised queries and keys is not supported"),
-    "qk_norm_legacy": (True, "queries and keys rotated before they are normalised are not supported"),
-    "skip_y_embedder": (True, "text that arrives already projected is not supported: the text stage projects it"),
+SITES: Mapping[str, tuple[str, ...]] = {"spatial": ("attn", "cross+mlp"), "temporal": ("attn", "cross+mlp")}
+BLOCK_LISTS = tuple(f"{kind}_blocks" for kind in SITES)
+REQUIRED = {
+    "qk_norm": (True, "attention without normalised queries and keys is not supported"),
+    "qk_norm_legacy": (False, "queries and keys rotated before they are normalised are not supported"),
+    "skip_y_embedder": (False, "text that arrives already projected is not supported: the text stage projects it"),
 }
-PIXEL_CHANNELS = 3
-VAE_SPATIAL_FACTOR = 8
 TIMESTEPS = 1000
 LARGEST = {"frames": 120, "height": 240, "width": 240}  # latent: 408 frames, 1920 pixels
 NULL_CAPTIONS = "y_embedder.y_embedding"
-BLOCK_SITES = ("attn", "cross+mlp")
 
 
 def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> OpenSoraConfig:
@@ -53,7 +51,7 @@ def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) ->
     Raises:
         CheckpointError: the two contradict each other, a value makes no sense, or the variant is not supported.
     """
-    config = OpenSoraConfig(**settle(asdict(OpenSoraConfig()), given, _infer(given, shapes), REFUSED))
+    config = OpenSoraConfig(**settle(asdict(OpenSoraConfig()), given, _infer(given, shapes), REQUIRED))
     if config.hidden_size % (2 * config.num_heads) or config.hidden_size % 4:
         raise CheckpointError(
             f"hidden_size {config.hidden_size} with num_heads {config.num_heads} is not possible; expected a multiple"
@@ -109,14 +107,9 @@ def _ratio(rows: int, width: int, given: Mapping[str, Any] | None) -> float:
 def expected(config: OpenSoraConfig) -> dict[str, Shape]:
     """Name and shape of all tensors of a checkpoint, the optional one included."""
     with torch.device("meta"):
-        modules = stages(config)
-    parameters = {
-        stage.prefix + name: tuple(parameter.shape)
-        for stage in modules
-        for name, parameter in stage.module.named_parameters()
-    }
+        weights = weight_shapes(stages(config))
     null_captions = (config.model_max_length, config.caption_channels)
-    return {ROPE: (config.head_width // 2,), NULL_CAPTIONS: null_captions, **parameters}
+    return {ROPE: (config.head_width // 2,), NULL_CAPTIONS: null_captions, **weights}
 
 
 def constants(config: OpenSoraConfig) -> dict[str, Tensor]:
@@ -130,79 +123,62 @@ def stages(config: OpenSoraConfig, sites: tuple[str, ...] = (), precision: DType
 
     ``sites`` are the probes to add, such as ``temporal.13.attn``.
     """
-    width = config.hidden_size
-
-    def spec(name: str, axes: tuple[int | str, ...], dtype: DType = "float32") -> TensorSpec:
-        return TensorSpec(name=name, dtype=dtype, axes=axes)
-
-    latents = spec("latents", ("batch", config.in_channels, "frames", "height", "width"))
-    prediction = spec("prediction", ("batch", config.out_channels, "frames", "height", "width"))
-    tokens: tuple[int | str, ...] = ("batch", "patch_frames", "tokens", width)
-    hidden = spec("hidden", tokens, precision)
-    text = spec("text", ("batch", "text", width), precision)
-    modulation, time = spec("modulation", ("batch", 6, width)), spec("time", ("batch", width))
-    per_sample = [spec("timestep", ("batch",)), spec("fps", ("batch",))]
-    pixels = [spec("height", (1,)), spec("width", (1,))]
-    captions = spec("captions", ("batch", "text", config.caption_channels))
-    text_mask = spec("text_mask", ("batch", "text"), "bool")
+    spec = tensor_specs(config.in_channels, config.out_channels, config.hidden_size, config.caption_channels, precision)
+    fps = TensorSpec(name="fps", dtype="float32", axes=("batch",))
+    pixels = [TensorSpec(name=name, dtype="float32", axes=(1,)) for name in ("height", "width")]
+    hidden, text, modulation, time = (spec[name] for name in ("hidden", "text", "modulation", "time"))
+    inputs = (hidden, modulation, text, spec["text_mask"])
 
     def block(kind: str, index: int) -> Stage:
-        name = f"{kind}.{index:02d}"
-        here = tuple(site for site in BLOCK_SITES if f"{kind}.{index}.{site}" in sites)
-        outputs = [spec(hidden.name + OUT, tokens, precision), *(spec(site, tokens, precision) for site in here)]
-        module = Block(config, kind, here)
-        return Stage(
-            name,
-            "+".join([kind, *here]),
-            module,
-            f"{kind}_blocks.{index}.",
-            (hidden, modulation, text, text_mask),
-            tuple(outputs),
-            {f"{kind}.{index}.{site}": site for site in here},
-            block=True,
-            flops=module.flops(),
-        )
+        here = sites_of(kind, index, SITES[kind], sites)
+        return block_stage(kind, index, Block(config, kind, here), f"{kind}_blocks.{index}.", inputs, here)
 
-    def end(
-        name: str,
-        module: CaptionEmbedder | Embed | Final,
-        prefix: str,
-        inputs: tuple[TensorSpec, ...],
-        outputs: tuple[TensorSpec, ...],
-    ) -> Stage:
-        return Stage(name, name, module, prefix, inputs, outputs, flops=module.flops())
-
+    conditions = (spec["latents"], spec["timestep"], fps, *pixels)
     return [
-        end("text", CaptionEmbedder(config), "y_embedder.", (captions,), (text,)),
-        end("embed", Embed(config), "", (latents, *per_sample, *pixels), (hidden, modulation, time)),
-        *(block(kind, index) for index in range(config.depth) for kind in BLOCK_KINDS),
-        end("final", Final(config), "final_layer.", (hidden, time, latents), (prediction,)),
+        Stage("text", "text", CaptionEmbedder(config), "y_embedder.", (spec["captions"],), (text,)),
+        Stage("embed", "embed", Embed(config), "", conditions, (hidden, modulation, time)),
+        *(block(kind, index) for index in range(config.depth) for kind in SITES),
+        Stage("final", "final", Final(config), "final_layer.", (hidden, time, spec["latents"]), (spec["prediction"],)),
     ]
 
 
-def default_probe(config: OpenSoraConfig) -> str:
-    """AdaCache's site: the temporal attention of the middle block, 13 of 28."""
-    return f"temporal.{(config.depth - 1) // 2}.attn"
+def told_by(config: Mapping[str, Any] | None) -> bool:  # noqa: ARG001 - no other family has these tensors
+    return True
 
 
-def latent_space(config: OpenSoraConfig) -> LatentSpace:
-    """Latents of Open-Sora's VAE; a model of three channels is one of pixels."""
+def describe(config: OpenSoraConfig, scheduler: Mapping[str, Any] | None) -> Description:
+    """480p landscape for 2 s; for a model of pixels, a short clip of the size that its positions refer to. Guidance
+    is [prompt; null caption], a tensor of the checkpoint; captions are T5 states; AdaCache measures the temporal
+    attention of the middle block, 13 of 28.
+
+    Raises:
+        CheckpointError: the scheduler's file names another one or a value of a wrong kind.
+    """
     pixels = config.in_channels == PIXEL_CHANNELS
-    return LatentSpace(
-        channels=config.in_channels,
-        patch=config.patch_size,
-        spatial_factor=1 if pixels else VAE_SPATIAL_FACTOR,
-        frames="identity" if pixels else "open-sora-vae",
-        decoder="pixels" if pixels else "none",
+    side = config.input_sq_size
+    largest = {"frames": 128, "height": 512, "width": 512} if pixels else LARGEST
+    upper = {"samples": PROMPTS, "text": config.model_max_length, **largest}
+    return Description(
+        sampler=_sampler(scheduler),
+        video=VideoDefaults(height=side, width=side, frames=8)
+        if pixels
+        else VideoDefaults(height=480, width=854, frames=51),
+        guidance=GuidanceRule(order=("conditional", "unconditional"), null_captions=NULL_CAPTIONS),
+        latent=LatentSpace(
+            channels=config.in_channels,
+            patch=config.patch_size,
+            spatial_factor=1 if pixels else VAE_SPATIAL_FACTOR,
+            frames="identity" if pixels else "open-sora-vae",
+            decoder="pixels" if pixels else "none",
+        ),
+        text=TextRule(max_length=config.model_max_length, width=config.caption_channels, cleaning="open-sora"),
+        profiles={"default": {axis: (1, size) for axis, size in upper.items()}},
+        probe=f"temporal.{(config.depth - 1) // 2}.attn",
     )
 
 
-def sampler(scheduler: Mapping[str, Any] | None) -> SamplerDefaults:
-    """The published inference settings, or those of a ``scheduler_config.json`` in Open-Sora's own words.
-
-    Raises:
-        CheckpointError: the file names another scheduler or a value of a wrong kind.
-    """
+def _sampler(scheduler: Mapping[str, Any] | None) -> SamplerDefaults:
+    """The published inference settings, or those of a ``scheduler_config.json`` in Open-Sora's own words."""
     given = dict(scheduler or {})
     if given.get("type", "rflow") != "rflow" or given.get("num_timesteps", TIMESTEPS) != TIMESTEPS:
         raise CheckpointError(
@@ -217,27 +193,3 @@ def sampler(scheduler: Mapping[str, Any] | None) -> SamplerDefaults:
         )
     except ValidationError as error:
         raise CheckpointError(f"scheduler_config.json: {error}") from error
-
-
-def video(config: OpenSoraConfig) -> VideoDefaults:
-    """480p landscape for 2 s; for a model of pixels, a short clip of the size that its positions refer to."""
-    if config.in_channels == PIXEL_CHANNELS:
-        return VideoDefaults(height=config.input_sq_size, width=config.input_sq_size, frames=8)
-    return VideoDefaults(height=480, width=854, frames=51)
-
-
-def guidance(config: OpenSoraConfig) -> GuidanceRule:  # noqa: ARG001 - other families read it
-    """[prompt; null caption], the null caption being a tensor of the checkpoint."""
-    return GuidanceRule(order=("conditional", "unconditional"), null_captions=NULL_CAPTIONS)
-
-
-def text_rule(config: OpenSoraConfig) -> TextRule:
-    """T5 states of a prompt that was cleaned twice."""
-    return TextRule(max_length=config.model_max_length, width=config.caption_channels, cleaning="open-sora")
-
-
-def profiles(config: OpenSoraConfig) -> dict[str, dict[str, tuple[int, int]]]:
-    """Smallest and largest size of each axis: up to four prompts, and 16 s at up to 1080p where latents are coded."""
-    largest = {"frames": 128, "height": 512, "width": 512} if config.in_channels == PIXEL_CHANNELS else LARGEST
-    upper = {"samples": 4, "text": config.model_max_length, **largest}
-    return {"default": {axis: (1, size) for axis, size in upper.items()}}

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adacache_engines.bundle import Term
-from adacache_export import costs
-from adacache_export.costs import SAMPLES, TEXT, TOKENS
+from adacache_export.costs import SAMPLES, TEXT, TOKENS, attention, layers, total
 from adacache_export.layers import (
     Mlp,
     RMSNorm,
     ScalarEmbedder,
+    adaln_single,
     add_residual,
+    attend,
     linear,
     modulate,
     rotate_pairs,
@@ -63,7 +64,7 @@ class CaptionEmbedder(nn.Module):
         return out
 
     def flops(self) -> tuple[Term, ...]:
-        return self.y_proj.flops(TEXT)
+        return total(layers(self.y_proj, TEXT))
 
 
 class Embed(nn.Module):
@@ -123,12 +124,8 @@ class Embed(nn.Module):
         return hidden, modulation.float(), time.float()
 
     def flops(self) -> tuple[Term, ...]:
-        return costs.total(
-            costs.linear(self.x_embedder["proj"], TOKENS),
-            *self.t_embedder.flops(),
-            *self.fps_embedder.flops(),
-            costs.linear(self.t_block[1], SAMPLES),
-        )
+        of_numbers = (self.t_embedder, self.fps_embedder, self.t_block)
+        return total(layers(self.x_embedder, TOKENS), *(layers(module, SAMPLES) for module in of_numbers))
 
 
 class SelfAttention(nn.Module):
@@ -151,17 +148,13 @@ class SelfAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if self.temporal:
             q, k = rotate_pairs(q), rotate_pairs(k)
-        q, k, v = (part.flatten(0, 1).transpose(1, 2) for part in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+        out = attend(*(part.flatten(0, 1) for part in (q, k, v)))
         projected = linear(self.proj, out.unflatten(0, x.shape[:2]))
         return projected.transpose(1, 2) if self.temporal else projected
 
     def flops(self) -> tuple[Term, ...]:
-        return costs.total(
-            costs.linear(self.qkv, TOKENS),
-            costs.attention(TOKENS, "patch_frames" if self.temporal else "tokens", self.proj.in_features),
-            costs.linear(self.proj, TOKENS),
-        )
+        keys = "patch_frames" if self.temporal else "tokens"
+        return total(layers(self, TOKENS), attention(TOKENS, keys, self.proj.in_features))
 
 
 class CrossAttention(nn.Module):
@@ -178,19 +171,14 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
         """``x`` (B, T, S, D), ``text`` (B, L, D), ``text_mask`` (B, L) bool, True = attend -> (B, T, S, D)."""
         heads = (self.heads, x.shape[-1] // self.heads)
-        q = linear(self.q_linear, x.flatten(1, 2)).unflatten(-1, heads).transpose(1, 2)
-        k, v = linear(self.kv_linear, text).unflatten(-1, (2, *heads)).permute(2, 0, 3, 1, 4).unbind(0)
-        mask = text_mask[:, None, None, :].expand(-1, 1, q.shape[2], -1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return linear(self.proj, out.transpose(1, 2).flatten(-2)).view(x.shape)
+        q = linear(self.q_linear, x.flatten(1, 2)).unflatten(-1, heads)
+        k, v = linear(self.kv_linear, text).unflatten(-1, (2, *heads)).unbind(2)
+        mask = text_mask[:, None, None, :].expand(-1, 1, q.shape[1], -1)
+        return linear(self.proj, attend(q, k, v, mask)).view(x.shape)
 
     def flops(self) -> tuple[Term, ...]:
-        return costs.total(
-            costs.linear(self.q_linear, TOKENS),
-            costs.linear(self.kv_linear, TEXT),
-            costs.attention(TOKENS, "text", self.proj.in_features),
-            costs.linear(self.proj, TOKENS),
-        )
+        linears = (layers(self.q_linear, TOKENS), layers(self.kv_linear, TEXT), layers(self.proj, TOKENS))
+        return total(*linears, attention(TOKENS, "text", self.proj.in_features))
 
 
 class Block(nn.Module):
@@ -220,8 +208,9 @@ class Block(nn.Module):
         Returns:
             hidden (B, T, S, D), then one (B, T, S, D) tensor a site.
         """
-        table = (self.scale_shift_table.float() + modulation)[:, :, None, None, :]
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = table.unbind(1)
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = adaln_single(
+            self.scale_shift_table, modulation
+        )
         attn = gate_attn * self.attn(modulate(hidden, shift_attn, scale_attn))
         hidden = add_residual(hidden, attn)
         cross = self.cross_attn(hidden, text, text_mask)
@@ -232,7 +221,7 @@ class Block(nn.Module):
         return (hidden, *(probes[site]().to(hidden.dtype) for site in self.sites))
 
     def flops(self) -> tuple[Term, ...]:
-        return costs.total(*self.attn.flops(), *self.cross_attn.flops(), *self.mlp.flops(TOKENS))
+        return total(*self.attn.flops(), *self.cross_attn.flops(), layers(self.mlp, TOKENS))
 
 
 class Final(nn.Module):
@@ -260,4 +249,4 @@ class Final(nn.Module):
         return cropped
 
     def flops(self) -> tuple[Term, ...]:
-        return costs.total(costs.linear(self.linear, TOKENS))
+        return total(layers(self, TOKENS))

@@ -83,27 +83,39 @@ class StageEntry(Entry):
 
 
 class SamplerDefaults(Entry):
-    """How the model is sampled; steps and guidance unless a generation is told otherwise."""
+    """How the model is sampled; steps and guidance unless a generation is told otherwise.
 
-    name: Literal["rflow"]
+    Attributes:
+        timestep_transform: timesteps depend on the video's size, as in Open-Sora.
+        rounds_conditions: timesteps, sizes and frames per second are rounded to the weights' bfloat16, likewise.
+    """
+
+    name: Literal["rflow", "ddim", "pndm"]
     steps: int = Field(ge=1)
     guidance: float
-    timestep_transform: bool
+    timestep_transform: bool = False
+    rounds_conditions: bool = True
 
 
 class VideoDefaults(Entry):
-    """What a generation makes unless it is told otherwise; height and width in pixels."""
+    """What a generation makes unless it is told otherwise; height and width in pixels, fps of a clip and of an image
+    (for a model that takes it as a condition).
+    """
 
     height: int
     width: int
     frames: int
+    fps: float = 24.0
+    image_fps: float = 120.0
 
 
 class GuidanceRule(Entry):
-    """Classifier-free guidance: the order of the branches in a batch, and the unconditional branch's captions."""
+    """Classifier-free guidance: the order of the branches in a batch, and the unconditional branch's captions: a
+    tensor (length, width) of the weights file, or None where they are those of a negative prompt.
+    """
 
     order: tuple[Literal["conditional", "unconditional"], ...]
-    null_captions: str  # tensor (length, width) in the weights file
+    null_captions: str | None
 
 
 class LatentSpace(Entry):
@@ -112,6 +124,7 @@ class LatentSpace(Entry):
     Attributes:
         channels: of the latent; a prediction's further channels are ignored.
         patch: latent (frames, rows, columns) of a token.
+        whole_patches: a size that is no multiple of the patch is refused; else it is padded.
         spatial_factor: pixels of a latent row or column.
         frames: how frames become latent frames.
         decoder: what turns latents into pixels: ``pixels`` where they are pixels already, -1 to 1.
@@ -120,13 +133,18 @@ class LatentSpace(Entry):
     channels: int
     patch: tuple[int, int, int]
     spatial_factor: int
-    frames: Literal["identity", "open-sora-vae"]
+    frames: Literal["identity", "open-sora-vae", "causal-vae"]
     decoder: Literal["none", "pixels"]
+    whole_patches: bool = False
 
     def latent_frames(self, frames: int) -> int:
-        """Open-Sora's VAE turns each 17 frames into 5 and a shorter rest into a quarter, rounded up."""
+        """Open-Sora's VAE turns each 17 frames into 5 and a shorter rest into a quarter, rounded up; a causal one
+        keeps the first of an odd number, and turns the others into a quarter, rounded up.
+        """
         if self.frames == "identity":
             return frames
+        if self.frames == "causal-vae":
+            return math.ceil((frames - frames % 2) / 4) + frames % 2
         return 5 * (frames // 17) + math.ceil(frames % 17 / 4)
 
     def token_axes(self, frames: int, height: int, width: int) -> dict[str, int]:
@@ -137,11 +155,17 @@ class LatentSpace(Entry):
 
 
 class TextRule(Entry):
-    """From a prompt to captions (length, width)."""
+    """From a prompt to captions (length, width).
+
+    Attributes:
+        masking: what hides the padding behind a prompt: a ``mask``; or, as in Latte, nothing does: the captions of a
+            single prompt are ``cut`` to its tokens, with several prompts those of the padding are zeros.
+    """
 
     max_length: int
     width: int
-    cleaning: Literal["open-sora"]
+    cleaning: Literal["open-sora", "deepfloyd"]
+    masking: Literal["mask", "cut"] = "mask"
     tokenizer: str | None = None  # path
     encoder: Graph | None = None
     encoder_config: dict[str, Any] | None = None
@@ -213,6 +237,7 @@ class Manifest(Entry):
     stages: tuple[StageEntry, ...]
     arithmetic: dict[str, Graph]
     default_probes: tuple[str, ...]  # sites that a policy measures unless it names others
+    policies: dict[str, dict[str, Any]] = {}  # presets of this model, which come before those of the same name
     sampler: SamplerDefaults
     video: VideoDefaults
     guidance: GuidanceRule

@@ -10,8 +10,6 @@ from adacache_runtime.plan import Engines, Plan
 from adacache_runtime.probe import Probe
 from adacache_runtime.request import Request, Settled
 
-HISTORY = 1  # velocities that the sampler remembers
-
 
 @dataclass(frozen=True)
 class Assembly:
@@ -51,7 +49,7 @@ def assemble(
     latents = Latents(
         settled.latents,
         settled.guidance,
-        HISTORY,
+        settled.updates[0].weights.shape[0],
         engines.arithmetic,
         device,
         plan.tensors["latents"],

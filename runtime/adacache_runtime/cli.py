@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from adacache_engines.backends import BACKENDS, ONNXRUNTIME, open_backend
-from adacache_engines.bundle import LatentSpace, open_bundle
+from adacache_engines.bundle import LatentSpace, TextRule, open_bundle
 from adacache_engines.errors import InputError
 from adacache_engines.ort import PROVIDERS
 from adacache_runtime.command import run, size
@@ -44,15 +44,23 @@ def _parser() -> argparse.ArgumentParser:
     text("--motion", type=float, metavar="SCORE", help="likewise for the amount of motion")
     text("--camera", metavar="MOTION", help="likewise for the camera, such as 'pan right'")
     text(
+        "--negative-prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="what to lead away from, one for all prompts or one each, for a model that takes it (default: empty)",
+    )
+    text(
         "--text-embeddings",
         metavar="FILE.npz",
         type=Path,
-        help="instead of prompts: embeddings (n, length, width), optional mask (n, length)",
+        help="instead of prompts: embeddings (n, length, width), optional mask (n, length) and negative (n, length, "
+        "width), of the negative prompts",
     )
     video = parser.add_argument_group("video").add_argument
     video("--size", type=size, metavar="HxW", help="pixels (default: the bundle's)")
     video("--frames", type=int, metavar="F", help="1 = an image (default: the bundle's)")
-    video("--fps", type=float, nargs="+", metavar="f", help="one, or one a prompt (default: 24, an image 120)")
+    video("--fps", type=float, nargs="+", metavar="f", help="one, or one a prompt (default: the bundle's)")
     video("--seed", type=int, default=0, help="of the initial noise (default: 0)")
     video(
         "--latents", metavar="FILE.npz", type=Path, help="initial noise: latents (n, channels, frames, height, width)"
@@ -60,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     sampling = parser.add_argument_group("sampling and caching").add_argument
     sampling("--steps", type=int, help="(default: the bundle's)")
     sampling("--guidance", type=float, help="(default: the bundle's)")
+    sampling("--idle-call", action="store_true", help="PNDM: also make its last call, which changes nothing")
     sampling("--policy", default="never", metavar="POLICY", help=f"a JSON file, or one of {', '.join(PRESETS)} (never)")
     sampling("--granularity", choices=GRANULARITIES, default="stack", help="of cached residuals (default: stack)")
     sampling(
@@ -86,23 +95,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
+    bundle = open_bundle(options.bundle)
     request = Request(
         height=options.size[0] if options.size else None,
         width=options.size[1] if options.size else None,
         frames=options.frames,
-        prompts=tuple(with_scores(text, options.aesthetic, options.motion, options.camera) for text in options.prompt),
+        prompts=_prompts(options, bundle.manifest.text),
+        negative_prompts=tuple(options.negative_prompt),
         captions=_captions(options.text_embeddings) if options.text_embeddings else None,
         fps=tuple(options.fps) if options.fps else None,
         steps=options.steps,
         guidance=options.guidance,
         seed=options.seed,
         latents=_array(options.latents, "latents") if options.latents else None,
-        policy=policy_from(options.policy),
+        policy=policy_from(options.policy, bundle.manifest.policies),
         granularity=options.granularity,
         scope=options.scope,
         keep_calls=options.save_every_call,
+        idle_call=options.idle_call,
     )
-    bundle = open_bundle(options.bundle)
     settled = settle(bundle, request)
     outputs = _outputs(options, settled.samples)
     if not options.plan_memory:
@@ -122,7 +133,7 @@ def _run(options: argparse.Namespace) -> None:
             return
         memory = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in pipeline.residual_nbytes(request).items())
         print(f"memory of cached residuals by granularity: {memory}; chosen: {request.granularity}", file=sys.stderr)
-        with call_progress(settled.steps) as progress:
+        with call_progress(len(settled.updates)) as progress:
             result = pipeline.generate(request, progress)
     for path, latents, fps in zip(outputs, result.latents, settled.fps.tolist(), strict=False):
         write_video(path, to_pixels(latents), fps, options.zoom)
@@ -131,11 +142,18 @@ def _run(options: argparse.Namespace) -> None:
     Console(stderr=True).print(summary(result.trace, bundle.manifest))
 
 
+def _prompts(options: argparse.Namespace, rule: TextRule) -> tuple[str, ...]:
+    scores = (options.aesthetic, options.motion, options.camera)
+    if rule.cleaning != "open-sora" and any(score is not None for score in scores):
+        raise InputError("--aesthetic, --motion and --camera are for models that were trained with them: Open-Sora's")
+    return tuple(with_scores(text, *scores) for text in options.prompt)
+
+
 def _captions(path: Path) -> Captions:
     arrays = _arrays(path)
     embeddings = _number(path, arrays, "embeddings")
     mask = arrays["mask"] != 0 if "mask" in arrays else np.ones(embeddings.shape[:2], np.bool_)
-    return Captions(embeddings, mask)
+    return Captions(embeddings, mask, _number(path, arrays, "negative") if "negative" in arrays else None)
 
 
 def _array(path: Path, name: str) -> NDArray[np.float32]:

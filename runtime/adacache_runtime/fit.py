@@ -6,7 +6,7 @@ from dataclasses import replace
 from adacache_engines.errors import EngineError, InputError
 from adacache_runtime.memory import KINDS, MemoryPlan, megabytes
 from adacache_runtime.policies.never import NeverReuse
-from adacache_runtime.request import Captions, Request, Settled
+from adacache_runtime.request import Request, Settled
 
 Measure = Callable[[Request], MemoryPlan]
 
@@ -71,10 +71,12 @@ def _fewer_prompts(request: Request, settled: Settled) -> Iterator[tuple[str, Re
     for count in range(settled.samples - 1, 0, -1):
         captions, fps, latents = request.captions, request.fps, request.latents
         if captions is not None:
-            captions = Captions(captions.embeddings[:count], captions.mask[:count])
+            captions = captions.first(count)
+        negatives = request.negative_prompts
         changed = replace(
             request,
             prompts=request.prompts[:count],
+            negative_prompts=negatives[:count] if len(negatives) > 1 else negatives,
             captions=captions,
             fps=fps[:count] if fps is not None and len(fps) > 1 else fps,
             latents=None if latents is None else latents[:count],

@@ -44,11 +44,11 @@ def ddim(steps: int, samples: int) -> Iterator[Update]:
         yield _update(step * ratio, 0, scale, {0: math.sqrt(1 - there) - scale * math.sqrt(1 - here)}, 1, samples)
 
 
-def pndm(steps: int, samples: int) -> Iterator[Update]:
+def pndm(steps: int, samples: int, idle_call: bool = False) -> Iterator[Update]:
     """PNDM with its Runge-Kutta start (arXiv 2202.09778, eq. 11 to 13 and algorithm 2): ``steps`` + 8 calls.
 
     As in Open-Sora-Plan, it ends at abar of timestep 0. The original makes one more call there, whose update changes
-    nothing; it is left out.
+    nothing; it is left out, but with ``idle_call``.
 
     Raises:
         OutOfRangeError: ``steps`` is not 4 to 1000.
@@ -78,8 +78,8 @@ def pndm(steps: int, samples: int) -> Iterator[Update]:
             weights = {slot: reached[slot] - scale * added[slot] for slot in slots}
             yield _update(at, slots[call], scale, weights, PNDM_HISTORY, samples)
             grown, added = stretch, reached
-    for count, step in enumerate(range(steps - FEWEST_PNDM, 0, -1)):
-        stretch, push = transfer(step * ratio, (step - 1) * ratio)
+    for count, step in enumerate(range(steps - FEWEST_PNDM, -1 if idle_call else 0, -1)):
+        stretch, push = transfer(step * ratio, max(step - 1, 0) * ratio)
         slot = (RUNGE_KUTTA_GROUPS + count) % len(ADAMS_BASHFORTH)
         weights = {(slot - age) % len(ADAMS_BASHFORTH): push * share for age, share in enumerate(ADAMS_BASHFORTH)}
         yield _update(step * ratio, slot, stretch, weights, PNDM_HISTORY, samples)

@@ -26,8 +26,8 @@ from adacache_runtime.loop import Generation, denoise
 from adacache_runtime.memory import MemoryPlan, plan_memory
 from adacache_runtime.plan import GRANULARITIES, Engines, Granularity, residual_nbytes
 from adacache_runtime.request import Request, Settled, settle
-from adacache_runtime.samplers import Floats, Update, condition_dtype, rflow, rflow_timesteps, transform_ratio
-from adacache_runtime.tokenizer import Tokens
+from adacache_runtime.samplers import Floats
+from adacache_runtime.sampling import condition_dtype
 from adacache_runtime.trace import CallRecord, Trace
 
 
@@ -112,11 +112,10 @@ class Pipeline:
         Returns, as a generator does, the result. Raises what :meth:`generate` raises, the first time it is advanced.
         """
         settled = settle(self.bundle, request)
-        updates = self._updates(request, settled)
-        tokens = text.tokenize(self.bundle, request.prompts) if request.captions is None else None
-        plan = self._memory(request, settled, tokens)
+        read = text.read_text(self.bundle, request)
+        plan = self._memory(request, settled, read)
         check_fit(request, settled, plan, self.backend.device.free_nbytes(), self.memory)
-        generation = self._prepare(request, settled, tokens)
+        generation = self._prepare(request, settled, read)
         before: list[NDArray[np.float32]] = []
 
         def keep(_call: int, latents: Latents) -> None:
@@ -124,11 +123,11 @@ class Pipeline:
                 before.append(latents.read())
 
         records = []
-        for record in denoise(generation, updates, request.policy, keep):
+        for record in denoise(generation, settled.updates, request.policy, keep):
             records.append(record)
             yield record
         calls = np.stack(before) if request.keep_calls else None
-        trace = Trace(tuple(records), self._sizes(request, settled, tokens))
+        trace = Trace(tuple(records), self._sizes(settled, read))
         return Result(generation.latents.read(), trace, calls)
 
     def memory(self, request: Request) -> MemoryPlan:
@@ -139,46 +138,31 @@ class Pipeline:
             EngineError: an engine does not run at this size.
         """
         settled = settle(self.bundle, request)
-        self._updates(request, settled)
-        tokens = text.tokenize(self.bundle, request.prompts) if request.captions is None else None
-        return self._memory(request, settled, tokens)
+        return self._memory(request, settled, text.read_text(self.bundle, request))
 
     def residual_nbytes(self, request: Request) -> dict[Granularity, int]:
         """Memory that cached residuals take, by granularity."""
         sizes = settle(self.bundle, request).sizes
         return {choice: residual_nbytes(self.bundle.manifest, sizes, choice) for choice in GRANULARITIES}
 
-    def _updates(self, request: Request, settled: Settled) -> list[Update]:
-        manifest = self.bundle.manifest
-        ratio = None
-        if manifest.sampler.timestep_transform:
-            dtype = condition_dtype(manifest.precision)
-            ratio = transform_ratio(settled.height, settled.width, settled.frames, dtype)
-        return list(rflow(rflow_timesteps(settled.steps, settled.samples, ratio)))
-
-    def _memory(self, request: Request, settled: Settled, tokens: Tokens | None) -> MemoryPlan:
-        """``tokens``: of prompts; None with captions."""
-        sites, sizes = self._sites(request), self._sizes(request, settled, tokens)
+    def _memory(self, request: Request, settled: Settled, read: text.Text) -> MemoryPlan:
+        sites, sizes = self._sites(request), self._sizes(settled, read)
         return plan_memory(self.bundle, self.backend, self._engines, request, settled, sites, sizes)
 
-    def _sizes(self, request: Request, settled: Settled, tokens: Tokens | None) -> dict[str, int]:
+    def _sizes(self, settled: Settled, read: text.Text) -> dict[str, int]:
         """Of all dynamic axes."""
-        captioned = request.captions if tokens is None else tokens
-        assert captioned is not None
-        sizes = {**settled.sizes, "text": text.caption_length(captioned.mask)}
+        sizes = {**settled.sizes, "text": read.length}
         check_profiles(self.bundle.manifest, sizes)
         return sizes
 
-    def _prepare(self, request: Request, settled: Settled, tokens: Tokens | None) -> Generation:
+    def _prepare(self, request: Request, settled: Settled, read: text.Text) -> Generation:
         manifest, device = self.bundle.manifest, self.backend.device
-        sites, sizes = self._sites(request), self._sizes(request, settled, tokens)
-        encoded = request.captions if tokens is None else text.encode(self.bundle, self.backend, tokens)
-        assert encoded is not None
-        captions = text.branch(self.bundle, encoded)
+        sites, sizes = self._sites(request), self._sizes(settled, read)
+        captions = text.branches(self.bundle, self.backend, read)
         assembly = assemble(manifest, self._engines, device, request, settled, sites, sizes)
         plan = assembly.plan
         branches = len(manifest.guidance.order)
-        dtype = condition_dtype(manifest.precision)
+        dtype = condition_dtype(manifest)
 
         def condition(values: Floats) -> Floats:
             return values.astype(dtype).astype(np.float32)

@@ -1,10 +1,10 @@
 """Which calls a policy computes, found without a model."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from adacache_runtime.policies.adacache import AdaCache
 from adacache_runtime.policy import Context, Measurement, Policy, Run
-from adacache_runtime.samplers import TRAIN_TIMESTEPS
 
 UNCHANGED = Measurement("", (0.0,), (1.0,))
 
@@ -21,13 +21,13 @@ def bounds(policy: Policy[Any]) -> tuple[Policy[Any], Policy[Any]]:
     return fewest, most
 
 
-def replay(policy: Policy[Any], calls: int) -> list[tuple[bool, ...]]:
-    """Each call's decision for one group, if nothing ever changes; timesteps fall evenly."""
-    run = Run(calls, groups=1, units=1)
+def replay(policy: Policy[Any], timesteps: Sequence[float]) -> list[tuple[bool, ...]]:
+    """Each call's decision for one group, if nothing ever changes."""
+    run = Run(len(timesteps), groups=1, units=1)
     state = policy.start(run)
     decided: list[tuple[bool, ...]] = []
-    for call in range(1, calls + 1):
-        context = Context(run, call, TRAIN_TIMESTEPS * (1 - (call - 1) / calls))
+    for call, timestep in enumerate(timesteps, 1):
+        context = Context(run, call, timestep)
         decision, state = policy.decide(state, context)
         # the first computed call has nothing to compare with
         if policy.sites != () and decided and all(decision.compute):

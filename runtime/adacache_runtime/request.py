@@ -7,18 +7,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adacache_engines.bundle import Bundle, Manifest
+from adacache_engines.bundle import Bundle, Manifest, TextRule, VideoDefaults
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.shape_profiles import check_profiles
 from adacache_runtime.loop import SCOPES, Scope
 from adacache_runtime.plan import GRANULARITIES, Granularity
 from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.policy import Policy
-from adacache_runtime.samplers import check_guidance, check_steps
+from adacache_runtime.samplers import Update, check_guidance, check_steps
+from adacache_runtime.sampling import updates
 
 MAX_SEED = 2**63 - 1
-VIDEO_FPS = 24.0
-IMAGE_FPS = 120.0  # what Open-Sora was trained to take a single frame for
 
 
 @dataclass(frozen=True)
@@ -28,10 +27,18 @@ class Captions:
     Attributes:
         embeddings: (prompts, length, width) float32.
         mask: (prompts, length) bool, True = a token; the others are ignored.
+        negative: (prompts, length, width) float32, of the negative prompts, for a model that is guided by them; the
+            length may be another one.
     """
 
     embeddings: NDArray[np.float32]
     mask: NDArray[np.bool_]
+    negative: NDArray[np.float32] | None = None
+
+    def first(self, count: int) -> "Captions":
+        """Those of the first prompts."""
+        negative = None if self.negative is None else self.negative[:count]
+        return Captions(self.embeddings[:count], self.mask[:count], negative)
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,10 @@ class Request:
     Attributes:
         prompts: texts, for a bundle with a text encoder; or
         captions: their states from an encoder of one's own.
+        negative_prompts: one for all prompts, or one each, for a model that is guided by them; none = empty ones.
         height, width: pixels; None = the bundle's default.
         frames: of the video; 1 = an image; None = the bundle's default.
-        fps: frames per second, one for all prompts or one each; None = 24, or 120 for an image.
+        fps: frames per second, one for all prompts or one each; None = the bundle's default.
         steps, guidance: None = the bundle's defaults.
         seed: of the initial noise.
         latents: the initial noise (prompts, channels, frames, height, width) float32, instead of the seed's; the size
@@ -52,6 +60,7 @@ class Request:
         granularity: of cached residuals: one of the whole ``stack``, or one a ``block``.
         scope: whether the ``batch`` decides as one, or each ``prompt`` for itself and the most cautious for all.
         keep_calls: keep the latents before each call, too.
+        idle_call: make the call, too, with which PNDM originally ends and which changes nothing.
     """
 
     height: int | None = None
@@ -59,6 +68,7 @@ class Request:
     frames: int | None = None
     prompts: tuple[str, ...] = ()
     captions: Captions | None = None
+    negative_prompts: tuple[str, ...] = ()
     fps: tuple[float, ...] | None = None
     steps: int | None = None
     guidance: float | None = None
@@ -68,11 +78,12 @@ class Request:
     granularity: Granularity = "stack"
     scope: Scope = "batch"
     keep_calls: bool = False
+    idle_call: bool = False
 
 
 @dataclass(frozen=True)
 class Settled:
-    """A request with every default filled in and every number checked."""
+    """A request with every default filled in and every number checked; ``updates`` has the sampler's calls."""
 
     samples: int
     height: int
@@ -82,6 +93,7 @@ class Settled:
     fps: NDArray[np.float32]  # (samples,)
     steps: int
     guidance: float
+    updates: Sequence[Update]
     sizes: Mapping[str, int]  # of the dynamic axes, text excepted
 
 
@@ -118,9 +130,10 @@ def settle(bundle: Bundle, request: Request) -> Settled:
         samples=samples,
         **video,
         latents=_noise(request, shape),
-        fps=_fps(request, video["frames"], samples),
+        fps=_fps(manifest.video, request, video["frames"], samples),
         steps=steps,
         guidance=guidance,
+        updates=updates(manifest, steps, samples, **video, idle_call=request.idle_call),
         sizes={**axes, **manifest.latent.token_axes(**axes), **batch},
     )
 
@@ -128,10 +141,14 @@ def settle(bundle: Bundle, request: Request) -> Settled:
 def _samples(manifest: Manifest, request: Request) -> int:
     if (request.captions is None) == (not request.prompts):
         raise InputError("give either prompts or the embeddings of an encoder of your own, and not both")
-    if request.captions is None:
-        return len(request.prompts)
-    embeddings, mask = request.captions.embeddings, request.captions.mask
-    rule = manifest.text
+    samples = len(request.prompts) if request.captions is None else _check_captions(manifest.text, request.captions)
+    _check_negative(manifest, request, samples)
+    return samples
+
+
+def _check_captions(rule: TextRule, captions: Captions) -> int:
+    """The number of prompts."""
+    embeddings, mask = captions.embeddings, captions.mask
     if embeddings.ndim != 3 or embeddings.shape[2] != rule.width or not embeddings.shape[0]:
         raise InputError(f"text embeddings have shape {embeddings.shape}; expected (prompts, length, {rule.width})")
     if not 1 <= embeddings.shape[1] <= rule.max_length:
@@ -145,6 +162,28 @@ def _samples(manifest: Manifest, request: Request) -> int:
     return int(embeddings.shape[0])
 
 
+def _check_negative(manifest: Manifest, request: Request, samples: int) -> None:
+    negative = None if request.captions is None else request.captions.negative
+    if manifest.guidance.null_captions is not None and (request.negative_prompts or negative is not None):
+        raise InputError(
+            f"{manifest.family} takes no negative prompt: its guidance is away from a caption that it has learned; "
+            "leave it out"
+        )
+    if request.negative_prompts and negative is not None:
+        raise InputError("give either negative prompts or their embeddings, and not both")
+    if len(request.negative_prompts) not in (0, 1, samples):
+        raise InputError(
+            f"{len(request.negative_prompts)} negative prompts for {samples} prompts; give one, or one each"
+        )
+    if negative is None:
+        return
+    width = manifest.text.width
+    if negative.ndim != 3 or negative.shape[0] != samples or negative.shape[2] != width:
+        raise InputError(f"negative embeddings have shape {negative.shape}; expected ({samples}, length, {width})")
+    if not _fits_float32(negative):
+        raise InputError("the negative embeddings contain NaN, infinity or numbers beyond float32; check the encoder")
+
+
 def _latent_shape(
     manifest: Manifest, request: Request, samples: int, height: int, width: int, frames: int
 ) -> tuple[int, ...]:
@@ -156,7 +195,14 @@ def _latent_shape(
             raise InputError(
                 f"latents have shape {given}; expected ({samples}, {latent.channels}, frames, height, width)"
             )
+        if latent.whole_patches and any(side % patch for side, patch in zip(given[2:], latent.patch, strict=True)):
+            raise OutOfRangeError(
+                f"latents have shape {given}; this model takes (frames, height, width) in multiples of {latent.patch}"
+            )
         return given
+    unit = latent.spatial_factor * latent.patch[1]
+    if latent.whole_patches and (height % unit or width % unit):
+        raise OutOfRangeError(f"{height}x{width} pixels are not possible with this model; choose multiples of {unit}")
     size = (height // latent.spatial_factor, width // latent.spatial_factor)
     if min(size) < 1:
         raise OutOfRangeError(f"{height}x{width} pixels are too few; choose at least {latent.spatial_factor} each way")
@@ -176,8 +222,8 @@ def _fits_float32(values: NDArray[Any]) -> bool:
     return bool((np.abs(values) <= np.finfo(np.float32).max).all())  # False for NaN
 
 
-def _fps(request: Request, frames: int, samples: int) -> NDArray[np.float32]:
-    fps: Sequence[float] = request.fps or ((IMAGE_FPS,) if frames == 1 else (VIDEO_FPS,))
+def _fps(usual: VideoDefaults, request: Request, frames: int, samples: int) -> NDArray[np.float32]:
+    fps: Sequence[float] = request.fps or (usual.image_fps if frames == 1 else usual.fps,)
     if len(fps) not in (1, samples):
         raise InputError(f"{len(fps)} values of fps for {samples} prompts; give one, or one each")
     if not all(0 < value <= 1000 for value in fps):

@@ -8,11 +8,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from adacache_engines.bundle import Precision, SamplerDefaults
 from adacache_engines.errors import OutOfRangeError
 
 Floats = NDArray[np.float32]
@@ -38,14 +36,6 @@ class Update:
     weights: Floats
 
 
-def condition_dtype(precision: Precision) -> np.dtype:
-    """The type in which Open-Sora rounds sizes and timesteps: bfloat16 with bfloat16 weights.
-
-    float16 could not hold height x width, so there, unlike the original, they stay float32.
-    """
-    return np.dtype(ml_dtypes.bfloat16 if precision == "bf16" else np.float32)
-
-
 def transform_ratio(height: int, width: int, frames: int, dtype: np.dtype) -> np.generic:
     """By how much large and long videos shift timesteps to noise: sqrt(h w / 512^2) sqrt(latent chunks); 1 = not.
 
@@ -54,7 +44,7 @@ def transform_ratio(height: int, width: int, frames: int, dtype: np.dtype) -> np
     Args:
         height, width: pixels.
         frames: pixel frames.
-        dtype: in which the original evaluates it, see :func:`condition_dtype`.
+        dtype: in which the original evaluates it.
 
     Raises:
         OutOfRangeError: ``frames`` is 2 to 16, for which the original's timesteps are NaN.
@@ -93,11 +83,6 @@ def rflow(timesteps: Floats) -> Iterator[Update]:
     for here, there in zip(timesteps, following, strict=True):
         dt = (here - there) / np.float32(TRAIN_TIMESTEPS)
         yield Update(here, 0, np.ones_like(here), dt[None])
-
-
-def calls_of(sampler: SamplerDefaults) -> int:
-    """Calls of the denoiser that a generation with the default steps makes: a rectified flow makes one a step."""
-    return sampler.steps
 
 
 def check_steps(steps: int) -> None:

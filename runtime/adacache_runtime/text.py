@@ -1,6 +1,7 @@
 """Prompts to captions, and captions of all guidance branches to what the model takes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +11,52 @@ from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError
 from adacache_engines.tensors import NUMPY_DTYPES
-from adacache_runtime.request import Captions
-from adacache_runtime.text_cleaning import clean_twice
+from adacache_runtime.request import Captions, Request
+from adacache_runtime.text_cleaning import CLEANINGS
 from adacache_runtime.tokenizer import Tokenizer, Tokens
 
 
-def tokenize(bundle: Bundle, prompts: Sequence[str]) -> Tokens:
-    """Cleans and tokenises prompts, as the original pipeline does.
+@dataclass(frozen=True)
+class Text:
+    """What a request says, as far as it is known before an encoder runs.
+
+    Attributes:
+        prompts: captions, or tokens that are still to be encoded.
+        negative: the same of the negative prompts; None for a model that has a caption of its own instead.
+        length: of the captions that the model gets.
+    """
+
+    prompts: Captions | Tokens
+    negative: NDArray[np.float32] | Tokens | None
+    length: int
+
+
+def read_text(bundle: Bundle, request: Request) -> Text:
+    """Cleans and tokenises what a request has as text.
+
+    Raises:
+        InputError: the bundle has no text encoder for it, or the embeddings of negative prompts are missing or too
+            short; says how to get them.
+    """
+    prompts = request.captions or tokenize(bundle, request.prompts)
+    length = caption_length(bundle, prompts.mask)
+    if bundle.manifest.guidance.null_captions is not None:
+        return Text(prompts, None, length)
+    given = None if request.captions is None else request.captions.negative
+    if given is None:
+        count = len(prompts.mask)
+        texts = request.negative_prompts or ("",)
+        return Text(prompts, tokenize(bundle, texts * count if len(texts) == 1 else texts, "negative"), length)
+    if given.shape[1] < length:
+        raise InputError(
+            f"the negative embeddings have length {given.shape[1]}, and the prompts' {length} tokens need as many: "
+            "encode both with padding to the same length"
+        )
+    return Text(prompts, given, length)
+
+
+def tokenize(bundle: Bundle, prompts: Sequence[str], array: str = "embeddings") -> Tokens:
+    """Cleans and tokenises prompts, as the original pipeline does; ``array`` is what to give instead of them.
 
     Raises:
         InputError: the bundle has no text encoder; says how to get one.
@@ -25,51 +65,66 @@ def tokenize(bundle: Bundle, prompts: Sequence[str]) -> Tokens:
     if rule.encoder is None or rule.tokenizer is None:
         raise InputError(
             "this bundle has no text encoder; export the checkpoint with --text-encoder DIR (a T5 folder), or give "
-            "the states of an encoder of your own with --text-embeddings FILE.npz"
+            f"the states of an encoder of your own with --text-embeddings FILE.npz (array {array})"
         )
-    return Tokenizer.open(bundle.path(rule.tokenizer), rule.max_length)([clean_twice(prompt) for prompt in prompts])
+    clean = CLEANINGS[rule.cleaning]
+    return Tokenizer.open(bundle.path(rule.tokenizer), rule.max_length)([clean(prompt) for prompt in prompts])
 
 
-def encode(bundle: Bundle, backend: Backend, tokens: Tokens) -> Captions:
-    """Runs the bundle's text encoder, which must be there.
-
-    The encoder is loaded for the call and let go of: it is often larger than the model.
+def caption_length(bundle: Bundle, mask: NDArray[np.bool_]) -> int:
+    """Of the captions that the model gets, in tokens: what is beyond is cut off, but for several prompts to a model
+    without a mask.
     """
-    rule, device = bundle.manifest.text, backend.device
-    assert rule.encoder is not None
-    sizes = {"batch": len(tokens.ids), "text": rule.max_length}
-    values = {"tokens": tokens.ids, "mask": tokens.mask}
-    buffers = {
-        spec.name: device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype])
-        for spec in (*rule.encoder.inputs, *rule.encoder.outputs)
-    }
-    for name, value in values.items():
-        buffers[name].write(value)
-    backend.load(rule.encoder).bind(buffers)()
-    return Captions(buffers["captions"].read().astype(np.float32), tokens.mask)
-
-
-def caption_length(mask: NDArray[np.bool_]) -> int:
-    """Of the longest prompt, in tokens; what is beyond is cut off."""
+    if bundle.manifest.text.masking == "cut":
+        return int(mask.sum()) if len(mask) == 1 else mask.shape[1]
     return int(np.flatnonzero(mask.any(axis=0)).max()) + 1
 
 
-def null_captions(bundle: Bundle) -> NDArray[np.float32]:
-    """What the unconditional branch gets for text: (max_length, width)."""
-    with safe_open(str(bundle.path(bundle.manifest.weights)), framework="np") as file:
-        values: NDArray[np.float32] = file.get_tensor(bundle.manifest.guidance.null_captions).astype(np.float32)
-    return values
+def branches(bundle: Bundle, backend: Backend, text: Text) -> Captions:
+    """Captions of all guidance branches in the model's order, and their mask; runs the text encoder where needed.
 
-
-def branch(bundle: Bundle, captions: Captions) -> Captions:
-    """Captions of all guidance branches in the model's order, cut to the longest prompt.
-
-    The unconditional branch has the prompt's own mask, as in the original, so its result depends on the prompt's
-    length.
+    The encoder is loaded for this and let go of: it is often larger than the model.
     """
-    length = caption_length(captions.mask)
-    mask = captions.mask[:, :length]
-    null = np.broadcast_to(null_captions(bundle)[:length], captions.embeddings[:, :length].shape)
-    rows = {"conditional": captions.embeddings[:, :length], "unconditional": null}
+    encoded = _encode(bundle, backend, [part for part in (text.prompts, text.negative) if isinstance(part, Tokens)])
+    embeddings = next(encoded) if isinstance(text.prompts, Tokens) else text.prompts.embeddings
+    mask, embeddings = text.prompts.mask[:, : text.length], embeddings[:, : text.length]
+    if text.negative is None:  # has the prompt's own mask, as in the original, and so depends on the prompt's length
+        negative = np.broadcast_to(null_captions(bundle)[: text.length], embeddings.shape)
+    else:
+        given = next(encoded) if isinstance(text.negative, Tokens) else text.negative
+        negative = given[:, : text.length]
+    if bundle.manifest.text.masking == "cut":
+        if len(mask) > 1:
+            embeddings = embeddings * mask[:, :, None]
+        mask = np.ones_like(mask)
+    rows = {"conditional": embeddings, "unconditional": negative}
     order = bundle.manifest.guidance.order
     return Captions(np.concatenate([rows[name] for name in order]), np.concatenate([mask] * len(order)))
+
+
+def _encode(bundle: Bundle, backend: Backend, texts: Sequence[Tokens]) -> Iterator[NDArray[np.float32]]:
+    """The encoder's states (prompts, max_length, width) of each of ``texts``."""
+    rule, device = bundle.manifest.text, backend.device
+    if not texts:
+        return
+    assert rule.encoder is not None
+    engine = backend.load(rule.encoder)
+    for tokens in texts:
+        sizes = {"batch": len(tokens.ids), "text": rule.max_length}
+        buffers = {
+            spec.name: device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype])
+            for spec in (*rule.encoder.inputs, *rule.encoder.outputs)
+        }
+        buffers["tokens"].write(tokens.ids)
+        buffers["mask"].write(tokens.mask)
+        engine.bind(buffers)()
+        yield buffers["captions"].read().astype(np.float32)
+
+
+def null_captions(bundle: Bundle) -> NDArray[np.float32]:
+    """What the unconditional branch gets for text where the model has learned that: (max_length, width)."""
+    name = bundle.manifest.guidance.null_captions
+    assert name is not None
+    with safe_open(str(bundle.path(bundle.manifest.weights)), framework="np") as file:
+        values: NDArray[np.float32] = file.get_tensor(name).astype(np.float32)
+    return values

@@ -1,14 +1,16 @@
-"""What Open-Sora does to a prompt before the tokenizer sees it.
+"""What the models' pipelines do to a prompt before the tokenizer sees it.
 
 The encoder's inputs in training went through this cleaning, so a prompt that skips it is text that the model has never
 seen. The rules come from a crawl of image captions (shop pages, file names, links); most leave a sentence alone.
 
 Source: hpcaitech/Open-Sora v1.2.0, ``opensora/models/text_encoder/t5.py`` (text) and
-``opensora/utils/inference_utils.py`` (scores).
+``opensora/utils/inference_utils.py`` (scores). The rules are DeepFloyd IF's; Latte and Open-Sora-Plan have them as they
+are, Open-Sora with the text trimmed once more.
 """
 
 import html
 import re
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from urllib.parse import unquote_plus
 
@@ -132,16 +134,21 @@ def with_scores(
     return " ".join(parts)
 
 
-def clean(prompt: str) -> str:
-    """One pass of the cleaning, in lower case. A second pass can change the text again: see :func:`clean_twice`."""
+def clean(prompt: str, trims: bool = True) -> str:
+    """One pass of the cleaning, in lower case. A second pass can change the text again: see :data:`CLEANINGS`.
+
+    ``trims``: also take away the white space at both ends before the last group of rules.
+    """
     text = _apply(BEFORE_MARKUP, unquote_plus(prompt).strip().lower())
     text = _apply(BEFORE_REPAIR, _without_markup(text))
     if len(JOINERS.findall(text)) > MAX_JOINERS:  # this-is-my-cute-cat
         text = JOINERS.sub(" ", text)
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-    return _apply(AFTER_REPAIR, text).strip()
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return _apply(AFTER_REPAIR, text.strip() if trims else text).strip()
 
 
-def clean_twice(prompt: str) -> str:
-    """What Open-Sora gives its tokenizer: the cleaning applied to its own result."""
-    return clean(clean(prompt))
+# what the tokenizer gets: the cleaning applied to its own result
+CLEANINGS: Mapping[str, Callable[[str], str]] = {
+    "open-sora": lambda prompt: clean(clean(prompt)),
+    "deepfloyd": lambda prompt: clean(clean(prompt, trims=False), trims=False),
+}

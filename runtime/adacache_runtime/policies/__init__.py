@@ -33,17 +33,25 @@ PRESETS: Mapping[str, Policy[Any]] = {
 }
 
 
-def policy_from(choice: str) -> Policy[Any]:
+def policy_from(choice: str, own: Mapping[str, object] | None = None) -> Policy[Any]:
     """The policy that a preset's name or a JSON file describes.
+
+    Args:
+        choice: name of a preset, or path of a ``.json`` file.
+        own: presets of the bundle, as JSON describes them; they come before those of the same name.
 
     Raises:
         InputError: no such preset or file, or the file has unknown keys or impossible values; lists the known ones.
     """
+    own = own or {}
+    if choice in own:
+        return policy_from_description(own[choice], f"preset {choice} of the bundle")
     if choice in PRESETS:
         return PRESETS[choice]
     path = Path(choice)
     if path.suffix != ".json":
-        raise InputError(f"policy {choice!r} is unknown; presets: {', '.join(PRESETS)}; or give a .json file")
+        known = ", ".join({**own, **PRESETS})
+        raise InputError(f"policy {choice!r} is unknown; presets: {known}; or give a .json file")
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -148,7 +148,7 @@ def _work(options: argparse.Namespace) -> _Work:
         prompts=() if given else (options.prompt,),
         captions=given,
         steps=options.steps,
-        policy=policy_from(options.policy),
+        policy=policy_from(options.policy, manifest.policies),
         granularity=options.granularity,
     )
     sizes = sizes_of(bundle, request, length)
@@ -170,7 +170,7 @@ def _generation(options: argparse.Namespace, work: _Work, target: Target) -> tup
     """The generation, or why there is none."""
     if options.only:
         return None, "--only measures single engines"
-    with call_progress(settle(work.bundle, work.request).steps) as progress:
+    with call_progress(len(settle(work.bundle, work.request).updates)) as progress:
         return measure_generation(work.bundle, target.backend(), work.request, progress), None
 
 

@@ -12,8 +12,7 @@ from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.shape_profiles import check_profiles
 from adacache_engines.tensors import INPUT_RANGES, NUMPY_DTYPES, TensorSpec
 from adacache_runtime.request import Captions, Request, settle
-from adacache_runtime.text_cleaning import clean_twice
-from adacache_runtime.tokenizer import Tokenizer
+from adacache_runtime.text import caption_length, tokenize
 
 Kind = Literal["stage", "block", "reuse", "arithmetic", "encoder"]
 REUSE = "add"  # of the arithmetic graphs: what a block runs instead of its own
@@ -63,8 +62,10 @@ def captions(manifest: Manifest, length: int) -> Captions:
     longest = manifest.text.max_length
     if not 1 <= length <= longest:
         raise OutOfRangeError(f"text of length {length} is not possible; this model takes 1 to {longest}")
-    values = np.random.default_rng(0).standard_normal((1, length, manifest.text.width), np.float32)
-    return Captions(values, np.ones((1, length), np.bool_))
+    shape = (1, length, manifest.text.width)
+    values, negative = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
+    guided = manifest.guidance.null_captions is None
+    return Captions(values, np.ones((1, length), np.bool_), negative if guided else None)
 
 
 def text_length(bundle: Bundle, prompt: str) -> int:
@@ -73,14 +74,12 @@ def text_length(bundle: Bundle, prompt: str) -> int:
     Raises:
         InputError: the bundle has no text encoder.
     """
-    rule = bundle.manifest.text
-    if rule.encoder is None or rule.tokenizer is None:
+    if bundle.manifest.text.encoder is None:
         raise InputError(
             "this bundle has no text encoder for --prompt; leave it out and give --text-length: the embeddings are "
             "random then"
         )
-    mask = Tokenizer.open(bundle.path(rule.tokenizer), rule.max_length)([clean_twice(prompt)]).mask
-    return int(np.flatnonzero(mask.any(axis=0)).max()) + 1
+    return caption_length(bundle, tokenize(bundle, [prompt]).mask)
 
 
 def sizes_of(bundle: Bundle, request: Request, text: int) -> dict[str, int]:
@@ -89,9 +88,11 @@ def sizes_of(bundle: Bundle, request: Request, text: int) -> dict[str, int]:
     Raises:
         OutOfRangeError: a number or size is outside what the model or the bundle's profiles allow.
     """
-    sizes = {**settle(bundle, request).sizes, "text": text}
+    settled = settle(bundle, request)
+    sizes = {**settled.sizes, "text": text}
     check_profiles(bundle.manifest, sizes)
-    return {**sizes, "calls": 1, "pairs": max(sizes["patch_frames"] - 1, 1)}
+    remembered = settled.updates[0].weights.shape[0]
+    return {**sizes, "calls": remembered, "pairs": max(sizes["patch_frames"] - 1, 1)}
 
 
 def subject_sizes(manifest: Manifest, subject: Subject, sizes: Mapping[str, int]) -> Mapping[str, int]:

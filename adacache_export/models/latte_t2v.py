@@ -1,0 +1,299 @@
+"""LatteT2V, the transformer of Latte-1 and of Open-Sora-Plan 1.1, as one module a stage.
+
+Source: Vchitect/Latte, ``models/latte_t2v.py``, and PKU-YuanGroup/Open-Sora-Plan v1.1.0,
+``opensora/models/diffusion/latte``; Latte, arXiv 2401.03048.
+Axes as in :mod:`adacache_export.layers`; H x W is the latent size, C its channels.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adacache_engines.bundle import Term
+from adacache_export.costs import SAMPLES, TEXT, TOKENS, Axes, attention, layers, total
+from adacache_export.layers import (
+    adaln_single,
+    add_residual,
+    attend,
+    linear,
+    modulate,
+    sincos_1d,
+    sinusoid,
+    sinusoid_frequencies,
+)
+
+SINUSOID_WIDTH = 256
+LARGEST_SAMPLE = 64  # latent rows up to which positions are not interpolated
+MLP_RATIO = 4
+MASKED = -10000.0  # added to the scores of a masked key: where all keys are masked, all count alike
+
+
+@dataclass(frozen=True)
+class LatteT2VConfig:
+    """The fields of LatteT2V's ``config.json`` that change its mathematics, under their published names."""
+
+    num_attention_heads: int = 16
+    attention_head_dim: int = 72
+    in_channels: int = 4
+    out_channels: int = 8
+    num_layers: int = 28
+    patch_size: int = 2
+    caption_channels: int = 4096
+    sample_size: tuple[int, int] = (64, 64)  # latent rows and columns that positions refer to
+    video_length: int = 16  # latent frames
+    model_max_length: int = 120  # text tokens
+    interpolation_scale_1d: float = 1.0  # frames to a unit of the temporal positions
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+
+class CaptionProjection(nn.Module):
+    """``text`` stage: encoder states (B, L, caption_channels) -> (B, L, D)."""
+
+    def __init__(self, config: LatteT2VConfig) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(config.caption_channels, config.width)
+        self.linear_2 = nn.Linear(config.width, config.width)
+
+    def forward(self, captions: Tensor) -> Tensor:
+        hidden = F.gelu(linear(self.linear_1, captions.to(self.linear_1.weight.dtype)), approximate="tanh")
+        return linear(self.linear_2, hidden)
+
+    def flops(self) -> tuple[Term, ...]:
+        return total(layers(self, TEXT))
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoid of the timestep (B,), then Linear-SiLU-Linear: (B, D)."""
+
+    FREQUENCIES = sinusoid_frequencies(SINUSOID_WIDTH // 2)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(SINUSOID_WIDTH, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        hidden = self.linear_1(sinusoid(timestep, self.FREQUENCIES).to(self.linear_1.weight.dtype))
+        out: Tensor = self.linear_2(F.silu(hidden))
+        return out
+
+
+class AdaLayerNormSingle(nn.Module):
+    """Timestep (B,) -> modulation of the blocks (B, 6, D), of the final layer (B, D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.emb = nn.ModuleDict({"timestep_embedder": TimestepEmbedding(width)})
+        self.linear = nn.Linear(width, 6 * width)
+
+    def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        time = self.emb["timestep_embedder"](timestep)
+        return self.linear(F.silu(time)).unflatten(1, (6, time.shape[1])), time
+
+
+class Embed(nn.Module):
+    """``embed`` stage: latents and timestep -> tokens, modulation of the blocks, modulation of the final layer."""
+
+    def __init__(self, config: LatteT2VConfig) -> None:
+        super().__init__()
+        self.config = config
+        patch = config.patch_size
+        self.pos_embed = nn.ModuleDict({"proj": nn.Conv2d(config.in_channels, config.width, patch, stride=patch)})
+        self.adaln_single = AdaLayerNormSingle(config.width)
+
+    def position(self, rows: int, columns: int) -> Tensor:
+        """Spatial position embedding (rows * columns, D), float32: any size is interpolated onto that of training."""
+        half, (height, _) = self.config.width // 2, self.config.sample_size
+        scale = max(height // LARGEST_SAMPLE, 1)
+        base = height // self.config.patch_size
+        column = torch.arange(columns, dtype=torch.float32) * base / columns / scale
+        row = torch.arange(rows, dtype=torch.float32) * base / rows / scale
+        by_column = sincos_1d(column, half)[None, :, :].expand(rows, columns, half)
+        by_row = sincos_1d(row, half)[:, None, :].expand(rows, columns, half)
+        return torch.cat([by_column, by_row], dim=-1).reshape(rows * columns, 2 * half)
+
+    def forward(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            latents: (B, C, T, H, W) float32; H and W multiples of the patch.
+            timestep: (B,) float32, 0 to 999.
+
+        Returns:
+            hidden (B, T, S, D); modulation (B, 6, D) float32; time (B, D) float32.
+        """
+        batch, _, frames, _, _ = latents.shape
+        pictures = latents.to(self.adaln_single.linear.weight.dtype).transpose(1, 2).flatten(0, 1)
+        grid = self.pos_embed["proj"](pictures)
+        tokens = grid.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))
+        hidden = add_residual(tokens, self.position(grid.shape[2], grid.shape[3]))
+        modulation, time = self.adaln_single(timestep)
+        return hidden, modulation.float(), time.float()
+
+    def flops(self) -> tuple[Term, ...]:
+        return total(layers(self.pos_embed, TOKENS), layers(self.adaln_single, SAMPLES))
+
+
+class Attention(nn.Module):
+    """Of ``x`` (n, queries, D) to ``keys`` (n, length, D), both float of the weights' precision."""
+
+    def __init__(self, config: LatteT2VConfig) -> None:
+        super().__init__()
+        self.heads = (config.num_attention_heads, config.attention_head_dim)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(config.width, config.width) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(config.width, config.width)])
+
+    def forward(self, x: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (
+            linear(layer, given).unflatten(-1, self.heads)
+            for layer, given in ((self.to_q, x), (self.to_k, keys), (self.to_v, keys))
+        )
+        return linear(self.to_out[0], attend(q, k, v, mask))  # type: ignore[arg-type]
+
+    def flops(self, queries: Axes, keys: Axes) -> tuple[Term, ...]:
+        """Every query meets the keys on the last axis of ``keys``, which lie along the others."""
+        made = [layers(layer, queries) for layer in (self.to_q, self.to_out)]
+        met = [layers(layer, keys) for layer in (self.to_k, self.to_v)]
+        return total(*made, *met, attention(queries, keys[-1], self.to_q.out_features))
+
+
+class FeedForward(nn.Module):
+    """Linear, the tanh form of GELU, Linear."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = MLP_RATIO * width
+        self.net = nn.ModuleDict(
+            {"0": nn.ModuleDict({"proj": nn.Linear(width, hidden)}), "2": nn.Linear(hidden, width)}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.gelu(linear(self.net["0"]["proj"], x), approximate="tanh")  # type: ignore[index]
+        return linear(self.net["2"], hidden)  # type: ignore[arg-type]
+
+
+class SpatialBlock(nn.Module):
+    """A block stage: hidden' = hidden + gated attention within frames + cross attention + gated MLP.
+
+    ``sites`` names the residuals that forward also returns as probes: ``attn`` (the gated self-attention residual),
+    ``cross+mlp`` (the sum of the other two).
+    """
+
+    SITES = ("attn", "cross+mlp")
+
+    def __init__(self, config: LatteT2VConfig, sites: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.sites = sites
+        self.scale_shift_table = nn.Parameter(torch.zeros(6, config.width))
+        self.attn1, self.attn2 = Attention(config), Attention(config)
+        self.ff = FeedForward(config.width)
+
+    def forward(
+        self, hidden: Tensor, modulation: Tensor, text: Tensor, text_mask: Tensor, token_mask: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """
+        Args:
+            hidden: (B, T, S, D).
+            modulation: (B, 6, D) float32, from ``embed``.
+            text: (B, L, D), from ``text``.
+            text_mask: (B, L) bool, True = attend.
+            token_mask: (B, T, S) bool, True = attend, of Open-Sora-Plan's training on padded videos.
+
+        Returns:
+            hidden (B, T, S, D), then one (B, T, S, D) tensor a site.
+        """
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = adaln_single(
+            self.scale_shift_table, modulation
+        )
+        frames = modulate(hidden, shift_attn, scale_attn).flatten(0, 1)
+        bias = None
+        if token_mask is not None:
+            bias = torch.where(token_mask, 0.0, MASKED).to(hidden.dtype).flatten(0, 1)[:, None, None, :]
+            bias = bias.expand(-1, 1, hidden.shape[2], -1)
+        attn = gate_attn * self.attn1(frames, frames, bias).view(hidden.shape)
+        hidden = add_residual(hidden, attn)
+        tokens = hidden.flatten(1, 2)  # the text's keys and values are those of the sample, not made anew a frame
+        mask = text_mask[:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
+        cross = self.attn2(tokens, text, mask).view(hidden.shape)
+        hidden = add_residual(hidden, cross)
+        mlp = gate_mlp * self.ff(modulate(hidden, shift_mlp, scale_mlp))
+        hidden = add_residual(hidden, mlp)
+        probes = {"attn": lambda: attn, "cross+mlp": lambda: cross + mlp}
+        return (hidden, *(probes[site]().to(hidden.dtype) for site in self.sites))
+
+    def flops(self) -> tuple[Term, ...]:
+        return total(*self.attn1.flops(TOKENS, TOKENS), *self.attn2.flops(TOKENS, TEXT), layers(self.ff, TOKENS))
+
+
+class TemporalBlock(nn.Module):
+    """A block stage: hidden' = hidden + gated attention across frames + gated MLP.
+
+    ``sites`` as in :class:`SpatialBlock`: ``attn`` and ``mlp``. With ``positions``, as in the model's first temporal
+    block, the temporal position embedding is a part of the residual.
+    """
+
+    SITES = ("attn", "mlp")
+
+    def __init__(self, config: LatteT2VConfig, sites: tuple[str, ...] = (), positions: bool = False) -> None:
+        super().__init__()
+        self.config, self.sites, self.positions = config, sites, positions
+        self.scale_shift_table = nn.Parameter(torch.zeros(6, config.width))
+        self.attn1 = Attention(config)
+        self.ff = FeedForward(config.width)
+
+    def position(self, frames: int) -> Tensor:
+        """Temporal position embedding (frames, D), float32; zeros for a single frame."""
+        index = torch.arange(frames, dtype=torch.float32)
+        table = sincos_1d(index / self.config.interpolation_scale_1d, self.config.width)
+        return table * index[-1:].clamp(max=1.0)
+
+    def forward(self, hidden: Tensor, modulation: Tensor) -> tuple[Tensor, ...]:
+        """``hidden`` (B, T, S, D), ``modulation`` (B, 6, D) float32 -> hidden, then one (B, T, S, D) tensor a site."""
+        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = adaln_single(
+            self.scale_shift_table, modulation
+        )
+        if self.positions:
+            hidden = add_residual(hidden, self.position(hidden.shape[1])[:, None, :])
+        across = modulate(hidden, shift_attn, scale_attn).transpose(1, 2)
+        sequences = across.flatten(0, 1)
+        attn = gate_attn * self.attn1(sequences, sequences).view(across.shape).transpose(1, 2)
+        hidden = add_residual(hidden, attn)
+        mlp = gate_mlp * self.ff(modulate(hidden, shift_mlp, scale_mlp))
+        hidden = add_residual(hidden, mlp)
+        probes = {"attn": attn, "mlp": mlp}
+        return (hidden, *(probes[site].to(hidden.dtype) for site in self.sites))
+
+    def flops(self) -> tuple[Term, ...]:
+        sequences = ("batch", "tokens", "patch_frames")
+        return total(*self.attn1.flops(sequences, sequences), layers(self.ff, TOKENS))
+
+
+class Final(nn.Module):
+    """``final`` stage: tokens -> prediction."""
+
+    def __init__(self, config: LatteT2VConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scale_shift_table = nn.Parameter(torch.zeros(2, config.width))
+        self.proj_out = nn.Linear(config.width, config.patch_size**2 * config.out_channels)
+
+    def forward(self, hidden: Tensor, time: Tensor, latents: Tensor) -> Tensor:
+        """``hidden`` (B, T, S, D), ``time`` (B, D), ``latents`` (B, C, T, H, W; only its shape counts) ->
+        (B, C_out, T, H, W) float32, the noise in the first C channels.
+        """
+        patch, (_, _, _, height, width) = self.config.patch_size, latents.shape
+        shift, scale = (self.scale_shift_table.float()[None] + time[:, None])[:, :, None, None, :].unbind(1)
+        out = linear(self.proj_out, modulate(hidden, shift, scale)).float()
+        out = out.unflatten(2, (height // patch, width // patch)).unflatten(
+            -1, (patch, patch, self.config.out_channels)
+        )
+        out = out.permute(0, 6, 1, 2, 4, 3, 5)  # (B, C_out, T, H', patch, W', patch)
+        prediction: Tensor = out.flatten(5, 6).flatten(3, 4)
+        return prediction
+
+    def flops(self) -> tuple[Term, ...]:
+        return total(layers(self, TOKENS))
