@@ -153,6 +153,20 @@ def test_a_full_call_of_open_sora(height: int, width: int, frames: int, text: in
     assert one.cached < one.full / 1000
 
 
+@pytest.mark.parametrize(
+    ("name", "calls", "tflop"),
+    [("open-sora-1.2", 30, 3230.24), ("open-sora-plan-1.1", 159, 12032.40), ("latte-1", 50, 3439.47)],
+)
+def test_a_video_of_each_family(name: str, calls: int, tflop: float) -> None:
+    """AdaCache's own counts (arXiv 2411.02397, table 1), of originals that make the text's keys anew for each frame,
+    and of a length of text that is not told.
+    """
+    manifest = manifest_of(name, PUBLISHED[name])
+    parts = work(manifest, video_sizes(manifest, manifest.video))
+    assert parts
+    assert parts.generation([(True,)] * calls) / 1e12 == pytest.approx(tflop, rel=0.05)
+
+
 TERMS = {
     "text": Term(axes=("batch", "text"), flops=1000),
     "embed": Term(axes=("batch",), flops=50),
