@@ -9,7 +9,7 @@ from rich.table import Table
 
 from adacache_engines.bundle import DTYPES, MANIFEST, Graph, Manifest, read_manifest
 from adacache_engines.errors import InputError, require
-from adacache_export import plans
+from adacache_export import computation, plans
 from adacache_export.progress import PhaseProgress
 from adacache_runtime.command import run
 
@@ -18,9 +18,11 @@ FAMILY_NAMES = ("open-sora-1.2", "latte-1", "open-sora-plan-1.1")  # those of ad
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    computation.check_usage(parser, options)
     if options.inspect:
-        return run("adacache-export", lambda _: _inspect(options.source))
+        return run("adacache-export", lambda _: _inspect(options))
     if options.verify:
         return run("adacache-export", lambda check: _verify(options.source, check))
     if (options.source / MANIFEST).is_file():
@@ -55,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     look = parser.add_mutually_exclusive_group()
     look.add_argument("--inspect", action="store_true", help="show what is in a bundle, and stop")
     look.add_argument("--verify", action="store_true", help="check a bundle's hashes and engines again, and stop")
+    computation.add_arguments(parser)
     return parser
 
 
@@ -116,9 +119,11 @@ def _require_exporter() -> None:
     require("onnxruntime", "cpu")
 
 
-def _inspect(folder: Path) -> None:
-    manifest = read_manifest(folder)
-    facts = Table(title=str(folder), show_header=False)
+def _inspect(options: argparse.Namespace) -> None:
+    manifest = read_manifest(options.source)
+    counted = computation.Computation.of(manifest, options)
+    by_policy = counted.table(options.policy, options.trace)
+    facts = Table(title=str(options.source), show_header=False)
     video, sampler = manifest.video, manifest.sampler
     rows = {
         "family": manifest.family,
@@ -128,6 +133,7 @@ def _inspect(folder: Path) -> None:
         "precision": manifest.precision,
         "sampler": f"{sampler.name}, {sampler.steps} steps, guidance {sampler.guidance:g}",
         "default video": f"{video.height}x{video.width} pixels, {video.frames} frames",
+        **counted.facts(),
         "text": f"up to {manifest.text.max_length} tokens, width {manifest.text.width}, "
         + ("with encoder" if manifest.text.encoder else "no encoder"),
         "decoder": manifest.latent.decoder,
@@ -144,6 +150,8 @@ def _inspect(folder: Path) -> None:
         stages.add_row(graph.name, "\n".join(map(str, graph.inputs)), "\n".join(map(str, graph.outputs)), error)
     console = Console()
     console.print(facts)
+    if by_policy:
+        console.print(by_policy)
     console.print(stages)
     if manifest.plans:
         console.print(plans.plan_table(manifest.plans.values()))

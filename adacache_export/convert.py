@@ -153,7 +153,8 @@ def convert(
             precision=options.precision,
             profiles=described.profiles,
             stages=tuple(
-                StageEntry(graph=graphs[stage.name], block=stage.block, probes=dict(stage.probes)) for stage in stages
+                StageEntry(graph=graphs[stage.name], block=stage.block, probes=dict(stage.probes), flops=stage.flops)
+                for stage in stages
             ),
             arithmetic={stage.name: graphs[stage.name] for stage in sums},
             default_probes=(described.probe,) if described.probe in probes else probes,

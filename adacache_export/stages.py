@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from adacache_engines.bundle import Term
 from adacache_engines.tensors import DType, TensorSpec
+from adacache_export.costs import TOKENS, Counted
 
 OUT = "_out"  # the output "hidden_out" is the next stage's "hidden"
-TOKENS = ("batch", "patch_frames", "tokens")  # axes of what is there for each token
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class Stage:
     probes: Mapping[str, str] = field(default_factory=dict)
     block: bool = False
     tolerance: float | None = None
+
+    @property
+    def flops(self) -> tuple[Term, ...] | None:
+        """What one call computes; None where the module does not say."""
+        return self.module.flops() if isinstance(self.module, Counted) else None
 
     def keys(self) -> dict[str, str]:
         """Parameter name of the module -> key in the checkpoint."""

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -162,11 +163,25 @@ def test_changed_bundle(bundle_folder: Path, inputs: list[str], tmp_path: Path, 
 def test_inspect_and_verify(bundle_folder: Path, capsys: Capture) -> None:
     assert export(["--inspect", str(bundle_folder)]) == 0
     shown = capsys.readouterr().out
-    for word in ("open-sora-1.2", "temporal.02", "rflow, 30 steps", "fp32"):
+    for word in ("open-sora-1.2", "temporal.02", "rflow, 30 steps", "fp32", "15 x 1590 = 23850 a sample", "full call"):
         assert word in shown
     assert export(["--verify", str(bundle_folder)]) == 0
     assert "every engine agrees" in capsys.readouterr().out
     assert export(["--inspect", str(bundle_folder.parent)]) == 1
+
+
+def test_a_run_and_its_trace_are_counted_alike(
+    bundle_folder: Path, inputs: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    trace = tmp_path / "run.json"
+    options = ["--steps", "5", "--policy", "interval-2", "--granularity", "block", "--trace", str(trace)]
+    assert run([str(bundle_folder), *inputs, *options]) == 0
+    told = re.search(r"computation +([\d.]+) of [\d.]+ GFLOP \(60%\)", capsys.readouterr().err)
+    assert told
+    sizes = json.loads(trace.read_text())["sizes"]
+    assert {"samples": 2, "batch": 4, "patch_frames": 5, "tokens": 15}.items() <= sizes.items()
+    assert export(["--inspect", str(bundle_folder), "--trace", str(trace)]) == 0
+    assert re.search(rf"run\.json \(2 prompts of 5 x 15.*3 of 5.* {told[1]} GFLOP", capsys.readouterr().out)
 
 
 def _truncated(path: Path) -> None:

@@ -19,12 +19,12 @@ from adacache_engines.bundle import open_bundle, read_manifest
 from adacache_engines.errors import BundleError, EngineError, InputError
 from adacache_engines.ort import OrtBackend
 from adacache_export.convert import Options, convert
+from adacache_runtime.flops import flops
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import settle
 from tools.gpu import benchmark as benchmark_module
 from tools.gpu.benchmark import Run, benchmark, request_of
 from tools.gpu.contenders import open_contenders, with_reason
-from tools.gpu.flops import graph_flop
 from tools.gpu.measure import _Generation, measure_calls
 from tools.gpu.model import LARGE, PRECISIONS, PROBE, Preparation, prepare
 from tools.gpu.pack import pack
@@ -161,7 +161,9 @@ def test_the_benchmark_measures_in_turn(
     for stage in told["stages"].values():
         assert set(stage["backends"]) == {"onnxruntime", "torch"}
         assert all(0 < one["ms"]["low"] <= one["ms"]["median"] for one in stage["backends"].values())
-    flop = graph_flop("spatial.00", bundle.manifest.config, told["sizes"])
+    entry = next(stage for stage in bundle.manifest.stages if stage.graph.name == "spatial.00")
+    assert entry.flops is not None
+    flop = flops(entry.flops, told["sizes"])
     spatial = told["stages"]["spatial"]["backends"]["torch"]
     assert spatial["tflop_per_s"] == pytest.approx(flop / spatial["ms"]["median"] / 1e9)
     for one in told["calls"]["backends"].values():
@@ -215,7 +217,7 @@ def test_a_back_end_that_fails_is_out_and_the_others_go_on(large: Path, monkeypa
     monkeypatch.setattr(_Generation, "advance", failing)
     skipped: list[dict[str, str]] = []
     sizes = {**settle(bundle, request).sizes, "text": TINY.text}
-    told = measure_calls(pipelines, bundle.manifest.config, request, sizes, skipped)
+    told = measure_calls(pipelines, bundle.manifest, request, sizes, skipped)
     assert list(told["backends"]) == ["good"]
     assert told["backends"]["good"]["calls"] == 9
     assert skipped == [{"what": "calls on bad", "why": "out of memory"}]

@@ -1,49 +1,7 @@
-"""What tools/gpu_check.py counts and writes."""
+"""What tools/gpu_check.py writes."""
 
-import pytest
-
-from tools.gpu.flops import call_flop, graph_flop, tflop_per_s
+from tools.gpu.measure import tflop_per_s
 from tools.gpu.report import markdown
-
-XL2 = {
-    "hidden_size": 1152, "depth": 28, "mlp_ratio": 4.0, "caption_channels": 4096, "patch_size": [1, 2, 2],
-    "in_channels": 4, "pred_sigma": True,
-}  # fmt: skip
-
-
-# operations
-
-
-@pytest.mark.parametrize(
-    ("frames", "tokens", "text", "tflop"),
-    [(15, 405, 300, 13.5), (15, 1590, 100, 55.2), (15, 1590, 300, 56.5), (30, 1590, 300, 113.0), (15, 3600, 300, 141.8),
-     (15, 3600, 100, 139.0)],
-)  # fmt: skip
-def test_operations_of_open_sora_are_the_published_ones(frames: int, tokens: int, text: int, tflop: float) -> None:
-    """Of the blocks; embedding and final layer are too small to show."""
-    sizes = {"batch": 1, "patch_frames": frames, "tokens": tokens, "text": text}
-    assert call_flop(XL2, sizes) / 1e12 == pytest.approx(tflop, abs=0.06)
-    assert call_flop(XL2, {**sizes, "batch": 2}) == 2 * call_flop(XL2, sizes)
-
-
-def test_operations_by_hand() -> None:
-    """Width 2, two patches of 3 inputs, 2 frames of 5 tokens, 7 text tokens: a product of (a, b) and (b, c) is 2abc."""
-    config = {
-        "hidden_size": 2, "depth": 1, "mlp_ratio": 4.0, "caption_channels": 11, "patch_size": [1, 1, 2],
-        "in_channels": 3, "pred_sigma": False,
-    }  # fmt: skip
-    sizes = {"batch": 1, "patch_frames": 2, "tokens": 5, "text": 7}
-    assert graph_flop("text", config, sizes) == 2 * 7 * 11 * 2 + 2 * 7 * 2 * 2
-    time = 2 * (2 * 256 * 2 + 2 * 2 * 2) + 2 * 2 * 12
-    assert graph_flop("embed", config, sizes) == 2 * 10 * 6 * 2 + time
-    assert graph_flop("final", config, sizes) == 2 * 10 * 2 * 6
-    linears = 2 * 10 * 2 * (6 + 2) + 2 * 10 * 2 * (2 + 2) + 2 * 7 * 2 * 4 + 2 * 10 * (2 * 8 + 8 * 2)
-    cross = 2 * 10 * 2 * 7 * 2
-    assert graph_flop("spatial.00", config, sizes) == linears + cross + 2 * (2 * 5 * 2 * 5) * 2
-    assert graph_flop("temporal.00", config, sizes) == linears + cross + 5 * (2 * 2 * 2 * 2) * 2
-    assert graph_flop("add", config, sizes) == 0
-    blocks = graph_flop("spatial.00", config, sizes) + graph_flop("temporal.00", config, sizes)
-    assert call_flop(config, sizes) == blocks + 2 * 10 * 6 * 2 + time + 2 * 10 * 2 * 6
 
 
 def test_a_rate_is_operations_by_time() -> None:

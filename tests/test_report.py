@@ -2,11 +2,14 @@ import io
 import math
 import re
 import sys
+from dataclasses import replace
 
 import av
 import numpy as np
 import pytest
+from fake_model import manifest
 from rich.console import Console
+from test_flops import ENDS, SIZES, SPATIAL, TEMPORAL, TEXT, counted_fake
 
 from adacache_engines.errors import InputError, MissingDependencyError
 from adacache_runtime.policy import Observation
@@ -36,9 +39,9 @@ def adaptive(calls: int, computed: set[int], motion: bool = False, groups: int =
     return Trace(tuple(records))
 
 
-def text(trace: Trace) -> str:
+def text(trace: Trace, manifest=None) -> str:
     out = io.StringIO()
-    Console(file=out, width=200).print(summary(trace))
+    Console(file=out, width=200).print(summary(trace, manifest))
     return re.sub(" +", " ", out.getvalue())
 
 
@@ -106,6 +109,15 @@ def test_summary_of_a_run_that_reuses_nothing():
     assert "4 of 4 (100%): 1-4" in shown
     assert "reused" not in shown
     assert "1.00 times" in shown
+
+
+def test_summary_counts_operations_where_the_bundle_does():
+    run = replace(adaptive(10, {1, 2, 5, 9, 10}), sizes=SIZES)
+    whole, reused = TEXT + 10 * (ENDS + 2 * (SPATIAL + TEMPORAL)), 5 * 2 * (SPATIAL + TEMPORAL)
+    expected = f"computation 0.04 of 0.08 MFLOP ({(whole - reused) / whole:.0%})"
+    assert expected in text(run, counted_fake())
+    assert "computation" not in text(run, manifest())
+    assert "computation" not in text(run)
 
 
 def test_summary_needs_calls():

@@ -12,6 +12,7 @@ import torch
 from adacache_engines.bundle import GuidanceRule, LatentSpace, SamplerDefaults, TextRule, VideoDefaults
 from adacache_engines.errors import CheckpointError
 from adacache_engines.tensors import DType, TensorSpec
+from adacache_export.costs import TOKENS
 from adacache_export.families.config import count_blocks, settle
 from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description
 from adacache_export.models.latte_t2v import (
@@ -23,7 +24,7 @@ from adacache_export.models.latte_t2v import (
     SpatialBlock,
     TemporalBlock,
 )
-from adacache_export.stages import TOKENS, Stage, block_stage, sites_of, tensor_specs, weight_shapes
+from adacache_export.stages import Stage, block_stage, sites_of, tensor_specs, weight_shapes
 
 Shape = tuple[int, ...]
 

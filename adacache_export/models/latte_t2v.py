@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adacache_engines.bundle import Term
+from adacache_export.costs import SAMPLES, TEXT, TOKENS, Axes, attention, layers, total
 from adacache_export.layers import (
     adaln_single,
     add_residual,
@@ -60,6 +62,9 @@ class CaptionProjection(nn.Module):
     def forward(self, captions: Tensor) -> Tensor:
         hidden = F.gelu(linear(self.linear_1, captions.to(self.linear_1.weight.dtype)), approximate="tanh")
         return linear(self.linear_2, hidden)
+
+    def flops(self) -> tuple[Term, ...]:
+        return total(layers(self, TEXT))
 
 
 class TimestepEmbedding(nn.Module):
@@ -129,6 +134,9 @@ class Embed(nn.Module):
         modulation, time = self.adaln_single(timestep)
         return hidden, modulation.float(), time.float()
 
+    def flops(self) -> tuple[Term, ...]:
+        return total(layers(self.pos_embed, TOKENS), layers(self.adaln_single, SAMPLES))
+
 
 class Attention(nn.Module):
     """Of ``x`` (n, queries, D) to ``keys`` (n, length, D), both float of the weights' precision."""
@@ -145,6 +153,12 @@ class Attention(nn.Module):
             for layer, given in ((self.to_q, x), (self.to_k, keys), (self.to_v, keys))
         )
         return linear(self.to_out[0], attend(q, k, v, mask))  # type: ignore[arg-type]
+
+    def flops(self, queries: Axes, keys: Axes) -> tuple[Term, ...]:
+        """Every query meets the keys on the last axis of ``keys``, which lie along the others."""
+        made = [layers(layer, queries) for layer in (self.to_q, self.to_out)]
+        met = [layers(layer, keys) for layer in (self.to_k, self.to_v)]
+        return total(*made, *met, attention(queries, keys[-1], self.to_q.out_features))
 
 
 class FeedForward(nn.Module):
@@ -211,6 +225,9 @@ class SpatialBlock(nn.Module):
         probes = {"attn": lambda: attn, "cross+mlp": lambda: cross + mlp}
         return (hidden, *(probes[site]().to(hidden.dtype) for site in self.sites))
 
+    def flops(self) -> tuple[Term, ...]:
+        return total(*self.attn1.flops(TOKENS, TOKENS), *self.attn2.flops(TOKENS, TEXT), layers(self.ff, TOKENS))
+
 
 class TemporalBlock(nn.Module):
     """A block stage: hidden' = hidden + gated attention across frames + gated MLP.
@@ -250,6 +267,10 @@ class TemporalBlock(nn.Module):
         probes = {"attn": attn, "mlp": mlp}
         return (hidden, *(probes[site].to(hidden.dtype) for site in self.sites))
 
+    def flops(self) -> tuple[Term, ...]:
+        sequences = ("batch", "tokens", "patch_frames")
+        return total(*self.attn1.flops(sequences, sequences), layers(self.ff, TOKENS))
+
 
 class Final(nn.Module):
     """``final`` stage: tokens -> prediction."""
@@ -273,3 +294,6 @@ class Final(nn.Module):
         out = out.permute(0, 6, 1, 2, 4, 3, 5)  # (B, C_out, T, H', patch, W', patch)
         prediction: Tensor = out.flatten(5, 6).flatten(3, 4)
         return prediction
+
+    def flops(self) -> tuple[Term, ...]:
+        return total(layers(self, TOKENS))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adacache_engines.bundle import Term
+from adacache_export.costs import SAMPLES, TEXT, TOKENS, attention, layers, total
 from adacache_export.layers import (
     Mlp,
     RMSNorm,
@@ -60,6 +62,9 @@ class CaptionEmbedder(nn.Module):
     def forward(self, captions: Tensor) -> Tensor:
         out: Tensor = self.y_proj(captions.to(self.y_proj.fc1.weight.dtype))
         return out
+
+    def flops(self) -> tuple[Term, ...]:
+        return total(layers(self.y_proj, TEXT))
 
 
 class Embed(nn.Module):
@@ -118,6 +123,10 @@ class Embed(nn.Module):
         modulation = self.t_block(time).unflatten(1, (6, self.config.hidden_size))
         return hidden, modulation.float(), time.float()
 
+    def flops(self) -> tuple[Term, ...]:
+        of_numbers = (self.t_embedder, self.fps_embedder, self.t_block)
+        return total(layers(self.x_embedder, TOKENS), *(layers(module, SAMPLES) for module in of_numbers))
+
 
 class SelfAttention(nn.Module):
     """Attention of a frame's tokens with each other (spatial) or of a position's frames (temporal, rotary)."""
@@ -143,6 +152,10 @@ class SelfAttention(nn.Module):
         projected = linear(self.proj, out.unflatten(0, x.shape[:2]))
         return projected.transpose(1, 2) if self.temporal else projected
 
+    def flops(self) -> tuple[Term, ...]:
+        keys = "patch_frames" if self.temporal else "tokens"
+        return total(layers(self, TOKENS), attention(TOKENS, keys, self.proj.in_features))
+
 
 class CrossAttention(nn.Module):
     """Every token attends to its own sample's text."""
@@ -162,6 +175,10 @@ class CrossAttention(nn.Module):
         k, v = linear(self.kv_linear, text).unflatten(-1, (2, *heads)).unbind(2)
         mask = text_mask[:, None, None, :].expand(-1, 1, q.shape[1], -1)
         return linear(self.proj, attend(q, k, v, mask)).view(x.shape)
+
+    def flops(self) -> tuple[Term, ...]:
+        linears = (layers(self.q_linear, TOKENS), layers(self.kv_linear, TEXT), layers(self.proj, TOKENS))
+        return total(*linears, attention(TOKENS, "text", self.proj.in_features))
 
 
 class Block(nn.Module):
@@ -203,6 +220,9 @@ class Block(nn.Module):
         probes = {"attn": lambda: attn, "cross+mlp": lambda: cross + mlp}
         return (hidden, *(probes[site]().to(hidden.dtype) for site in self.sites))
 
+    def flops(self) -> tuple[Term, ...]:
+        return total(*self.attn.flops(), *self.cross_attn.flops(), layers(self.mlp, TOKENS))
+
 
 class Final(nn.Module):
     """``final`` stage: tokens -> prediction."""
@@ -227,3 +247,6 @@ class Final(nn.Module):
         out = out.flatten(6, 7).flatten(4, 5).flatten(2, 3)
         cropped: Tensor = out[:, :, :frames, :height, :width]
         return cropped
+
+    def flops(self) -> tuple[Term, ...]:
+        return total(layers(self, TOKENS))

@@ -56,17 +56,26 @@ class Graph(Entry):
     check: Check | None = None
 
 
+class Term(Entry):
+    """A part of a stage's work: so many ``flops`` for each element of the product of the axes' sizes."""
+
+    axes: tuple[str, ...]  # one may come twice: every token attends to every token
+    flops: int
+
+
 class StageEntry(Entry):
     """A stage of the model, in the order of execution.
 
     Attributes:
         block: has the form hidden' = hidden + r(hidden, ...), so a policy may reuse its residual.
         probes: site -> output that carries it.
+        flops: floating-point operations of one call, the sum of these terms; None = exported before they were counted.
     """
 
     graph: Graph
     block: bool = False
     probes: dict[str, str] = {}
+    flops: tuple[Term, ...] | None = None
 
     def probe_spec(self, site: str) -> TensorSpec:
         """The output that carries a probe."""

@@ -8,7 +8,7 @@ Each part is one value, MIN..MAX, or MIN..USUAL..MAX. Plans run at every size in
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from adacache_engines.bundle import Manifest
+from adacache_engines.bundle import Manifest, VideoDefaults
 from adacache_engines.errors import InputError, OutOfRangeError
 
 Range = tuple[int, int, int]  # smallest, usual, largest
@@ -66,8 +66,16 @@ def parse_profile(name: str) -> list[tuple[tuple[int, int], int, int]]:
 
 def fixed_profile(manifest: Manifest) -> str:
     """The name of the profile for a bundle's default video and one prompt."""
-    video = manifest.video
-    return f"{video.height}x{video.width}:{video.frames}f"
+    return _exactly(manifest.video)
+
+
+def video_sizes(manifest: Manifest, video: VideoDefaults) -> dict[str, int]:
+    """Sizes of all dynamic axes for one prompt that is as long as the model takes.
+
+    Raises:
+        OutOfRangeError: the model makes no such video.
+    """
+    return {axis: usual for axis, (_, usual, _) in shape_profile(manifest, _exactly(video)).items()}
 
 
 def check_profiles(manifest: Manifest, sizes: Mapping[str, int]) -> None:
@@ -93,6 +101,10 @@ def check_profiles(manifest: Manifest, sizes: Mapping[str, int]) -> None:
 def covers(profile: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> bool:
     """Whether sizes of axes lie within a profile's ranges."""
     return all(profile[axis][0] <= size <= profile[axis][-1] for axis, size in sizes.items() if axis in profile)
+
+
+def _exactly(video: VideoDefaults) -> str:
+    return f"{video.height}x{video.width}:{video.frames}f"
 
 
 def _three(name: str, part: str, read: Callable[[str], T]) -> tuple[T, T, T]:

@@ -16,7 +16,7 @@ from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle, LatentSpace, TextRule, open_bundle
 from adacache_engines.errors import InputError
 from adacache_engines.ort import PROVIDERS
-from adacache_runtime.command import run
+from adacache_runtime.command import run, size
 from adacache_runtime.decode import render, without_decoder
 from adacache_runtime.files import check_folder, writing
 from adacache_runtime.memory import table
@@ -148,14 +148,7 @@ def _run(options: argparse.Namespace) -> None:
             _write_latents(outputs, bundle, result)
         else:
             _write_videos(options, outputs, bundle, backend, settled, result)
-    Console(stderr=True).print(summary(result.trace))
-
-
-def size(text: str) -> tuple[int, int]:
-    height, separator, width = text.lower().partition("x")
-    if not (separator and height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HxW, such as 480x854")
-    return int(height), int(width)
+    Console(stderr=True).print(summary(result.trace, bundle.manifest))
 
 
 def _prompts(options: argparse.Namespace, rule: TextRule) -> tuple[str, ...]:

@@ -127,7 +127,8 @@ class Pipeline:
             records.append(record)
             yield record
         calls = np.stack(before) if request.keep_calls else None
-        return Result(generation.latents.read(), Trace(tuple(records)), calls)
+        trace = Trace(tuple(records), self._sizes(settled, read))
+        return Result(generation.latents.read(), trace, calls)
 
     def memory(self, request: Request) -> MemoryPlan:
         """What a generation will take, by kind; nothing is allocated.

@@ -6,7 +6,9 @@ from statistics import fmean
 
 from rich.table import Table
 
+from adacache_engines.bundle import Manifest
 from adacache_engines.errors import InputError
+from adacache_runtime.flops import in_unit, work_of_run
 from adacache_runtime.trace import CallRecord, Trace
 
 
@@ -49,8 +51,10 @@ def timing(trace: Trace) -> Timing:
     )
 
 
-def summary(trace: Trace) -> Table:
+def summary(trace: Trace, manifest: Manifest | None = None) -> Table:
     """Two columns for a terminal: which calls were computed, and what the calls cost.
+
+    ``manifest`` is that of the bundle that ran; without it, or without counts in it, no operations are shown.
 
     Raises:
         InputError: the trace has no calls.
@@ -71,6 +75,11 @@ def summary(trace: Trace) -> Table:
     table.add_row("loop overhead", f"{times.overhead:.1%} of the wall-clock time")
     if times.speed_up is not None:
         table.add_row("speed-up", f"{times.speed_up:.2f} times over computing every call, from this run's own calls")
+    counted = work_of_run(manifest, trace) if manifest else None
+    if counted:
+        run, whole = counted
+        (done, possible), unit = in_unit(run, whole)
+        table.add_row("computation", f"{done} of {possible} {unit} ({run / whole:.0%})")
     return table
 
 

@@ -3,9 +3,13 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from adacache_engines.errors import InputError
 from adacache_runtime.policy import Observation
 
 
@@ -37,9 +41,15 @@ class CallRecord:
 
 @dataclass(frozen=True)
 class Trace:
-    """All calls of one generation."""
+    """All calls of one generation.
+
+    Attributes:
+        calls: in order.
+        sizes: of the dynamic axes.
+    """
 
     calls: tuple[CallRecord, ...]
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def computed(self) -> list[int]:
         """The calls, from 1, in which a block ran in full."""
@@ -52,8 +62,37 @@ class Trace:
         return sum(sum(record.engine_ms.values()) for record in self.calls)
 
     def to_json(self) -> str:
-        """An object with ``calls``; distance, motion, metric and rate are there where they were measured."""
-        return json.dumps({"calls": [_entry(record) for record in self.calls]}, indent=1)
+        """An object with ``sizes`` and ``calls``; distance, motion, metric and rate are there where they were
+        measured.
+        """
+        return json.dumps({"sizes": dict(self.sizes), "calls": [_entry(record) for record in self.calls]}, indent=1)
+
+
+def read_trace(path: Path) -> Trace:
+    """What :meth:`Trace.to_json` wrote; numbers that were not finite come back as None.
+
+    Raises:
+        InputError: the file cannot be read, or is no trace.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        calls = [
+            {
+                **entry,
+                "compute": entry["groups"],
+                "observation": {part.name: entry.get(part.name) for part in fields(Observation)},
+            }
+            for entry in content["calls"]
+        ]
+        return TypeAdapter(Trace).validate_python({"calls": calls, "sizes": content.get("sizes", {})})
+    except OSError as error:
+        raise InputError(f"trace {path} cannot be read: {error.strerror or error}") from error
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise InputError(f"trace {path} is not one of adacache-run --trace: {where}: {problem['msg']}") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise InputError(f"trace {path} is not one of adacache-run --trace: {error!r}") from error
 
 
 def _entry(record: CallRecord) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def benchmark(run: Run, file: Path) -> None:
     keep()
     pipelines, told["memory_mb"] = load(contenders, bundle, request, skipped)
     keep()
-    told["calls"] = measure_calls(pipelines, bundle.manifest.config, request, sizes, skipped)
+    told["calls"] = measure_calls(pipelines, bundle.manifest, request, sizes, skipped)
     keep()
     for contender in contenders.values():
         contender.close()

@@ -8,9 +8,10 @@ from typing import Any
 
 from adacache_engines.base import Backend, Engine
 from adacache_engines.buffers import Array, Buffer, Call
-from adacache_engines.bundle import Bundle, Graph
+from adacache_engines.bundle import Bundle, Graph, Manifest
 from adacache_engines.errors import AdaCacheError, EngineError
 from adacache_engines.tensors import NUMPY_DTYPES
+from adacache_runtime.flops import flops, work
 from adacache_runtime.memory import KINDS
 from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.policies.never import NeverReuse
@@ -19,7 +20,6 @@ from adacache_runtime.profiling.subjects import example
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord
 from tools.gpu.contenders import NO_GRAPHS, Contenders, Skips, with_reason
-from tools.gpu.flops import call_flop, graph_flop, tflop_per_s
 from tools.speed.calls import EVERY_THIRD, WARM_UP
 from tools.speed.timing import Spread
 
@@ -53,13 +53,19 @@ def distinct(graphs: Sequence[Graph]) -> list[Graph]:
     return list(found.values())
 
 
+def tflop_per_s(flop: int, milliseconds: float) -> float | None:
+    """None where nothing was counted."""
+    return flop / milliseconds / 1e9 if flop else None
+
+
 def measure_stages(
     contenders: Contenders, bundle: Bundle, sizes: Mapping[str, int], rounds: int, skipped: Skips
 ) -> dict[str, Any]:
     """Per stage the operations of a call, and per back end the spread of its time and the rate at the median."""
     measured = {}
+    counts = {stage.graph.name: flops(stage.flops or (), sizes) for stage in bundle.manifest.stages}
     for graph in distinct(bundle.manifest.loop_graphs()):
-        flop = graph_flop(graph.name, bundle.manifest.config, sizes)
+        flop = counts.get(graph.name, 0)  # arithmetic graphs have none
         values = examples(graph, sizes)
         ready: dict[str, _Stage] = {}
         for name, backend in contenders.items():
@@ -181,7 +187,7 @@ def _advanced(name: str, run: _Generation, runs: dict[str, Any], skipped: Skips)
 
 def measure_calls(
     pipelines: Mapping[str, Pipeline],
-    config: Mapping[str, Any],
+    manifest: Manifest,
     request: Request,
     sizes: Mapping[str, int],
     skipped: Skips,
@@ -195,7 +201,8 @@ def measure_calls(
     running = [(name, run) for name, pair in runs.items() for run in pair.values()]
     while running:
         running = [(name, run) for name, run in running if name in runs and _advanced(name, run, runs, skipped)]
-    flop = call_flop(config, sizes)
+    counted = work(manifest, sizes)
+    flop = counted.full if counted else 0
     measured = {}
     for name, pair in runs.items():
         never, reuse = pair["never"], pair["reuse"]

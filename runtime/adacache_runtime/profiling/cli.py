@@ -13,8 +13,7 @@ from adacache_engines.bundle import Bundle, open_bundle
 from adacache_engines.errors import EngineError, InputError
 from adacache_engines.ort import PROVIDERS
 from adacache_engines.trt_library import LIBRARIES
-from adacache_runtime.cli import size
-from adacache_runtime.command import run
+from adacache_runtime.command import run, size
 from adacache_runtime.files import check_folder, writing
 from adacache_runtime.plan import GRANULARITIES
 from adacache_runtime.policies import PRESETS, policy_from

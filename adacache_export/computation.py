@@ -1,0 +1,158 @@
+"""What ``--inspect`` says of a bundle's tokens and floating-point operations."""
+
+import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from adacache_engines.bundle import Manifest, VideoDefaults
+from adacache_engines.errors import BundleError, InputError
+from adacache_engines.shape_profiles import video_sizes
+from adacache_runtime.command import size
+from adacache_runtime.flops import Work, in_unit, work, work_of_run
+from adacache_runtime.policies import PRESETS, policy_from
+from adacache_runtime.replay import bounds, replay
+from adacache_runtime.sampling import updates
+from adacache_runtime.trace import read_trace
+
+NO_COUNTS = "this bundle has no counts of operations; export its checkpoint again with this version of adacache-export"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``--inspect``."""
+    add = parser.add_argument_group("with --inspect").add_argument
+    add("--size", type=size, metavar="HxW", help="pixels of the video to count for (default: the bundle's)")
+    add("--frames", type=int, metavar="F", help="of that video (default: the bundle's)")
+    add(
+        "--policy",
+        metavar="POLICY",
+        action="append",
+        default=[],
+        help=f"to count for, repeatable: a JSON file, or one of {', '.join(PRESETS)} (default: all of these)",
+    )
+    add(
+        "--trace",
+        metavar="FILE.json",
+        type=Path,
+        action="append",
+        default=[],
+        help="of adacache-run, to count for that run, repeatable",
+    )
+
+
+def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """Ends the program where such an option is given without ``--inspect``."""
+    given = [f"--{name}" for name in ("size", "frames", "policy", "trace") if getattr(options, name) not in (None, [])]
+    if given and not options.inspect:
+        parser.error(f"{', '.join(given)}: only with --inspect")
+
+
+@dataclass(frozen=True)
+class Computation:
+    """What one prompt's video takes, the prompt being as long as the model takes.
+
+    Attributes:
+        manifest: of the bundle.
+        video: that is counted for.
+        sizes: of the dynamic axes.
+        work: None where the bundle has no counts.
+    """
+
+    manifest: Manifest
+    video: VideoDefaults
+    sizes: dict[str, int]
+    work: Work | None
+
+    @classmethod
+    def of(cls, manifest: Manifest, options: argparse.Namespace) -> "Computation":
+        """
+        Raises:
+            BundleError: policies or traces are asked for, and the bundle has no counts.
+            OutOfRangeError: the model makes no video of that size or length.
+        """
+        asked = dict(zip(("height", "width"), options.size or (), strict=False))
+        if options.frames is not None:
+            asked["frames"] = options.frames
+        video = manifest.video.model_copy(update=asked)
+        sizes = video_sizes(manifest, video)
+        counted = work(manifest, sizes)
+        if counted is None and (options.policy or options.trace):
+            raise BundleError(NO_COUNTS)
+        return cls(manifest, video, sizes, counted)
+
+    def facts(self) -> dict[str, str]:
+        """Rows for the table of facts."""
+        frames, tokens = self.sizes["patch_frames"], self.sizes["tokens"]
+        video = f"{self.video.height}x{self.video.width} pixels, {self.video.frames} frames"
+        rows = {
+            "tokens": f"{video}: {frames} x {tokens} = {frames * tokens} a sample, and {self.sizes['text']} of text"
+        }
+        if self.work is None:
+            return {**rows, "computation": NO_COUNTS}
+        branches = len(self.manifest.guidance.order)
+        share = f"{100 * self.work.cached / self.work.full:.2g}% of a full one"
+        return {
+            **rows,
+            "full call": f"{_shown(self.work.full)} (one prompt, {branches} branches of guidance)",
+            "cached call": f"{_shown(self.work.cached)}, {share}",
+        }
+
+    def table(self, policies: Sequence[str], traces: Iterable[Path]) -> Table | None:
+        """What a video takes with each policy, all presets if none is named, and what traced runs took.
+
+        Raises:
+            InputError: a policy is unknown, or a trace is none of this bundle.
+            OutOfRangeError: the sampler has no timesteps for such a video.
+        """
+        if self.work is None:
+            return None
+        called = updates(
+            self.manifest, self.manifest.sampler.steps, 1, self.video.height, self.video.width, self.video.frames
+        )
+        timesteps = [float(update.timestep[0]) for update in called]
+        whole = self.work.generation([(True,)] * len(timesteps))
+        table = Table("policy", "computed", "a video", "share", title=f"computation of a video, {len(timesteps)} calls")
+        own = self.manifest.policies
+        for choice in policies or {**own, **PRESETS}:
+            schedules = [replay(policy, timesteps) for policy in bounds(policy_from(choice, own))]
+            counts = [self.work.generation(schedule) for schedule in schedules]
+            texts, unit = in_unit(*counts)
+            table.add_row(
+                Path(choice).stem,
+                _span(str(sum(map(any, schedule))) for schedule in schedules),
+                f"{_span(texts)} {unit}",
+                _span(f"{count / whole:.0%}" for count in counts),
+            )
+        table.add_section()
+        for path in traces:
+            table.add_row(*self._run(path))
+        return table
+
+    def _run(self, path: Path) -> tuple[str, str, str, str]:
+        trace = read_trace(path)
+        try:
+            counted = work_of_run(self.manifest, trace)
+        except InputError as error:
+            raise InputError(f"trace {path}: {error}") from error
+        assert counted is not None
+        run, possible = counted
+        frames, tokens = trace.sizes["patch_frames"], trace.sizes["tokens"]
+        samples = trace.sizes["batch"] // len(self.manifest.guidance.order)
+        many = f"{samples} prompts of " if samples > 1 else ""
+        return (
+            f"{path.name} ({many}{frames} x {tokens} tokens)",
+            f"{len(trace.computed())} of {len(trace.calls)}",
+            _shown(run),
+            f"{run / possible:.1%}",
+        )
+
+
+def _shown(count: int) -> str:
+    (text,), unit = in_unit(count)
+    return f"{text} {unit}"
+
+
+def _span(texts: Iterable[str]) -> str:
+    return " to ".join(dict.fromkeys(texts))
