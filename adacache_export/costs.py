@@ -8,8 +8,8 @@ A module that becomes a stage says its cost next to ``forward`` (:class:`Counted
     def flops(self) -> tuple[Term, ...]:
         return total(layers(self.attn, TOKENS), attention(TOKENS, "tokens", self.width), layers(self.mlp, TOKENS))
 
-What a family does once a sample, and not once a frame, counts over that sample's axes: keys and values of the text over
-``TEXT``.
+What the published model does once a sample, and not once a frame, counts over that sample's axes: keys and values of
+Open-Sora's text over ``TEXT``.
 """
 
 from collections import Counter

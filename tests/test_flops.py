@@ -16,7 +16,7 @@ from adacache_engines.errors import InputError
 from adacache_engines.shape_profiles import video_sizes
 from adacache_export import costs
 from adacache_export.families import FAMILIES, open_sora_plan
-from adacache_export.models.latte_t2v import LatteT2VConfig
+from adacache_export.models.latte_t2v import LatteT2VConfig, SpatialBlock
 from adacache_export.models.stdit3 import OpenSoraConfig
 from adacache_export.parity import check_sizes
 from adacache_export.stages import Stage
@@ -97,7 +97,16 @@ def test_every_stage_is_what_torch_counts(name: str, config: Any) -> None:
     for stage in {stage.kind: stage for stage in stages_of(name, config)}.values():
         assert stage.flops is not None
         for size in sizes:
-            assert flops(stage.flops, size) == counted(stage, size) > 0, stage.name
+            anew = repeated_text(stage, size)
+            assert flops(stage.flops, size) - anew == counted(stage, size) > 0, stage.name
+
+
+def repeated_text(stage: Stage, sizes: Mapping[str, int]) -> int:
+    """Of the text's keys and values, which LatteT2V as published makes for every frame and we for one."""
+    if not isinstance(stage.module, SpatialBlock):
+        return 0
+    rows = sizes["batch"] * sizes["text"] * (sizes["patch_frames"] - 1)
+    return rows * 2 * (stage.module.attn2.to_k.weight.numel() + stage.module.attn2.to_v.weight.numel())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -154,17 +163,37 @@ def test_a_full_call_of_open_sora(height: int, width: int, frames: int, text: in
 
 
 @pytest.mark.parametrize(
-    ("name", "calls", "tflop"),
-    [("open-sora-1.2", 30, 3230.24), ("open-sora-plan-1.1", 159, 12032.40), ("latte-1", 50, 3439.47)],
+    ("name", "text", "tflop"),
+    [
+        ("latte-1", 120, 68.80),
+        ("latte-1", 20, 67.90),
+        ("open-sora-plan-1.1", 300, 74.82),
+        ("open-sora-plan-1.1", 20, 72.15),
+    ],
 )
-def test_a_video_of_each_family(name: str, calls: int, tflop: float) -> None:
-    """AdaCache's own counts (arXiv 2411.02397, table 1), of originals that make the text's keys anew for each frame,
-    and of a length of text that is not told.
-    """
+def test_a_full_call_of_latte_and_open_sora_plan(name: str, text: int, tflop: float) -> None:
+    """Totals of the published architecture, for a guided pair, as torch counts them."""
+    manifest = manifest_of(name, PUBLISHED[name])
+    parts = work(manifest, {**video_sizes(manifest, manifest.video), "text": text})
+    assert parts
+    assert parts.full / 1e12 == pytest.approx(tflop, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "calls", "tflop", "within"),
+    [
+        ("open-sora-1.2", 30, 3230.24, 0.05),
+        ("open-sora-plan-1.1", 159, 12032.40, 0.02),
+        ("open-sora-plan-1.1", 159, 11895.0, 2e-3),
+        ("latte-1", 50, 3439.47, 2e-3),
+    ],
+)
+def test_a_video_of_each_family(name: str, calls: int, tflop: float, within: float) -> None:
+    """AdaCache's own counts (arXiv 2411.02397, table 1), of a length of text that is not told, and one of torch's."""
     manifest = manifest_of(name, PUBLISHED[name])
     parts = work(manifest, video_sizes(manifest, manifest.video))
     assert parts
-    assert parts.generation([(True,)] * calls) / 1e12 == pytest.approx(tflop, rel=0.05)
+    assert parts.generation([(True,)] * calls) / 1e12 == pytest.approx(tflop, rel=within)
 
 
 TERMS = {
