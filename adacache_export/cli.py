@@ -13,8 +13,6 @@ from adacache_export import computation, plans
 from adacache_export.progress import PhaseProgress
 from adacache_runtime.command import run
 
-FAMILY_NAMES = ("open-sora-1.2", "latte-1", "open-sora-plan-1.1")  # those of adacache_export.families, without torch
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
@@ -49,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--text-encoder", metavar="DIR", type=Path, help="T5 in a Hugging Face folder, to take prompts as text")
     add("--vae", metavar="DIR", type=Path, help="AutoencoderKL in a diffusers folder, to get videos and not latents")
-    add("--family", choices=FAMILY_NAMES, help="of the checkpoint (default: by its tensors and config.json)")
+    add("--family", metavar="NAME", help="of the checkpoint (default: by its tensors and config.json)")
     add("--config", metavar="FILE.json", type=Path, help="of the model (default: the config.json of its folder)")
     add("--weights", metavar="SET", help="which weights of a checkpoint that has several, such as ema or model")
     add("--force", action="store_true", help="replace an existing bundle, or its plans")

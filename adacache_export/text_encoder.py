@@ -101,16 +101,19 @@ def _encoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _tokenizer(folder: Path, config: T5Config) -> bytes:
-    """Content of the folder's ``tokenizer.json``, or of one made from its ``spiece.model``."""
-    ready, sentencepiece = folder / "tokenizer.json", folder / "spiece.model"
-    if ready.is_file():
-        source = ready
+    """Content of the ``tokenizer.json`` of the folder or, as diffusers has it, of ``tokenizer`` beside it; or of one
+    made from the ``spiece.model`` there.
+    """
+    places = (folder, folder.absolute().parent / "tokenizer")
+    files = [place / name for place in places for name in ("tokenizer.json", "spiece.model")]
+    source = next((file for file in files if file.is_file()), None)
+    if source is None:
+        raise CheckpointError(f"{folder} has no tokenizer; expected tokenizer.json or spiece.model: download it too")
+    if source.suffix == ".json":
         with unreadable(source):
             data = source.read_bytes()
-    elif sentencepiece.is_file():
-        source, data = sentencepiece, _convert(sentencepiece)
     else:
-        raise CheckpointError(f"{folder} has no tokenizer; expected tokenizer.json or spiece.model: download it too")
+        data = _convert(source)
     try:
         count = Tokenizer(data, ANY_LENGTH).vocabulary
         if count > config.vocab_size:

@@ -111,11 +111,43 @@ def vae_folder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def decoding_folder(once: Callable[[str, Callable[[Path], object]], Path], vae_folder: Path) -> Path:
-    """The reference Latte in float16 with a decoder. Not to be changed."""
-    return once(
-        "bundle-latte-fp16", lambda folder: convert_quietly(DATA / "latte", folder, precision="fp16", vae=vae_folder)
-    )
+def t5_folder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """A T5 encoder with random weights that gives captions for the reference Latte, and its tokenizer in a folder of
+    its own, as diffusers saves them. Not to be changed.
+    """
+
+    def build(folder: Path) -> None:
+        import torch  # here: few tests need it
+        import transformers
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+        words = [
+            "<pad>",
+            "</s>",
+            "<unk>",
+            *["a", "red", "blue", "circle", "square", "moves", "left", "fast", "stays", "still", "ugly"],
+        ]
+        tokens = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+        tokens.add_special_tokens(words[:3])
+        tokens.pre_tokenizer = pre_tokenizers.Whitespace()
+        tokens.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+        torch.manual_seed(0)
+        sizes = {"d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_heads": 4}
+        config = transformers.T5Config(vocab_size=len(words), feed_forward_proj="gated-gelu", **sizes)
+        part = folder.with_suffix(".part")
+        transformers.T5EncoderModel(config).save_pretrained(part / "text_encoder")
+        (part / "tokenizer").mkdir()
+        tokens.save(str(part / "tokenizer" / "tokenizer.json"))
+        part.rename(folder)
+
+    return once("t5", build) / "text_encoder"
+
+
+@pytest.fixture(scope="session")
+def decoding_folder(once: Callable[[str, Callable[[Path], object]], Path], vae_folder: Path, t5_folder: Path) -> Path:
+    """The reference Latte in float16 with a text encoder and a decoder. Not to be changed."""
+    chosen = {"precision": "fp16", "vae": vae_folder, "text_encoder": t5_folder}
+    return once("bundle-latte-fp16", lambda folder: convert_quietly(DATA / "latte", folder, **chosen))
 
 
 @pytest.fixture(scope="session")

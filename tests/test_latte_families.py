@@ -12,7 +12,7 @@ import torch
 from reference import DATA
 from safetensors.torch import load_file, save_file
 
-from adacache_engines.errors import CheckpointError
+from adacache_engines.errors import CheckpointError, InputError
 from adacache_export.checkpoint import check, open_checkpoint
 from adacache_export.families import FAMILIES, Family, recognise
 from adacache_export.models.latte_t2v import LatteT2VConfig
@@ -68,6 +68,8 @@ def test_without_a_config_the_user_says_which() -> None:
     assert recognise(names, None, "open-sora-plan-1.1") is PLAN
     assert recognise(names, {"_class_name": "LatteTransformer3DModel"}) is LATTE
     assert recognise(names, {"_class_name": "LatteT2V", "use_rope": False}) is PLAN
+    with pytest.raises(InputError, match=r"sora.*there are open-sora-1\.2, latte-1"):
+        recognise(names, None, "sora")
     with pytest.raises(CheckpointError, match=r"open-sora-1\.2: lacks"):
         recognise(names, None, "open-sora-1.2")
 

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from adacache_engines.errors import CheckpointError
+from adacache_engines.errors import CheckpointError, InputError
 from adacache_engines.tensors import DType
 from adacache_export.families import latte, open_sora, open_sora_plan
 from adacache_export.families.description import Description
@@ -73,7 +73,10 @@ def recognise(names: Iterable[str], config: Mapping[str, Any] | None = None, ask
 
     Raises:
         CheckpointError: none; says which are known and what each would need, the closest first. Or several.
+        InputError: the family that was asked for is unknown.
     """
+    if asked is not None and asked not in FAMILIES:
+        raise InputError(f"no family is called {asked}; there are {', '.join(FAMILIES)}")
     present = set(names)
     lacking = {name: [key for key in family.SIGNATURE_KEYS if key not in present] for name, family in FAMILIES.items()}
     fitting = [name for name, keys in lacking.items() if not keys and asked in (None, name)]

@@ -1,9 +1,10 @@
 """One ONNX graph into one plan.
 
 Precision is the graph's own (strongly typed). Attention of half precision must become TensorRT's fused layer; the
-layer has no float32 kernels, so there attention is spelled out by onnx before it is parsed.
+layer has no kernels for float32 and for narrow heads, so there attention is spelled out by onnx before it is parsed.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ TARGETS: Mapping[str, str] = {
     "current": "CURRENT",
 }
 CURRENT = "current"  # the GPU that is there, which need not be one of the others
+NARROWEST_FUSED = 16  # width of a head: TensorRT-RTX 1.7 refuses 4, 8 and sometimes 12
 USUAL_TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")  # Ampere and newer
 
 
@@ -97,7 +99,8 @@ def build_plan(
         graph: its inputs and outputs.
         profiles: ranges of the dynamic axes; each becomes an optimisation profile, in this order.
         options: checked.
-        fused: whether attention must become TensorRT's fused layer; spelled out if not.
+        fused: whether attention must become TensorRT's fused layer; spelled out if not, or if a head is narrower
+            than its kernels.
         timing_cache: of TensorRT, shared by builds.
         stopped: asked now and then; the build ends soon after it says True.
 
@@ -108,8 +111,9 @@ def build_plan(
     """
     api = library.api
     builder: trt.Builder = api.Builder(library.logger)
-    network = builder.create_network(_typed(api))
-    _parse(library, network, path, spelled_out=not fused)
+    network = _network(library, builder, path, spelled_out=not fused)
+    if fused and _narrowest_head(api, network) < NARROWEST_FUSED:
+        fused, network = False, _network(library, builder, path, spelled_out=True)
     _check_tensors(library, network, graph)
     if fused:
         _check_attention(api, network, graph.name)
@@ -137,7 +141,8 @@ def _typed(api: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _parse(library: TensorRT, network: "trt.INetworkDefinition", path: Path, spelled_out: bool) -> None:
+def _network(library: TensorRT, builder: "trt.Builder", path: Path, spelled_out: bool) -> "trt.INetworkDefinition":
+    network = builder.create_network(_typed(library.api))
     parser: trt.OnnxParser = library.api.OnnxParser(network, library.logger)
     model = _attention_spelled_out(path) if spelled_out else None
     done = parser.parse(model, str(path)) if model else parser.parse_from_file(str(path))
@@ -147,6 +152,15 @@ def _parse(library: TensorRT, network: "trt.INetworkDefinition", path: Path, spe
         raise EngineError(
             f"{library.name} {library.version} cannot read {path}: {'; '.join(told) or library.complaints()}"
         )
+    return network
+
+
+def _narrowest_head(api: Any, network: "trt.INetworkDefinition") -> float:
+    """Of all attentions that were read as fused layers."""
+    kind = getattr(api.LayerType, "ATTENTION_INPUT", None)  # an older library takes attention apart
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    heads = [layer.get_input(0).shape for layer in layers if layer.type == kind]
+    return min((shape[-1] for shape in heads), default=math.inf)
 
 
 def _attention_spelled_out(path: Path) -> bytes | None:
