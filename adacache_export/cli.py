@@ -117,6 +117,14 @@ def _require_exporter() -> None:
     require("onnxruntime", "cpu")
 
 
+def _presets(manifest: Manifest) -> dict[str, str]:
+    """A row for each note, with the presets that it is about."""
+    names: dict[str, list[str]] = {}
+    for name, preset in manifest.policies.items():
+        names.setdefault(preset.note, []).append(name)
+    return {f"presets {', '.join(some)}": note for note, some in names.items()}
+
+
 def _inspect(options: argparse.Namespace) -> None:
     manifest = read_manifest(options.source)
     counted = computation.Computation.of(manifest, options)
@@ -136,6 +144,7 @@ def _inspect(options: argparse.Namespace) -> None:
         + ("with encoder" if manifest.text.encoder else "no encoder"),
         "decoder": manifest.latent.decoder,
         "probes": ", ".join(manifest.probes()) or "none",
+        **_presets(manifest),
         "files": f"{len(manifest.files)}, {_gigabytes(manifest)}",
     }
     for profile, axes in manifest.profiles.items():

@@ -121,12 +121,8 @@ def t5_folder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
         import transformers
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-        words = [
-            "<pad>",
-            "</s>",
-            "<unk>",
-            *["a", "red", "blue", "circle", "square", "moves", "left", "fast", "stays", "still", "ugly"],
-        ]
+        text = "a red blue circle square moves left fast stays still ugly"
+        words = ["<pad>", "</s>", "<unk>", *text.split()]
         tokens = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
         tokens.add_special_tokens(words[:3])
         tokens.pre_tokenizer = pre_tokenizers.Whitespace()

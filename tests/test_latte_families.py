@@ -12,10 +12,13 @@ import torch
 from reference import DATA
 from safetensors.torch import load_file, save_file
 
+from adacache_engines.bundle import Preset
 from adacache_engines.errors import CheckpointError, InputError
 from adacache_export.checkpoint import check, open_checkpoint
 from adacache_export.families import FAMILIES, Family, recognise
 from adacache_export.models.latte_t2v import LatteT2VConfig
+from adacache_runtime.policies import policy_from
+from adacache_runtime.replay import bounds, replay
 
 LATTE, PLAN = FAMILIES["latte-1"], FAMILIES["open-sora-plan-1.1"]
 RELEASED = LatteT2VConfig()
@@ -273,3 +276,35 @@ def test_compressed_keys_show_as_tensors_that_are_not_expected(tmp_path: Path) -
     config = PLAN.config_from(config_json("open-sora-plan"), checkpoint.shapes())
     with pytest.raises(CheckpointError, match=r"unexpected:\n.*attn1\.sr\.weight"):
         check(checkpoint, PLAN.expected(config), PLAN.OPTIONAL_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("family", "calls", "computed"),
+    [
+        (LATTE, 50, {"adacache-slow": 29, "adacache-fast": 15, "adacache-fast-moreg": 17}),
+        (PLAN, 158, {"adacache-slow": 62, "adacache-fast": 41, "adacache-fast-moreg": 43}),
+    ],
+)
+def test_presets_can_compute_as_many_calls_as_the_paper_says(
+    family: Family, calls: int, computed: dict[str, int]
+) -> None:
+    """How many it is depends on the model; that it can be so many, on the rates."""
+    described = family.describe(settled(family), None)
+    timesteps = [float(calls - call) for call in range(calls)]
+    assert described.policies.keys() == computed.keys()
+    for name, wanted in computed.items():
+        assert "no thresholds are published" in described.policies[name].note
+        assert f"{wanted} ({name.removeprefix('adacache-')})" in described.policies[name].note
+        fewest, most = (replay(policy, timesteps) for policy in bounds(policy_from(name, described.policies)))
+        assert sum(map(any, fewest)) < wanted < sum(map(any, most))
+
+
+def test_presets_of_a_model_come_before_those_of_the_program() -> None:
+    own = LATTE.describe(RELEASED, None).policies
+    assert policy_from("adacache-fast", own) != policy_from("adacache-fast")
+    assert policy_from("interval-2", own) == policy_from("interval-2")
+    with pytest.raises(InputError, match="presets: mine, never"):
+        policy_from("yours", {"mine": own["adacache-fast"]})
+    broken = {"mine": Preset(policy={"name": "adacache", "codebook": []})}
+    with pytest.raises(InputError, match="preset mine of the bundle: codebook"):
+        policy_from("mine", broken)

@@ -1,4 +1,4 @@
-"""What guidance leads away from, and how captions reach a model without a text mask: Latte's and Open-Sora-Plan's way."""
+"""What guidance leads away from, and how captions reach a model without a text mask: Latte and Open-Sora-Plan."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -16,7 +16,7 @@ from fake_model import BLOCKS, SIZE, captions, fake_pipeline, functions, request
 from fake_tensorrt import WIDE, Module, library, needs, write_plans
 
 from adacache_engines.buffers import Array
-from adacache_engines.bundle import Bundle, Library
+from adacache_engines.bundle import Bundle, Library, SamplerDefaults
 from adacache_engines.cuda import CudaDevice
 from adacache_engines.errors import AdaCacheError, EngineError, NonFiniteError
 from adacache_engines.trt import TrtBackend
@@ -128,6 +128,21 @@ def test_generations_are_the_hosts_to_the_bit(
         assert 2 < len(result.trace.computed()) < 12
     paths = {call.compute for call in result.trace.calls}
     assert made.cuda.captures == (3 * len(paths) if graphs else 0)
+
+
+@pytest.mark.parametrize(("name", "calls"), [("ddim", 12), ("pndm", 20)])
+def test_samplers_of_noise_predictions(machine: Callable[..., Machine], tmp_path: Path, name: str, calls: int) -> None:
+    """PNDM combines up to six predictions, most of which are not there at first."""
+    sampler = SamplerDefaults(name=name, steps=12, guidance=2.0)
+    bundle = write_plans(write_bundle(tmp_path / "bundle"))
+    made = machine(bundle=Bundle(bundle.folder, bundle.manifest.model_copy(update={"sampler": sampler})))
+    host, _ = fake_pipeline(tmp_path / "host", functions(), sampler=sampler)
+    options = {"policy": ADACACHE, "keep_calls": True}
+    result, whole = (pipeline.generate(request(**options)) for pipeline in (made.pipeline, host))
+    same(result, whole)
+    np.testing.assert_array_equal(result.calls, whole.calls)
+    assert len(result.trace.calls) == calls
+    assert np.isfinite(result.latents).all()
 
 
 def test_every_path_is_replayed(machine: Callable[..., Machine]) -> None:

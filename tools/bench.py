@@ -1,7 +1,7 @@
 """Measures speed and memory as ratios, side by side in one run, on a model with random weights.
 
     python tools/bench.py [--json FILE]         one call, the loop, AdaCache, PyTorch eager, memory
-    python tools/bench.py --export-full         the export of full-size STDiT3-XL/2
+    python tools/bench.py --export-full         the export of a full-size model
     python tools/bench.py --compile-full        its plans in fp16, with TensorRT-RTX
 
 A ratio holds for the machine, the size and the run that it was measured on, and for nothing else.
@@ -25,17 +25,21 @@ from rich.table import Table
 from adacache_engines.bundle import open_bundle, read_manifest
 from adacache_engines.ort import OrtBackend
 from adacache_export.convert import Options, convert
+from adacache_export.families import FAMILIES, latte, open_sora, open_sora_plan
 from adacache_runtime.pipeline import Pipeline
 from tools.speed.calls import measure_calls
-from tools.speed.checkpoint import config_of, write_checkpoint
+from tools.speed.checkpoint import config_of, published_shapes, write_checkpoint, write_random
 from tools.speed.eager import measure_eager
 from tools.speed.full_size import Costs, measure_command
 from tools.speed.memory import measure_memory
 from tools.speed.size import Size
 from tools.speed.timing import Spread, TimedBackend
 
-FULL_SIZE = Size(depth=28, caption_width=4096)
-PLAN_PROFILES = ("480p:2s", "720p:2s")
+PLAN_PROFILES = {
+    open_sora.NAME: ("480p:2s", "720p:2s"),
+    latte.NAME: ("512x512:16f", "256x256..768x768:16f"),
+    open_sora_plan.NAME: ("512x512:65f", "256x256..768x768:65f"),
+}
 MEMORY_STEPS = 6  # enough for calls of both kinds
 ROUND_CALLS = 3  # generations of a repetition
 
@@ -116,27 +120,27 @@ def measure_ratios(arguments: argparse.Namespace, folder: Path, console: Console
     return rows, details
 
 
-def measure_full_export(folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
+def measure_full_export(family: str, folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
     """The table's rows, and what they were computed from."""
-    console.print("writing a random checkpoint of full size")
-    nbytes = write_checkpoint(folder / "random.safetensors", config_of(FULL_SIZE))
-    console.print(f"exporting {nbytes / 1e9:.1f} GB")
+    console.print(f"writing a random checkpoint of full size: {family}")
     checkpoint = folder / "random.safetensors"
-    costs = measure_command([str(checkpoint), "-o", str(folder / "bundle")], checkpoint)
-    return _rows("export", costs, 6, 1.5), {"size": asdict(FULL_SIZE), "export": asdict(costs)}
+    nbytes = write_random(checkpoint, published_shapes(family))
+    console.print(f"exporting {nbytes / 1e9:.1f} GB")
+    costs = measure_command([str(checkpoint), "--family", family, "-o", str(folder / "bundle")], checkpoint)
+    return _rows("export", costs, 6, 1.5), {"family": family, "export": asdict(costs)}
 
 
-def measure_full_plans(folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
+def measure_full_plans(family: str, folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
     """The table's rows, and what they were computed from."""
-    console.print("writing and exporting a random checkpoint of full size")
-    write_checkpoint(folder / "random.safetensors", config_of(FULL_SIZE))
-    bundle = folder / "bundle"
-    convert(folder / "random.safetensors", bundle, Options(precision="fp16"))
-    (folder / "random.safetensors").unlink()
-    profiles = [word for name in PLAN_PROFILES for word in ("--profile", name)]
+    console.print(f"writing and exporting a random checkpoint of full size: {family}")
+    checkpoint, bundle = folder / "random.safetensors", folder / "bundle"
+    write_random(checkpoint, published_shapes(family))
+    convert(checkpoint, bundle, Options(precision="fp16", family=family))
+    checkpoint.unlink()
+    profiles = [word for name in PLAN_PROFILES[family] for word in ("--profile", name)]
     weights = bundle / read_manifest(bundle).weights
     costs = measure_command([str(bundle), "--backend", "tensorrt-rtx", *profiles], weights)
-    return _rows("compile", costs, 3, 2.5), {"size": asdict(FULL_SIZE), "compile": asdict(costs)}
+    return _rows("compile", costs, 3, 2.5), {"family": family, "compile": asdict(costs)}
 
 
 def _rows(key: str, costs: Costs, minutes: float, ratio: float) -> list[Row]:
@@ -190,6 +194,9 @@ def parser() -> argparse.ArgumentParser:
     full = made.add_mutually_exclusive_group()
     full.add_argument("--export-full", action="store_true", help="measure the full-size export (about 10 GB of disk)")
     full.add_argument("--compile-full", action="store_true", help="measure its plans (about 8 GB of disk)")
+    made.add_argument(
+        "--family", choices=tuple(FAMILIES), default=open_sora.NAME, help="of the full-size model (%(default)s)"
+    )
     made.add_argument("--steps", type=int, default=12, help="calls of a generation (%(default)s)")
     made.add_argument("--repetitions", type=int, default=3, help="of generations of each kind (%(default)s)")
     made.add_argument("--eager-repetitions", type=int, default=7, help="of full calls in turn (%(default)s)")
@@ -210,9 +217,9 @@ def main() -> None:
     console = Console()
     with tempfile.TemporaryDirectory(prefix="adacache-bench-", dir=arguments.temp) as name:
         if arguments.export_full:
-            rows, details = measure_full_export(Path(name), console)
+            rows, details = measure_full_export(arguments.family, Path(name), console)
         elif arguments.compile_full:
-            rows, details = measure_full_plans(Path(name), console)
+            rows, details = measure_full_plans(arguments.family, Path(name), console)
         else:
             rows, details = measure_ratios(arguments, Path(name), console)
     report(rows, details, arguments, console)

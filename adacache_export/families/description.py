@@ -1,14 +1,16 @@
 """What a family says of a model beside its tensors and stages: the part of the manifest that is known beforehand."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
 
-from adacache_engines.bundle import GuidanceRule, LatentSpace, SamplerDefaults, TextRule, VideoDefaults
+from adacache_engines.bundle import GuidanceRule, LatentSpace, Preset, SamplerDefaults, TextRule, VideoDefaults
 
 PIXEL_CHANNELS = 3  # a model of three channels is one of pixels
 VAE_SPATIAL_FACTOR = 8
 PROMPTS = 4  # that a bundle takes at once
+POLICIES = Path(__file__).parent / "policies"
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Description:
         text: what text the model takes.
         profiles: name -> axis -> smallest and largest size; a generation must fit one of them.
         probe: the site that is probed where the user asks for none.
-        policies: name -> a policy as its JSON file describes it, for who names it with this model.
+        policies: presets of this model by name.
     """
 
     sampler: SamplerDefaults
@@ -32,4 +34,10 @@ class Description:
     text: TextRule
     profiles: Mapping[str, Mapping[str, tuple[int, int]]]
     probe: str
-    policies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    policies: Mapping[str, Preset] = field(default_factory=dict)
+
+
+def presets(family: str) -> dict[str, Preset]:
+    """The family's policies, with constants that ``tools/demo/fit.py`` has fitted and written."""
+    content = json.loads((POLICIES / f"{family}.json").read_text(encoding="utf-8"))
+    return {name: Preset(policy=policy, note=content["note"]) for name, policy in content["policies"].items()}

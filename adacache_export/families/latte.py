@@ -42,4 +42,4 @@ def describe(config: LatteT2VConfig, scheduler: Mapping[str, Any] | None) -> Des
     latent = latte_t2v.latent_space(config, "identity")
     height, width = (latent.spatial_factor * side for side in config.sample_size)
     video = VideoDefaults(height=height, width=width, frames=config.video_length, fps=8, image_fps=8)
-    return latte_t2v.describe(config, video, latent, latte_t2v.sampler(scheduler, "DDIMScheduler"), image=True)
+    return latte_t2v.describe(NAME, config, video, latent, latte_t2v.sampler(scheduler, "DDIMScheduler"), image=True)

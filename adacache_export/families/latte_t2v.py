@@ -14,7 +14,7 @@ from adacache_engines.errors import CheckpointError
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.costs import TOKENS
 from adacache_export.families.config import count_blocks, settle
-from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description
+from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description, presets
 from adacache_export.models.latte_t2v import (
     MLP_RATIO,
     CaptionProjection,
@@ -188,7 +188,12 @@ def stages(
 
 
 def describe(
-    config: LatteT2VConfig, video: VideoDefaults, latent: LatentSpace, sampler: SamplerDefaults, image: bool
+    family: str,
+    config: LatteT2VConfig,
+    video: VideoDefaults,
+    latent: LatentSpace,
+    sampler: SamplerDefaults,
+    image: bool,
 ) -> Description:
     """Clips of the one length that the temporal positions are for, and of any size; ``image``: single frames, too.
 
@@ -209,6 +214,7 @@ def describe(
         ),
         profiles={name: {**usual, "frames": (length, length)} for name, length in lengths.items()},
         probe=f"temporal.{(config.num_layers - 1) // 2}.attn",
+        policies=presets(family),
     )
 
 

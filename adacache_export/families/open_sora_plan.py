@@ -62,4 +62,4 @@ def describe(config: LatteT2VConfig, scheduler: Mapping[str, Any] | None) -> Des
     height, width = (latent.spatial_factor * side for side in config.sample_size)
     frames = config.video_length if latent.frames == "identity" else 4 * (config.video_length - 1) + 1
     video = VideoDefaults(height=height, width=width, frames=frames)
-    return latte_t2v.describe(config, video, latent, latte_t2v.sampler(scheduler, "PNDMScheduler"), image=False)
+    return latte_t2v.describe(NAME, config, video, latent, latte_t2v.sampler(scheduler, "PNDMScheduler"), image=False)

@@ -72,7 +72,9 @@ class Device(Protocol):
     @property
     def index(self) -> int: ...
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Buffer: ...
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Buffer:
+        """A buffer of zeros: PNDM gives predictions that are not there yet the weight 0, which NaN would outlive."""
+        ...
 
     def copy(self, source: Buffer, target: Buffer) -> Call:
         """A call that copies ``source`` to ``target`` (same shape and dtype)."""

@@ -186,6 +186,18 @@ class TextRule(Entry):
     encoder_config: dict[str, Any] | None = None
 
 
+class Preset(Entry):
+    """A caching policy with constants for this model.
+
+    Attributes:
+        policy: as its JSON file describes it.
+        note: where the constants come from, for people; empty where there is nothing to say.
+    """
+
+    policy: dict[str, Any]
+    note: str = ""
+
+
 class FileEntry(Entry):
     sha256: str
     nbytes: int
@@ -252,7 +264,7 @@ class Manifest(Entry):
     stages: tuple[StageEntry, ...]
     arithmetic: dict[str, Graph]
     default_probes: tuple[str, ...]  # sites that a policy measures unless it names others
-    policies: dict[str, dict[str, Any]] = {}  # presets of this model, which come before those of the same name
+    policies: dict[str, Preset] = {}  # by name; they come before the program's own of that name
     sampler: SamplerDefaults
     video: VideoDefaults
     guidance: GuidanceRule

@@ -40,7 +40,6 @@ class Latents:
         self._current.write(initial)
         following = device.empty(initial.shape, FLOAT32)
         velocities = device.empty((history, *initial.shape), FLOAT32)
-        velocities.write(np.zeros(velocities.shape, np.float32))  # what is not there yet has the weight 0: no NaN
         scale = device.empty((1,), FLOAT32)
         scale.write(np.array([guidance], np.float32))
         parts = [branches.part(start, start + samples) for start in range(0, branches.shape[0], samples)]

@@ -1,14 +1,24 @@
-"""A random STDiT3 checkpoint of any size."""
+"""Random checkpoints: STDiT3's of any size, any family's of the published size."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from adacache_export.families import FAMILIES, latte, open_sora, open_sora_plan
 from adacache_export.families.open_sora import expected
+from adacache_export.models.latte_t2v import LatteT2VConfig
 from adacache_export.models.stdit3 import OpenSoraConfig
 from adacache_export.weights_file import write_weights
 from tools.speed.size import CHANNELS, PATCH, Size
+
+PUBLISHED: Mapping[str, Any] = {
+    open_sora.NAME: OpenSoraConfig(),
+    latte.NAME: LatteT2VConfig(),
+    open_sora_plan.NAME: open_sora_plan.RELEASED,
+}
 
 
 def config_of(size: Size) -> OpenSoraConfig:
@@ -22,12 +32,22 @@ def config_of(size: Size) -> OpenSoraConfig:
     )
 
 
+def published_shapes(family: str) -> Mapping[str, tuple[int, ...]]:
+    """Of the tensors of a family's released model; as that is what a checkpoint without a config.json is taken for."""
+    return FAMILIES[family].expected(PUBLISHED[family])
+
+
 def write_checkpoint(path: Path, config: OpenSoraConfig) -> int:
+    """Writes a random STDiT3, as :func:`write_random`."""
+    return write_random(path, expected(config))
+
+
+def write_random(path: Path, tensors: Mapping[str, tuple[int, ...]]) -> int:
     """Writes random weights in float32, one tensor at a time; returns the size of the file in bytes.
 
     Matrices keep the size of what they multiply, so that hidden states stay finite through all blocks.
     """
-    shapes = {name: shape for name, shape in expected(config).items() if not name.startswith("rope.")}
+    shapes = {name: shape for name, shape in tensors.items() if not name.startswith("rope.")}
     generator = torch.Generator().manual_seed(0)
 
     def draw(name: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Commands on full-size STDiT3-XL/2, as a user types them: their time and their peak memory."""
+"""Commands on full-size models, as a user types them: their time and their peak memory."""
 
 import shutil
 import subprocess

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from adacache_engines.bundle import Preset
 from adacache_engines.errors import InputError
 from adacache_runtime.policies.adacache import AdaCache, MoReg
 from adacache_runtime.policies.interval import FixedInterval
@@ -33,19 +34,19 @@ PRESETS: Mapping[str, Policy[Any]] = {
 }
 
 
-def policy_from(choice: str, own: Mapping[str, object] | None = None) -> Policy[Any]:
+def policy_from(choice: str, own: Mapping[str, Preset] | None = None) -> Policy[Any]:
     """The policy that a preset's name or a JSON file describes.
 
     Args:
         choice: name of a preset, or path of a ``.json`` file.
-        own: presets of the bundle, as JSON describes them; they come before those of the same name.
+        own: presets of the bundle; they come before those of the same name.
 
     Raises:
         InputError: no such preset or file, or the file has unknown keys or impossible values; lists the known ones.
     """
     own = own or {}
     if choice in own:
-        return policy_from_description(own[choice], f"preset {choice} of the bundle")
+        return policy_from_description(own[choice].policy, f"preset {choice} of the bundle")
     if choice in PRESETS:
         return PRESETS[choice]
     path = Path(choice)
