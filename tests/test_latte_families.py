@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from adacache_engines.bundle import Preset
 from adacache_engines.errors import CheckpointError, InputError
-from adacache_export.checkpoint import check, open_checkpoint
+from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
 from adacache_export.families import FAMILIES, Family, recognise
 from adacache_export.models.latte_t2v import LatteT2VConfig
 from adacache_runtime.policies import policy_from
@@ -156,6 +156,32 @@ def test_geglu_weights_are_refused_by_their_shape() -> None:
 def test_a_contradiction_names_both_values(field: str, value: int) -> None:
     message = refusal(LATTE, **{field: value})
     assert f"{field} is {value} there, and {getattr(RELEASED, field)} by the shapes" in message
+
+
+SMALL = replace(RELEASED, num_attention_heads=2, attention_head_dim=8, num_layers=2, caption_channels=24)
+SMALL_JSON = {"num_attention_heads": 2, "attention_head_dim": 8}
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (0, 0), (3, 3), (1, 1, 1, 1), (0, 0, 0, 0)])
+@pytest.mark.parametrize("key", [key for key in LATTE.expected(SMALL) if "blocks.1" not in key])
+def test_odd_shapes_end_in_one_kind_of_error(key: str, shape: tuple[int, ...]) -> None:
+    shapes = {**LATTE.expected(SMALL), key: shape}
+    for given in (None, SMALL_JSON):
+        try:
+            config = LATTE.config_from(given, shapes)
+        except CheckpointError:
+            continue
+        assert LATTE.expected(config)[key] != shape or config != SMALL
+
+
+@pytest.mark.parametrize("gone", [key for key in LATTE.expected(SMALL) if key not in LATTE.SIGNATURE_KEYS])
+def test_one_missing_tensor_is_the_one_that_is_named(gone: str) -> None:
+    shapes = {key: shape for key, shape in LATTE.expected(SMALL).items() if key != gone}
+    config = LATTE.config_from(SMALL_JSON, shapes)
+    tensors = {key: torch.zeros(shape) for key, shape in shapes.items()}
+    with pytest.raises(CheckpointError, match="1 tensor missing") as caught:
+        check(Checkpoint(tensors, (Path("a.ckpt"),)), LATTE.expected(config), LATTE.OPTIONAL_KEYS)
+    assert f"    {gone}, expected" in str(caught.value)
 
 
 @pytest.mark.parametrize("field", ["video_length", "sample_size", "num_attention_heads", "model_max_length"])

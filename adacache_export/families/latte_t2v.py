@@ -98,7 +98,7 @@ def config_from(
             f"a width of {config.width} is not possible; expected a multiple of 4: check that the checkpoint is a"
             " LatteT2V, and download it again"
         )
-    rows = shapes.get("transformer_blocks.0.ff.net.0.proj.weight", (0,))[0]
+    rows, *_ = shapes.get("transformer_blocks.0.ff.net.0.proj.weight") or (0,)
     if rows == 2 * MLP_RATIO * config.width:
         raise CheckpointError(
             "the weights are those of a GEGLU, which is not supported; expected GELU's, half as many: check that the"
