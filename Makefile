@@ -3,17 +3,21 @@ BIN := .venv/bin
 SOURCES := adacache_export engines/adacache_engines runtime/adacache_runtime tools
 EXTRAS := cpu,export,plot,profile,trt-rtx,dev
 
-.PHONY: demo test table bench clean
+.PHONY: demo test test-slow table bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m tools.demo.run
 
-# what CI runs
+# what CI runs, with the next one
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(SOURCES)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+# the tests that take longest
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
 
 # the README's table
 table: .venv/installed

@@ -17,6 +17,11 @@ DATA = Path(__file__).parent / "data"
 OPEN_SORA = DATA / "open-sora"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first, so that no worker waits for it at the end."""
+    items.sort(key=lambda item: item.nodeid != "tests/test_readme.py::test_commands")
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
     """Makes a folder once a test run, however many workers share the run."""

@@ -9,7 +9,7 @@ import pytest
 from test_bundle import rewrite
 from test_flops import PUBLISHED, SIZES, counted_fake, manifest_of, trace_of
 
-from adacache_engines.bundle import MANIFEST, Manifest, dump_manifest
+from adacache_engines.bundle import MANIFEST, Manifest, Preset, dump_manifest
 from adacache_export.cli import main as export
 from adacache_runtime.policies import PRESETS
 from adacache_runtime.trace import Trace
@@ -62,7 +62,9 @@ def test_every_call_of_the_sampler_counts(name: str, calls: int, tmp_path: Path,
 
 
 def test_presets_of_the_bundle_come_first(tmp_path: Path, capsys: Capture) -> None:
-    own = {"mine": {"name": "interval", "every": 5}, "interval-2": {"name": "interval", "every": 6}}
+    own = {
+        name: Preset(policy={"name": "interval", "every": every}) for name, every in (("mine", 5), ("interval-2", 6))
+    }
     manifest = manifest_of("latte-1", PUBLISHED["latte-1"]).model_copy(update={"policies": own})
     rows = inspected(capsys, written(tmp_path, manifest))
     assert {row[0]: row[1] for row in rows if row[0] in own} == {"mine": "11", "interval-2": "10"}

@@ -103,10 +103,10 @@ def assert_complete(folder: Path, rtx: TensorRT) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
-def test_the_demo_model(precision: str, tmp_path: Path, rtx: TensorRT, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_model(tmp_path: Path, rtx: TensorRT, capsys: pytest.CaptureFixture[str]) -> None:
+    """In bf16; the tests of the README do it in fp16."""
     folder = tmp_path / "demo.adacache"
-    options = ["--precision", precision, "--text-encoder", str(DEMO / "text_encoder")]
+    options = ["--precision", "bf16", "--text-encoder", str(DEMO / "text_encoder")]
     plans = ["--backend", "tensorrt-rtx", "--profile", "16x16..32x32:1f..8f:1..2", "--profile", "32x32:16f"]
     assert export([str(DEMO), "-o", str(folder), *options, *plans]) == 0
     assert "encoder" in {entry.stage for entry in only(folder).plans}
