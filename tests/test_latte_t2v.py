@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import LatteTransformer3DModel
 from reference import DATA, Arrays, arrays, run_graph, worst
 from safetensors.torch import load_file
 from torch import Tensor
@@ -112,7 +113,7 @@ def runs_in(variant: str, stage: str) -> bool:
 
 
 def run_torch(stages: list[Stage], inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+    tensors = {name: torch.as_tensor(np.ascontiguousarray(value)) for name, value in inputs.items()}
     with torch.no_grad():
         return {name: value.numpy() for name, value in run_stages(stages, tensors).items()}
 
@@ -163,6 +164,51 @@ def test_torch_stages_predict_what_the_original_predicts(name: str, variant: str
     stages = [stage for stage in original.stages(masked=variant == "spatialmask") if runs_in(variant, stage.name)]
     prediction = run_torch(stages, model_inputs(original, variant))["prediction"]
     assert worst(prediction, original.outputs[f"{variant}.out"]) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("heads", "width", "sample_size", "frames", "patch", "size"),
+    [(3, 16, 16, 7, 2, (12, 20)), (2, 12, 128, 3, 2, (8, 30)), (4, 8, 8, 1, 2, (10, 6)), (2, 8, 24, 4, 4, (24, 16))],
+)
+def test_other_sizes_are_as_in_diffusers(
+    heads: int, width: int, sample_size: int, frames: int, patch: int, size: tuple[int, int]
+) -> None:
+    """Its port of Latte with random weights: other heads, patches and lengths, odd grids, large training sizes."""
+    torch.manual_seed(0)
+    port = LatteTransformer3DModel(
+        num_attention_heads=heads,
+        attention_head_dim=width,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        cross_attention_dim=heads * width,
+        attention_bias=True,
+        sample_size=sample_size,
+        patch_size=patch,
+        activation_fn="gelu-approximate",
+        num_embeds_ada_norm=1000,
+        norm_type="ada_norm_single",
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+        caption_channels=24,
+        video_length=frames,
+    ).eval()
+    for parameter in port.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    weights, family = port.state_dict(), FAMILIES["latte-1"]
+    config = family.config_from(dict(port.config), {key: tuple(value.shape) for key, value in weights.items()})
+    stages = family.stages(config)
+    for stage in stages:
+        stage.module.load_state_dict({name: weights[key] for name, key in stage.keys().items()})
+    inputs = {
+        "latents": torch.randn(2, 4, frames, *size),
+        "timestep": torch.tensor([17.0, 803.0]),
+        "captions": torch.randn(2, 5, 24),
+        "text_mask": torch.ones(2, 5, dtype=torch.bool),
+    }
+    with torch.no_grad():
+        (expected,) = port(inputs["latents"], inputs["timestep"].long(), inputs["captions"], return_dict=False)
+    assert worst(run_torch(stages, inputs)["prediction"], expected.numpy()) <= TOLERANCE
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import DDIMScheduler, PNDMScheduler
 from numpy.typing import NDArray
 from reference import arrays
 
@@ -47,6 +49,24 @@ def test_every_call_is_the_originals(name: str) -> None:
     assert len(after) == count
     for mine, original in zip(after, expected["z"], strict=False):
         assert np.linalg.norm(mine - original) <= 1e-5 * np.linalg.norm(original)
+
+
+@pytest.mark.parametrize("steps", [4, 5, 7, 33, 40, 150, 333])
+@pytest.mark.parametrize("name", RUNS)
+def test_any_number_of_steps_is_as_in_diffusers(name: str, steps: int) -> None:
+    """Whose schedulers the originals use, with the arguments that they give."""
+    theirs = {"ddim": DDIMScheduler(clip_sample=False), "pndm": PNDMScheduler()}[name]
+    theirs.set_timesteps(steps)
+    sampler, history, *_ = RUNS[name]
+    updates = list(sampler(steps, 1) if name == "ddim" else pndm(steps, 1, idle_call=True))
+    assert [int(update.timestep[0]) for update in updates] == theirs.timesteps.tolist()
+    random = np.random.default_rng(steps)
+    latents, noise = random.standard_normal((2, 3)), random.standard_normal((len(updates), 2, 3))
+    mine = run(iter(updates), history, latents, lambda call, _z, _t: noise[call])
+    expected = torch.from_numpy(latents)
+    for call, timestep in enumerate(theirs.timesteps):
+        expected = theirs.step(torch.from_numpy(noise[call]), timestep, expected).prev_sample
+        assert np.linalg.norm(mine[call] - expected.numpy()) <= 1e-5 * np.linalg.norm(expected.numpy())
 
 
 def test_the_call_that_is_left_out_changes_nothing() -> None:
