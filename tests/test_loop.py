@@ -307,10 +307,11 @@ def test_a_whole_call_is_enqueued_before_its_numbers_are_read(fake) -> None:
 
 def test_the_run_tells_the_policy_its_measure(fake) -> None:
     pipeline, _ = fake
+    timesteps = (1000.0, 500.0)
     for granularity, scope, expected in [
-        ("stack", "batch", Run(2, 1, 1)),
-        ("stack", "prompt", Run(2, 1, 2)),
-        ("block", "prompt", Run(2, 4, 2)),
+        ("stack", "batch", Run(2, 1, 1, ("spatial.00 to temporal.01",), timesteps)),
+        ("stack", "prompt", Run(2, 1, 2, ("spatial.00 to temporal.01",), timesteps)),
+        ("block", "prompt", Run(2, 4, 2, ("spatial.00", "temporal.00", "spatial.01", "temporal.01"), timesteps)),
     ]:
         options = script("CC" if granularity == "stack" else "CCCC CCCC", granularity)
         pipeline.generate(request(**options, scope=scope))

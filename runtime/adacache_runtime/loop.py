@@ -13,7 +13,7 @@ import numpy as np
 from adacache_engines.buffers import Device
 from adacache_engines.errors import NonFiniteError, PolicyError
 from adacache_runtime.latents import Latents
-from adacache_runtime.plan import PARTS, Plan
+from adacache_runtime.plan import PARTS, Plan, group_name
 from adacache_runtime.policy import Context, Decision, Observation, Policy, Run
 from adacache_runtime.probe import Probe
 from adacache_runtime.samplers import Floats, Update
@@ -67,7 +67,9 @@ def denoise(
         PolicyError: the policy reuses what was never computed.
     """
     units = generation.prompts if generation.scope == "prompt" else 1
-    run = Run(len(updates), len(generation.plan.groups), units)
+    timesteps = tuple(float(update.timestep[0]) for update in updates)
+    names = tuple(map(group_name, generation.plan.groups))
+    run = Run(len(updates), len(names), units, names, timesteps)
     state = policy.start(run)
     filled = [False] * run.groups  # whose residual there is
     pending: _Enqueued | None = None

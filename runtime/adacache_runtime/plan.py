@@ -43,6 +43,12 @@ def group_stages(manifest: Manifest, granularity: Granularity) -> list[list[Stag
     return [blocks] if granularity == "stack" else [[block] for block in blocks]
 
 
+def group_name(group: Sequence[StageEntry]) -> str:
+    """Of its only stage, or its first and last."""
+    first, last = group[0].graph.name, group[-1].graph.name
+    return first if first == last else f"{first} to {last}"
+
+
 def hidden_spec(manifest: Manifest) -> TensorSpec:
     """Of the hidden state between blocks."""
     block = next(stage for stage in manifest.stages if stage.block)

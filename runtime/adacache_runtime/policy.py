@@ -19,11 +19,16 @@ class Run:
         calls: of the denoiser.
         groups: whose residuals are cached.
         units: that decide together: 1 for the whole batch, or the number of prompts.
+        names: of the groups, in the order of execution: that of the group's only stage, such as ``spatial.07`` or
+            ``spatial.07.attn``, or of its first and last.
+        timesteps: of all calls.
     """
 
     calls: int
     groups: int
     units: int
+    names: tuple[str, ...] = ()
+    timesteps: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
