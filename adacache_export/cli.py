@@ -3,11 +3,12 @@
 import argparse
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
 
-from adacache_engines.bundle import DTYPES, MANIFEST, Graph, Manifest, read_manifest
+from adacache_engines.bundle import DTYPES, MANIFEST, ExportGranularity, Graph, Manifest, read_manifest
 from adacache_engines.errors import InputError, require
 from adacache_export import computation, plans
 from adacache_export.progress import PhaseProgress
@@ -37,6 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     add("source", metavar="CHECKPOINT", type=Path, help="file or folder; to compile, inspect or verify, a bundle")
     add("-o", "--output", metavar="BUNDLE", type=Path, help="folder to make (default: CHECKPOINT's name + .adacache)")
     add("--precision", choices=tuple(DTYPES), help="of weights and matrix products (default: fp32)")
+    add(
+        "--granularity", choices=get_args(ExportGranularity), help="a stage a block, or a module of it (default: block)"
+    )
     add(
         "--probe",
         metavar="SITE",
@@ -68,6 +72,7 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
     output: Path = options.output or Path(f"{source.resolve().stem}.adacache")
     choices = Options(
         precision=options.precision or "fp32",
+        granularity=options.granularity or "block",
         probes=tuple(options.probe),
         weights=options.weights,
         force=options.force,
@@ -90,7 +95,17 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
 
 def _compile(options: argparse.Namespace, check: Callable[[], None]) -> None:
     """Adds plans to a bundle."""
-    of_checkpoints = ("output", "precision", "probe", "text_encoder", "vae", "family", "config", "weights")
+    of_checkpoints = (
+        "output",
+        "precision",
+        "granularity",
+        "probe",
+        "text_encoder",
+        "vae",
+        "family",
+        "config",
+        "weights",
+    )
     foreign = [f"--{name.replace('_', '-')}" for name in of_checkpoints if getattr(options, name)]
     if foreign:
         raise InputError(
@@ -137,6 +152,7 @@ def _inspect(options: argparse.Namespace) -> None:
         "checkpoint": f"{', '.join(manifest.checkpoint.files)}  sha256 {manifest.checkpoint.sha256}",
         "config": ", ".join(f"{key} {value}" for key, value in manifest.config.items()),
         "precision": manifest.precision,
+        "granularity": manifest.granularity,
         "sampler": f"{sampler.name}, {sampler.steps} steps, guidance {sampler.guidance:g}",
         "default video": f"{video.height}x{video.width} pixels, {video.frames} frames",
         **counted.facts(),

@@ -14,6 +14,7 @@ from adacache_engines.bundle import (
     MANIFEST,
     SCHEMA_VERSION,
     CheckpointEntry,
+    ExportGranularity,
     Graph,
     LatentSpace,
     Manifest,
@@ -31,6 +32,7 @@ from adacache_export.checkpoint import check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json
 from adacache_export.families import recognise
 from adacache_export.graphs import export_graphs
+from adacache_export.models.residual_block import sites_of
 from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes
 from adacache_export.phases import Progress, running_total
 from adacache_export.stages import Stage
@@ -49,6 +51,7 @@ class Options:
 
     Attributes:
         precision: of weights and matrix products.
+        granularity: of the stages.
         probes: sites; the family's default if empty.
         weights: which set of a checkpoint that holds several.
         force: replace an existing bundle.
@@ -59,6 +62,7 @@ class Options:
     """
 
     precision: Precision = "fp32"
+    granularity: ExportGranularity = "block"
     probes: tuple[str, ...] = ()
     weights: str | None = None
     force: bool = False
@@ -108,9 +112,9 @@ def convert(
     encoder = _open_encoder(options.text_encoder, text, progress)
 
     with torch.device("meta"):  # shapes only: the weights stay in their file until a stage is verified
-        stages = family.stages(config, probes, dtype)
+        stages = family.stages(config, probes, dtype, options.granularity)
         sums = arithmetic(stages, latent, guidance)
-    _check_probes(probes, stages, family.SITES)
+    _check_probes(probes, stages, family.PARTS, options.granularity)
     keys = [*_keys(stages), *([guidance.null_captions] if guidance.null_captions else [])]
     dtypes: dict[str, DType] = dict.fromkeys(keys, dtype)
     tensors: dict[str, Tensor] = {key: checkpoint.tensors[key] for key in keys}
@@ -151,6 +155,7 @@ def convert(
             family=family.NAME,
             config=asdict(config),
             precision=options.precision,
+            granularity=options.granularity,
             profiles=described.profiles,
             stages=tuple(
                 StageEntry(graph=graphs[stage.name], block=stage.block, probes=dict(stage.probes), flops=stage.flops)
@@ -216,10 +221,16 @@ def _read(tensors: Mapping[str, Tensor], dtypes: Mapping[str, DType], key: str) 
     return tensor
 
 
-def _check_probes(wanted: Iterable[str], stages: Iterable[Stage], known: Mapping[str, tuple[str, ...]]) -> None:
+def _check_probes(
+    wanted: Iterable[str],
+    stages: Iterable[Stage],
+    parts: Mapping[str, tuple[str, ...]],
+    granularity: ExportGranularity,
+) -> None:
     made = {site for stage in stages for site in stage.probes}
     unknown = sorted(set(wanted) - made)
     if unknown:
+        known = {kind: some if granularity == "module" else sites_of(some) for kind, some in parts.items()}
         forms = ", ".join(f"{kind}.N.{site}" for kind, sites in known.items() for site in sites)
         raise InputError(
             f"no probe site is called {', '.join(unknown)}; this model has {forms}, N a block from 0, such as"

@@ -1,13 +1,14 @@
 """A stage: the piece of a model that becomes one graph, and how stages run one after another in torch."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from adacache_engines.bundle import Term
+from adacache_engines.bundle import ExportGranularity, Term
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.costs import TOKENS, Counted
+from adacache_export.models.residual_block import Parts, ResidualBlock, sites_of
 
 OUT = "_out"  # the output "hidden_out" is the next stage's "hidden"
 
@@ -78,27 +79,47 @@ def tensor_specs(
     return {name: TensorSpec(name=name, dtype=dtype, axes=axes) for name, (axes, dtype) in kinds.items()}
 
 
-def sites_of(kind: str, index: int, known: Iterable[str], wanted: Iterable[str]) -> tuple[str, ...]:
-    """Those of a block's ``known`` sites that are among the ``wanted`` ones, such as ``temporal.13.attn``."""
-    return tuple(site for site in known if f"{kind}.{index}.{site}" in wanted)
+def block_stages(
+    kind: str,
+    index: int,
+    parts: Parts,
+    make: Callable[[Parts, tuple[str, ...]], ResidualBlock],
+    prefix: str,
+    spec: Mapping[str, TensorSpec],
+    sites: Collection[str],
+    granularity: ExportGranularity,
+) -> list[Stage]:
+    """A block as one stage or, at module granularity, as one for each of its parts.
 
-
-def block_stage(
-    kind: str, index: int, module: nn.Module, prefix: str, inputs: tuple[TensorSpec, ...], sites: tuple[str, ...]
-) -> Stage:
-    """The stage of a block that takes ``hidden`` first and returns it, and then a probe of its shape for each site."""
-    hidden = inputs[0]
-    probes = (hidden.model_copy(update={"name": name}) for name in (hidden.name + OUT, *sites))
-    return Stage(
-        f"{kind}.{index:02d}",
-        "+".join([kind, *sites]),
-        module,
-        prefix,
-        inputs,
-        tuple(probes),
-        {f"{kind}.{index}.{site}": site for site in sites},
-        block=True,
-    )
+    Args:
+        kind: such as ``spatial``.
+        index: of the block.
+        parts: of the block.
+        make: the stage's module, of parts and with probes.
+        prefix: of the block's tensors in the checkpoint.
+        spec: of the tensors that stages exchange, by name.
+        sites: that are to be probed, such as ``temporal.13.attn``; others than this block's are ignored.
+        granularity: of the stages.
+    """
+    hidden, made = spec["hidden"], []
+    for some in [parts] if granularity == "block" else [(part,) for part in parts]:
+        here = tuple(site for site in sites_of(some) if f"{kind}.{index}.{site}" in sites)
+        module = make(some, here)
+        own = some if granularity == "module" else ()
+        outputs = (hidden.model_copy(update={"name": name}) for name in (hidden.name + OUT, *here))
+        made.append(
+            Stage(
+                ".".join([kind, f"{index:02d}", *own]),
+                "+".join([".".join([kind, *own]), *here]),
+                module,
+                prefix,
+                (hidden, *(spec[name] for name in module.conditions)),
+                tuple(outputs),
+                {f"{kind}.{index}.{site}": site for site in here},
+                block=True,
+            )
+        )
+    return made
 
 
 def run_stages(stages: Iterable[Stage], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -59,7 +59,7 @@ def _jobs(
     family = FAMILIES[manifest.family]
     config = family.config_from(manifest.config, shapes)
     with torch.device("meta"):
-        stages = family.stages(config, tuple(manifest.probes()), DTYPES[manifest.precision])
+        stages = family.stages(config, tuple(manifest.probes()), DTYPES[manifest.precision], manifest.granularity)
         sums = arithmetic(stages, manifest.latent, manifest.guidance)
     graphs = {stage.graph.name: stage.graph for stage in manifest.stages} | manifest.arithmetic
     sizes = check_sizes(manifest.latent)

@@ -4,19 +4,19 @@ and what becomes of both in calls and runs.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import fake_model
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from adacache_engines.bundle import Manifest, StageEntry, Term
+from adacache_engines.bundle import ExportGranularity, Manifest, StageEntry, Term
 from adacache_engines.errors import InputError
 from adacache_engines.shape_profiles import video_sizes
 from adacache_export import costs
 from adacache_export.families import FAMILIES, open_sora_plan
-from adacache_export.models.latte_t2v import LatteT2VConfig, SpatialBlock
+from adacache_export.models.latte_t2v import Block, LatteT2VConfig
 from adacache_export.models.stdit3 import OpenSoraConfig
 from adacache_export.parity import check_sizes
 from adacache_export.stages import Stage
@@ -59,9 +59,9 @@ PUBLISHED: Mapping[str, Any] = {
 CASES = [(name, config) for configs in (SMALL, PUBLISHED) for name, config in configs.items()]
 
 
-def stages_of(name: str, config: Any) -> list[Stage]:
+def stages_of(name: str, config: Any, granularity: ExportGranularity = "block") -> list[Stage]:
     with torch.device("meta"):
-        return FAMILIES[name].stages(config)
+        return FAMILIES[name].stages(config, granularity=granularity)
 
 
 def manifest_of(name: str, config: Any) -> Manifest:
@@ -90,11 +90,12 @@ def test_every_family_is_counted() -> None:
     assert set(SMALL) == set(FAMILIES)
 
 
+@pytest.mark.parametrize("granularity", get_args(ExportGranularity))
 @pytest.mark.parametrize(("name", "config"), CASES)
-def test_every_stage_is_what_torch_counts(name: str, config: Any) -> None:
+def test_every_stage_is_what_torch_counts(name: str, config: Any, granularity: ExportGranularity) -> None:
     sizes = check_sizes(FAMILIES[name].describe(config, None).latent)
     assert len(sizes) == 2
-    for stage in {stage.kind: stage for stage in stages_of(name, config)}.values():
+    for stage in {stage.kind: stage for stage in stages_of(name, config, granularity)}.values():
         assert stage.flops is not None
         for size in sizes:
             anew = repeated_text(stage, size)
@@ -103,7 +104,7 @@ def test_every_stage_is_what_torch_counts(name: str, config: Any) -> None:
 
 def repeated_text(stage: Stage, sizes: Mapping[str, int]) -> int:
     """Of the text's keys and values, which LatteT2V as published makes for every frame and we for one."""
-    if not isinstance(stage.module, SpatialBlock):
+    if not (isinstance(stage.module, Block) and "cross" in stage.module.parts):
         return 0
     rows = sizes["batch"] * sizes["text"] * (sizes["patch_frames"] - 1)
     return rows * 2 * (stage.module.attn2.to_k.weight.numel() + stage.module.attn2.to_v.weight.numel())

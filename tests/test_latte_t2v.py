@@ -153,7 +153,7 @@ def seen_in_torch(original: Original, variant: str) -> Arrays:
     run_torch(stages, inputs)
     batch, _, frames, _, _ = inputs["latents"].shape
     for key, value in shown.items():
-        if key.endswith(("ff", "attn2")) or key in {f"{kind}.{i}" for kind in original.family.SITES for i in range(9)}:
+        if key.endswith(("ff", "attn2")) or key in {f"{kind}.{i}" for kind in original.family.PARTS for i in range(9)}:
             shown[key] = layout(key, value.reshape(batch, frames, -1, value.shape[-1]))
     return shown
 

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from adacache_engines.bundle import ExportGranularity
 from adacache_engines.errors import CheckpointError, InputError
 from adacache_engines.tensors import DType
 from adacache_export.families import latte, open_sora, open_sora_plan
@@ -21,13 +22,13 @@ class Family(Protocol):
         NAME: of the family, as the manifest records it.
         SIGNATURE_KEYS: tensors that every checkpoint of the family has, and no other family has all of.
         OPTIONAL_KEYS: tensors that a checkpoint may lack.
-        SITES: kind of a block -> where it can be probed.
+        PARTS: kind of a block -> the residual parts of such a block, in order.
     """
 
     NAME: str
     SIGNATURE_KEYS: tuple[str, ...]
     OPTIONAL_KEYS: tuple[str, ...]
-    SITES: Mapping[str, tuple[str, ...]]
+    PARTS: Mapping[str, tuple[str, ...]]
 
     def told_by(self, config: Mapping[str, Any] | None) -> bool:
         """Whether ``config.json`` (None without one) is the family's, where others have the same tensors."""
@@ -45,7 +46,13 @@ class Family(Protocol):
     def constants(self, config: Any) -> dict[str, Tensor]:
         """Tensors that a checkpoint may have and the stages compute themselves."""
 
-    def stages(self, config: Any, sites: tuple[str, ...] = (), precision: DType = "float32") -> list[Stage]:
+    def stages(
+        self,
+        config: Any,
+        sites: tuple[str, ...] = (),
+        precision: DType = "float32",
+        granularity: ExportGranularity = "block",
+    ) -> list[Stage]:
         """The model's stages in the order in which a call runs them, with zero weights."""
 
     def describe(self, config: Any, scheduler: Mapping[str, Any] | None) -> Description:

@@ -14,7 +14,7 @@ from adacache_export.models.latte_t2v import LatteT2VConfig
 NAME = "latte-1"
 SIGNATURE_KEYS = latte_t2v.SIGNATURE_KEYS
 OPTIONAL_KEYS = latte_t2v.OPTIONAL_KEYS
-SITES = latte_t2v.SITES
+PARTS = latte_t2v.PARTS
 
 expected = latte_t2v.expected
 constants = latte_t2v.constants

@@ -9,7 +9,14 @@ from typing import Any
 
 import torch
 
-from adacache_engines.bundle import GuidanceRule, LatentSpace, SamplerDefaults, TextRule, VideoDefaults
+from adacache_engines.bundle import (
+    ExportGranularity,
+    GuidanceRule,
+    LatentSpace,
+    SamplerDefaults,
+    TextRule,
+    VideoDefaults,
+)
 from adacache_engines.errors import CheckpointError
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.costs import TOKENS
@@ -17,14 +24,14 @@ from adacache_export.families.config import count_blocks, settle
 from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description, presets
 from adacache_export.models.latte_t2v import (
     MLP_RATIO,
+    Block,
     CaptionProjection,
     Embed,
     Final,
     LatteT2VConfig,
-    SpatialBlock,
-    TemporalBlock,
 )
-from adacache_export.stages import Stage, block_stage, sites_of, tensor_specs, weight_shapes
+from adacache_export.models.residual_block import Parts
+from adacache_export.stages import Stage, block_stages, tensor_specs, weight_shapes
 
 Shape = tuple[int, ...]
 
@@ -36,7 +43,7 @@ SIGNATURE_KEYS: tuple[str, ...] = (
     "temporal_transformer_blocks.0.attn1.to_q.weight",
 )
 OPTIONAL_KEYS: tuple[str, ...] = ("caption_projection.y_embedding",)  # of training; of any length
-SITES: Mapping[str, tuple[str, ...]] = {"spatial": SpatialBlock.SITES, "temporal": TemporalBlock.SITES}
+PARTS = Block.PARTS
 BLOCK_LISTS = {"spatial": "transformer_blocks", "temporal": "temporal_transformer_blocks"}
 REQUIRED = {
     "use_rope": (False, "rotary positions are not supported: the released models have none"),
@@ -153,7 +160,11 @@ def constants(config: LatteT2VConfig) -> dict[str, torch.Tensor]:  # noqa: ARG00
 
 
 def stages(
-    config: LatteT2VConfig, sites: tuple[str, ...] = (), precision: DType = "float32", masked: bool = False
+    config: LatteT2VConfig,
+    sites: tuple[str, ...] = (),
+    precision: DType = "float32",
+    granularity: ExportGranularity = "block",
+    masked: bool = False,
 ) -> list[Stage]:
     """The model's stages in the order in which a call runs them, with zero weights.
 
@@ -161,28 +172,29 @@ def stages(
         config: of the model.
         sites: probes to add, such as ``temporal.13.attn``.
         precision: of the activations.
-        masked: spatial blocks take ``token_mask`` (B, T, S), as in Open-Sora-Plan's training; in inference it is all
-            ones there, and bundles do without.
+        granularity: of the stages.
+        masked: spatial attention takes ``token_mask`` (B, T, S), as in Open-Sora-Plan's training; in inference it is
+            all ones there, and bundles do without.
     """
     spec = tensor_specs(config.in_channels, config.out_channels, config.width, config.caption_channels, precision)
     hidden, text, modulation, time = (spec[name] for name in ("hidden", "text", "modulation", "time"))
-    masks = [TensorSpec(name="token_mask", dtype="bool", axes=TOKENS)] if masked else []
+    spec["token_mask"] = TensorSpec(name="token_mask", dtype="bool", axes=TOKENS)
 
-    def block(kind: str, index: int) -> Stage:
-        here = sites_of(kind, index, SITES[kind], sites)
+    def block(kind: str, index: int) -> list[Stage]:
+        first = kind == "temporal" and index == 0
+
+        def make(parts: Parts, here: tuple[str, ...]) -> Block:
+            return Block(config, kind, parts, here, first and "attn" in parts, masked and kind == "spatial")
+
         prefix = f"{BLOCK_LISTS[kind]}.{index}."
-        if kind == "spatial":
-            inputs = (hidden, modulation, text, spec["text_mask"], *masks)
-            return block_stage(kind, index, SpatialBlock(config, here), prefix, inputs, here)
-        first = index == 0
-        stage = block_stage(kind, index, TemporalBlock(config, here, first), prefix, (hidden, modulation), here)
-        return replace(stage, kind=f"{stage.kind}+positions") if first else stage
+        made = block_stages(kind, index, PARTS[kind], make, prefix, spec, sites, granularity)
+        return [replace(made[0], kind=f"{made[0].kind}+positions"), *made[1:]] if first else made
 
     final = (hidden, time, spec["latents"])
     return [
         Stage("text", "text", CaptionProjection(config), "caption_projection.", (spec["captions"],), (text,)),
         Stage("embed", "embed", Embed(config), "", (spec["latents"], spec["timestep"]), (hidden, modulation, time)),
-        *(block(kind, index) for index in range(config.num_layers) for kind in BLOCK_LISTS),
+        *(stage for index in range(config.num_layers) for kind in BLOCK_LISTS for stage in block(kind, index)),
         Stage("final", "final", Final(config), "", final, (spec["prediction"],)),
     ]
 

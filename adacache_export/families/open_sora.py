@@ -12,13 +12,21 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from adacache_engines.bundle import GuidanceRule, LatentSpace, SamplerDefaults, TextRule, VideoDefaults
+from adacache_engines.bundle import (
+    ExportGranularity,
+    GuidanceRule,
+    LatentSpace,
+    SamplerDefaults,
+    TextRule,
+    VideoDefaults,
+)
 from adacache_engines.errors import CheckpointError
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.families.config import count_blocks, settle
 from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description
+from adacache_export.models.residual_block import Parts
 from adacache_export.models.stdit3 import Block, CaptionEmbedder, Embed, Final, OpenSoraConfig
-from adacache_export.stages import Stage, block_stage, sites_of, tensor_specs, weight_shapes
+from adacache_export.stages import Stage, block_stages, tensor_specs, weight_shapes
 
 Shape = tuple[int, ...]
 
@@ -33,8 +41,8 @@ SIGNATURE_KEYS: tuple[str, ...] = (
 ROPE = "rope.freqs"  # a constant that the published files carry along
 OPTIONAL_KEYS: tuple[str, ...] = (ROPE,)
 
-SITES: Mapping[str, tuple[str, ...]] = {"spatial": ("attn", "cross+mlp"), "temporal": ("attn", "cross+mlp")}
-BLOCK_LISTS = tuple(f"{kind}_blocks" for kind in SITES)
+PARTS: Mapping[str, Parts] = {"spatial": Block.PARTS, "temporal": Block.PARTS}
+BLOCK_LISTS = tuple(f"{kind}_blocks" for kind in PARTS)
 REQUIRED = {
     "qk_norm": (True, "attention without normalised queries and keys is not supported"),
     "qk_norm_legacy": (False, "queries and keys rotated before they are normalised are not supported"),
@@ -118,7 +126,12 @@ def constants(config: OpenSoraConfig) -> dict[str, Tensor]:
     return {ROPE: 10000.0 ** (-2 * pairs / config.head_width)}
 
 
-def stages(config: OpenSoraConfig, sites: tuple[str, ...] = (), precision: DType = "float32") -> list[Stage]:
+def stages(
+    config: OpenSoraConfig,
+    sites: tuple[str, ...] = (),
+    precision: DType = "float32",
+    granularity: ExportGranularity = "block",
+) -> list[Stage]:
     """The model's stages in the order in which a call runs them, with zero weights.
 
     ``sites`` are the probes to add, such as ``temporal.13.attn``.
@@ -127,17 +140,19 @@ def stages(config: OpenSoraConfig, sites: tuple[str, ...] = (), precision: DType
     fps = TensorSpec(name="fps", dtype="float32", axes=("batch",))
     pixels = [TensorSpec(name=name, dtype="float32", axes=(1,)) for name in ("height", "width")]
     hidden, text, modulation, time = (spec[name] for name in ("hidden", "text", "modulation", "time"))
-    inputs = (hidden, modulation, text, spec["text_mask"])
 
-    def block(kind: str, index: int) -> Stage:
-        here = sites_of(kind, index, SITES[kind], sites)
-        return block_stage(kind, index, Block(config, kind, here), f"{kind}_blocks.{index}.", inputs, here)
+    def block(kind: str, index: int) -> list[Stage]:
+        def make(parts: Parts, here: tuple[str, ...]) -> Block:
+            return Block(config, kind, parts, here)
+
+        prefix = f"{kind}_blocks.{index}."
+        return block_stages(kind, index, PARTS[kind], make, prefix, spec, sites, granularity)
 
     conditions = (spec["latents"], spec["timestep"], fps, *pixels)
     return [
         Stage("text", "text", CaptionEmbedder(config), "y_embedder.", (spec["captions"],), (text,)),
         Stage("embed", "embed", Embed(config), "", conditions, (hidden, modulation, time)),
-        *(block(kind, index) for index in range(config.depth) for kind in SITES),
+        *(stage for index in range(config.depth) for kind in PARTS for stage in block(kind, index)),
         Stage("final", "final", Final(config), "final_layer.", (hidden, time, spec["latents"]), (spec["prediction"],)),
     ]
 

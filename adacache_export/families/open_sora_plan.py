@@ -15,7 +15,7 @@ from adacache_export.models.latte_t2v import LatteT2VConfig
 NAME = "open-sora-plan-1.1"
 SIGNATURE_KEYS = latte_t2v.SIGNATURE_KEYS
 OPTIONAL_KEYS = latte_t2v.OPTIONAL_KEYS
-SITES = latte_t2v.SITES
+PARTS = latte_t2v.PARTS
 
 RELEASED = replace(LatteT2VConfig(), video_length=17, model_max_length=300)
 TRAINED_FRAMES = 16  # latent frames, besides the first one, to a unit of the temporal positions' scale

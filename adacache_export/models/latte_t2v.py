@@ -5,6 +5,7 @@ Source: Vchitect/Latte, ``models/latte_t2v.py``, and PKU-YuanGroup/Open-Sora-Pla
 Axes as in :mod:`adacache_export.layers`; H x W is the latent size, C its channels.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,7 @@ from adacache_export.layers import (
     sinusoid,
     sinusoid_frequencies,
 )
+from adacache_export.models.residual_block import Parts, ResidualBlock
 
 SINUSOID_WIDTH = 256
 LARGEST_SAMPLE = 64  # latent rows up to which positions are not interpolated
@@ -176,78 +178,49 @@ class FeedForward(nn.Module):
         return linear(self.net["2"], hidden)  # type: ignore[arg-type]
 
 
-class SpatialBlock(nn.Module):
-    """A block stage: hidden' = hidden + gated attention within frames + cross attention + gated MLP.
+class Block(ResidualBlock):
+    """A block, or one of its parts: gated attention within frames (spatial) or across them (temporal), in spatial
+    blocks cross attention, gated MLP.
 
-    ``sites`` names the residuals that forward also returns as probes: ``attn`` (the gated self-attention residual),
-    ``cross+mlp`` (the sum of the other two).
+    Takes hidden (B, T, S, D); modulation (B, 6, D) float32, from ``embed``; text (B, L, D), from ``text``; text_mask
+    (B, L) bool, True = attend.
+
+    Args:
+        config: of the model.
+        kind: ``spatial`` or ``temporal``.
+        parts, sites: see :class:`ResidualBlock`.
+        positions: the temporal position embedding is a part of the residual, as in the first temporal attention.
+        masked: spatial attention takes token_mask (B, T, S) bool, True = attend, as in Open-Sora-Plan's training on
+            padded videos.
     """
 
-    SITES = ("attn", "cross+mlp")
+    CONDITIONS: Mapping[str, tuple[str, ...]] = {
+        "attn": ("modulation",),
+        "cross": ("text", "text_mask"),
+        "mlp": ("modulation",),
+    }
+    PARTS: Mapping[str, Parts] = {"spatial": ("attn", "cross", "mlp"), "temporal": ("attn", "mlp")}
 
-    def __init__(self, config: LatteT2VConfig, sites: tuple[str, ...] = ()) -> None:
-        super().__init__()
-        self.sites = sites
-        self.scale_shift_table = nn.Parameter(torch.zeros(6, config.width))
-        self.attn1, self.attn2 = Attention(config), Attention(config)
-        self.ff = FeedForward(config.width)
-
-    def forward(
-        self, hidden: Tensor, modulation: Tensor, text: Tensor, text_mask: Tensor, token_mask: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        """
-        Args:
-            hidden: (B, T, S, D).
-            modulation: (B, 6, D) float32, from ``embed``.
-            text: (B, L, D), from ``text``.
-            text_mask: (B, L) bool, True = attend.
-            token_mask: (B, T, S) bool, True = attend, of Open-Sora-Plan's training on padded videos.
-
-        Returns:
-            hidden (B, T, S, D), then one (B, T, S, D) tensor a site.
-        """
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = adaln_single(
-            self.scale_shift_table, modulation
-        )
-        frames = modulate(hidden, shift_attn, scale_attn).flatten(0, 1)
-        bias = None
-        if token_mask is not None:
-            bias = torch.where(token_mask, 0.0, MASKED).to(hidden.dtype).flatten(0, 1)[:, None, None, :]
-            bias = bias.expand(-1, 1, hidden.shape[2], -1)
-        attn = gate_attn * self.attn1(frames, frames, bias).view(hidden.shape)
-        hidden = add_residual(hidden, attn)
-        tokens = hidden.flatten(1, 2)  # the text's keys and values are those of the sample, not made anew a frame
-        mask = text_mask[:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
-        cross = self.attn2(tokens, text, mask).view(hidden.shape)
-        hidden = add_residual(hidden, cross)
-        mlp = gate_mlp * self.ff(modulate(hidden, shift_mlp, scale_mlp))
-        hidden = add_residual(hidden, mlp)
-        probes = {"attn": lambda: attn, "cross+mlp": lambda: cross + mlp}
-        return (hidden, *(probes[site]().to(hidden.dtype) for site in self.sites))
-
-    def flops(self) -> tuple[Term, ...]:
-        """As published counts have it: with the text's keys and values made anew for every frame, which the original
-        does and this one does not. At 300 tokens of text that is 2 % of a call.
-        """
-        cross = self.attn2.flops(TOKENS, ("batch", "patch_frames", "text"))
-        return total(*self.attn1.flops(TOKENS, TOKENS), *cross, layers(self.ff, TOKENS))
-
-
-class TemporalBlock(nn.Module):
-    """A block stage: hidden' = hidden + gated attention across frames + gated MLP.
-
-    ``sites`` as in :class:`SpatialBlock`: ``attn`` and ``mlp``. With ``positions``, as in the model's first temporal
-    block, the temporal position embedding is a part of the residual.
-    """
-
-    SITES = ("attn", "mlp")
-
-    def __init__(self, config: LatteT2VConfig, sites: tuple[str, ...] = (), positions: bool = False) -> None:
-        super().__init__()
-        self.config, self.sites, self.positions = config, sites, positions
-        self.scale_shift_table = nn.Parameter(torch.zeros(6, config.width))
-        self.attn1 = Attention(config)
-        self.ff = FeedForward(config.width)
+    def __init__(
+        self,
+        config: LatteT2VConfig,
+        kind: str,
+        parts: Parts,
+        sites: tuple[str, ...] = (),
+        positions: bool = False,
+        masked: bool = False,
+    ) -> None:
+        extra = {"attn": ("modulation", "token_mask")} if masked else {}
+        super().__init__({**self.CONDITIONS, **extra}, parts, sites)
+        self.config, self.temporal, self.positions = config, kind == "temporal", positions
+        if "modulation" in self.conditions:
+            self.scale_shift_table = nn.Parameter(torch.zeros(6, config.width))
+        if "attn" in parts:
+            self.attn1 = Attention(config)
+        if "cross" in parts:
+            self.attn2 = Attention(config)
+        if "mlp" in parts:
+            self.ff = FeedForward(config.width)
 
     def position(self, frames: int) -> Tensor:
         """Temporal position embedding (frames, D), float32; zeros for a single frame."""
@@ -255,25 +228,44 @@ class TemporalBlock(nn.Module):
         table = sincos_1d(index / self.config.interpolation_scale_1d, self.config.width)
         return table * index[-1:].clamp(max=1.0)
 
-    def forward(self, hidden: Tensor, modulation: Tensor) -> tuple[Tensor, ...]:
-        """``hidden`` (B, T, S, D), ``modulation`` (B, 6, D) float32 -> hidden, then one (B, T, S, D) tensor a site."""
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = adaln_single(
-            self.scale_shift_table, modulation
-        )
+    def forward(self, hidden: Tensor, *conditions: Tensor) -> tuple[Tensor, ...]:
         if self.positions:
             hidden = add_residual(hidden, self.position(hidden.shape[1])[:, None, :])
-        across = modulate(hidden, shift_attn, scale_attn).transpose(1, 2)
-        sequences = across.flatten(0, 1)
-        attn = gate_attn * self.attn1(sequences, sequences).view(across.shape).transpose(1, 2)
-        hidden = add_residual(hidden, attn)
-        mlp = gate_mlp * self.ff(modulate(hidden, shift_mlp, scale_mlp))
-        hidden = add_residual(hidden, mlp)
-        probes = {"attn": attn, "mlp": mlp}
-        return (hidden, *(probes[site].to(hidden.dtype) for site in self.sites))
+        return super().forward(hidden, *conditions)
 
-    def flops(self) -> tuple[Term, ...]:
-        sequences = ("batch", "tokens", "patch_frames")
-        return total(*self.attn1.flops(sequences, sequences), layers(self.ff, TOKENS))
+    def residual(self, part: str, hidden: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        if part == "cross":
+            tokens = hidden.flatten(1, 2)  # the text's keys and values are those of the sample, not made anew a frame
+            mask = given["text_mask"][:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
+            cross: Tensor = self.attn2(tokens, given["text"], mask).view(hidden.shape)
+            return cross
+        table = adaln_single(self.scale_shift_table, given["modulation"])
+        shift, scale, gate = table[:3] if part == "attn" else table[3:]
+        modulated = modulate(hidden, shift, scale)
+        out = self.ff(modulated) if part == "mlp" else self._attention(modulated, given.get("token_mask"))
+        gated: Tensor = gate * out
+        return gated
+
+    def _attention(self, x: Tensor, token_mask: Tensor | None) -> Tensor:
+        """(B, T, S, D) -> (B, T, S, D)."""
+        lines = x.transpose(1, 2) if self.temporal else x
+        sequences, bias = lines.flatten(0, 1), None
+        if token_mask is not None:
+            bias = torch.where(token_mask, 0.0, MASKED).to(x.dtype).flatten(0, 1)[:, None, None, :]
+            bias = bias.expand(-1, 1, x.shape[2], -1)
+        out: Tensor = self.attn1(sequences, sequences, bias).view(lines.shape)
+        return out.transpose(1, 2) if self.temporal else out
+
+    def part_flops(self, part: str) -> tuple[Term, ...]:
+        """As published counts have it: with the text's keys and values made anew for every frame, which the original
+        does and this one does not. At 300 tokens of text that is 2 % of a call.
+        """
+        if part == "mlp":
+            return (layers(self.ff, TOKENS),)
+        if part == "cross":
+            return self.attn2.flops(TOKENS, ("batch", "patch_frames", "text"))
+        sequences = ("batch", "tokens", "patch_frames") if self.temporal else TOKENS
+        return self.attn1.flops(sequences, sequences)
 
 
 class Final(nn.Module):

@@ -5,6 +5,7 @@ Axes as in :mod:`adacache_export.layers`; H x W is the latent size, C its channe
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,7 @@ from adacache_export.layers import (
     rotate_pairs,
     sincos_1d,
 )
+from adacache_export.models.residual_block import Parts, ResidualBlock
 
 
 @dataclass(frozen=True)
@@ -181,47 +183,44 @@ class CrossAttention(nn.Module):
         return total(*linears, attention(TOKENS, "text", self.proj.in_features))
 
 
-class Block(nn.Module):
-    """A block stage: hidden' = hidden + gated attention + cross attention + gated MLP.
+class Block(ResidualBlock):
+    """A block, or one of its parts: gated attention of the ``kind`` spatial or temporal, cross attention, gated MLP.
 
-    ``sites`` names the residuals that forward also returns as probes: ``attn`` (the gated self-attention residual),
-    ``cross+mlp`` (the sum of the other two).
+    Takes hidden (B, T, S, D); modulation (B, 6, D) float32, from ``embed``; text (B, L, D), from ``text``; text_mask
+    (B, L) bool, True = attend.
     """
 
-    def __init__(self, config: OpenSoraConfig, kind: str, sites: tuple[str, ...] = ()) -> None:
-        super().__init__()
+    CONDITIONS: Mapping[str, tuple[str, ...]] = {
+        "attn": ("modulation",),
+        "cross": ("text", "text_mask"),
+        "mlp": ("modulation",),
+    }
+    PARTS = tuple(CONDITIONS)
+
+    def __init__(self, config: OpenSoraConfig, kind: str, parts: Parts = PARTS, sites: tuple[str, ...] = ()) -> None:
+        super().__init__(self.CONDITIONS, parts, sites)
         width = config.hidden_size
-        self.sites = sites
-        self.scale_shift_table = nn.Parameter(torch.zeros(6, width))
-        self.attn = SelfAttention(config, kind)
-        self.cross_attn = CrossAttention(config)
-        self.mlp = Mlp(width, int(width * config.mlp_ratio), width)
+        if "modulation" in self.conditions:
+            self.scale_shift_table = nn.Parameter(torch.zeros(6, width))
+        if "attn" in parts:
+            self.attn = SelfAttention(config, kind)
+        if "cross" in parts:
+            self.cross_attn = CrossAttention(config)
+        if "mlp" in parts:
+            self.mlp = Mlp(width, int(width * config.mlp_ratio), width)
 
-    def forward(self, hidden: Tensor, modulation: Tensor, text: Tensor, text_mask: Tensor) -> tuple[Tensor, ...]:
-        """
-        Args:
-            hidden: (B, T, S, D).
-            modulation: (B, 6, D) float32, from ``embed``.
-            text: (B, L, D), from ``text``.
-            text_mask: (B, L) bool, True = attend.
+    def residual(self, part: str, hidden: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        if part == "cross":
+            return self.cross_attn(hidden, given["text"], given["text_mask"])  # type: ignore[no-any-return]
+        table = adaln_single(self.scale_shift_table, given["modulation"])
+        shift, scale, gate = table[:3] if part == "attn" else table[3:]
+        layer = self.attn if part == "attn" else self.mlp
+        return gate * layer(modulate(hidden, shift, scale))  # type: ignore[no-any-return]
 
-        Returns:
-            hidden (B, T, S, D), then one (B, T, S, D) tensor a site.
-        """
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = adaln_single(
-            self.scale_shift_table, modulation
-        )
-        attn = gate_attn * self.attn(modulate(hidden, shift_attn, scale_attn))
-        hidden = add_residual(hidden, attn)
-        cross = self.cross_attn(hidden, text, text_mask)
-        hidden = add_residual(hidden, cross)
-        mlp = gate_mlp * self.mlp(modulate(hidden, shift_mlp, scale_mlp))
-        hidden = add_residual(hidden, mlp)
-        probes = {"attn": lambda: attn, "cross+mlp": lambda: cross + mlp}
-        return (hidden, *(probes[site]().to(hidden.dtype) for site in self.sites))
-
-    def flops(self) -> tuple[Term, ...]:
-        return total(*self.attn.flops(), *self.cross_attn.flops(), layers(self.mlp, TOKENS))
+    def part_flops(self, part: str) -> tuple[Term, ...]:
+        if part == "mlp":
+            return (layers(self.mlp, TOKENS),)
+        return self.attn.flops() if part == "attn" else self.cross_attn.flops()
 
 
 class Final(nn.Module):

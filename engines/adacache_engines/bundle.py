@@ -25,6 +25,7 @@ CHUNK = 1 << 22  # bytes hashed at once
 Precision = Literal["fp32", "fp16", "bf16"]
 Library = Literal["tensorrt-rtx", "tensorrt"]
 Variant = Literal["full", "reuse"]
+ExportGranularity = Literal["block", "module"]  # of stages: a transformer block, or its attention, MLP, ... each
 DTYPES: Mapping[Precision, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -260,6 +261,7 @@ class Manifest(Entry):
     family: str
     config: dict[str, Any]
     precision: Precision
+    granularity: ExportGranularity = "block"
     profiles: dict[str, dict[str, tuple[int, int]]]  # name -> axis -> smallest and largest size
     stages: tuple[StageEntry, ...]
     arithmetic: dict[str, Graph]

@@ -143,7 +143,9 @@ class Pipeline:
     def residual_nbytes(self, request: Request) -> dict[Granularity, int]:
         """Memory that cached residuals take, by granularity."""
         sizes = settle(self.bundle, request).sizes
-        return {choice: residual_nbytes(self.bundle.manifest, sizes, choice) for choice in GRANULARITIES}
+        manifest = self.bundle.manifest
+        choices = [choice for choice in GRANULARITIES if choice != "module" or manifest.granularity == "module"]
+        return {choice: residual_nbytes(manifest, sizes, choice) for choice in choices}
 
     def _memory(self, request: Request, settled: Settled, read: text.Text) -> MemoryPlan:
         sites, sizes = self._sites(request), self._sizes(settled, read)

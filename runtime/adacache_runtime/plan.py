@@ -5,6 +5,7 @@ decision the calls to make. The hidden state moves through a small pool of buffe
 untouched until the group's residual is taken.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,8 +15,8 @@ from adacache_engines.buffers import Buffer, Call, Device
 from adacache_engines.bundle import Manifest, StageEntry
 from adacache_engines.tensors import NUMPY_DTYPES, TensorSpec
 
-Granularity = Literal["stack", "block"]
-GRANULARITIES: tuple[Granularity, ...] = ("stack", "block")
+Granularity = Literal["stack", "block", "module"]
+GRANULARITIES: tuple[Granularity, ...] = ("stack", "block", "module")
 PARTS = ("embed", "blocks", "final")
 OUT = "_out"  # a stage's output "hidden_out" is the next one's "hidden"
 
@@ -38,9 +39,13 @@ class Step:
 
 
 def group_stages(manifest: Manifest, granularity: Granularity) -> list[list[StageEntry]]:
-    """Blocks that a policy treats alike: all of them together, or each by itself."""
-    blocks = [stage for stage in manifest.stages if stage.block]
-    return [blocks] if granularity == "stack" else [[block] for block in blocks]
+    """Stages that a policy treats alike: all of them together, those of a block, or each by itself."""
+    stages = [stage for stage in manifest.stages if stage.block]
+    if granularity == "stack":
+        return [stages]
+    if granularity == "module":
+        return [[stage] for stage in stages]
+    return [list(group) for _, group in itertools.groupby(stages, lambda stage: stage.graph.name.split(".")[:2])]
 
 
 def group_name(group: Sequence[StageEntry]) -> str:
@@ -99,7 +104,8 @@ class Plan:
         self._engines, self._device = engines, device
         self._sizes, self._spec = sizes, hidden_spec(manifest)
         self._probes = probes
-        self.hidden: Sequence[Buffer] = [self._empty(self._spec) for _ in range(3 if granularity == "stack" else 2)]
+        longest = max(len(group) for group in self.groups)  # a long one's input stays while its stages take turns
+        self.hidden: Sequence[Buffer] = [self._empty(self._spec) for _ in range(3 if longest > 1 else 2)]
         self.residuals: Sequence[Buffer] = [self._empty(self._spec) for _ in self.groups] if reuses else []
         self.unwatched: Buffer | None = None
         self._steps: dict[tuple[bool, ...], dict[str, list[Step]]] = {}

@@ -57,7 +57,8 @@ class Request:
         latents: the initial noise (prompts, channels, frames, height, width) float32, instead of the seed's; the size
             then is only a condition of the model and need not match its shape.
         policy: which calls to compute.
-        granularity: of cached residuals: one of the whole ``stack``, or one a ``block``.
+        granularity: of cached residuals: one of the whole ``stack``, one a ``block``, or one a ``module`` of it where
+            the bundle has such stages.
         scope: whether the ``batch`` decides as one, or each ``prompt`` for itself and the most cautious for all.
         keep_calls: keep the latents before each call, too.
         idle_call: make the call, too, with which PNDM originally ends and which changes nothing.
@@ -120,6 +121,11 @@ def settle(bundle: Bundle, request: Request) -> Settled:
     for value, known in ((request.granularity, GRANULARITIES), (request.scope, SCOPES)):
         if value not in known:
             raise InputError(f"{value!r} is unknown; choose one of {', '.join(known)}")
+    if request.granularity == "module" and manifest.granularity != "module":
+        raise InputError(
+            "this bundle has one stage for each block; to cache single modules, export the checkpoint with "
+            "--granularity module"
+        )
     if not 0 <= request.seed <= MAX_SEED:
         raise OutOfRangeError(f"seed {request.seed} is not possible; choose 0 to {MAX_SEED}")
     shape = _latent_shape(manifest, request, samples, **video)

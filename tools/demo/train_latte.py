@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from adacache_export.families import latte_t2v
-from adacache_export.models.latte_t2v import Embed, Final, LatteT2VConfig, SpatialBlock, TemporalBlock
+from adacache_export.models.latte_t2v import Block, Embed, Final, LatteT2VConfig
 from adacache_export.stages import run_stages
 from adacache_runtime.noise_samplers import ddim, signal_variances
 from tools.demo import checker, world
@@ -70,7 +70,7 @@ class LatteDemo(nn.Module):
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
         for module in self.denoiser.modules():
-            if isinstance(module, SpatialBlock | TemporalBlock):
+            if isinstance(module, Block):
                 nn.init.normal_(module.scale_shift_table, std=0.02)
                 with torch.no_grad():
                     module.scale_shift_table[[2, 5]] += 1.0
