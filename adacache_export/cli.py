@@ -133,11 +133,13 @@ def _require_exporter() -> None:
 
 
 def _presets(manifest: Manifest) -> dict[str, str]:
-    """A row for each note, with the presets that it is about."""
+    """A row for each note, with the presets that it is about, and one for presets without."""
     names: dict[str, list[str]] = {}
     for name, preset in manifest.policies.items():
         names.setdefault(preset.note, []).append(name)
-    return {f"presets {', '.join(some)}": note for note, some in names.items()}
+    plain = names.pop("", [])
+    noted = {f"presets {', '.join(some)}": note for note, some in names.items()}
+    return {**noted, "presets": ", ".join(plain)} if plain else noted
 
 
 def _inspect(options: argparse.Namespace) -> None:

@@ -8,15 +8,17 @@ from pathlib import Path
 from rich.table import Table
 
 from adacache_engines.bundle import Manifest, VideoDefaults
-from adacache_engines.errors import BundleError, InputError
+from adacache_engines.errors import BundleError, InputError, PolicyError
 from adacache_engines.shape_profiles import video_sizes
 from adacache_runtime.command import size
 from adacache_runtime.flops import Work, in_unit, work, work_of_run
+from adacache_runtime.plan import GRANULARITIES, group_name, group_stages
 from adacache_runtime.policies import PRESETS, policy_from
 from adacache_runtime.replay import bounds, replay
 from adacache_runtime.sampling import updates
 from adacache_runtime.trace import read_trace
 
+FINEST = GRANULARITIES[-1]  # some policies decide for single stages; for others the counts are the same
 NO_COUNTS = "this bundle has no counts of operations; export its checkpoint again with this version of adacache-export"
 
 
@@ -77,7 +79,7 @@ class Computation:
             asked["frames"] = options.frames
         video = manifest.video.model_copy(update=asked)
         sizes = video_sizes(manifest, video)
-        counted = work(manifest, sizes)
+        counted = work(manifest, sizes, FINEST)
         if counted is None and (options.policy or options.trace):
             raise BundleError(NO_COUNTS)
         return cls(manifest, video, sizes, counted)
@@ -100,10 +102,12 @@ class Computation:
         }
 
     def table(self, policies: Sequence[str], traces: Iterable[Path]) -> Table | None:
-        """What a video takes with each policy, all presets if none is named, and what traced runs took.
+        """What a video takes with each policy, and what traced runs took; without ``policies``, with all presets that
+        suit the bundle's stages.
 
         Raises:
             InputError: a policy is unknown, or a trace is none of this bundle.
+            PolicyError: a named policy decides for smaller stages than the bundle's.
             OutOfRangeError: the sampler has no timesteps for such a video.
         """
         if self.work is None:
@@ -112,11 +116,18 @@ class Computation:
             self.manifest, self.manifest.sampler.steps, 1, self.video.height, self.video.width, self.video.frames
         )
         timesteps = [float(update.timestep[0]) for update in called]
-        whole = self.work.generation([(True,)] * len(timesteps))
+        names = [group_name(group) for group in group_stages(self.manifest, FINEST)]
+        whole = self.work.generation([(True,) * len(names)] * len(timesteps))
         table = Table("policy", "computed", "a video", "share", title=f"computation of a video, {len(timesteps)} calls")
         own = self.manifest.policies
         for choice in policies or {**own, **PRESETS}:
-            schedules = [replay(policy, timesteps) for policy in bounds(policy_from(choice, own))]
+            policy = policy_from(choice, own)
+            try:
+                schedules = [replay(bound, timesteps, names) for bound in bounds(policy)]
+            except PolicyError:
+                if policies:
+                    raise
+                continue
             counts = [self.work.generation(schedule) for schedule in schedules]
             texts, unit = in_unit(*counts)
             table.add_row(

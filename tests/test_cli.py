@@ -58,6 +58,19 @@ def test_a_run_writes_what_it_is_asked_for(bundle_folder: Path, inputs: list[str
     assert out.read_bytes() == first  # same seed, same machine: same file
 
 
+def test_a_preset_for_blocks_and_one_for_modules(
+    bundle_folder: Path, inputs: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    trace = tmp_path / "trace.json"
+    command = [str(bundle_folder), *inputs, "--steps", "3", "--granularity", "block", "--trace", str(trace)]
+    assert run([*command, "--policy", "delta-dit"]) == 0
+    assert "policy delta-dit" not in capsys.readouterr().err  # it has no note
+    calls = json.loads(trace.read_text())["calls"]
+    assert [call["computed"] for call in calls] == [True, False, True]
+    assert run([*command, "--policy", "pab1"]) == 1
+    assert "export with --granularity module and run with --granularity module" in capsys.readouterr().err
+
+
 def test_one_fps_a_prompt_is_a_condition(bundle_folder: Path, inputs: list[str], tmp_path: Path) -> None:
     results = []
     for index, fps in enumerate((["24"], ["24", "24"], ["24", "8"])):

@@ -11,6 +11,7 @@ from test_flops import PUBLISHED, SIZES, counted_fake, manifest_of, trace_of
 
 from adacache_engines.bundle import MANIFEST, Manifest, Preset, dump_manifest
 from adacache_export.cli import main as export
+from adacache_export.families import FAMILIES
 from adacache_runtime.policies import PRESETS
 from adacache_runtime.trace import Trace
 
@@ -68,6 +69,18 @@ def test_presets_of_the_bundle_come_first(tmp_path: Path, capsys: Capture) -> No
     manifest = manifest_of("latte-1", PUBLISHED["latte-1"]).model_copy(update={"policies": own})
     rows = inspected(capsys, written(tmp_path, manifest))
     assert {row[0]: row[1] for row in rows if row[0] in own} == {"mine": "11", "interval-2": "10"}
+
+
+def test_presets_for_single_modules(tmp_path: Path, capsys: Capture) -> None:
+    """They are listed; counted where they suit the stages, here whole blocks; and refused where they are named."""
+    own = FAMILIES["open-sora-1.2"].describe(PUBLISHED["open-sora-1.2"], None).policies
+    manifest = manifest_of("open-sora-1.2", PUBLISHED["open-sora-1.2"]).model_copy(update={"policies": own})
+    rows = inspected(capsys, folder := written(tmp_path, manifest))
+    assert ["presets", "pab1, pab2, pab3, tgate, delta-dit"] in rows
+    counted = {row[0]: row[1:] for row in rows if row[0] in own}
+    assert counted == {"delta-dit": ["30", "3,318 TFLOP", "98%"]}
+    assert export(["--inspect", folder, "--policy", "pab1"]) == 1
+    assert "--granularity module" in capsys.readouterr().err
 
 
 def test_another_video_and_chosen_policies(open_sora: str, tmp_path: Path, capsys: Capture) -> None:

@@ -317,7 +317,7 @@ def test_presets_can_compute_as_many_calls_as_the_paper_says(
     """How many it is depends on the model; that it can be so many, on the rates."""
     described = family.describe(settled(family), None)
     timesteps = [float(calls - call) for call in range(calls)]
-    assert described.policies.keys() == computed.keys()
+    assert {name for name in described.policies if name.startswith("adacache")} == computed.keys()
     for name, wanted in computed.items():
         assert "no thresholds are published" in described.policies[name].note
         assert f"{wanted} ({name.removeprefix('adacache-')})" in described.policies[name].note

@@ -20,6 +20,7 @@ from adacache_export.stages import run_stages
 from adacache_export.verify import verify
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.plan import Granularity
+from adacache_runtime.policies import policy_from
 from adacache_runtime.policies.adacache import AdaCache, MoReg
 from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.request import Captions, Request
@@ -126,3 +127,17 @@ def test_residuals_of_modules_take_more(latte: Path) -> None:
 def test_sites_are_those_of_modules(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"spatial\.N\.cross, spatial\.N\.mlp, temporal\.N\.attn"):
         convert_quietly(DATA / "latte", tmp_path / "b", granularity="module", probes=("spatial.0.cross+mlp",))
+
+
+@pytest.mark.parametrize(
+    ("preset", "sampled"), [("pab1", "sample_pab1"), ("tgate", "sample_tgate"), ("delta-dit", "sample_deltadit_fixed")]
+)
+def test_published_schedules_give_the_originals_latents(latte: Path, preset: str, sampled: str) -> None:
+    pipeline = Pipeline.open(latte)
+    policy = policy_from(preset, pipeline.bundle.manifest.policies)
+    result = pipeline.generate(request(policy=policy, granularity="module", keep_calls=True))
+    assert result.calls is not None
+    assert not all(all(call.compute) for call in result.trace.calls)
+    expected = arrays(DATA / "latte" / f"{sampled}.npz")["z"]
+    for mine, original in zip([*result.calls[1:], result.latents], expected, strict=True):
+        assert np.linalg.norm(mine - original) <= 1e-5 * np.linalg.norm(original)

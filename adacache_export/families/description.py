@@ -38,6 +38,6 @@ class Description:
 
 
 def presets(family: str) -> dict[str, Preset]:
-    """The family's policies, with constants that ``tools/demo/fit.py`` has fitted and written."""
+    """The family's policies: published settings, and AdaCache's where ``tools/demo/fit.py`` fitted and wrote them."""
     content = json.loads((POLICIES / f"{family}.json").read_text(encoding="utf-8"))
-    return {name: Preset(policy=policy, note=content["note"]) for name, policy in content["policies"].items()}
+    return {name: Preset.model_validate(preset) for name, preset in content["presets"].items()}

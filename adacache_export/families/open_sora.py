@@ -23,7 +23,7 @@ from adacache_engines.bundle import (
 from adacache_engines.errors import CheckpointError
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.families.config import count_blocks, settle
-from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description
+from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description, presets
 from adacache_export.models.residual_block import Parts
 from adacache_export.models.stdit3 import Block, CaptionEmbedder, Embed, Final, OpenSoraConfig
 from adacache_export.stages import Stage, block_stages, tensor_specs, weight_shapes
@@ -189,6 +189,7 @@ def describe(config: OpenSoraConfig, scheduler: Mapping[str, Any] | None) -> Des
         text=TextRule(max_length=config.model_max_length, width=config.caption_channels, cleaning="open-sora"),
         profiles={"default": {axis: (1, size) for axis, size in upper.items()}},
         probe=f"temporal.{(config.depth - 1) // 2}.attn",
+        policies=presets(NAME),
     )
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from adacache_engines.buffers import Device
+from adacache_engines.bundle import StageEntry
 from adacache_engines.errors import NonFiniteError, PolicyError
 from adacache_runtime.latents import Latents
 from adacache_runtime.plan import PARTS, Plan, group_name
@@ -48,6 +49,13 @@ class Generation:
     condition: Callable[[Floats], Floats]
 
 
+def run_of(groups: Sequence[Sequence[StageEntry]], updates: Sequence[Update], units: int) -> Run:
+    """What a policy is told before the first call."""
+    timesteps = tuple(float(update.timestep[0]) for update in updates)
+    names = tuple(map(group_name, groups))
+    return Run(len(updates), len(names), units, names, timesteps)
+
+
 def denoise(
     generation: Generation,
     updates: Sequence[Update],
@@ -66,10 +74,7 @@ def denoise(
         NonFiniteError: NaN or infinity in the latents; names the call and the stage.
         PolicyError: the policy reuses what was never computed.
     """
-    units = generation.prompts if generation.scope == "prompt" else 1
-    timesteps = tuple(float(update.timestep[0]) for update in updates)
-    names = tuple(map(group_name, generation.plan.groups))
-    run = Run(len(updates), len(names), units, names, timesteps)
+    run = run_of(generation.plan.groups, updates, generation.prompts if generation.scope == "prompt" else 1)
     state = policy.start(run)
     filled = [False] * run.groups  # whose residual there is
     pending: _Enqueued | None = None

@@ -24,7 +24,7 @@ from adacache_runtime.fit import check_fit
 from adacache_runtime.latents import Latents
 from adacache_runtime.loop import Generation, denoise
 from adacache_runtime.memory import MemoryPlan, plan_memory
-from adacache_runtime.plan import GRANULARITIES, Engines, Granularity, residual_nbytes
+from adacache_runtime.plan import Engines, Granularity, granularities, residual_nbytes
 from adacache_runtime.request import Request, Settled, settle
 from adacache_runtime.samplers import Floats
 from adacache_runtime.sampling import dtype_of_conditions
@@ -144,8 +144,7 @@ class Pipeline:
         """Memory that cached residuals take, by granularity."""
         sizes = settle(self.bundle, request).sizes
         manifest = self.bundle.manifest
-        choices = [choice for choice in GRANULARITIES if choice != "module" or manifest.granularity == "module"]
-        return {choice: residual_nbytes(manifest, sizes, choice) for choice in choices}
+        return {choice: residual_nbytes(manifest, sizes, choice) for choice in granularities(manifest)}
 
     def _memory(self, request: Request, settled: Settled, read: text.Text) -> MemoryPlan:
         sites, sizes = self._sites(request), self._sizes(settled, read)

@@ -38,6 +38,11 @@ class Step:
     written: tuple[Buffer, ...]
 
 
+def granularities(manifest: Manifest) -> tuple[Granularity, ...]:
+    """Those that a bundle's stages allow, the coarsest first."""
+    return GRANULARITIES if manifest.granularity == "module" else GRANULARITIES[:-1]
+
+
 def group_stages(manifest: Manifest, granularity: Granularity) -> list[list[StageEntry]]:
     """Stages that a policy treats alike: all of them together, those of a block, or each by itself."""
     stages = [stage for stage in manifest.stages if stage.block]

@@ -21,9 +21,13 @@ def bounds(policy: Policy[Any]) -> tuple[Policy[Any], Policy[Any]]:
     return fewest, most
 
 
-def replay(policy: Policy[Any], timesteps: Sequence[float]) -> list[tuple[bool, ...]]:
-    """Each call's decision for one group, if nothing ever changes."""
-    run = Run(len(timesteps), groups=1, units=1)
+def replay(policy: Policy[Any], timesteps: Sequence[float], names: Sequence[str] = ("all",)) -> list[tuple[bool, ...]]:
+    """Each call's decision for groups of these names, if nothing ever changes.
+
+    Raises:
+        PolicyError: the policy cannot decide for such groups.
+    """
+    run = Run(len(timesteps), len(names), 1, tuple(names), tuple(timesteps))
     state = policy.start(run)
     decided: list[tuple[bool, ...]] = []
     for call, timestep in enumerate(timesteps, 1):

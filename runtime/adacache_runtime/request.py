@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from adacache_engines.bundle import Bundle, Manifest, TextRule, VideoDefaults
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.shape_profiles import check_profiles
-from adacache_runtime.loop import SCOPES, Scope
-from adacache_runtime.plan import GRANULARITIES, Granularity
+from adacache_runtime.loop import SCOPES, Scope, run_of
+from adacache_runtime.plan import GRANULARITIES, Granularity, group_stages
 from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.policy import Policy
 from adacache_runtime.samplers import Update, check_guidance, check_steps
@@ -104,6 +104,7 @@ def settle(bundle: Bundle, request: Request) -> Settled:
     Raises:
         OutOfRangeError: a number or size is outside what the model or the bundle's profiles allow.
         InputError: prompts, captions and latents do not belong together.
+        PolicyError: the policy cannot decide at this granularity.
     """
     manifest = bundle.manifest
     samples = _samples(manifest, request)
@@ -131,6 +132,9 @@ def settle(bundle: Bundle, request: Request) -> Settled:
     shape = _latent_shape(manifest, request, samples, **video)
     axes = dict(zip(("frames", "height", "width"), shape[2:], strict=True))
     check_profiles(manifest, {"samples": samples, **axes})
+    calls = updates(manifest, steps, samples, **video, idle_call=request.idle_call)
+    units = samples if request.scope == "prompt" else 1
+    request.policy.start(run_of(group_stages(manifest, request.granularity), calls, units))  # refuses if it must
     batch = {"samples": samples, "batch": samples * len(manifest.guidance.order)}
     return Settled(
         samples=samples,
@@ -139,7 +143,7 @@ def settle(bundle: Bundle, request: Request) -> Settled:
         fps=_fps(manifest.video, request, video["frames"], samples),
         steps=steps,
         guidance=guidance,
-        updates=updates(manifest, steps, samples, **video, idle_call=request.idle_call),
+        updates=calls,
         sizes={**axes, **manifest.latent.token_axes(**axes), **batch},
     )
 

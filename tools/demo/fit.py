@@ -87,9 +87,15 @@ def main() -> None:
         return
     counts = ", ".join(f"{count:g} ({name})" for name, count in goal.computed.items())
     note = NOTE.format(computed=counts, calls=len(traces[0].calls))
-    lines = ",\n".join(f'  "adacache-{name}": {json.dumps(policy)}' for name, policy in fitted.items())
-    text = f'{{\n "note": {json.dumps(note)},\n "policies": {{\n{lines}\n }}\n}}\n'
-    (FAMILY_POLICIES / f"{family}.json").write_text(text)
+    replace_presets(FAMILY_POLICIES / f"{family}.json", fitted, note)
+
+
+def replace_presets(path: Path, fitted: Mapping[str, object], note: str) -> None:
+    """Writes fitted policies into a family's file; its other presets stay as they are."""
+    presets = json.loads(path.read_text(encoding="utf-8"))["presets"]
+    presets |= {f"adacache-{name}": {"policy": policy, "note": note} for name, policy in fitted.items()}
+    lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(preset)}" for name, preset in presets.items())
+    path.write_text(f'{{\n "presets": {{\n{lines}\n }}\n}}\n', encoding="utf-8")
 
 
 def plain(policy: AdaCache) -> dict[str, object]:

@@ -10,11 +10,21 @@ from pydantic import BaseModel, ValidationError
 from adacache_engines.bundle import Preset
 from adacache_engines.errors import InputError
 from adacache_runtime.policies.adacache import AdaCache, MoReg
+from adacache_runtime.policies.delta_dit import DeltaDiT
 from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.policies.never import NeverReuse
+from adacache_runtime.policies.pab import PAB
+from adacache_runtime.policies.tgate import TGate
 from adacache_runtime.policy import Policy
 
-KINDS: Mapping[str, type[BaseModel]] = {"adacache": AdaCache, "interval": FixedInterval, "never": NeverReuse}
+KINDS: Mapping[str, type[BaseModel]] = {
+    "adacache": AdaCache,
+    "delta-dit": DeltaDiT,
+    "interval": FixedInterval,
+    "never": NeverReuse,
+    "pab": PAB,
+    "tgate": TGate,
+}
 
 # of the authors' repository; the slow one is padded there, its third rate being the last
 FAST_30 = ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2), (1.0, 1))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from adacache_engines.bundle import Manifest
 from adacache_runtime.memory import MemoryPlan
-from adacache_runtime.plan import GRANULARITIES, residual_nbytes
+from adacache_runtime.plan import granularities, residual_nbytes
 
 
 def memory_nbytes(
@@ -20,4 +20,5 @@ def memory_nbytes(
         if run.arena is not None:
             kinds["activations"] = run.arena
         kinds |= {"hidden_states": run.hidden, "probes": run.probes, "latents": run.latents}
-    return kinds | {f"residuals_{choice}": residual_nbytes(manifest, sizes, choice) for choice in GRANULARITIES}
+    residuals = {choice: residual_nbytes(manifest, sizes, choice) for choice in granularities(manifest)}
+    return kinds | {f"residuals_{choice}": nbytes for choice, nbytes in residuals.items()}

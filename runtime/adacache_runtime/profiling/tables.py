@@ -46,6 +46,7 @@ def label(kind: str) -> str:
         "latents": "latents and conditions",
         "residuals_stack": "cached residuals, --granularity stack",
         "residuals_block": "cached residuals, --granularity block",
+        "residuals_module": "cached residuals, --granularity module",
     }[kind]
 
 
