@@ -1,8 +1,8 @@
 """The contract of caching policies: per call and group, compute or reuse.
 
 A policy is frozen parameters plus explicit state. It sees numbers, never tensors, so any policy can be replayed from
-a trace. ``start`` is called when a request is checked, where it may refuse, and by the loop, which then calls ``decide``
-for each call and, where that measured something, ``observe``.
+a trace. ``start`` is called when a request is checked, where it may refuse, and by the loop, which then calls
+``decide`` for each call and, where that measured something, ``observe``.
 """
 
 from collections.abc import Sequence
