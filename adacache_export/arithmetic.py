@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from adacache_engines.bundle import GuidanceRule, LatentSpace
+from adacache_engines.manifest import GuidanceRule, LatentSpace
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.stages import OUT, Stage
 

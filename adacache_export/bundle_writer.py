@@ -7,8 +7,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from adacache_engines.bundle import MANIFEST, FileEntry, sha256_file
+from adacache_engines.bundle import MANIFEST, sha256_file
 from adacache_engines.errors import ExportError, InputError
+from adacache_engines.manifest import FileEntry
 
 
 def check_destination(output: Path, force: bool) -> None:

@@ -8,8 +8,9 @@ from typing import get_args
 from rich.console import Console
 from rich.table import Table
 
-from adacache_engines.bundle import DTYPES, MANIFEST, ExportGranularity, Graph, Manifest, read_manifest
+from adacache_engines.bundle import MANIFEST, read_manifest
 from adacache_engines.errors import InputError, require
+from adacache_engines.manifest import DTYPES, ExportGranularity, Graph, Manifest
 from adacache_export import computation, plans
 from adacache_export.progress import PhaseProgress
 from adacache_runtime.command import run

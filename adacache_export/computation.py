@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from adacache_engines.bundle import Manifest, VideoDefaults
 from adacache_engines.errors import BundleError, InputError, PolicyError
+from adacache_engines.manifest import Manifest, VideoDefaults
 from adacache_engines.shape_profiles import video_sizes
 from adacache_runtime.command import size
 from adacache_runtime.flops import Work, in_unit, work, work_of_run

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adacache_engines.bundle import (
+from adacache_engines.bundle import MANIFEST, dump_manifest
+from adacache_engines.errors import ExportError, InputError
+from adacache_engines.manifest import (
     DTYPES,
-    MANIFEST,
     SCHEMA_VERSION,
     CheckpointEntry,
     ExportGranularity,
@@ -21,9 +22,7 @@ from adacache_engines.bundle import (
     Precision,
     StageEntry,
     TextRule,
-    dump_manifest,
 )
-from adacache_engines.errors import ExportError, InputError
 from adacache_engines.ort import OrtBackend
 from adacache_engines.tensors import DType
 from adacache_export.arithmetic import arithmetic

@@ -7,8 +7,8 @@ import onnx_ir as ir
 from torch import Tensor
 
 from adacache_engines.base import Backend
-from adacache_engines.bundle import DTYPES, TOLERANCES, Check, Graph, Precision
 from adacache_engines.errors import ExportError
+from adacache_engines.manifest import DTYPES, TOLERANCES, Check, Graph, Precision
 from adacache_export.onnx_export import trace, write_graph
 from adacache_export.parity import compare
 from adacache_export.phases import Progress

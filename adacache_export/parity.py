@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adacache_engines.base import Backend
-from adacache_engines.bundle import Graph, LatentSpace
+from adacache_engines.manifest import Graph, LatentSpace
 from adacache_engines.tensors import NUMPY_DTYPES, TensorSpec
 from adacache_export.onnx_export import example
 from adacache_export.stages import Stage

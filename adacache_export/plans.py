@@ -7,8 +7,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from adacache_engines.bundle import PlanSet, read_manifest
+from adacache_engines.bundle import read_manifest
 from adacache_engines.errors import InputError, MissingDependencyError
+from adacache_engines.manifest import PlanSet
 from adacache_engines.plan_builder import Phase, build_plans
 from adacache_engines.shape_profiles import fixed_profile, parse_profile, shape_profile
 from adacache_engines.trt_build import TARGETS, BuildOptions, check_options

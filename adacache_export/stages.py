@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from adacache_engines.bundle import ExportGranularity, Term
+from adacache_engines.manifest import ExportGranularity, Term
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.costs import TOKENS, Counted
 from adacache_export.models.residual_block import Parts, ResidualBlock, sites_of

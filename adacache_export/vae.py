@@ -10,8 +10,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 from torch import Tensor, nn
 
-from adacache_engines.bundle import LatentSpace
 from adacache_engines.errors import CheckpointError, InputError, require
+from adacache_engines.manifest import LatentSpace
 from adacache_engines.tensors import TensorSpec
 from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json

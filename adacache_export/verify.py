@@ -6,8 +6,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from adacache_engines.bundle import DTYPES, Graph, Manifest, Precision, open_bundle, read_manifest
+from adacache_engines.bundle import open_bundle, read_manifest
 from adacache_engines.errors import BundleError
+from adacache_engines.manifest import DTYPES, Graph, Manifest, Precision
 from adacache_engines.ort import OrtBackend
 from adacache_engines.plans import check_plans
 from adacache_export.arithmetic import arithmetic

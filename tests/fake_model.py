@@ -11,9 +11,9 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from adacache_engines.buffers import Array
-from adacache_engines.bundle import (
-    MANIFEST,
-    Bundle,
+from adacache_engines.bundle import MANIFEST, Bundle, dump_manifest, sha256_file
+from adacache_engines.fake import FakeBackend, Function
+from adacache_engines.manifest import (
     CheckpointEntry,
     FileEntry,
     Graph,
@@ -24,10 +24,7 @@ from adacache_engines.bundle import (
     StageEntry,
     TextRule,
     VideoDefaults,
-    dump_manifest,
-    sha256_file,
 )
-from adacache_engines.fake import FakeBackend, Function
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Captions, Request

@@ -17,8 +17,9 @@ import numpy as np
 from fake_cuda import Bytes, FakeCuda
 from fake_model import functions
 
-from adacache_engines.bundle import MANIFEST, Bundle, Graph, Library, PlanEntry, PlanSet, dump_manifest
+from adacache_engines.bundle import MANIFEST, Bundle, dump_manifest
 from adacache_engines.fake import Function
+from adacache_engines.manifest import Graph, Library, PlanEntry, PlanSet
 from adacache_engines.plans import ENGINES
 from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_engines.trt_engine import DATA_TYPES

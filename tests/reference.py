@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.base import Backend
-from adacache_engines.bundle import Graph
+from adacache_engines.manifest import Graph
 from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_runtime.request import Captions, Request
 

@@ -13,16 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adacache_engines import bundle as bundle_module
-from adacache_engines.bundle import (
-    MANIFEST,
-    SCHEMA_VERSION,
-    Bundle,
-    Manifest,
-    dump_manifest,
-    open_bundle,
-    read_manifest,
-)
+from adacache_engines.bundle import MANIFEST, Bundle, dump_manifest, open_bundle, read_manifest
 from adacache_engines.errors import BundleError, ExportError, InputError
+from adacache_engines.manifest import SCHEMA_VERSION, Manifest
 from adacache_export import bundle_writer, convert, graphs
 from adacache_export.convert import Options
 from adacache_runtime import pipeline as pipeline_module

@@ -9,7 +9,8 @@ import pytest
 from test_bundle import rewrite
 from test_flops import PUBLISHED, SIZES, counted_fake, manifest_of, trace_of
 
-from adacache_engines.bundle import MANIFEST, Manifest, Preset, dump_manifest
+from adacache_engines.bundle import MANIFEST, dump_manifest
+from adacache_engines.manifest import Manifest, Preset
 from adacache_export.cli import main as export
 from adacache_export.families import FAMILIES
 from adacache_runtime.policies import PRESETS

@@ -17,9 +17,10 @@ from fake_tensorrt import Module, library, write_plans
 from reference import DATA, arrays
 
 from adacache_engines.buffers import Array
-from adacache_engines.bundle import Bundle, FileEntry, LatentSpace, open_bundle, read_manifest, sha256_file
+from adacache_engines.bundle import Bundle, open_bundle, read_manifest, sha256_file
 from adacache_engines.cuda import CudaDevice
 from adacache_engines.errors import InputError, NonFiniteError
+from adacache_engines.manifest import FileEntry, LatentSpace
 from adacache_engines.plan_builder import build_plans
 from adacache_engines.shape_profiles import shape_profile
 from adacache_engines.trt import TrtBackend

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from adacache_engines.bundle import ExportGranularity, Manifest, StageEntry, Term
 from adacache_engines.errors import InputError
+from adacache_engines.manifest import ExportGranularity, Manifest, StageEntry, Term
 from adacache_engines.shape_profiles import video_sizes
 from adacache_export import costs
 from adacache_export.families import FAMILIES, open_sora_plan

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adacache_engines.bundle import Bundle, Precision, open_bundle
+from adacache_engines.bundle import Bundle, open_bundle
 from adacache_engines.cuda import CudaDevice
 from adacache_engines.errors import AdaCacheError, InputError, MissingDependencyError
+from adacache_engines.manifest import Precision
 from adacache_engines.ort import OrtBackend
 from adacache_engines.trt import RUNTIME_CACHE, TrtBackend
 from adacache_engines.trt_library import LIBRARIES, TensorRT, open_library

@@ -12,8 +12,8 @@ import torch
 from reference import DATA
 from safetensors.torch import load_file, save_file
 
-from adacache_engines.bundle import Preset
 from adacache_engines.errors import CheckpointError, InputError
+from adacache_engines.manifest import Preset
 from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
 from adacache_export.families import FAMILIES, Family, recognise
 from adacache_export.models.latte_t2v import LatteT2VConfig

@@ -16,7 +16,7 @@ from reference import DATA, Arrays, arrays, run_graph, worst
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adacache_engines.bundle import Graph
+from adacache_engines.manifest import Graph
 from adacache_engines.ort import OrtBackend
 from adacache_export.families import FAMILIES, Family
 from adacache_export.onnx_export import trace, write_graph

@@ -11,8 +11,8 @@ import pytest
 from reference import request
 
 from adacache_engines.buffers import HostBuffer
-from adacache_engines.bundle import Graph
 from adacache_engines.errors import EngineError, InputError, MissingDependencyError
+from adacache_engines.manifest import Graph
 from adacache_engines.ort import PROVIDERS, OrtBackend
 from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_runtime import sampling

@@ -17,8 +17,9 @@ import psutil
 import pytest
 
 from adacache_engines import plan_builder, plan_jobs, trt_build
-from adacache_engines.bundle import Bundle, Manifest, PlanSet, open_bundle, read_manifest, sha256_file
+from adacache_engines.bundle import Bundle, open_bundle, read_manifest, sha256_file
 from adacache_engines.errors import BundleError, EngineError, InputError
+from adacache_engines.manifest import Manifest, PlanSet
 from adacache_engines.plan_builder import build_plans
 from adacache_engines.plans import check_plans, choose, find
 from adacache_engines.shape_profiles import ShapeProfile, fixed_profile, shape_profile

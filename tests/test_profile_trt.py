@@ -14,9 +14,10 @@ import polygraphy.config
 import pytest
 from polygraphy.datatype import DataType
 
-from adacache_engines.bundle import Bundle, Manifest, PlanEntry, PlanSet, dump_manifest, sha256_file
+from adacache_engines.bundle import Bundle, dump_manifest, sha256_file
 from adacache_engines.errors import BundleError, EngineError, OutOfRangeError
 from adacache_engines.fake import FakeBackend
+from adacache_engines.manifest import Manifest, PlanEntry, PlanSet
 from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_engines.trt_library import TensorRT
 from adacache_runtime.profiling import trt_target

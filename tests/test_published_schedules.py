@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adacache_engines.bundle import Preset
 from adacache_engines.errors import InputError, PolicyError
+from adacache_engines.manifest import Preset
 from adacache_export.families import FAMILIES, open_sora_plan
 from adacache_export.models.latte_t2v import LatteT2VConfig
 from adacache_export.models.stdit3 import OpenSoraConfig

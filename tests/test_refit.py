@@ -12,8 +12,9 @@ import onnx
 import pytest
 
 from adacache_engines import plan_jobs
-from adacache_engines.bundle import Manifest, read_manifest
+from adacache_engines.bundle import read_manifest
 from adacache_engines.errors import EngineError
+from adacache_engines.manifest import Manifest
 from adacache_engines.plan_jobs import Job, run_jobs
 from adacache_engines.shape_profiles import fixed_profile, shape_profile
 from adacache_engines.trt_build import BuildOptions

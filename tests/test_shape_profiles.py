@@ -7,8 +7,8 @@ from fake_model import manifest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from adacache_engines.bundle import LatentSpace, Manifest
 from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_engines.manifest import LatentSpace, Manifest
 from adacache_engines.shape_profiles import covers, fixed_profile, shape_profile
 
 LIMITS = {"samples": (1, 4), "text": (1, 300), "frames": (1, 128), "height": (1, 135), "width": (1, 240)}

@@ -16,9 +16,10 @@ from fake_model import BLOCKS, SIZE, captions, fake_pipeline, functions, request
 from fake_tensorrt import WIDE, Module, library, needs, write_plans
 
 from adacache_engines.buffers import Array
-from adacache_engines.bundle import Bundle, Library, SamplerDefaults
+from adacache_engines.bundle import Bundle
 from adacache_engines.cuda import CudaDevice
 from adacache_engines.errors import AdaCacheError, EngineError, NonFiniteError
+from adacache_engines.manifest import Library, SamplerDefaults
 from adacache_engines.trt import TrtBackend
 from adacache_runtime.latents import Latents
 from adacache_runtime.pipeline import Pipeline, Result

@@ -13,8 +13,9 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file, save_file
 
-from adacache_engines.bundle import LatentSpace, open_bundle
+from adacache_engines.bundle import open_bundle
 from adacache_engines.errors import AdaCacheError, CheckpointError, InputError, MissingDependencyError
+from adacache_engines.manifest import LatentSpace
 from adacache_engines.ort import OrtBackend
 from adacache_export.cli import main as export
 from adacache_export.convert import Options, convert

@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from adacache_engines.bundle import ExportGranularity
 from adacache_engines.errors import CheckpointError, InputError
+from adacache_engines.manifest import ExportGranularity
 from adacache_engines.tensors import DType
 from adacache_export.families import latte, open_sora, open_sora_plan
 from adacache_export.families.description import Description

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adacache_engines.bundle import GuidanceRule, LatentSpace, Preset, SamplerDefaults, TextRule, VideoDefaults
+from adacache_engines.manifest import GuidanceRule, LatentSpace, Preset, SamplerDefaults, TextRule, VideoDefaults
 
 PIXEL_CHANNELS = 3  # a model of three channels is one of pixels
 VAE_SPATIAL_FACTOR = 8

@@ -6,7 +6,7 @@ Source: Vchitect/Latte, ``sample/sample_t2v.py`` and ``sample/pipeline_latte.py`
 from collections.abc import Mapping
 from typing import Any
 
-from adacache_engines.bundle import VideoDefaults
+from adacache_engines.manifest import VideoDefaults
 from adacache_export.families import latte_t2v, open_sora_plan
 from adacache_export.families.description import Description
 from adacache_export.models.latte_t2v import LatteT2VConfig

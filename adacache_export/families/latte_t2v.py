@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from adacache_engines.bundle import (
+from adacache_engines.errors import CheckpointError
+from adacache_engines.manifest import (
     ExportGranularity,
     GuidanceRule,
     LatentSpace,
@@ -17,7 +18,6 @@ from adacache_engines.bundle import (
     TextRule,
     VideoDefaults,
 )
-from adacache_engines.errors import CheckpointError
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.costs import TOKENS
 from adacache_export.families.config import count_blocks, settle

@@ -12,7 +12,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from adacache_engines.bundle import (
+from adacache_engines.errors import CheckpointError
+from adacache_engines.manifest import (
     ExportGranularity,
     GuidanceRule,
     LatentSpace,
@@ -20,7 +21,6 @@ from adacache_engines.bundle import (
     TextRule,
     VideoDefaults,
 )
-from adacache_engines.errors import CheckpointError
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.families.config import count_blocks, settle
 from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description, presets

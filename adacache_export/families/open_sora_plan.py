@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from adacache_engines.bundle import VideoDefaults
+from adacache_engines.manifest import VideoDefaults
 from adacache_export.families import latte_t2v
 from adacache_export.families.description import Description
 from adacache_export.models.latte_t2v import LatteT2VConfig

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adacache_engines.bundle import Term
+from adacache_engines.manifest import Term
 from adacache_export.costs import SAMPLES, TEXT, TOKENS, Axes, attention, layers, total
 from adacache_export.layers import (
     adaln_single,

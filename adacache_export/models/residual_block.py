@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from adacache_engines.bundle import Term
+from adacache_engines.manifest import Term
 from adacache_export.costs import total
 from adacache_export.layers import add_residual
 

@@ -3,8 +3,9 @@
 from typing import get_args
 
 from adacache_engines.base import Backend
-from adacache_engines.bundle import Bundle, Library
+from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError
+from adacache_engines.manifest import Library
 from adacache_engines.ort import OrtBackend
 from adacache_engines.trt import TrtBackend
 from adacache_engines.trt_library import open_library

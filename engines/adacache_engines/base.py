@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from adacache_engines.buffers import Buffer, Call, Device
-from adacache_engines.bundle import Graph
 from adacache_engines.errors import EngineError
+from adacache_engines.manifest import Graph
 from adacache_engines.tensors import mismatches
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 from adacache_engines.base import check_binding
 from adacache_engines.buffers import Array, Buffer, Call, HostBuffer, HostDevice
-from adacache_engines.bundle import Graph
 from adacache_engines.errors import EngineError
+from adacache_engines.manifest import Graph
 
 Function = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 

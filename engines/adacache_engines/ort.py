@@ -9,9 +9,9 @@ from typing import Any
 
 from adacache_engines.base import check_binding
 from adacache_engines.buffers import Buffer, Call, Device, HostDevice
-from adacache_engines.bundle import Graph
 from adacache_engines.cuda import CudaDevice
 from adacache_engines.errors import EngineError, InputError, MissingDependencyError, require
+from adacache_engines.manifest import Graph
 from adacache_engines.ort_tiles import tiled
 from adacache_engines.ort_widen import widened
 from adacache_engines.tensors import NUMPY_DTYPES, DType

@@ -15,19 +15,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from adacache_engines.buffers import HostDevice
-from adacache_engines.bundle import (
-    MANIFEST,
-    Bundle,
-    Graph,
-    Manifest,
-    PlanEntry,
-    PlanSet,
-    Variant,
-    dump_manifest,
-    open_bundle,
-    read_manifest,
-)
+from adacache_engines.bundle import MANIFEST, Bundle, dump_manifest, open_bundle, read_manifest
 from adacache_engines.errors import EngineError, InputError
+from adacache_engines.manifest import Graph, Manifest, PlanEntry, PlanSet, Variant
 from adacache_engines.plan_jobs import TIMING_CACHE, Built, Job, run_jobs
 from adacache_engines.plans import ENGINES, check_plans
 from adacache_engines.shape_profiles import ShapeProfile

@@ -12,8 +12,9 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-from adacache_engines.bundle import Graph, Library, sha256_file
+from adacache_engines.bundle import sha256_file
 from adacache_engines.errors import EngineError
+from adacache_engines.manifest import Graph, Library
 from adacache_engines.shape_profiles import ShapeProfile
 from adacache_engines.trt_build import BuildOptions, build_plan
 from adacache_engines.trt_library import TensorRT, open_library

@@ -6,8 +6,9 @@ A plan is executable code to the library that opens it, so nothing of a set is o
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
-from adacache_engines.bundle import Bundle, Library, PlanEntry, PlanSet, Variant, sha256_file
+from adacache_engines.bundle import Bundle, sha256_file
 from adacache_engines.errors import BundleError, EngineError
+from adacache_engines.manifest import Library, PlanEntry, PlanSet, Variant
 
 ENGINES = "engines"  # folder in a bundle, with a folder for each set of plans
 

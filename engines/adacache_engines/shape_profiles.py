@@ -8,8 +8,8 @@ Each part is one value, MIN..MAX, or MIN..USUAL..MAX. Plans run at every size in
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from adacache_engines.bundle import Manifest, VideoDefaults
 from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_engines.manifest import Manifest, VideoDefaults
 
 Range = tuple[int, int, int]  # smallest, usual, largest
 ShapeProfile = dict[str, Range]  # by axis

@@ -9,10 +9,11 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from adacache_engines.bundle import Bundle, Graph, PlanEntry, PlanSet
+from adacache_engines.bundle import Bundle
 from adacache_engines.cuda import CudaDevice
 from adacache_engines.cuda_graphs import SWITCH_OFF
 from adacache_engines.errors import EngineError, require
+from adacache_engines.manifest import Graph, PlanEntry, PlanSet
 from adacache_engines.plans import ENGINES, check_plans, choose, find
 from adacache_engines.trt_arena import Arena
 from adacache_engines.trt_cache import RuntimeCache

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adacache_engines.bundle import Graph, Library
 from adacache_engines.errors import EngineError, InputError, require
+from adacache_engines.manifest import Graph, Library
 from adacache_engines.shape_profiles import ShapeProfile
 from adacache_engines.trt_library import DATA_TYPES, TensorRT
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from adacache_engines.base import check_binding
 from adacache_engines.buffers import Buffer, Call
-from adacache_engines.bundle import Graph
 from adacache_engines.cuda import CudaDevice
 from adacache_engines.errors import EngineError
+from adacache_engines.manifest import Graph
 from adacache_engines.trt_arena import Arena, Claim
 from adacache_engines.trt_library import DATA_TYPES, TensorRT
 

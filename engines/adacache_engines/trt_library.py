@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from adacache_engines.bundle import Library
 from adacache_engines.errors import InputError, MissingDependencyError, require
+from adacache_engines.manifest import Library
 from adacache_engines.tensors import DType
 
 LIBRARIES: tuple[Library, ...] = get_args(Library)

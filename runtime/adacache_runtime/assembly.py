@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from adacache_engines.buffers import Device
-from adacache_engines.bundle import Manifest
+from adacache_engines.manifest import Manifest
 from adacache_runtime.latents import Latents
 from adacache_runtime.plan import Engines, Plan
 from adacache_runtime.probe import Probe

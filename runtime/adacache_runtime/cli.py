@@ -13,8 +13,9 @@ from rich.console import Console
 
 from adacache_engines.backends import BACKENDS, ONNXRUNTIME, open_backend
 from adacache_engines.base import Backend
-from adacache_engines.bundle import Bundle, LatentSpace, TextRule, open_bundle
+from adacache_engines.bundle import Bundle, open_bundle
 from adacache_engines.errors import InputError
+from adacache_engines.manifest import LatentSpace, TextRule
 from adacache_engines.ort import PROVIDERS
 from adacache_runtime.command import run, size
 from adacache_runtime.decode import render, without_decoder

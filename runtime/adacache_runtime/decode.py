@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.base import Backend
-from adacache_engines.bundle import Bundle, LatentSpace
+from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError
+from adacache_engines.manifest import LatentSpace
 from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_runtime.video import Frames, to_pixels
 

@@ -8,8 +8,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from adacache_engines.bundle import Manifest, StageEntry, Term
 from adacache_engines.errors import InputError
+from adacache_engines.manifest import Manifest, StageEntry, Term
 from adacache_runtime.plan import GRANULARITIES, Granularity, group_stages
 from adacache_runtime.trace import Trace
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from adacache_engines.buffers import Device
-from adacache_engines.bundle import StageEntry
 from adacache_engines.errors import NonFiniteError, PolicyError
+from adacache_engines.manifest import StageEntry
 from adacache_runtime.latents import Latents
 from adacache_runtime.plan import PARTS, Plan, group_name
 from adacache_runtime.policy import Context, Decision, Observation, Policy, Run

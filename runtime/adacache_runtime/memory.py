@@ -13,7 +13,8 @@ from rich.table import Table
 
 from adacache_engines.base import Backend, Engine, check_binding
 from adacache_engines.buffers import Array, Buffer, Call, in_turn
-from adacache_engines.bundle import Bundle, Graph
+from adacache_engines.bundle import Bundle
+from adacache_engines.manifest import Graph
 from adacache_runtime.assembly import assemble
 from adacache_runtime.plan import Engines
 from adacache_runtime.request import Request, Settled

@@ -12,7 +12,7 @@ from typing import Literal
 
 from adacache_engines.base import Engine
 from adacache_engines.buffers import Buffer, Call, Device
-from adacache_engines.bundle import Manifest, StageEntry
+from adacache_engines.manifest import Manifest, StageEntry
 from adacache_engines.tensors import NUMPY_DTYPES, TensorSpec
 
 Granularity = Literal["stack", "block", "module"]

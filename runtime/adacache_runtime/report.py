@@ -6,8 +6,8 @@ from statistics import fmean
 
 from rich.table import Table
 
-from adacache_engines.bundle import Manifest
 from adacache_engines.errors import InputError
+from adacache_engines.manifest import Manifest
 from adacache_runtime.flops import in_unit, work_of_run
 from adacache_runtime.trace import CallRecord, Trace
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adacache_engines.bundle import Bundle, Manifest, TextRule, VideoDefaults
+from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_engines.manifest import Manifest, TextRule, VideoDefaults
 from adacache_engines.shape_profiles import check_profiles
 from adacache_runtime.loop import SCOPES, Scope, run_of
 from adacache_runtime.plan import GRANULARITIES, Granularity, group_stages

@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from adacache_engines.bundle import Precision
 from adacache_engines.errors import OutOfRangeError
+from adacache_engines.manifest import Precision
 
 Floats = NDArray[np.float32]
 TRAIN_TIMESTEPS = 1000  # timestep of pure noise

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from adacache_engines.bundle import Manifest
+from adacache_engines.manifest import Manifest
 from adacache_runtime.noise_samplers import ddim, pndm
 from adacache_runtime.samplers import Update, condition_dtype, rflow, rflow_timesteps, transform_ratio
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from adacache_engines.bundle import Library, open_bundle
+from adacache_engines.bundle import open_bundle
 from adacache_engines.errors import AdaCacheError, InputError, MissingDependencyError
+from adacache_engines.manifest import Library
 from adacache_engines.ort import OrtBackend
 from adacache_engines.trt import TrtBackend
 from adacache_engines.trt_build import CURRENT, TARGETS

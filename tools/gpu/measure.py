@@ -8,8 +8,9 @@ from typing import Any
 
 from adacache_engines.base import Backend, Engine
 from adacache_engines.buffers import Array, Buffer, Call
-from adacache_engines.bundle import Bundle, Graph, Manifest
+from adacache_engines.bundle import Bundle
 from adacache_engines.errors import AdaCacheError, EngineError
+from adacache_engines.manifest import Graph, Manifest
 from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_runtime.flops import flops, work
 from adacache_runtime.memory import KINDS

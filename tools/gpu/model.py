@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adacache_engines.bundle import Library, PlanSet, Precision, open_bundle, read_manifest
+from adacache_engines.bundle import open_bundle, read_manifest
 from adacache_engines.errors import EngineError
+from adacache_engines.manifest import Library, PlanSet, Precision
 from adacache_engines.plan_builder import build_plans
 from adacache_engines.plans import choose
 from adacache_engines.shape_profiles import fixed_profile, shape_profile

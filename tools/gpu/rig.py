@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.base import Backend
-from adacache_engines.bundle import Bundle, Graph
+from adacache_engines.bundle import Bundle
+from adacache_engines.manifest import Graph
 from adacache_engines.trt_arena import Arena
 from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.policies.never import NeverReuse

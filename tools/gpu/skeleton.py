@@ -12,19 +12,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from adacache_engines.bundle import (
-    MANIFEST,
-    FileEntry,
-    Graph,
-    Manifest,
-    PlanEntry,
-    StageEntry,
-    Variant,
-    dump_manifest,
-    read_manifest,
-    sha256_file,
-)
+from adacache_engines.bundle import MANIFEST, dump_manifest, read_manifest, sha256_file
 from adacache_engines.errors import InputError
+from adacache_engines.manifest import FileEntry, Graph, Manifest, PlanEntry, StageEntry, Variant
 from adacache_engines.tensors import NUMPY_DTYPES, DType
 
 HEADER = ".header"  # a weights file without its data

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from adacache_engines.base import check_binding
 from adacache_engines.buffers import Array, Buffer, Call, in_turn
-from adacache_engines.bundle import DTYPES, Bundle, Graph
+from adacache_engines.bundle import Bundle
 from adacache_engines.errors import EngineError
+from adacache_engines.manifest import DTYPES, Graph
 from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_export.arithmetic import arithmetic
 from adacache_export.families import FAMILIES

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from adacache_engines.base import Backend, Engine
 from adacache_engines.buffers import Buffer, Call, Device
-from adacache_engines.bundle import Graph, Manifest
+from adacache_engines.manifest import Graph, Manifest
 from adacache_runtime.plan import Engines
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from adacache_engines.bundle import Preset
 from adacache_engines.errors import InputError
+from adacache_engines.manifest import Preset
 from adacache_runtime.policies.adacache import AdaCache, MoReg
 from adacache_runtime.policies.delta_dit import DeltaDiT
 from adacache_runtime.policies.interval import FixedInterval

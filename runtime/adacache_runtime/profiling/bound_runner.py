@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from adacache_engines.base import Engine
 from adacache_engines.buffers import Buffer, Call, Device
-from adacache_engines.bundle import Graph
 from adacache_engines.errors import require
+from adacache_engines.manifest import Graph
 from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_runtime.profiling.subjects import fed_dtype, narrow
 

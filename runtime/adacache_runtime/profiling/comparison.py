@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from adacache_engines.bundle import TOLERANCES, Manifest
 from adacache_engines.errors import require
+from adacache_engines.manifest import TOLERANCES, Manifest
 from adacache_runtime.profiling.subjects import Subject, example, subject_sizes
 from adacache_runtime.profiling.targets import Target, polygraphy_errors
 

@@ -7,7 +7,7 @@ from statistics import median
 
 import numpy as np
 
-from adacache_engines.bundle import Manifest
+from adacache_engines.manifest import Manifest
 from adacache_runtime.profiling.subjects import Kind, Subject, example, subject_sizes
 from adacache_runtime.profiling.targets import Layer, Target, polygraphy_errors
 

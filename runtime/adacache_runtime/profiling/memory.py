@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from adacache_engines.bundle import Manifest
+from adacache_engines.manifest import Manifest
 from adacache_runtime.memory import MemoryPlan
 from adacache_runtime.plan import granularities, residual_nbytes
 

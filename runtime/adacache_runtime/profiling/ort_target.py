@@ -8,8 +8,8 @@ from statistics import median
 from typing import Any
 
 from adacache_engines.base import Backend
-from adacache_engines.bundle import Graph
 from adacache_engines.errors import require
+from adacache_engines.manifest import Graph
 from adacache_engines.ort import OrtBackend, OrtEngine
 from adacache_runtime.profiling.bound_runner import bind, bound_runner, write
 from adacache_runtime.profiling.subjects import Subject, example

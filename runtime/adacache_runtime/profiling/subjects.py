@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from adacache_engines.bundle import Bundle, Graph, Manifest
+from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_engines.manifest import Graph, Manifest
 from adacache_engines.shape_profiles import check_profiles
 from adacache_engines.tensors import INPUT_RANGES, NUMPY_DTYPES, TensorSpec
 from adacache_runtime.request import Captions, Request, settle

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 
 from adacache_engines.base import Backend, Engine
 from adacache_engines.buffers import Buffer, Call, Device
-from adacache_engines.bundle import Bundle, Graph
+from adacache_engines.bundle import Bundle
+from adacache_engines.manifest import Graph
 from adacache_runtime.memory import MemoryPlan
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies.never import NeverReuse

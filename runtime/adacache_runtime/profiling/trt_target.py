@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.base import Backend
-from adacache_engines.bundle import Bundle, Graph, PlanEntry, PlanSet
+from adacache_engines.bundle import Bundle
 from adacache_engines.errors import EngineError, OutOfRangeError, require
+from adacache_engines.manifest import Graph, PlanEntry, PlanSet
 from adacache_engines.plans import check_plans, choose, find
 from adacache_engines.shape_profiles import covers
 from adacache_engines.tensors import NUMPY_DTYPES
