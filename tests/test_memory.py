@@ -23,6 +23,7 @@ from adacache_engines.trt import TrtBackend
 from adacache_runtime.cli import main as run
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies.adacache import AdaCache, MoReg
+from adacache_runtime.policies.delta_dit import DeltaDiT
 from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.policies.never import NeverReuse
 
@@ -118,6 +119,15 @@ def test_what_just_fits_runs(tmp_path: Path) -> None:
     pipeline, cuda = tight(tmp_path, asked, 0)
     pipeline.generate(asked)
     assert cuda.faults == []
+
+
+def test_no_granularity_is_offered_at_which_the_policy_cannot_decide(tmp_path: Path) -> None:
+    asked = request(policy=DeltaDiT(interval=(0, 1), pairs=(0, 0)), granularity="block", frames=8)
+    pipeline, _ = tight(tmp_path, asked, -1)
+    with pytest.raises(InputError, match="does not fit into memory") as caught:
+        pipeline.generate(asked)
+    assert "--policy never" in str(caught.value)
+    assert "--granularity stack" not in str(caught.value)
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from adacache_engines.errors import EngineError, InputError
+from adacache_engines.errors import EngineError, InputError, PolicyError
 from adacache_runtime.memory import KINDS, MemoryPlan, megabytes
 from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.request import Request, Settled
@@ -46,7 +46,7 @@ def _options(request: Request, settled: Settled, free: int, measure: Measure) ->
     def fitting(changed: Request) -> MemoryPlan | None:
         try:
             plan = measure(changed)
-        except (InputError, EngineError):  # outside of what the model, the bundle or its plans allow
+        except (InputError, EngineError, PolicyError):  # outside of what the model, the bundle or its plans allow
             return None
         return plan if plan.beside_weights <= free else None
 

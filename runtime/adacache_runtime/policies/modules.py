@@ -3,9 +3,8 @@
 import re
 
 from adacache_engines.errors import PolicyError
-from adacache_runtime.policy import Decision, Run
+from adacache_runtime.policy import Run
 
-Schedule = tuple[Decision, ...]  # of all calls: nothing that is measured can change it
 Module = tuple[str, int, str]  # spatial or temporal, number of the block, and attn, cross or mlp
 MODULE = re.compile(r"(spatial|temporal)\.(\d+)\.(attn|cross|mlp)")
 BLOCK = re.compile(r"((?:spatial|temporal)\.(\d+))(?:\.\w+(?: to \1\.\w+)?)?")

@@ -9,13 +9,14 @@ from typing import Literal
 
 import ml_dtypes
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from adacache_runtime.policies.modules import Module, Schedule, modules
-from adacache_runtime.policy import Context, Decision, Measurement, Observation, Run
+from adacache_runtime.policies.modules import Module, modules
+from adacache_runtime.policies.scheduled import Schedule, Scheduled
+from adacache_runtime.policy import Decision, Run
 
 
-class PAB(BaseModel):
+class PAB(Scheduled):
     """Computes each kind of attention every so many calls, the steadier the rarer, while the noise is in a window.
 
     Attributes:
@@ -26,8 +27,6 @@ class PAB(BaseModel):
         mlp_calls: how many calls it serves.
         rounding: of timesteps before they are compared: Open-Sora's are bfloat16, and its starts are such numbers.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["pab"] = "pab"
     window: tuple[float, float]
@@ -46,31 +45,11 @@ class PAB(BaseModel):
             raise ValueError("the lower timestep of the window comes first")
         return window
 
-    @property
-    def reuses(self) -> bool:
-        return True
-
-    @property
-    def sites(self) -> tuple[str, ...] | None:
-        return ()
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        return ()
-
     def start(self, run: Run) -> Schedule:
         groups, timesteps = modules(run, self.name), [self._rounded(timestep) for timestep in run.timesteps]
         return tuple(
             Decision(tuple(not self._reuse(index, timesteps, group) for group in groups)) for index in range(run.calls)
         )
-
-    def decide(self, state: Schedule, context: Context) -> tuple[Decision, Schedule]:
-        return state[context.call - 1], state
-
-    def observe(
-        self, state: Schedule, context: Context, measurements: Sequence[Measurement]
-    ) -> tuple[Observation, Schedule]:
-        return Observation(), state
 
     def _reuse(self, index: int, timesteps: Sequence[float], group: Module) -> bool:
         """Whether the call of this index, from 0, reuses."""

@@ -3,16 +3,16 @@
 Unlike the paper, guidance stays on after the gate, and the maps of its two branches are not averaged.
 """
 
-from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
-from adacache_runtime.policies.modules import Module, Schedule, modules
-from adacache_runtime.policy import Context, Decision, Measurement, Observation, Run
+from adacache_runtime.policies.modules import Module, modules
+from adacache_runtime.policies.scheduled import Schedule, Scheduled
+from adacache_runtime.policy import Decision, Run
 
 
-class TGate(BaseModel):
+class TGate(Scheduled):
     """Reuses self-attention between early calls, and cross-attention in all late ones; MLPs are always computed.
 
     Calls are counted from 0, as in the original.
@@ -22,8 +22,6 @@ class TGate(BaseModel):
         gap: of these many calls one computes it.
         gate: the last call that computes cross-attention.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["tgate"] = "tgate"
     window: tuple[int, int]
@@ -37,29 +35,9 @@ class TGate(BaseModel):
             raise ValueError("a window is two calls, the earlier first, counted from 0")
         return window
 
-    @property
-    def reuses(self) -> bool:
-        return True
-
-    @property
-    def sites(self) -> tuple[str, ...] | None:
-        return ()
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        return ()
-
     def start(self, run: Run) -> Schedule:
         groups = modules(run, self.name)
         return tuple(Decision(tuple(not self._reuse(index, group) for group in groups)) for index in range(run.calls))
-
-    def decide(self, state: Schedule, context: Context) -> tuple[Decision, Schedule]:
-        return state[context.call - 1], state
-
-    def observe(
-        self, state: Schedule, context: Context, measurements: Sequence[Measurement]
-    ) -> tuple[Observation, Schedule]:
-        return Observation(), state
 
     def _reuse(self, index: int, group: Module) -> bool:
         _, _, part = group
