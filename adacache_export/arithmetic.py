@@ -19,6 +19,14 @@ class Add(nn.Module):
         return hidden + residual
 
 
+class Blend(nn.Module):
+    """The reuse variant of a group whose residuals are weighted: hidden' = hidden + sum_k w_k residual_k."""
+
+    def forward(self, hidden: Tensor, residuals: Tensor, weights: Tensor) -> Tensor:
+        update = (weights[:, None, None, None, None] * residuals.float()).sum(0)
+        return (hidden.float() + update).to(hidden.dtype)
+
+
 class Subtract(nn.Module):
     """A group's residual: after - before."""
 
@@ -32,6 +40,13 @@ class Distance(nn.Module):
     def forward(self, cached: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
         cached, new = cached.float(), new.float()
         return (cached - new).abs().sum((1, 2, 3)), cached.abs().sum((1, 2, 3))
+
+
+class Change(nn.Module):
+    """The same sums over latents or velocities."""
+
+    def forward(self, cached: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        return (cached - new).abs().sum((1, 2, 3, 4)), cached.abs().sum((1, 2, 3, 4))
 
 
 class Motion(nn.Module):
@@ -72,7 +87,7 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
     """The graphs for a model with these ``stages``.
 
     Axes: ``batch`` is all guidance branches of all samples, ``samples`` one of them, ``calls`` the predictions that
-    the sampler remembers, ``pairs`` the pairs of frames that are compared.
+    the sampler remembers or the residuals that a group keeps, ``pairs`` the pairs of frames that are compared.
     """
     tokens = next(spec for stage in stages if stage.block for spec in stage.inputs if spec.name == "hidden")
     prediction = next(spec for spec in stages[-1].outputs if spec.name == "prediction")
@@ -86,7 +101,9 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
     def latents(name: str, *before: int | str) -> TensorSpec:
         return spec(name, (*before, latent.channels, "frames", "height", "width"))
 
+    kept = tokens.model_copy(update={"name": "residuals", "axes": ("calls", *tokens.axes)})
     sums = (spec("change", ("batch",)), spec("magnitude", ("batch",)))
+    of_samples = (spec("change", ("samples",)), spec("magnitude", ("samples",)))
     frames = (spec("earlier", ("pairs",), "int64"), spec("later", ("pairs",), "int64"))
     coefficients = (spec("scale", ("samples",)), spec("weights", ("calls", "samples")))
     updated = (latents("latents" + OUT, "samples"), spec("magnitude", ("samples",)))
@@ -96,8 +113,10 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
 
     return [
         stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),)),
+        stage("blend", Blend(), (hidden("hidden"), kept, spec("weights", ("calls",))), (hidden("hidden" + OUT),)),
         stage("subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),)),
         stage("distance", Distance(), (hidden("cached"), hidden("new")), sums),
+        stage("change", Change(), (latents("cached", "samples"), latents("new", "samples")), of_samples),
         stage("motion", Motion(), (hidden("new"), *frames), sums),
         stage(
             "guide",

@@ -47,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SITE",
         action="append",
         default=[],
-        help="residual that policies may measure, repeatable, such as temporal.N.attn or spatial.N.cross+mlp (default: "
-        "the temporal attention of the middle block)",
+        help="what policies may measure, repeatable: residuals, such as temporal.N.attn or spatial.N.cross+mlp, or for "
+        "TeaCache spatial.0.modulated (default: the temporal attention of the middle block)",
     )
     add("--text-encoder", metavar="DIR", type=Path, help="T5 in a Hugging Face folder, to take prompts as text")
     add("--vae", metavar="DIR", type=Path, help="AutoencoderKL in a diffusers folder, to get videos and not latents")

@@ -12,13 +12,12 @@ from adacache_engines.manifest import Manifest, VideoDefaults
 from adacache_engines.shape_profiles import video_sizes
 from adacache_runtime.command import size
 from adacache_runtime.flops import Work, in_unit, work, work_of_run
-from adacache_runtime.plan import GRANULARITIES, group_name, group_stages
+from adacache_runtime.plan import granularities, group_name, group_stages
 from adacache_runtime.policies import PRESETS, policy_from
-from adacache_runtime.replay import bounds, replay
 from adacache_runtime.sampling import updates
+from adacache_runtime.simulate import bounds, replay
 from adacache_runtime.trace import read_trace
 
-FINEST = GRANULARITIES[-1]  # some policies decide for single stages; for others the counts are the same
 NO_COUNTS = "this bundle has no counts of operations; export its checkpoint again with this version of adacache-export"
 
 
@@ -59,7 +58,7 @@ class Computation:
         manifest: of the bundle.
         video: that is counted for.
         sizes: of the dynamic axes.
-        work: None where the bundle has no counts.
+        work: at stack granularity; None where the bundle has no counts.
     """
 
     manifest: Manifest
@@ -79,7 +78,7 @@ class Computation:
             asked["frames"] = options.frames
         video = manifest.video.model_copy(update=asked)
         sizes = video_sizes(manifest, video)
-        counted = work(manifest, sizes, FINEST)
+        counted = work(manifest, sizes)
         if counted is None and (options.policy or options.trace):
             raise BundleError(NO_COUNTS)
         return cls(manifest, video, sizes, counted)
@@ -116,19 +115,28 @@ class Computation:
             self.manifest, self.manifest.sampler.steps, 1, self.video.height, self.video.width, self.video.frames
         )
         timesteps = [float(update.timestep[0]) for update in called]
-        names = [group_name(group) for group in group_stages(self.manifest, FINEST)]
-        whole = self.work.generation([(True,) * len(names)] * len(timesteps))
+        whole = self.work.generation([(True,)] * len(timesteps))
         table = Table("policy", "computed", "a video", "share", title=f"computation of a video, {len(timesteps)} calls")
         own = self.manifest.policies
         for choice in policies or {**own, **PRESETS}:
             policy = policy_from(choice, own)
+            limits = bounds(policy)
+            if limits is None:
+                table.add_row(Path(choice).stem, *["depends on the content"] * 3)
+                continue
+            wanted = policy.needs.granularity
+            # one that this bundle has not is refused by the policy, which names what it needs
+            used = wanted if wanted in granularities(self.manifest) else granularities(self.manifest)[-1]
+            names = [group_name(group) for group in group_stages(self.manifest, used)]
             try:
-                schedules = [replay(bound, timesteps, names) for bound in bounds(policy)]
+                schedules = [replay(bound, timesteps, names) for bound in limits]
             except PolicyError:
                 if policies:
                     raise
                 continue
-            counts = [self.work.generation(schedule) for schedule in schedules]
+            counted = work(self.manifest, self.sizes, used)
+            assert counted is not None
+            counts = [counted.generation(schedule) for schedule in schedules]
             texts, unit = in_unit(*counts)
             table.add_row(
                 Path(choice).stem,

@@ -34,7 +34,7 @@ from adacache_export.graphs import export_graphs
 from adacache_export.models.residual_block import sites_of
 from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes
 from adacache_export.phases import Progress, running_total
-from adacache_export.stages import Stage
+from adacache_export.stages import MODULATED, Stage
 from adacache_export.text_encoder import TextEncoder, open_text_encoder
 from adacache_export.vae import Vae, check_latents, open_vae
 from adacache_export.weights_file import TORCH_DTYPES, write_weights
@@ -51,7 +51,7 @@ class Options:
     Attributes:
         precision: of weights and matrix products.
         granularity: of the stages.
-        probes: sites; the family's default if empty.
+        probes: sites; the family's default as well where they are not in a block.
         weights: which set of a checkpoint that holds several.
         force: replace an existing bundle.
         text_encoder: a Hugging Face folder with a T5 encoder.
@@ -104,7 +104,8 @@ def convert(
     described = family.describe(config, checkpoint.scheduler)
     dtype, latent, guidance, text = DTYPES[options.precision], described.latent, described.guidance, described.text
     vae = _open_vae(options.vae, latent, progress)
-    probes = options.probes or (described.probe,)
+    # TeaCache's probe comes beside that of AdaCache, not in its place
+    probes = options.probes if {*options.probes} - {MODULATED} else (described.probe, *options.probes)
     expected = family.expected(config)
     scanned = running_total(progress.phase("checking the checkpoint", checkpoint.file_bytes()))
     check(checkpoint, expected, family.OPTIONAL_KEYS, family.constants(config), scanned)
@@ -161,7 +162,9 @@ def convert(
                 for stage in stages
             ),
             arithmetic={stage.name: graphs[stage.name] for stage in sums},
-            default_probes=(described.probe,) if described.probe in probes else probes,
+            default_probes=(described.probe,)
+            if described.probe in probes
+            else tuple(site for site in probes if site != MODULATED),
             policies=described.policies,
             sampler=described.sampler,
             video=described.video,
@@ -233,5 +236,5 @@ def _check_probes(
         forms = ", ".join(f"{kind}.N.{site}" for kind, sites in known.items() for site in sites)
         raise InputError(
             f"no probe site is called {', '.join(unknown)}; this model has {forms}, N a block from 0, such as"
-            " temporal.0.attn"
+            f" temporal.0.attn, and {MODULATED}"
         )

@@ -10,6 +10,7 @@ from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.costs import TOKENS, Counted
 from adacache_export.models.residual_block import Parts, ResidualBlock, sites_of
 
+MODULATED = "spatial.0.modulated"  # the probe of the first block's input, which the embed stage shows
 OUT = "_out"  # the output "hidden_out" is the next stage's "hidden"
 
 
@@ -120,6 +121,20 @@ def block_stages(
             )
         )
     return made
+
+
+def embed_stage(
+    make: Callable[[bool], nn.Module],
+    inputs: tuple[TensorSpec, ...],
+    spec: Mapping[str, TensorSpec],
+    sites: Collection[str],
+) -> Stage:
+    """The ``embed`` stage; ``make`` its module, which shows the first block's modulated input if that is probed."""
+    probed = MODULATED in sites
+    outputs = [spec[name] for name in ("hidden", "modulation", "time")]
+    shown = [spec["hidden"].model_copy(update={"name": "modulated"})] if probed else []
+    probes = {MODULATED: "modulated"} if probed else {}
+    return Stage("embed", "embed", make(probed), "", inputs, (*outputs, *shown), probes)
 
 
 def run_stages(stages: Iterable[Stage], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

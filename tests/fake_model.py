@@ -1,6 +1,6 @@
 """A model of a few numpy lines in the shape of a bundle, so that the loop runs in milliseconds.
 
-Four blocks of width 3 on pixels; each shows its tanh as the probe ``attn``.
+Four blocks of width 3 on pixels; each shows its tanh as the probe ``attn``, and the embedding what TeaCache measures.
 """
 
 from collections.abc import Mapping
@@ -71,11 +71,15 @@ def manifest(files: Mapping[str, FileEntry] | None = None) -> Manifest:
     captions = spec("captions", "batch", "text", WIDTH)
     conditions = (spec("timestep", "batch"), spec("fps", "batch"), spec("height", 1), spec("width", 1))
     sums = (spec("change", "batch"), spec("magnitude", "batch"))
+    of_samples = (spec("change", "samples"), spec("magnitude", "samples"))
+    kept = spec("residuals", "calls", "batch", "patch_frames", "tokens", WIDTH)
     pairs = (spec("earlier", "pairs", dtype="int64"), spec("later", "pairs", dtype="int64"))
     arithmetic = [
         graph("add", (hidden("hidden"), hidden("residual")), (hidden("hidden_out"),)),
+        graph("blend", (hidden("hidden"), kept, spec("weights", "calls")), (hidden("hidden_out"),)),
         graph("subtract", (hidden("after"), hidden("before")), (hidden("residual"),)),
         graph("distance", (hidden("cached"), hidden("new")), sums),
+        graph("change", (latents("cached", "samples"), latents("new", "samples")), of_samples),
         graph("motion", (hidden("new"), *pairs), sums),
         graph("guide", (latents("prediction", "batch"), spec("guidance", 1)), (latents("velocity", "samples"),)),
         graph(
@@ -89,7 +93,7 @@ def manifest(files: Mapping[str, FileEntry] | None = None) -> Manifest:
             (latents("latents_out", "samples"), spec("magnitude", "samples")),
         ),
     ]
-    embedded = (hidden("hidden"), spec("modulation", "batch", 1), spec("time", "batch", 1))
+    embedded = (hidden("hidden"), spec("modulation", "batch", 1), spec("time", "batch", 1), hidden("modulated"))
     final = (hidden("hidden"), spec("time", "batch", 1), latents("latents", "batch"))
     return Manifest(
         schema_version=1,
@@ -100,7 +104,10 @@ def manifest(files: Mapping[str, FileEntry] | None = None) -> Manifest:
         profiles={"default": dict.fromkeys(("samples", "text", "frames", "height", "width"), (1, 8))},
         stages=(
             StageEntry(graph=graph("text", (captions,), (spec("text", "batch", "text", WIDTH),))),
-            StageEntry(graph=graph("embed", (latents("latents", "batch"), *conditions), embedded)),
+            StageEntry(
+                graph=graph("embed", (latents("latents", "batch"), *conditions), embedded),
+                probes={"spatial.0.modulated": "modulated"},
+            ),
             *(block_entry(name) for name in BLOCKS),
             StageEntry(graph=graph("final", final, (latents("prediction", "batch"),))),
         ),
@@ -128,7 +135,9 @@ def run_block(name: str, given: Named) -> dict[str, Array]:
 def run_embed(given: Named) -> dict[str, Array]:
     tokens = np.moveaxis(given["latents"], 1, -1)
     time = given["timestep"][:, None]
-    return {"hidden": tokens.reshape(*tokens.shape[:2], -1, WIDTH), "modulation": time, "time": time}
+    embedded = tokens.reshape(*tokens.shape[:2], -1, WIDTH)
+    modulated = embedded * (1 + time[:, None, None] / 1000)
+    return {"hidden": embedded, "modulation": time, "time": time, "modulated": modulated}
 
 
 def run_final(given: Named) -> dict[str, Array]:
@@ -147,9 +156,16 @@ def run_combine(given: Named) -> dict[str, Array]:
     return {"latents_out": out, "magnitude": np.abs(out).mean((1, 2, 3, 4))}
 
 
+def run_blend(given: Named) -> dict[str, Array]:
+    update = (given["weights"][:, None, None, None, None] * given["residuals"]).sum(0)
+    return {"hidden_out": given["hidden"] + update}
+
+
 def run_distance(given: Named) -> dict[str, Array]:
+    """Of the hidden state, and of the latents with their axis more."""
     cached, new = given["cached"], given["new"]
-    return {"change": np.abs(cached - new).sum((1, 2, 3)), "magnitude": np.abs(cached).sum((1, 2, 3))}
+    axes = tuple(range(1, cached.ndim))
+    return {"change": np.abs(cached - new).sum(axes), "magnitude": np.abs(cached).sum(axes)}
 
 
 def run_motion(given: Named) -> dict[str, Array]:
@@ -170,6 +186,8 @@ def functions() -> dict[str, Function]:
         **{name: block(name) for name in BLOCKS},
         "final": run_final,
         "add": lambda given: {"hidden_out": given["hidden"] + given["residual"]},
+        "blend": run_blend,
+        "change": run_distance,
         "subtract": lambda given: {"residual": given["after"] - given["before"]},
         "distance": run_distance,
         "motion": run_motion,

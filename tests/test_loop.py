@@ -20,7 +20,7 @@ from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.policies.adacache import AdaCache, MoReg
 from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.policies.never import NeverReuse
-from adacache_runtime.policy import Context, Decision, Measurement, Observation, Run
+from adacache_runtime.policy import Context, Decision, Measure, Measurement, Needs, Observation, Run
 from adacache_runtime.request import Captions
 from adacache_runtime.samplers import rflow, rflow_timesteps
 from adacache_runtime.text import null_captions
@@ -35,10 +35,14 @@ class Scripted:
     """Decides what it was told, and writes down what it is asked and shown."""
 
     decisions: tuple[tuple[bool, ...], ...]
-    sites: tuple[str, ...] | None = (SITE,)
+    sites: tuple[str, ...] = (SITE,)
     strides: tuple[int, ...] = ()
-    reuses: bool = True
+    residuals: int = 1
     events: list[tuple[Any, ...]] = field(default_factory=list)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(self.residuals, measures=tuple(Measure(site, strides=self.strides) for site in self.sites))
 
     def start(self, run: Run) -> int:
         self.events.append(("start", run))
@@ -167,7 +171,7 @@ def test_engines_of_a_stack(fake) -> None:
     pipeline, log = fake
     pipeline.generate(request(**script("CCRRC", strides=(1, 2))))
     computed, reused = [*EMBED, *BLOCKS, "subtract", *FINAL], [*EMBED, "add", *FINAL, *UPDATE]
-    measured = [*computed, "distance", "motion", "motion", *UPDATE]
+    measured = [*computed, "guide", "distance", "motion", "motion", "combine"]
     assert calls_of(log) == [[*computed, *UPDATE], measured, reused, reused, measured]
 
 
@@ -178,7 +182,7 @@ def test_engines_of_blocks(fake) -> None:
     full = [*EMBED, *(name for block in BLOCKS for name in (block, "subtract")), *FINAL]
     mixed = [*EMBED, BLOCKS[0], "subtract", "add", "add", BLOCKS[3], "subtract", *FINAL, *UPDATE]
     reused = [*EMBED, *["add"] * 4, *FINAL, *UPDATE]
-    assert calls_of(log) == [[*full, *UPDATE], mixed, reused, [*full, "distance", *UPDATE]]
+    assert calls_of(log) == [[*full, *UPDATE], mixed, reused, [*full, "guide", "distance", "combine"]]
 
 
 def test_several_probes_are_measured_in_the_order_of_execution(fake) -> None:
@@ -323,7 +327,7 @@ def test_the_run_tells_the_policy_its_measure(fake) -> None:
     [
         ("RC", "stack", {}, "reuses group 0 at call 1"),
         ("CCCR CRCC", "block", {}, "reuses group 3 at call 1"),
-        ("CR", "stack", {"reuses": False}, "reuses group 0 at call 2"),
+        ("CR", "stack", {"residuals": 0}, "reuses group 0 at call 2"),
         ("CC", "block", {}, "decided for 2 groups at call 1, not 4"),
     ],
 )
@@ -380,18 +384,22 @@ def broken_at(name: str, call: int, steps: int, value: float) -> dict[str, Funct
 @pytest.mark.parametrize("call", [1, 4, 5])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize("granularity", ["stack", "block"])
+@pytest.mark.parametrize("watched", [True, False])
 def test_a_number_that_is_none_stops_the_run(
-    folder: Path, name: str, call: int, value: float, granularity: str
+    folder: Path, name: str, call: int, value: float, granularity: str, watched: bool
 ) -> None:
+    """A run in which nothing is read back finds it at the end, and repeats what led to it."""
     pipeline, log = fake_pipeline(folder, broken_at(name, call, 5, value))
     records: list[int] = []
+    policy = AdaCache(codebook=[(1.0, 1)]) if watched else NeverReuse()
+    asked = request(steps=5, granularity=granularity, policy=policy)
     with np.errstate(invalid="ignore"), pytest.raises(NonFiniteError) as caught:
-        pipeline.generate(request(steps=5, granularity=granularity), lambda record: records.append(record.call))
+        pipeline.generate(asked, lambda record: records.append(record.call))
     message = str(caught.value)
     assert f"call {call} of 5" in message
     assert f"first in {'' if name == 'guide' else 'stage '}{NAMED[name]};" in message
-    assert records == list(range(1, call))
-    assert log.count("combine") == call
+    assert records == list(range(1, call if watched else 6))
+    assert log.count("combine") == (call if watched else 5 + call)
 
 
 def test_a_number_that_is_none_in_a_reused_call(folder: Path) -> None:
@@ -547,7 +555,7 @@ BAD: list[tuple[dict[str, Any], type[InputError], str]] = [
     ({"latents": np.full((2, WIDTH, *SIZE), 1e300)}, InputError, "latents contain .* beyond float32"),
     ({"captions": replace(ONE, embeddings=np.full((1, 4, 3), -1e300))}, InputError, "embeddings contain .* beyond"),
     ({"latents": np.zeros((2, WIDTH, 0, 2, 5), np.float32)}, OutOfRangeError, "frames 0, allowed 1 to 8"),
-    ({"granularity": "layer"}, InputError, "'layer' is unknown; choose one of stack, block"),
+    ({"granularity": "layer"}, InputError, "'layer' is unknown; choose one of model, stack, first, block"),
     ({"scope": "token"}, InputError, "'token' is unknown; choose one of batch, prompt"),
     ({"policy": AdaCache(codebook=[(1.0, 1)], probe=("spatial.9.attn",))}, InputError, "--probe spatial.9.attn"),
 ]
@@ -571,7 +579,9 @@ def test_too_many_prompts(fake) -> None:
 def test_memory_is_told_before_a_run(fake) -> None:
     pipeline, log = fake
     hidden = 4 * 4 * np.prod(SIZE) * WIDTH  # bytes: float32, 2 prompts x 2 branches
-    assert pipeline.residual_nbytes(request()) == {"stack": hidden, "block": len(BLOCKS) * hidden}
+    latents = 4 * 2 * np.prod(SIZE) * WIDTH
+    by_group = {"model": latents, "stack": hidden, "first": 2 * hidden, "block": len(BLOCKS) * hidden}
+    assert pipeline.residual_nbytes(request()) == by_group
     assert log == []
 
 

@@ -130,7 +130,13 @@ def test_sites_are_those_of_modules(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "sampled"), [("pab1", "sample_pab1"), ("tgate", "sample_tgate"), ("delta-dit", "sample_deltadit_fixed")]
+    ("preset", "sampled"),
+    [
+        ("pab1", "sample_pab1"),
+        ("tgate", "sample_tgate"),
+        ("delta-dit", "sample_deltadit_fixed"),
+        ("delta-dit-as-released", "sample_deltadit_asis"),
+    ],
 )
 def test_published_schedules_give_the_originals_latents(latte: Path, preset: str, sampled: str) -> None:
     pipeline = Pipeline.open(latte)

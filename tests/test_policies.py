@@ -14,7 +14,7 @@ from adacache_runtime.policies import PRESETS, policy_from, policy_from_descript
 from adacache_runtime.policies.adacache import AdaCache, MoReg
 from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.policies.never import NeverReuse
-from adacache_runtime.policy import Context, Decision, Measurement, Observation, Policy, Run
+from adacache_runtime.policy import Context, Decision, Measurement, Needs, Observation, Policy, Run
 
 SITE = "temporal.0.attn"
 BOOK = ((0.1, 6), (0.2, 4), (0.3, 2), (1.0, 1))
@@ -280,7 +280,7 @@ def every_state(policy: Policy[Any]) -> None:
             state = seen[1]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith(("never", "interval", "adacache"))])
 def test_policies_are_pure(name: str) -> None:
     every_state(PRESETS[name])
     assert PRESETS[name].start(Run(6, 3, 2)) == PRESETS[name].start(Run(6, 3, 2))
@@ -302,8 +302,7 @@ def test_presets_are_the_published_ones() -> None:
 
 def test_never_reuses_nothing_and_measures_nothing() -> None:
     never = NeverReuse()
-    assert not never.reuses
-    assert never.sites == ()
+    assert never.needs == Needs(residuals=0)
     assert replay(never, 7, steady(7, measured(0.0)), groups=4)[0] == [1, 2, 3, 4, 5, 6, 7]
 
 
@@ -311,7 +310,7 @@ def test_never_reuses_nothing_and_measures_nothing() -> None:
 def test_interval(calls: int, every: int) -> None:
     computed, _ = replay(FixedInterval(every=every), calls, steady(calls, measured(0.0)))
     assert computed == sorted({*range(1, calls + 1, every), calls})
-    assert FixedInterval(every=every).reuses == (every > 1)
+    assert FixedInterval(every=every).needs == Needs(residuals=int(every > 1))
 
 
 def test_all_groups_are_treated_alike() -> None:

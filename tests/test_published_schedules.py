@@ -21,8 +21,8 @@ from adacache_runtime.policies.delta_dit import DeltaDiT
 from adacache_runtime.policies.pab import PAB
 from adacache_runtime.policies.tgate import TGate
 from adacache_runtime.policy import Context, Policy, Run
-from adacache_runtime.replay import replay
 from adacache_runtime.samplers import condition_dtype, rflow, rflow_timesteps, transform_ratio
+from adacache_runtime.simulate import replay
 from tools.demo.fit import replace_presets
 
 Schedule = list[tuple[bool, ...]]
@@ -144,7 +144,7 @@ def test_every_family_has_them() -> None:
     for family in FAMILY:
         names = list(presets(family))
         assert names[-5:] == [*BROADCAST, "tgate", "delta-dit"]
-        assert all(policy_from(name, presets(family)).sites == () for name in names[-5:])
+        assert all(policy_from(name, presets(family)).needs.measures == () for name in names[-5:])
 
 
 # any settings
@@ -209,8 +209,7 @@ def test_blocks_are_reused_as_their_modules_are(policy: DeltaDiT, calls: int) ->
 @pytest.mark.parametrize("name", POLICIES)
 def test_nothing_is_measured(name: str) -> None:
     policy = POLICIES[name]
-    assert policy.reuses
-    assert (policy.sites, policy.strides) == ((), ())
+    assert (policy.needs.residuals, policy.needs.measures) == (1, ())
     run = Run(4, 1, 1, ("spatial.00.attn",), (999.0, 998.0, 997.0, 996.0))
     state = policy.start(run)
     observation, after = policy.observe(state, Context(run, 1, 999.0), [])

@@ -81,7 +81,7 @@ def test_the_policy_shown_is_one(tmp_path: Path) -> None:
     (block,) = blocks("json")
     path = tmp_path / "policy.json"
     path.write_text(block)
-    assert policy_from(str(path)).sites == ("temporal.13.attn",)
+    assert [measure.site for measure in policy_from(str(path)).needs.measures] == ["temporal.13.attn"]
 
 
 def test_the_commands_for_a_real_checkpoint_parse() -> None:

@@ -24,11 +24,22 @@ from adacache_engines.trt import TrtBackend
 from adacache_runtime.latents import Latents
 from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.policies.adacache import AdaCache, MoReg
+from adacache_runtime.policies.easycache import EasyCache
+from adacache_runtime.policies.fbcache import FBCache
 from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.policies.never import NeverReuse
+from adacache_runtime.policies.teacache import TeaCache
+from adacache_runtime.policies.wrappers import Extrapolate, MaxReuses
 
 ADACACHE = AdaCache(codebook=[(0.05, 4), (0.3, 3), (1.0, 1)], moreg=MoReg())
 POLICIES = {"never": NeverReuse(), "adacache": ADACACHE, "interval": FixedInterval(every=3)}
+WITHIN: dict[str, Any] = {
+    "teacache": TeaCache(coefficients=(1, 0), threshold=0.5),
+    "fbcache": FBCache(threshold=0.1),
+    "easycache": EasyCache(threshold=0.6),
+    "extrapolated": Extrapolate(policy=ADACACHE),
+    "extrapolated model": Extrapolate(policy=MaxReuses(policy=EasyCache(threshold=0.8), reuses=2)),
+}
 
 
 @pytest.fixture
@@ -128,7 +139,22 @@ def test_generations_are_the_hosts_to_the_bit(
     if policy != "never":
         assert 2 < len(result.trace.computed()) < 12
     paths = {call.compute for call in result.trace.calls}
-    assert made.cuda.captures == (3 * len(paths) if graphs else 0)
+    assert made.cuda.captures == (1 + 2 * len(paths) if graphs else 0)  # the embedding is the same on all
+
+
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
+@pytest.mark.parametrize("policy", WITHIN)
+def test_policies_that_look_into_a_call(
+    machine: Callable[..., Machine], tmp_path: Path, policy: str, graphs: bool
+) -> None:
+    """Each with its own groups and residuals."""
+    made = machine(graphs)
+    options = {"steps": 12, "policy": WITHIN[policy], "keep_calls": True}
+    result = made.pipeline.generate(request(**options))
+    whole = expected(tmp_path, **options)
+    same(result, whole)
+    np.testing.assert_array_equal(result.calls, whole.calls)
+    assert 2 < sum(all(call.compute) for call in result.trace.calls) < 12
 
 
 @pytest.mark.parametrize(("name", "calls"), [("ddim", 12), ("pndm", 20)])
@@ -147,11 +173,11 @@ def test_samplers_of_noise_predictions(machine: Callable[..., Machine], tmp_path
 
 
 def test_every_path_is_replayed(machine: Callable[..., Machine]) -> None:
-    """Run once, recorded once, launched from then on: three parts a call."""
+    """Run once, recorded once, launched from then on: the embedding in all calls, the rest by path."""
     made = machine()
     result = made.pipeline.generate(request(steps=9, policy=FixedInterval(every=3)))
     assert len(result.trace.computed()) == 4
-    assert made.cuda.launches == 3 * (9 - 2)
+    assert made.cuda.launches == (9 - 1) + 2 * (9 - 2)
 
 
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
@@ -202,7 +228,7 @@ def test_nothing_inside_a_step_waits(machine: Callable[..., Machine], monkeypatc
     made = machine()
     finite = Latents.finite
 
-    class Watching(FixedInterval):
+    class Watching(AdaCache):
         def decide(self, state: Any, context: Any) -> Any:
             made.cuda.stepping = context.call > 4
             return super().decide(state, context)
@@ -212,7 +238,7 @@ def test_nothing_inside_a_step_waits(machine: Callable[..., Machine], monkeypatc
         return finite(latents)
 
     monkeypatch.setattr(Latents, "finite", looked_at)
-    made.pipeline.generate(request(steps=10, policy=Watching(every=2)))
+    made.pipeline.generate(request(steps=10, policy=Watching(codebook=[(1.0, 2)])))
     made.cuda.stepping = False
 
 
@@ -467,7 +493,7 @@ def test_a_number_that_is_none_is_found_behind_graphs(machine: Callable[..., Mac
 
     made = machine(functions={**every, "spatial.01": broken})
     with pytest.raises(NonFiniteError, match=r"call 4 of 6 .* first in stage spatial.01"):
-        made.pipeline.generate(request())
+        made.pipeline.generate(request(policy=AdaCache(codebook=[(1.0, 1)])))
 
 
 # the runtime cache

@@ -31,7 +31,7 @@ from adacache_export.models.latte_t2v import (
     LatteT2VConfig,
 )
 from adacache_export.models.residual_block import Parts
-from adacache_export.stages import Stage, block_stages, tensor_specs, weight_shapes
+from adacache_export.stages import Stage, block_stages, embed_stage, tensor_specs, weight_shapes
 
 Shape = tuple[int, ...]
 
@@ -177,7 +177,7 @@ def stages(
             all ones there, and bundles do without.
     """
     spec = tensor_specs(config.in_channels, config.out_channels, config.width, config.caption_channels, precision)
-    hidden, text, modulation, time = (spec[name] for name in ("hidden", "text", "modulation", "time"))
+    hidden, text, time = (spec[name] for name in ("hidden", "text", "time"))
     spec["token_mask"] = TensorSpec(name="token_mask", dtype="bool", axes=TOKENS)
 
     def block(kind: str, index: int) -> list[Stage]:
@@ -193,7 +193,7 @@ def stages(
     final = (hidden, time, spec["latents"])
     return [
         Stage("text", "text", CaptionProjection(config), "caption_projection.", (spec["captions"],), (text,)),
-        Stage("embed", "embed", Embed(config), "", (spec["latents"], spec["timestep"]), (hidden, modulation, time)),
+        embed_stage(lambda probed: Embed(config, probed), (spec["latents"], spec["timestep"]), spec, sites),
         *(stage for index in range(config.num_layers) for kind in BLOCK_LISTS for stage in block(kind, index)),
         Stage("final", "final", Final(config), "", final, (spec["prediction"],)),
     ]

@@ -26,7 +26,7 @@ from adacache_export.families.config import count_blocks, settle
 from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description, presets
 from adacache_export.models.residual_block import Parts
 from adacache_export.models.stdit3 import Block, CaptionEmbedder, Embed, Final, OpenSoraConfig
-from adacache_export.stages import Stage, block_stages, tensor_specs, weight_shapes
+from adacache_export.stages import Stage, block_stages, embed_stage, tensor_specs, weight_shapes
 
 Shape = tuple[int, ...]
 
@@ -139,7 +139,7 @@ def stages(
     spec = tensor_specs(config.in_channels, config.out_channels, config.hidden_size, config.caption_channels, precision)
     fps = TensorSpec(name="fps", dtype="float32", axes=("batch",))
     pixels = [TensorSpec(name=name, dtype="float32", axes=(1,)) for name in ("height", "width")]
-    hidden, text, modulation, time = (spec[name] for name in ("hidden", "text", "modulation", "time"))
+    hidden, text, time = (spec[name] for name in ("hidden", "text", "time"))
 
     def block(kind: str, index: int) -> list[Stage]:
         def make(parts: Parts, here: tuple[str, ...]) -> Block:
@@ -151,7 +151,7 @@ def stages(
     conditions = (spec["latents"], spec["timestep"], fps, *pixels)
     return [
         Stage("text", "text", CaptionEmbedder(config), "y_embedder.", (spec["captions"],), (text,)),
-        Stage("embed", "embed", Embed(config), "", conditions, (hidden, modulation, time)),
+        embed_stage(lambda probed: Embed(config, probed), conditions, spec, sites),
         *(stage for index in range(config.depth) for kind in PARTS for stage in block(kind, index)),
         Stage("final", "final", Final(config), "final_layer.", (hidden, time, spec["latents"]), (spec["prediction"],)),
     ]

@@ -24,7 +24,7 @@ from adacache_export.layers import (
     sinusoid,
     sinusoid_frequencies,
 )
-from adacache_export.models.residual_block import Parts, ResidualBlock
+from adacache_export.models.residual_block import ModulatedInput, Parts, ResidualBlock
 
 SINUSOID_WIDTH = 256
 LARGEST_SAMPLE = 64  # latent rows up to which positions are not interpolated
@@ -99,14 +99,19 @@ class AdaLayerNormSingle(nn.Module):
 
 
 class Embed(nn.Module):
-    """``embed`` stage: latents and timestep -> tokens, modulation of the blocks, modulation of the final layer."""
+    """``embed`` stage: latents and timestep -> tokens, modulation of the blocks, modulation of the final layer; and,
+    if it is ``probed``, the modulated input of the first block.
+    """
 
-    def __init__(self, config: LatteT2VConfig) -> None:
+    def __init__(self, config: LatteT2VConfig, probed: bool = False) -> None:
         super().__init__()
         self.config = config
         patch = config.patch_size
         self.pos_embed = nn.ModuleDict({"proj": nn.Conv2d(config.in_channels, config.width, patch, stride=patch)})
         self.adaln_single = AdaLayerNormSingle(config.width)
+        if probed:
+            self.transformer_blocks = nn.ModuleList([ModulatedInput(config.width)])
+        self.probed = probed
 
     def position(self, rows: int, columns: int) -> Tensor:
         """Spatial position embedding (rows * columns, D), float32: any size is interpolated onto that of training."""
@@ -119,14 +124,14 @@ class Embed(nn.Module):
         by_row = sincos_1d(row, half)[:, None, :].expand(rows, columns, half)
         return torch.cat([by_column, by_row], dim=-1).reshape(rows * columns, 2 * half)
 
-    def forward(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
         """
         Args:
             latents: (B, C, T, H, W) float32; H and W multiples of the patch.
             timestep: (B,) float32, 0 to 999.
 
         Returns:
-            hidden (B, T, S, D); modulation (B, 6, D) float32; time (B, D) float32.
+            hidden (B, T, S, D); modulation (B, 6, D) float32; time (B, D) float32; if probed, also (B, T, S, D).
         """
         batch, _, frames, _, _ = latents.shape
         pictures = latents.to(self.adaln_single.linear.weight.dtype).transpose(1, 2).flatten(0, 1)
@@ -134,7 +139,8 @@ class Embed(nn.Module):
         tokens = grid.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))
         hidden = add_residual(tokens, self.position(grid.shape[2], grid.shape[3]))
         modulation, time = self.adaln_single(timestep)
-        return hidden, modulation.float(), time.float()
+        given = (hidden, modulation.float(), time.float())
+        return (*given, self.transformer_blocks[0](*given[:2])) if self.probed else given
 
     def flops(self) -> tuple[Term, ...]:
         return total(layers(self.pos_embed, TOKENS), layers(self.adaln_single, SAMPLES))

@@ -2,11 +2,12 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from adacache_engines.manifest import Term
 from adacache_export.costs import total
-from adacache_export.layers import add_residual
+from adacache_export.layers import adaln_single, add_residual, modulate
 
 Parts = tuple[str, ...]
 
@@ -59,3 +60,19 @@ class ResidualBlock(nn.Module):
 
     def flops(self) -> tuple[Term, ...]:
         return total(*(term for part in self.parts for term in self.part_flops(part)))
+
+
+class ModulatedInput(nn.Module):
+    """What the first block's attention begins with, without the block: the probe of TeaCache (arXiv 2411.19108).
+
+    Its table is that block's own, under the same name.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale_shift_table = nn.Parameter(torch.zeros(6, width))
+
+    def forward(self, hidden: Tensor, modulation: Tensor) -> Tensor:
+        """Of ``hidden`` (B, T, S, D) and ``modulation`` (B, 6, D): (B, T, S, D)."""
+        shift, scale, *_ = adaln_single(self.scale_shift_table, modulation)
+        return modulate(hidden, shift, scale)

@@ -26,7 +26,7 @@ from adacache_export.layers import (
     rotate_pairs,
     sincos_1d,
 )
-from adacache_export.models.residual_block import Parts, ResidualBlock
+from adacache_export.models.residual_block import ModulatedInput, Parts, ResidualBlock
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,11 @@ class CaptionEmbedder(nn.Module):
 
 
 class Embed(nn.Module):
-    """``embed`` stage: latents and conditions -> tokens, modulation of the blocks, modulation of the final layer."""
+    """``embed`` stage: latents and conditions -> tokens, modulation of the blocks, modulation of the final layer; and,
+    if it is ``probed``, the modulated input of the first block.
+    """
 
-    def __init__(self, config: OpenSoraConfig) -> None:
+    def __init__(self, config: OpenSoraConfig, probed: bool = False) -> None:
         super().__init__()
         width = config.hidden_size
         self.config = config
@@ -82,6 +84,9 @@ class Embed(nn.Module):
         self.t_embedder = ScalarEmbedder(width)
         self.fps_embedder = ScalarEmbedder(width)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        if probed:
+            self.spatial_blocks = nn.ModuleList([ModulatedInput(width)])
+        self.probed = probed
 
     def position(self, rows: int, columns: int, height: Tensor, width: Tensor) -> Tensor:
         """Spatial position embedding (rows * columns, D), float32; ``height`` and ``width`` (1,) in pixels."""
@@ -106,7 +111,7 @@ class Embed(nn.Module):
 
     def forward(
         self, latents: Tensor, timestep: Tensor, fps: Tensor, height: Tensor, width: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, ...]:
         """
         Args:
             latents: (B, C, T, H, W) float32.
@@ -115,7 +120,7 @@ class Embed(nn.Module):
             height, width: (1,) float32, requested size in pixels.
 
         Returns:
-            hidden (B, T', S, D); modulation (B, 6, D) float32; time (B, D) float32.
+            hidden (B, T', S, D); modulation (B, 6, D) float32; time (B, D) float32; if probed, also (B, T', S, D).
         """
         grid = self.patches(latents)
         rows, columns = grid.shape[3], grid.shape[4]
@@ -123,7 +128,8 @@ class Embed(nn.Module):
         hidden = add_residual(tokens, self.position(rows, columns, height, width))
         time = self.t_embedder(timestep) + self.fps_embedder(fps)
         modulation = self.t_block(time).unflatten(1, (6, self.config.hidden_size))
-        return hidden, modulation.float(), time.float()
+        given = (hidden, modulation.float(), time.float())
+        return (*given, self.spatial_blocks[0](*given[:2])) if self.probed else given
 
     def flops(self) -> tuple[Term, ...]:
         of_numbers = (self.t_embedder, self.fps_embedder, self.t_block)

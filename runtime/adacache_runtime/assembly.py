@@ -3,21 +3,39 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from adacache_engines.buffers import Device
+import numpy as np
+
+from adacache_engines.buffers import Buffer, Call, Device
 from adacache_engines.manifest import Manifest
+from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_runtime.latents import Latents
+from adacache_runtime.model_residual import ModelResidual
 from adacache_runtime.plan import Engines, Plan
+from adacache_runtime.policy import FIRST, LATENTS, VELOCITY
 from adacache_runtime.probe import Probe
 from adacache_runtime.request import Request, Settled
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """Bound to one device; ``probes`` in the order of execution."""
+    """Bound to one device.
 
-    probes: Sequence[Probe]
+    Attributes:
+        plan, latents: of the generation.
+        probes: that are measured, in the order of execution.
+        probed: the buffers that they look at, where nothing else needs these.
+        model: the residual of the whole model, where that is what is reused.
+        show_velocity: a slot each, copies what the probe of the velocity looks at; none without that probe.
+        embeds_first: the policy's decision needs what the embedding gives.
+    """
+
     plan: Plan
     latents: Latents
+    probes: Sequence[Probe]
+    probed: Sequence[Buffer]
+    model: ModelResidual | None
+    show_velocity: Sequence[Call]
+    embeds_first: bool
 
 
 def assemble(
@@ -26,7 +44,6 @@ def assemble(
     device: Device,
     request: Request,
     settled: Settled,
-    sites: Sequence[str],
     sizes: Mapping[str, int],
 ) -> Assembly:
     """
@@ -36,16 +53,17 @@ def assemble(
         device: where they run.
         request: what is asked for.
         settled: the same with every number checked.
-        sites: that the policy measures, in the order of execution.
         sizes: of all dynamic axes.
 
     Raises:
         EngineError: an engine does not run at these sizes, or memory is short.
     """
-    stages, strides = manifest.probes(), request.policy.strides
-    probes = [Probe(site, stages[site].probe_spec(site), engines.arithmetic, device, sizes, strides) for site in sites]
-    watched = {probe.site: probe.new for probe in probes}
-    plan = Plan(manifest, engines, device, sizes, request.granularity, request.policy.reuses, watched)
+    needs, stages = request.policy.needs, manifest.probes()
+    sites = [measure.site for measure in settled.measures]
+    specs = {site: stages[site].probe_spec(site) for site in dict.fromkeys(sites) if site in stages}
+    probed = {site: device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for site, spec in specs.items()}
+    opening = FIRST in sites
+    plan = Plan(manifest, engines, device, sizes, settled.granularity, needs, probed, opening)
     latents = Latents(
         settled.latents,
         settled.guidance,
@@ -54,5 +72,25 @@ def assemble(
         device,
         plan.tensors["latents"],
         plan.tensors["prediction"],
+        len(settled.updates),
     )
-    return Assembly(probes, plan, latents)
+    show_velocity: list[Call] = []
+    if VELOCITY in sites:
+        probed[VELOCITY] = device.empty(latents.current.shape, np.dtype(np.float32))
+        slots = range(latents.velocities.shape[0])
+        show_velocity = [device.copy(latents.velocities.row(slot), probed[VELOCITY]) for slot in slots]
+    looked_at = {LATENTS: latents.current, **probed}
+    if opening:
+        looked_at[FIRST] = plan.residuals[0].row(0)
+    reuses_model = settled.granularity == "model" and needs.residuals > 0
+    return Assembly(
+        plan,
+        latents,
+        [Probe(measure, looked_at[measure.site], engines.arithmetic, device) for measure in settled.measures],
+        list(probed.values()),
+        ModelResidual(needs.residuals, latents.current, latents.velocities, engines.arithmetic, device)
+        if reuses_model
+        else None,
+        show_velocity,
+        any(measure.early and measure.site != LATENTS for measure in settled.measures),
+    )

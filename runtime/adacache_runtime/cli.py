@@ -22,8 +22,8 @@ from adacache_runtime.decode import render, without_decoder
 from adacache_runtime.files import check_folder, writing
 from adacache_runtime.memory import table
 from adacache_runtime.pipeline import Pipeline, Result
-from adacache_runtime.plan import GRANULARITIES
 from adacache_runtime.policies import PRESETS, policy_from
+from adacache_runtime.policy import GRANULARITIES
 from adacache_runtime.progress import call_progress, frame_progress
 from adacache_runtime.report import summary
 from adacache_runtime.request import Captions, Request, Settled, settle
@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     sampling("--guidance", type=float, help="(default: the bundle's)")
     sampling("--idle-call", action="store_true", help="PNDM: also make its last call, which changes nothing")
     sampling("--policy", default="never", metavar="POLICY", help=f"a JSON file, or one of {', '.join(PRESETS)} (never)")
-    sampling("--granularity", choices=GRANULARITIES, default="stack", help="of cached residuals (default: stack)")
+    sampling("--granularity", choices=GRANULARITIES, help="of cached residuals (default: what the policy asks for)")
     sampling(
         "--scope",
         choices=("batch", "prompt"),

@@ -57,13 +57,13 @@ def _options(request: Request, settled: Settled, free: int, measure: Measure) ->
                 yield text, plan
                 return
 
-    if request.granularity != "stack":
+    if settled.granularity not in ("model", "stack"):
         yield from first(iter([("--granularity stack", replace(request, granularity="stack"))]))
     yield from first(_fewer_prompts(request, settled))
     if request.latents is None:
         yield from first(_fewer_frames(request, settled))
         yield from first(_smaller(request, settled))
-    if request.policy.reuses:
+    if request.policy.needs.residuals:
         yield from first(iter([("--policy never", replace(request, policy=NeverReuse()))]))
 
 

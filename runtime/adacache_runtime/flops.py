@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from adacache_engines.errors import InputError
 from adacache_engines.manifest import Manifest, StageEntry, Term
-from adacache_runtime.plan import GRANULARITIES, Granularity, group_stages
+from adacache_runtime.plan import TEXT, group_stages
+from adacache_runtime.policy import GRANULARITIES, Granularity
 from adacache_runtime.trace import Trace
 
-TEXT = "text"  # the stage that runs once a generation
 UNITS = {"TFLOP": 10**12, "GFLOP": 10**9, "MFLOP": 10**6}
 
 
@@ -28,8 +28,8 @@ class Work:
 
     Attributes:
         text: of the ``text`` stage, once a generation.
-        ends: of ``embed`` and ``final`` together, in every call.
-        groups: of the blocks of each group, in calls that compute it.
+        ends: of what is in no group and runs in every call: mostly ``embed`` and ``final`` together.
+        groups: of the stages of each group, in calls that compute it.
     """
 
     text: int
@@ -71,11 +71,13 @@ def work(manifest: Manifest, sizes: Mapping[str, int], granularity: Granularity 
     def of(stages: Iterable[StageEntry]) -> int:
         return sum(flops(stage.flops or (), sizes) for stage in stages)
 
-    ends = [stage for stage in manifest.stages if not stage.block]
+    groups = group_stages(manifest, granularity)
+    text = [stage for stage in manifest.stages if stage.graph.name == TEXT]
+    grouped = [stage.graph.name for stages in (text, *groups) for stage in stages]
     return Work(
-        text=of(stage for stage in ends if stage.graph.name == TEXT),
-        ends=of(stage for stage in ends if stage.graph.name != TEXT),
-        groups=tuple(of(group) for group in group_stages(manifest, granularity)),
+        text=of(text),
+        ends=of(stage for stage in manifest.stages if stage.graph.name not in grouped),
+        groups=tuple(map(of, groups)),
     )
 
 
@@ -88,7 +90,8 @@ def work_of_run(manifest: Manifest, trace: Trace) -> tuple[int, int] | None:
     if not trace.calls or not trace.sizes:
         raise InputError("the trace has no calls or no sizes; write one with this version's adacache-run --trace")
     counts = {len(record.compute) for record in trace.calls}
-    fitting = [choice for choice in GRANULARITIES if {len(group_stages(manifest, choice))} == counts]
+    choices = [trace.granularity] if trace.granularity else GRANULARITIES[1:]
+    fitting = [choice for choice in choices if {len(group_stages(manifest, choice))} == counts]
     missing = {axis for stage in manifest.stages for term in stage.flops or () for axis in term.axes} - {*trace.sizes}
     if not fitting or missing:
         raise InputError(

@@ -23,6 +23,11 @@ class Latents:
         device: where they run.
         branches: the model's input (branches * samples, ...): all samples of one branch, then those of the next.
         prediction: the model's output.
+        calls: of the generation.
+
+    Attributes:
+        current: the latents.
+        velocities: (history, samples, ...).
     """
 
     def __init__(
@@ -34,18 +39,22 @@ class Latents:
         device: Device,
         branches: Buffer,
         prediction: Buffer,
+        calls: int,
     ) -> None:
         samples = initial.shape[0]
-        self._current = device.empty(initial.shape, FLOAT32)
-        self._current.write(initial)
+        self._initial = initial
+        self.current = device.empty(initial.shape, FLOAT32)
+        self.velocities = device.empty((history, *initial.shape), FLOAT32)
         following = device.empty(initial.shape, FLOAT32)
-        velocities = device.empty((history, *initial.shape), FLOAT32)
+        self.restart()
         scale = device.empty((1,), FLOAT32)
         scale.write(np.array([guidance], np.float32))
         parts = [branches.part(start, start + samples) for start in range(0, branches.shape[0], samples)]
-        self._spread: Sequence[Call] = [device.copy(self._current, part) for part in parts]
+        self._spread: Sequence[Call] = [device.copy(self.current, part) for part in parts]
         self._guide = [
-            arithmetic["guide"].bind({"prediction": prediction, "guidance": scale, "velocity": velocities.row(slot)})
+            arithmetic["guide"].bind(
+                {"prediction": prediction, "guidance": scale, "velocity": self.velocities.row(slot)}
+            )
             for slot in range(history)
         ]
         self._scale = device.empty((samples,), FLOAT32)
@@ -53,35 +62,57 @@ class Latents:
         magnitude = device.empty((samples,), FLOAT32)
         self._combine = arithmetic["combine"].bind(
             {
-                "latents": self._current,
-                "history": velocities,
+                "latents": self.current,
+                "history": self.velocities,
                 "scale": self._scale,
                 "weights": self._weights,
                 "latents_out": following,
                 "magnitude": magnitude,
             }
         )
-        self._advance = device.copy(following, self._current)
+        self._advance = device.copy(following, self.current)
         self._magnitude = device.readback(magnitude)
+        self._magnitudes = device.empty((calls, samples), FLOAT32)
+        self._note = [device.copy(magnitude, self._magnitudes.row(call)) for call in range(calls)]
+
+    def restart(self) -> None:
+        """Back to the noise, without anything that the sampler remembers."""
+        self.current.write(self._initial)
+        self.velocities.write(np.zeros(self.velocities.shape, np.float32))
 
     def spread(self) -> None:
         """Copies the latents to the model's input, once a branch."""
         for call in self._spread:
             call()
 
-    def update(self, update: Update) -> None:
-        """Takes the model's output in and moves the latents on."""
-        self._guide[update.slot]()
+    def guide(self, slot: int) -> None:
+        """Makes a velocity of the model's output."""
+        self._guide[slot]()
+
+    def advance(self, update: Update) -> None:
+        """Moves the latents on."""
         self._scale.write(update.scale)
         self._weights.write(update.weights)
         self._combine()
         self._advance()
+
+    def ask(self) -> None:
+        """Enqueues the question that :meth:`finite` answers."""
         self._magnitude.start()
 
+    def note(self, call: int) -> None:
+        """Enqueues what :meth:`first_spoilt` looks at, of a call from 1."""
+        self._note[call - 1]()
+
     def finite(self) -> bool:
-        """Whether the last update left neither NaN nor infinity; waits for it."""
+        """Whether the update before :meth:`ask` left neither NaN nor infinity; waits for it."""
         return bool(np.isfinite(self._magnitude.result().astype(np.float64)).all())
+
+    def first_spoilt(self) -> int | None:
+        """The first call, from 1, that left NaN or infinity, all having been noted; waits for them."""
+        finite = np.isfinite(self._magnitudes.read().astype(np.float64)).all(axis=1)
+        return None if finite.all() else int(finite.argmin()) + 1
 
     def read(self) -> NDArray[np.float32]:
         """A copy on the host."""
-        return self._current.read().astype(np.float32, copy=False)
+        return self.current.read().astype(np.float32, copy=False)

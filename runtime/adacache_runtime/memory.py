@@ -76,7 +76,6 @@ def plan_memory(
     engines: Engines,
     request: Request,
     settled: Settled,
-    sites: Sequence[str],
     sizes: Mapping[str, int],
     encodes: bool,
 ) -> MemoryPlan:
@@ -93,13 +92,14 @@ def plan_memory(
         {name: _Asked(engine, needs) for name, engine in engines.arithmetic.items()},
     )
     manifest = bundle.manifest
-    assembly = assemble(manifest, asked, device, request, settled, sites, sizes)
+    assembly = assemble(manifest, asked, device, request, settled, sizes)
     known = [need for need in needs if need is not None]
     plan = assembly.plan
-    probes = [buffer for probe in assembly.probes for buffer in probe.kept]
+    probes = [*assembly.probed, *(probe.cached for probe in assembly.probes)]
     if plan.unwatched is not None:
         probes.append(plan.unwatched)
-    kinds = {"hidden": plan.hidden, "residuals": plan.residuals, "probes": probes}
+    residuals = [*plan.residuals, *([assembly.model.residuals] if assembly.model else [])]
+    kinds = {"hidden": plan.hidden, "residuals": residuals, "probes": probes}
     nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
     weights, encoder, decoder = _weights(bundle, backend)
     return MemoryPlan(

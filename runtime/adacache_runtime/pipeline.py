@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from adacache_engines.backends import ONNXRUNTIME, open_backend
 from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle, open_bundle
-from adacache_engines.errors import InputError
 from adacache_engines.shape_profiles import check_profiles
 from adacache_runtime import text
 from adacache_runtime.assembly import assemble
@@ -24,7 +23,8 @@ from adacache_runtime.fit import check_fit
 from adacache_runtime.latents import Latents
 from adacache_runtime.loop import Generation, denoise
 from adacache_runtime.memory import MemoryPlan, plan_memory
-from adacache_runtime.plan import Engines, Granularity, granularities, residual_nbytes
+from adacache_runtime.plan import Engines, granularities, residual_nbytes
+from adacache_runtime.policy import Granularity
 from adacache_runtime.request import Request, Settled, settle
 from adacache_runtime.samplers import Floats
 from adacache_runtime.sampling import dtype_of_conditions
@@ -127,8 +127,8 @@ class Pipeline:
             records.append(record)
             yield record
         calls = np.stack(before) if request.keep_calls else None
-        trace = Trace(tuple(records), self._sizes(settled, read))
-        return Result(generation.latents.read(), trace, calls)
+        trace = Trace(tuple(records), self._sizes(settled, read), settled.granularity)
+        return Result(generation.assembly.latents.read(), trace, calls)
 
     def memory(self, request: Request) -> MemoryPlan:
         """What a generation will take, by kind; nothing is allocated.
@@ -147,8 +147,8 @@ class Pipeline:
         return {choice: residual_nbytes(manifest, sizes, choice) for choice in granularities(manifest)}
 
     def _memory(self, request: Request, settled: Settled, read: text.Text) -> MemoryPlan:
-        sites, sizes = self._sites(request), self._sizes(settled, read)
-        return plan_memory(self.bundle, self.backend, self._engines, request, settled, sites, sizes, read.encodes)
+        sizes = self._sizes(settled, read)
+        return plan_memory(self.bundle, self.backend, self._engines, request, settled, sizes, read.encodes)
 
     def _sizes(self, settled: Settled, read: text.Text) -> dict[str, int]:
         """Of all dynamic axes."""
@@ -158,9 +158,9 @@ class Pipeline:
 
     def _prepare(self, request: Request, settled: Settled, read: text.Text) -> Generation:
         manifest, device = self.bundle.manifest, self.backend.device
-        sites, sizes = self._sites(request), self._sizes(settled, read)
+        sizes = self._sizes(settled, read)
         captions = text.branches(self.bundle, self.backend, read)
-        assembly = assemble(manifest, self._engines, device, request, settled, sites, sizes)
+        assembly = assemble(manifest, self._engines, device, request, settled, sizes)
         plan = assembly.plan
         branches = len(manifest.guidance.order)
         dtype = dtype_of_conditions(manifest)
@@ -179,19 +179,4 @@ class Pipeline:
             if name in plan.tensors:
                 plan.tensors[name].write(value.astype(plan.tensors[name].dtype))
         plan.text.call()
-        return Generation(
-            device, plan, assembly.latents, assembly.probes, branches, settled.samples, request.scope, condition
-        )
-
-    def _sites(self, request: Request) -> list[str]:
-        """The policy's probe sites in the order of execution."""
-        known = self.bundle.manifest.probes()
-        wanted = self.bundle.manifest.default_probes if request.policy.sites is None else request.policy.sites
-        missing = [site for site in wanted if site not in known]
-        if missing:
-            options = " ".join(f"--probe {site}" for site in wanted)
-            raise InputError(
-                f"the policy measures {', '.join(missing)}, which this bundle has no probe for (it has "
-                f"{', '.join(known) or 'none'}); export the checkpoint with {options}"
-            )
-        return [site for site in known if site in wanted]
+        return Generation(device, assembly, settled.run, branches, request.scope, condition)

@@ -6,18 +6,21 @@ untouched until the group's residual is taken.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+
+import numpy as np
 
 from adacache_engines.base import Engine
-from adacache_engines.buffers import Buffer, Call, Device
+from adacache_engines.buffers import Buffer, Call, Device, in_turn
 from adacache_engines.manifest import Manifest, StageEntry
 from adacache_engines.tensors import NUMPY_DTYPES, TensorSpec
+from adacache_runtime.policy import GRANULARITIES, Granularity, Needs, Run
+from adacache_runtime.samplers import Update
 
-Granularity = Literal["stack", "block", "module"]
-GRANULARITIES: tuple[Granularity, ...] = ("stack", "block", "module")
-PARTS = ("embed", "blocks", "final")
+PARTS = ("embed", "first", "blocks", "final")  # "first": what runs before a policy decides; mostly nothing
+TEXT = "text"  # the stage that runs once a generation
 OUT = "_out"  # a stage's output "hidden_out" is the next one's "hidden"
 
 
@@ -44,19 +47,31 @@ def granularities(manifest: Manifest) -> tuple[Granularity, ...]:
 
 
 def group_stages(manifest: Manifest, granularity: Granularity) -> list[list[StageEntry]]:
-    """Stages that a policy treats alike: all of them together, those of a block, or each by itself."""
+    """Stages that a policy treats alike: the whole ``model``, the ``stack`` of all blocks, the ``first`` block and the
+    others, each ``block``, or each ``module`` of a block.
+    """
+    if granularity == "model":
+        return [[stage for stage in manifest.stages if stage.graph.name != TEXT]]
     stages = [stage for stage in manifest.stages if stage.block]
     if granularity == "stack":
         return [stages]
     if granularity == "module":
         return [[stage] for stage in stages]
-    return [list(group) for _, group in itertools.groupby(stages, lambda stage: stage.graph.name.split(".")[:2])]
+    blocks = [list(group) for _, group in itertools.groupby(stages, lambda stage: stage.graph.name.split(".")[:2])]
+    return blocks if granularity == "block" else [blocks[0], [stage for block in blocks[1:] for stage in block]]
 
 
 def group_name(group: Sequence[StageEntry]) -> str:
     """Of its only stage, or its first and last."""
     first, last = group[0].graph.name, group[-1].graph.name
     return first if first == last else f"{first} to {last}"
+
+
+def run_of(groups: Sequence[Sequence[StageEntry]], updates: Sequence[Update], units: int) -> Run:
+    """What a policy is told before the first call."""
+    timesteps = tuple(float(update.timestep[0]) for update in updates)
+    names = tuple(map(group_name, groups))
+    return Run(len(updates), len(names), units, names, timesteps)
 
 
 def hidden_spec(manifest: Manifest) -> TensorSpec:
@@ -66,11 +81,12 @@ def hidden_spec(manifest: Manifest) -> TensorSpec:
 
 
 def residual_nbytes(manifest: Manifest, sizes: Mapping[str, int], granularity: Granularity) -> int:
-    """Memory that the cached residuals take."""
+    """Memory that the cached residuals take, one a group."""
+    if granularity == "model":  # of the latents' shape
+        axes = ("samples", "frames", "height", "width")
+        return manifest.latent.channels * np.dtype(np.float32).itemsize * math.prod(sizes[axis] for axis in axes)
     spec = hidden_spec(manifest)
-    values = 1
-    for size in spec.shape(sizes):
-        values *= size
+    values = math.prod(spec.shape(sizes))
     return values * NUMPY_DTYPES[spec.dtype].itemsize * len(group_stages(manifest, granularity))
 
 
@@ -82,17 +98,21 @@ class Plan:
         engines: loaded from it.
         device: where the tensors live.
         sizes: of the dynamic axes; ``batch`` counts the guidance branches of all samples.
-        granularity: of the residuals.
-        reuses: whether residuals are kept at all.
+        granularity: of the residuals; with ``model`` they are not kept here, and every block is always computed.
+        needs: how many residuals a group keeps, and whether they are weighted.
         probes: site -> the buffer that receives what the site's stage shows.
+        opening: the first group runs before a call is decided.
 
     Attributes:
         tensors: what goes into the model and comes out, by name; hidden states and probes are not among them.
         groups: of stages, in the order of a decision's entries.
         text: runs once a generation, when the captions are written.
         hidden: the pool of hidden states.
-        residuals: a group each; none without reuse.
+        residuals: a group each, (kept, ...) the newest first; none without reuse.
+        weights: of the residuals, (groups, kept) float32; None where the newest is added as it is.
         unwatched: what probes show that nobody looks at.
+        embed: the call of the stage of that name.
+        first: the call of the first group, where it runs before a call is decided.
     """
 
     def __init__(
@@ -102,16 +122,20 @@ class Plan:
         device: Device,
         sizes: Mapping[str, int],
         granularity: Granularity,
-        reuses: bool,
+        needs: Needs,
         probes: Mapping[str, Buffer],
+        opening: bool = False,
     ) -> None:
-        self.groups = group_stages(manifest, granularity)
+        self.groups = group_stages(manifest, "stack" if granularity == "model" else granularity)
         self._engines, self._device = engines, device
         self._sizes, self._spec = sizes, hidden_spec(manifest)
-        self._probes = probes
+        self._probes, self._opening = probes, opening
         longest = max(len(group) for group in self.groups)  # a long one's input stays while its stages take turns
         self.hidden: Sequence[Buffer] = [self._empty(self._spec) for _ in range(3 if longest > 1 else 2)]
-        self.residuals: Sequence[Buffer] = [self._empty(self._spec) for _ in self.groups] if reuses else []
+        kept = 0 if granularity == "model" else needs.residuals
+        self.residuals: Sequence[Buffer] = [self._empty(self._spec, kept) for _ in self.groups] if kept else []
+        weighted = kept > 0 and needs.weighted
+        self.weights = device.empty((len(self.groups), kept), np.dtype(np.float32)) if weighted else None
         self.unwatched: Buffer | None = None
         self._steps: dict[tuple[bool, ...], dict[str, list[Step]]] = {}
         self._calls: dict[tuple[bool, ...], dict[str, Call]] = {}
@@ -124,12 +148,13 @@ class Plan:
         order = [stage for stage in manifest.stages if not stage.block]
         text, self._embed, self._final = order
         # bound before anything runs, so that all needs are known when the first engine asks for memory
-        for compute in (True, False) if reuses else (True,):
-            self.steps([compute] * len(self.groups))
+        for compute in (True, False) if self.residuals else (True,):
+            steps = self.steps([compute or (opening and not index) for index in range(len(self.groups))])
         self.text = self._stage(text, self.hidden[0], self.hidden[0])
+        self.embed, self.first = (self._sequence(steps[part]) for part in ("embed", "first"))
 
     def steps(self, compute: Sequence[bool]) -> Mapping[str, Sequence[Step]]:
-        """The calls of one evaluation of the model, by part (``embed``, ``blocks``, ``final``), in order.
+        """The calls of one evaluation of the model, by part (:data:`PARTS`), in order.
 
         ``compute`` has an entry a group; a group that is not computed adds its residual of the last time.
         """
@@ -139,30 +164,36 @@ class Plan:
         return self._steps[key]
 
     def calls(self, compute: Sequence[bool]) -> Mapping[str, Call]:
-        """Each part of :meth:`steps` as one call, which the device may record and replay."""
+        """What follows the decision, ``blocks`` and ``final``, as one call each, which the device may record and
+        replay.
+        """
         key = tuple(compute)
         if key not in self._calls:
-            self._calls[key] = {
-                part: self._device.sequence([step.call for step in steps], f"{steps[0].name} to {steps[-1].name}")
-                for part, steps in self.steps(key).items()
-            }
+            steps = self.steps(key)
+            self._calls[key] = {part: self._sequence(steps[part]) for part in ("blocks", "final")}
         return self._calls[key]
+
+    def _sequence(self, steps: Sequence[Step]) -> Call:
+        if not steps:
+            return in_turn([])
+        return self._device.sequence([step.call for step in steps], f"{steps[0].name} to {steps[-1].name}")
 
     def _build(self, compute: tuple[bool, ...]) -> dict[str, list[Step]]:
         here = self.hidden[0]
-        embed, blocks = [self._stage(self._embed, here, here)], []
+        steps: dict[str, list[Step]] = {"embed": [self._stage(self._embed, here, here)], "first": [], "blocks": []}
         for index, (group, computed) in enumerate(zip(self.groups, compute, strict=True)):
+            made = steps["first" if self._opening and not index else "blocks"]
             if not computed:
-                blocks.append(self._reuse(here, self.residuals[index]))
+                made.append(self._reuse(here, index))
                 continue
             before = here
             for stage in group:
                 after = next(buffer for buffer in self.hidden if buffer is not here and buffer is not before)
-                blocks.append(self._stage(stage, here, after))
+                made.append(self._stage(stage, here, after))
                 here = after
             if self.residuals:
-                blocks.append(self._keep(before, here, self.residuals[index]))
-        return {"embed": embed, "blocks": blocks, "final": [self._stage(self._final, here, here)]}
+                made += self._keep(before, here, self.residuals[index])
+        return {**steps, "final": [self._stage(self._final, here, here)]}
 
     def _stage(self, stage: StageEntry, hidden: Buffer, hidden_out: Buffer) -> Step:
         graph, sites = stage.graph, {output: site for site, output in stage.probes.items()}
@@ -179,13 +210,24 @@ class Plan:
         call = self._engines.stages[graph.name].bind(tensors)
         return Step(graph.name, call, tuple(tensors[spec.name] for spec in graph.outputs))
 
-    def _reuse(self, hidden: Buffer, residual: Buffer) -> Step:
-        call = self._engines.arithmetic["add"].bind({"hidden": hidden, "residual": residual, "hidden" + OUT: hidden})
-        return Step("add", call, (hidden,))
+    def _reuse(self, hidden: Buffer, index: int) -> Step:
+        """Adds a group's residual to ``hidden``, in place."""
+        residuals, tensors = self.residuals[index], {"hidden": hidden, "hidden" + OUT: hidden}
+        if self.weights is None:
+            call = self._engines.arithmetic["add"].bind({**tensors, "residual": residuals.row(0)})
+            return Step("add", call, (hidden,))
+        weighted = {**tensors, "residuals": residuals, "weights": self.weights.row(index)}
+        return Step("blend", self._engines.arithmetic["blend"].bind(weighted), (hidden,))
 
-    def _keep(self, before: Buffer, after: Buffer, residual: Buffer) -> Step:
+    def _keep(self, before: Buffer, after: Buffer, residuals: Buffer) -> list[Step]:
+        """Moves the kept residuals on, and takes the new one."""
+        kept = [residuals.row(place) for place in range(residuals.shape[0])]
+        moves = [
+            Step("residual", self._device.copy(newer, older), (older,))
+            for newer, older in reversed(list(itertools.pairwise(kept)))
+        ]
         bind = self._engines.arithmetic["subtract"].bind
-        return Step("subtract", bind({"before": before, "after": after, "residual": residual}), (residual,))
+        return [*moves, Step("subtract", bind({"before": before, "after": after, "residual": kept[0]}), (kept[0],))]
 
     def _ignored(self, spec: TensorSpec) -> Buffer:
         """One buffer for all the probes that nobody looks at."""
@@ -193,5 +235,7 @@ class Plan:
             self.unwatched = self._empty(spec)
         return self.unwatched
 
-    def _empty(self, spec: TensorSpec) -> Buffer:
-        return self._device.empty(spec.shape(self._sizes), NUMPY_DTYPES[spec.dtype])
+    def _empty(self, spec: TensorSpec, count: int | None = None) -> Buffer:
+        """A tensor, or ``count`` of them in one."""
+        shape = spec.shape(self._sizes)
+        return self._device.empty(shape if count is None else (count, *shape), NUMPY_DTYPES[spec.dtype])

@@ -1,85 +1,77 @@
-"""Measures how a residual changed since the last computed call, and how it moves from frame to frame.
+"""Measures how a tensor changed from call to call, and how it moves from frame to frame.
 
-The sums are taken on the device; a few numbers a sample come back, read at the start of the next call.
+The sums are taken on the device; a few numbers a sample come back, read when a policy asks for them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.base import Engine
 from adacache_engines.buffers import Buffer, Call, Device, Readback
-from adacache_engines.tensors import NUMPY_DTYPES, TensorSpec
-from adacache_runtime.policy import Measurement
+from adacache_runtime.policy import LATENTS, VELOCITY, Measure, Measurement
 
 FRAME_AXIS = 1  # of a probe (batch, frames, tokens, width)
 
 
 class Probe:
-    """One probe site's buffers and bound calls.
+    """One measured site's buffers and bound calls.
 
     Args:
-        site: such as ``temporal.13.attn``.
-        spec: of the stage's output.
+        measure: what is measured there.
+        new: the buffer that holds the site's tensor in each call.
         arithmetic: the bundle's arithmetic engines.
         device: where they run.
-        sizes: of the dynamic axes.
-        strides: distances in frames at which motion is measured; those that the clip is too short for give NaN.
 
     Attributes:
-        new: the buffer that the stage writes to.
-        kept: it, and the one that remembers it.
+        cached: the buffer that remembers the tensor.
     """
 
-    def __init__(
-        self,
-        site: str,
-        spec: TensorSpec,
-        arithmetic: Mapping[str, Engine],
-        device: Device,
-        sizes: Mapping[str, int],
-        strides: Sequence[int],
-    ) -> None:
-        shape = spec.shape(sizes)
-        self.site = site
-        self.new = device.empty(shape, NUMPY_DTYPES[spec.dtype])
-        cached = device.empty(shape, NUMPY_DTYPES[spec.dtype])
-        self.kept: tuple[Buffer, ...] = (self.new, cached)
-        self._remember = device.copy(self.new, cached)
-        self._distance, self._change = _sums(arithmetic["distance"], {"cached": cached, "new": self.new}, device)
+    def __init__(self, measure: Measure, new: Buffer, arithmetic: Mapping[str, Engine], device: Device) -> None:
+        self.measure = measure
+        self.cached = device.empty(new.shape, new.dtype)
+        self._remember = device.copy(new, self.cached)
+        earlier, now = (new, self.cached) if measure.site == VELOCITY else (self.cached, new)
+        engine = arithmetic["change" if measure.site in (LATENTS, VELOCITY) else "distance"]
+        self._distance, self._change = _sums(engine, {"cached": earlier, "new": now}, device)
         self._motion = [
-            _sums(arithmetic["motion"], {"new": self.new, **_pairs(shape[FRAME_AXIS], stride, device)}, device)
-            if stride < shape[FRAME_AXIS]
+            _sums(arithmetic["motion"], {"new": new, **_pairs(new.shape[FRAME_AXIS], stride, device)}, device)
+            if stride < new.shape[FRAME_AXIS]
             else None
-            for stride in strides
+            for stride in measure.strides
         ]
         self._filled = False
 
-    def measure(self) -> bool:
-        """Enqueues the sums and keeps the new residual for next time; False the first time, without any sums."""
+    def enqueue(self) -> bool:
+        """Enqueues the sums; False, and nothing is done, where there is nothing to compare with yet."""
         if self._filled:
             motion = [sums for sums in self._motion if sums is not None]
             for call, readbacks in [(self._distance, self._change), *motion]:
                 call()
                 for readback in readbacks:
                     readback.start()
+        return self._filled
+
+    def remember(self) -> None:
+        """Keeps the tensor, to compare later ones with it."""
         self._remember()
-        filled, self._filled = self._filled, True
-        return filled
+        self._filled = True
 
     def result(self, branches: int, per_prompt: bool) -> Measurement:
-        """Waits for the sums of the last ``measure``; a unit is a prompt with its branches, or the whole batch."""
+        """Waits for the sums of the last ``enqueue``; a unit is a prompt with its branches, or the whole batch."""
 
         def units(readback: Readback) -> tuple[float, ...]:
-            samples: NDArray[np.float64] = readback.result().astype(np.float64).reshape(branches, -1).sum(0)
+            sums = readback.result().astype(np.float64)
+            samples: NDArray[np.float64] = sums if latents else sums.reshape(branches, -1).sum(0)
             return tuple(samples.tolist()) if per_prompt else (float(samples.sum()),)
 
+        latents = self.measure.site in (LATENTS, VELOCITY)  # which have no branches
         change, magnitude = (units(readback) for readback in self._change)
         nan = (float("nan"),) * len(change)
         frames = [(nan, nan) if sums is None else tuple(map(units, sums[1])) for sums in self._motion]
         return Measurement(
-            self.site,
+            self.measure.site,
             change,
             magnitude,
             tuple(change for change, _ in frames),

@@ -11,10 +11,10 @@ from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.manifest import Manifest, TextRule, VideoDefaults
 from adacache_engines.shape_profiles import check_profiles
-from adacache_runtime.loop import SCOPES, Scope, run_of
-from adacache_runtime.plan import GRANULARITIES, Granularity, group_stages
+from adacache_runtime.measures import resolve
+from adacache_runtime.plan import granularities, group_stages, run_of
 from adacache_runtime.policies.never import NeverReuse
-from adacache_runtime.policy import Policy
+from adacache_runtime.policy import GRANULARITIES, SCOPES, Granularity, Measure, Policy, Run, Scope
 from adacache_runtime.samplers import Update, check_guidance, check_steps
 from adacache_runtime.sampling import updates
 
@@ -58,8 +58,9 @@ class Request:
         latents: the initial noise (prompts, channels, frames, height, width) float32, instead of the seed's; the size
             then is only a condition of the model and need not match its shape.
         policy: which calls to compute.
-        granularity: of cached residuals: one of the whole ``stack``, one a ``block``, or one a ``module`` of it where
-            the bundle has such stages.
+        granularity: of cached residuals: one of the whole ``model``, from latents to velocity; one of the ``stack`` of
+            all blocks; one of the ``first`` block and one of the others; one a ``block``; or one a ``module`` of it
+            where the bundle has such stages. None = what the policy asks for.
         scope: whether the ``batch`` decides as one, or each ``prompt`` for itself and the most cautious for all.
         keep_calls: keep the latents before each call, too.
         idle_call: make the call, too, with which PNDM originally ends and which changes nothing.
@@ -77,7 +78,7 @@ class Request:
     seed: int = 0
     latents: NDArray[np.float32] | None = None
     policy: Policy[Any] = field(default_factory=NeverReuse)
-    granularity: Granularity = "stack"
+    granularity: Granularity | None = None
     scope: Scope = "batch"
     keep_calls: bool = False
     idle_call: bool = False
@@ -85,7 +86,14 @@ class Request:
 
 @dataclass(frozen=True)
 class Settled:
-    """A request with every default filled in and every number checked; ``updates`` has the sampler's calls."""
+    """A request with every default filled in and every number checked.
+
+    Attributes:
+        updates: the sampler's calls.
+        granularity: of cached residuals.
+        measures: of the policy, in the order of execution.
+        run: that the policy is told of.
+    """
 
     samples: int
     height: int
@@ -97,6 +105,9 @@ class Settled:
     guidance: float
     updates: Sequence[Update]
     sizes: Mapping[str, int]  # of the dynamic axes, text excepted
+    granularity: Granularity
+    measures: tuple[Measure, ...]
+    run: Run
 
 
 def settle(bundle: Bundle, request: Request) -> Settled:
@@ -104,7 +115,8 @@ def settle(bundle: Bundle, request: Request) -> Settled:
 
     Raises:
         OutOfRangeError: a number or size is outside what the model or the bundle's profiles allow.
-        InputError: prompts, captions and latents do not belong together.
+        InputError: prompts, captions and latents do not belong together, or the policy measures what the bundle has no
+            probe for.
         PolicyError: the policy cannot decide at this granularity.
     """
     manifest = bundle.manifest
@@ -120,10 +132,12 @@ def settle(bundle: Bundle, request: Request) -> Settled:
     for name, value in video.items():
         if value < 1:
             raise OutOfRangeError(f"{name} {value} is not possible; choose at least 1")
-    for value, known in ((request.granularity, GRANULARITIES), (request.scope, SCOPES)):
+    needs = request.policy.needs
+    granularity = request.granularity or needs.granularity
+    for value, known in ((granularity, GRANULARITIES), (request.scope, SCOPES)):
         if value not in known:
             raise InputError(f"{value!r} is unknown; choose one of {', '.join(known)}")
-    if request.granularity == "module" and manifest.granularity != "module":
+    if granularity not in granularities(manifest):
         raise InputError(
             "this bundle has one stage for each block; to cache single modules, export the checkpoint with "
             "--granularity module"
@@ -134,8 +148,8 @@ def settle(bundle: Bundle, request: Request) -> Settled:
     axes = dict(zip(("frames", "height", "width"), shape[2:], strict=True))
     check_profiles(manifest, {"samples": samples, **axes})
     calls = updates(manifest, steps, samples, **video, idle_call=request.idle_call)
-    units = samples if request.scope == "prompt" else 1
-    request.policy.start(run_of(group_stages(manifest, request.granularity), calls, units))  # refuses if it must
+    run = run_of(group_stages(manifest, granularity), calls, samples if request.scope == "prompt" else 1)
+    request.policy.start(run)  # refuses if it must
     batch = {"samples": samples, "batch": samples * len(manifest.guidance.order)}
     return Settled(
         samples=samples,
@@ -146,6 +160,9 @@ def settle(bundle: Bundle, request: Request) -> Settled:
         guidance=guidance,
         updates=calls,
         sizes={**axes, **manifest.latent.token_axes(**axes), **batch},
+        granularity=granularity,
+        measures=resolve(manifest, needs),
+        run=run,
     )
 
 

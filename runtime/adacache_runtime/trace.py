@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from adacache_engines.errors import InputError
-from adacache_runtime.policy import Observation
+from adacache_runtime.policy import Granularity, Observation
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,12 @@ class Trace:
     Attributes:
         calls: in order.
         sizes: of the dynamic axes.
+        granularity: of the groups; None in traces that were written before there was a choice between equal numbers.
     """
 
     calls: tuple[CallRecord, ...]
     sizes: Mapping[str, int] = field(default_factory=dict)
+    granularity: Granularity | None = None
 
     def computed(self) -> list[int]:
         """The calls, from 1, in which a block ran in full."""
@@ -62,10 +64,11 @@ class Trace:
         return sum(sum(record.engine_ms.values()) for record in self.calls)
 
     def to_json(self) -> str:
-        """An object with ``sizes`` and ``calls``; distance, motion, metric and rate are there where they were
-        measured.
+        """An object with ``sizes``, ``granularity`` and ``calls``; distance, motion, metric and rate are there where
+        they were measured.
         """
-        return json.dumps({"sizes": dict(self.sizes), "calls": [_entry(record) for record in self.calls]}, indent=1)
+        calls = [_entry(record) for record in self.calls]
+        return json.dumps({"sizes": dict(self.sizes), "granularity": self.granularity, "calls": calls}, indent=1)
 
 
 def read_trace(path: Path) -> Trace:
@@ -84,7 +87,8 @@ def read_trace(path: Path) -> Trace:
             }
             for entry in content["calls"]
         ]
-        return TypeAdapter(Trace).validate_python({"calls": calls, "sizes": content.get("sizes", {})})
+        rest = {"sizes": content.get("sizes", {}), "granularity": content.get("granularity")}
+        return TypeAdapter(Trace).validate_python({"calls": calls, **rest})
     except OSError as error:
         raise InputError(f"trace {path} cannot be read: {error.strerror or error}") from error
     except ValidationError as error:

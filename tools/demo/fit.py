@@ -30,8 +30,9 @@ from adacache_export.families.description import POLICIES as FAMILY_POLICIES
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies import FAST_30, FAST_100, SLOW_30
 from adacache_runtime.policies.adacache import AdaCache, MoReg
-from adacache_runtime.policy import Context, Measurement, Run
+from adacache_runtime.policy import Measure, Measurement, Run
 from adacache_runtime.request import Request
+from adacache_runtime.simulate import simulate
 from adacache_runtime.trace import Trace
 from tools.demo import world
 
@@ -151,22 +152,26 @@ def mean_computed(policy: AdaCache, traces: Sequence[Trace]) -> float:
     return fmean(len(replay(policy, trace)) for trace in traces)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """Distances a call, and motion, of a run that computed every call: what a policy would see if the distance grew
+    evenly with the calls in between.
+    """
+
+    trace: Trace
+
+    def measurement(self, measure: Measure, earlier: int, call: int) -> Measurement:
+        seen = self.trace.calls[call - 1].observation
+        assert seen.distance is not None
+        assert seen.motion is not None
+        frames = ((seen.motion,),) * len(measure.strides), ((1.0,),) * len(measure.strides)
+        return Measurement(measure.site, (seen.distance * (call - earlier),), (1.0,), *frames)
+
+
 def replay(policy: AdaCache, trace: Trace) -> list[int]:
-    """The calls that a policy would compute if distances a step were those of a trace that computed every call."""
-    run = Run(calls=len(trace.calls), groups=1, units=1)
-    state, computed = policy.start(run), []
-    for record in trace.calls:
-        context = Context(run, record.call, record.timestep)
-        decision, state = policy.decide(state, context)
-        if not all(decision.compute):
-            continue
-        computed.append(record.call)
-        distance, motion = record.observation.distance, record.observation.motion
-        if distance is not None and motion is not None:
-            over_gap = distance * state.rate  # the policy divides by its rate
-            frames = ((motion,),) * len(policy.strides), ((1.0,),) * len(policy.strides)
-            _, state = policy.observe(state, context, [Measurement("probe", (over_gap,), (1.0,), *frames)])
-    return computed
+    """The calls that a policy would compute."""
+    timesteps = tuple(record.timestep for record in trace.calls)
+    return simulate(policy, Run(len(timesteps), 1, 1, (), timesteps), Measured(trace)).computed()
 
 
 if __name__ == "__main__":

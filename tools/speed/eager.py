@@ -14,6 +14,7 @@ from adacache_export.families.open_sora import stages
 from adacache_export.models.stdit3 import OpenSoraConfig
 from adacache_export.stages import run_stages
 from adacache_runtime.plan import PARTS, Plan
+from adacache_runtime.policy import Needs
 from adacache_runtime.request import Request, settle
 from adacache_runtime.text import branches, read_text
 from tools.speed.timing import Spread, TimedBackend
@@ -54,7 +55,7 @@ def measure_eager(
         "width": np.array([request.width], np.float32),
     }
     sizes = {**settled.sizes, "text": captions.mask.shape[1]}
-    plan = Plan(manifest, backend.loaded(manifest), backend.device, sizes, "stack", False, {})
+    plan = Plan(manifest, backend.loaded(manifest), backend.device, sizes, "stack", Needs(residuals=0), {})
     for name, value in inputs.items():
         plan.tensors[name].write(value)
     plan.text.call()

@@ -1,6 +1,14 @@
-"""The policies by name: presets, and what a JSON file describes."""
+"""The policies by name: presets, what a JSON file describes, and wrappers around them.
 
+adacache-fast                         a preset
+my.json                               a file
+mine.rules:POLICY                     an object of a module of one's own
+teacache-slow+max-reuses=3+extrapolate    any of them with wrappers, the last one outermost
+"""
+
+import importlib
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,19 +19,41 @@ from adacache_engines.errors import InputError
 from adacache_engines.manifest import Preset
 from adacache_runtime.policies.adacache import AdaCache, MoReg
 from adacache_runtime.policies.delta_dit import DeltaDiT
+from adacache_runtime.policies.easycache import EasyCache
+from adacache_runtime.policies.fbcache import FBCache
 from adacache_runtime.policies.interval import FixedInterval
+from adacache_runtime.policies.listed import ListedCalls
+from adacache_runtime.policies.magcache import MagCache
 from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.policies.pab import PAB
+from adacache_runtime.policies.teacache import TeaCache
 from adacache_runtime.policies.tgate import TGate
+from adacache_runtime.policies.wrappers import Extrapolate, LastCalls, MaxReuses, WarmUp, Wrapper
 from adacache_runtime.policy import Policy
 
 KINDS: Mapping[str, type[BaseModel]] = {
     "adacache": AdaCache,
     "delta-dit": DeltaDiT,
+    "easycache": EasyCache,
+    "fbcache": FBCache,
     "interval": FixedInterval,
+    "listed": ListedCalls,
+    "magcache": MagCache,
     "never": NeverReuse,
     "pab": PAB,
+    "teacache": TeaCache,
     "tgate": TGate,
+    "warm-up": WarmUp,
+    "last-calls": LastCalls,
+    "max-reuses": MaxReuses,
+    "extrapolate": Extrapolate,
+}
+# on the command line: the field that a wrapper's number is for, None = it takes none
+WRAPPERS: Mapping[str, str | None] = {
+    "warm-up": "calls",
+    "last-calls": "calls",
+    "max-reuses": "reuses",
+    "extrapolate": None,
 }
 
 # of the authors' repository; the slow one is padded there, its third rate being the last
@@ -41,28 +71,43 @@ PRESETS: Mapping[str, Policy[Any]] = {
     "adacache-fast-moreg": AdaCache(codebook=FAST_30, moreg=MoReg()),
     "adacache-slow-moreg": AdaCache(codebook=SLOW_30, moreg=MoReg()),
     "adacache-fast-100-moreg": AdaCache(codebook=FAST_100, moreg=MoReg(window=(10, 90))),
+    "fbcache-slow": FBCache(threshold=0.06),
+    "fbcache-fast": FBCache(threshold=0.12),
+    "easycache-slow": EasyCache(threshold=0.025),
+    "easycache-fast": EasyCache(threshold=0.05),
 }
 
 
 def policy_from(choice: str, own: Mapping[str, Preset] | None = None) -> Policy[Any]:
-    """The policy that a preset's name or a JSON file describes.
+    """The policy that a choice names.
 
     Args:
-        choice: name of a preset, or path of a ``.json`` file.
+        choice: name of a preset, path of a ``.json`` file, or ``MODULE:NAME`` of a policy in a module, which may be in
+            the current folder; then wrappers, each after a ``+``.
         own: presets of the bundle; they come before those of the same name.
 
     Raises:
-        InputError: no such preset or file, or the file has unknown keys or impossible values; lists the known ones.
+        InputError: no such preset, file, module or wrapper, or the file has unknown keys or impossible values; lists
+            the known ones.
     """
-    own = own or {}
+    base, *wrappers = choice.split("+")
+    policy = _base(base, own or {})
+    for wrapper in wrappers:
+        policy = _wrapped(policy, wrapper, choice)
+    return policy
+
+
+def _base(choice: str, own: Mapping[str, Preset]) -> Policy[Any]:
     if choice in own:
         return policy_from_description(own[choice].policy, f"preset {choice} of the bundle")
     if choice in PRESETS:
         return PRESETS[choice]
     path = Path(choice)
     if path.suffix != ".json":
+        if ":" in choice:
+            return _imported(choice)
         known = ", ".join({**own, **PRESETS})
-        raise InputError(f"policy {choice!r} is unknown; presets: {known}; or give a .json file")
+        raise InputError(f"policy {choice!r} is unknown; presets: {known}; or give a .json file, or MODULE:NAME")
     try:
         described = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -72,16 +117,54 @@ def policy_from(choice: str, own: Mapping[str, Preset] | None = None) -> Policy[
     return policy_from_description(described, str(path))
 
 
+def _imported(choice: str) -> Policy[Any]:
+    module, _, name = choice.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the current folder, as with python -m
+    try:
+        policy: Policy[Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"policy {choice!r} cannot be imported ({error}); expected MODULE:NAME of a policy object, the module in "
+            "the current folder or installed"
+        ) from error
+    missing = [part for part in ("needs", "start", "decide", "observe") if not hasattr(policy, part)]
+    if missing or isinstance(policy, type):
+        raise InputError(
+            f"policy {choice!r} is {policy!r}, and no policy: it "
+            + (f"has no {', '.join(missing)}" if missing else "is a class; name an object of it")
+        )
+    return policy
+
+
+def _wrapped(policy: Policy[Any], wrapper: str, choice: str) -> Policy[Any]:
+    name, _, number = wrapper.partition("=")
+    if name not in WRAPPERS or bool(number) != bool(WRAPPERS[name]):
+        known = ", ".join(f"+{each}=N" if field else f"+{each}" for each, field in WRAPPERS.items())
+        raise InputError(f"policy {choice!r}: {wrapper!r} is no wrapper; known: {known}")
+    described: dict[str, Any] = {"name": name, "policy": policy}
+    if field := WRAPPERS[name]:
+        described[field] = number
+    return _validated(KINDS[name], described, f"policy {choice!r}: {wrapper}")
+
+
 def policy_from_description(described: object, where: str) -> Policy[Any]:
-    """The policy that an object such as ``{"name": "interval", "every": 3}`` describes.
+    """The policy that an object such as ``{"name": "interval", "every": 3}`` describes; a wrapper's has another one
+    as its ``policy``.
 
     Raises:
         InputError: it has no known name, unknown keys or impossible values; says in which file (``where``).
     """
     name = described.get("name") if isinstance(described, dict) else None
-    if not isinstance(name, str) or name not in KINDS:
+    if not isinstance(described, dict) or not isinstance(name, str) or name not in KINDS:
         raise InputError(f'{where}: expected an object with "name", one of {", ".join(KINDS)}; got {described!r}')
     kind = KINDS[name]
+    if issubclass(kind, Wrapper) and "policy" in described:
+        described = {**described, "policy": policy_from_description(described["policy"], f"{where}: policy")}
+    return _validated(kind, described, where)
+
+
+def _validated(kind: type[BaseModel], described: Mapping[str, Any], where: str) -> Policy[Any]:
     try:
         policy: Any = kind.model_validate(described)
     except ValidationError as error:

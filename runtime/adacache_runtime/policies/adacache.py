@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from adacache_runtime.policy import Context, Decision, Measurement, Observation, Run
+from adacache_runtime.policy import DEFAULT, Context, Decision, Measure, Measurement, Needs, Observation, Run
 
 
 class MoReg(BaseModel):
@@ -86,23 +86,16 @@ class AdaCache(BaseModel):
         return codebook
 
     @property
-    def reuses(self) -> bool:
-        return True
-
-    @property
-    def sites(self) -> tuple[str, ...] | None:
-        return self.probe or None
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        return self.moreg.strides if self.moreg else ()
+    def needs(self) -> Needs:
+        strides = self.moreg.strides if self.moreg else ()
+        return Needs(measures=tuple(Measure(site, strides=strides) for site in self.probe or (DEFAULT,)))
 
     def start(self, run: Run) -> AdaCacheState:
         return AdaCacheState(computed=0, rate=1, scores={})
 
     def decide(self, state: AdaCacheState, context: Context) -> tuple[Decision, AdaCacheState]:
         call, last = context.call, context.run.calls
-        compute = call == state.computed + state.rate or call in (1, last - 1, last)
+        compute = context.forced or call == state.computed + state.rate or call in (1, last - 1, last)
         decision = Decision((compute,) * context.run.groups)
         return decision, replace(state, computed=call) if compute else state
 

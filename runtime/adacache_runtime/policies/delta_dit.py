@@ -1,7 +1,7 @@
 """Delta-DiT (arXiv 2406.01125), as VideoSys' branch ``exp/tgate_deltadit`` does it for video.
 
 What is cached is the change that a row of blocks makes. The branch subtracts it when it is reused, which is an error of
-sign; here it is added, as in the paper.
+sign; here it is added, as in the paper, unless ``sign`` asks for what the branch does.
 """
 
 from typing import Literal
@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 
 from adacache_runtime.policies.modules import blocks
 from adacache_runtime.policies.scheduled import Schedule, Scheduled
-from adacache_runtime.policy import Decision, Run
+from adacache_runtime.policy import Decision, Needs, Run
 
 
 class DeltaDiT(Scheduled):
@@ -22,12 +22,18 @@ class DeltaDiT(Scheduled):
         interval: first and last call, both included, counted from 0 as in the original.
         gap: of these many calls in the interval the last one reuses.
         pairs: first and last pair of a spatial and a temporal block that is reused, counted from 0.
+        sign: with which the change is reused: 1, or -1 as in the released code, with which published rows were made.
     """
 
     name: Literal["delta-dit"] = "delta-dit"
     interval: tuple[int, int]
     gap: int = Field(2, ge=2)
     pairs: tuple[int, int]
+    sign: Literal[1, -1] = 1
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(weighted=self.sign != 1, granularity="block")
 
     @field_validator("interval", "pairs")
     @classmethod
@@ -40,4 +46,5 @@ class DeltaDiT(Scheduled):
         (first, last), (start, end) = self.interval, self.pairs
         chosen = [start <= block <= end for block in blocks(run, self.name)]
         reusing = [first <= index <= last and (index - first + 1) % self.gap == 0 for index in range(run.calls)]
-        return tuple(Decision(tuple(not (reuse and block) for block in chosen)) for reuse in reusing)
+        weights = () if self.sign == 1 else ((float(self.sign),),) * run.groups
+        return tuple(Decision(tuple(not (reuse and block) for block in chosen), weights) for reuse in reusing)

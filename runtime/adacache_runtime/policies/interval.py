@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from adacache_runtime.policies.scheduled import Schedule, Scheduled
-from adacache_runtime.policy import Decision, Run
+from adacache_runtime.policies.scheduled import Schedule, Scheduled, uniform
+from adacache_runtime.policy import Needs, Run
 
 
 class FixedInterval(Scheduled):
@@ -15,9 +15,8 @@ class FixedInterval(Scheduled):
     every: int = Field(2, ge=1)
 
     @property
-    def reuses(self) -> bool:
-        return self.every > 1
+    def needs(self) -> Needs:
+        return Needs(residuals=int(self.every > 1))
 
     def start(self, run: Run) -> Schedule:
-        computed = [call % self.every == 0 or call == run.calls - 1 for call in range(run.calls)]
-        return tuple(Decision((compute,) * run.groups) for compute in computed)
+        return uniform([index % self.every == 0 or index == run.calls - 1 for index in range(run.calls)], run)

@@ -3,7 +3,7 @@
 from typing import Literal
 
 from adacache_runtime.policies.scheduled import Schedule, Scheduled
-from adacache_runtime.policy import Decision, Run
+from adacache_runtime.policy import Decision, Needs, Run
 
 
 class NeverReuse(Scheduled):
@@ -12,8 +12,8 @@ class NeverReuse(Scheduled):
     name: Literal["never"] = "never"
 
     @property
-    def reuses(self) -> bool:
-        return False
+    def needs(self) -> Needs:
+        return Needs(residuals=0)
 
     def start(self, run: Run) -> Schedule:
         return (Decision((True,) * run.groups),) * run.calls

@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 
 from adacache_runtime.policies.modules import Module, modules
 from adacache_runtime.policies.scheduled import Schedule, Scheduled
-from adacache_runtime.policy import Decision, Run
+from adacache_runtime.policy import Decision, Needs, Run
 
 
 class PAB(Scheduled):
@@ -37,6 +37,10 @@ class PAB(Scheduled):
     mlp_blocks: tuple[int, ...] = ()
     mlp_calls: int = Field(2, ge=1)
     rounding: Literal["none", "bfloat16"] = "none"
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(granularity="module")
 
     @field_validator("window")
     @classmethod

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ConfigDict
 
-from adacache_runtime.policy import Context, Decision, Measurement, Observation, Run
+from adacache_runtime.policy import Context, Decision, Measurement, Needs, Observation, Run
 
 Schedule = tuple[Decision, ...]  # of all calls
 
@@ -15,16 +15,8 @@ class Scheduled(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @property
-    def reuses(self) -> bool:
-        return True
-
-    @property
-    def sites(self) -> tuple[str, ...] | None:
-        return ()
-
-    @property
-    def strides(self) -> tuple[int, ...]:
-        return ()
+    def needs(self) -> Needs:
+        return Needs()
 
     def start(self, run: Run) -> Schedule:
         raise NotImplementedError
@@ -36,3 +28,8 @@ class Scheduled(BaseModel):
         self, state: Schedule, context: Context, measurements: Sequence[Measurement]
     ) -> tuple[Observation, Schedule]:
         return Observation(), state
+
+
+def uniform(computed: Sequence[bool], run: Run) -> Schedule:
+    """All groups alike: computed in these calls, reused in the others."""
+    return tuple(Decision((compute,) * run.groups) for compute in computed)

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from adacache_runtime.policies.modules import Module, modules
 from adacache_runtime.policies.scheduled import Schedule, Scheduled
-from adacache_runtime.policy import Decision, Run
+from adacache_runtime.policy import Decision, Needs, Run
 
 
 class TGate(Scheduled):
@@ -27,6 +27,10 @@ class TGate(Scheduled):
     window: tuple[int, int]
     gap: int = Field(ge=1)
     gate: int = Field(ge=0)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(granularity="module")
 
     @field_validator("window")
     @classmethod

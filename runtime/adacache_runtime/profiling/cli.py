@@ -15,8 +15,8 @@ from adacache_engines.ort import PROVIDERS
 from adacache_engines.trt_library import LIBRARIES
 from adacache_runtime.command import run, size
 from adacache_runtime.files import check_folder, writing
-from adacache_runtime.plan import GRANULARITIES
 from adacache_runtime.policies import PRESETS, policy_from
+from adacache_runtime.policy import GRANULARITIES
 from adacache_runtime.profiling import comparison
 from adacache_runtime.profiling.backends import BACKENDS, check_names, open_target
 from adacache_runtime.profiling.engine_latency import EngineLatency, measure_engine
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     video("--frames", type=int, metavar="F", help="(default: the bundle's)")
     video("--steps", type=int, help="(default: the bundle's)")
     video("--policy", default="never", metavar="POLICY", help=f"a JSON file, or one of {', '.join(PRESETS)} (never)")
-    video("--granularity", choices=GRANULARITIES, default="stack", help="of cached residuals (default: stack)")
+    video("--granularity", choices=GRANULARITIES, help="of cached residuals (default: the policy's)")
     video("--prompt", metavar="TEXT", help="for a bundle with a text encoder, which is profiled then, too")
     video("--text-length", type=int, metavar="L", help="tokens of random embeddings (default: the model's most)")
     measuring = parser.add_argument_group("measuring").add_argument
@@ -183,7 +183,7 @@ def _described(options: argparse.Namespace, work: _Work) -> dict[str, str | int 
         "steps": settled.steps,
         "guidance": settled.guidance,
         "policy": Path(options.policy).stem,
-        "granularity": options.granularity,
+        "granularity": settled.granularity,
         "text": work.text,
     }
 

@@ -44,7 +44,9 @@ def label(kind: str) -> str:
         "hidden_states": "hidden states",
         "probes": "probes",
         "latents": "latents and conditions",
+        "residuals_model": "cached residual, --granularity model",
         "residuals_stack": "cached residuals, --granularity stack",
+        "residuals_first": "cached residuals, --granularity first",
         "residuals_block": "cached residuals, --granularity block",
         "residuals_module": "cached residuals, --granularity module",
     }[kind]

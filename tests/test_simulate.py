@@ -10,7 +10,7 @@ from test_policies import replay as driven
 
 from adacache_runtime.policies import PRESETS
 from adacache_runtime.policies.adacache import AdaCache
-from adacache_runtime.replay import bounds, replay
+from adacache_runtime.simulate import bounds, replay
 
 
 def falling(calls: int) -> list[float]:
@@ -37,7 +37,7 @@ def test_adacache_at_its_largest_and_at_its_smallest_rate() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_that_measures_has_two_bounds(name: str) -> None:
     fewest, most = bounds(PRESETS[name])
-    assert (fewest == most) == (PRESETS[name].sites == ())
+    assert (fewest == most) == (PRESETS[name].needs.measures == ())
 
 
 @given(codebooks(), st.integers(1, 40), st.data())
