@@ -77,9 +77,13 @@ def test_presets_for_single_modules(tmp_path: Path, capsys: Capture) -> None:
     own = FAMILIES["open-sora-1.2"].describe(PUBLISHED["open-sora-1.2"], None).policies
     manifest = manifest_of("open-sora-1.2", PUBLISHED["open-sora-1.2"]).model_copy(update={"policies": own})
     rows = inspected(capsys, folder := written(tmp_path, manifest))
-    assert ["presets", "pab1, pab2, pab3, tgate, delta-dit"] in rows
+    listed = next(row[1] for row in rows if row[0] == "presets")
+    assert listed.startswith("pab1, pab2, pab3, tgate, delta-dit, delta-dit-as-released, teacache-slow")
     counted = {row[0]: row[1:] for row in rows if row[0] in own}
-    assert counted == {"delta-dit": ["30", "3,318 TFLOP", "98%"]}
+    blocks = ["30", "3,318 TFLOP", "98%"]
+    assert (counted["delta-dit"], counted["delta-dit-as-released"]) == (blocks, blocks)
+    assert counted["teacache-fast"][0] == "2 to 30"
+    assert not {"pab1", "tgate"} & {*counted}
     assert export(["--inspect", folder, "--policy", "pab1"]) == 1
     assert "--granularity module" in capsys.readouterr().err
 

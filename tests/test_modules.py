@@ -114,7 +114,7 @@ def test_all_granularities_give_the_same(latte: Path, latte_bundle: Callable[[st
 def test_a_bundle_of_blocks_has_no_modules(pipeline: Pipeline) -> None:
     with pytest.raises(InputError, match="--granularity module"):
         pipeline.generate(open_sora_request(granularity="module", steps=2))
-    assert list(pipeline.residual_nbytes(open_sora_request())) == ["stack", "block"]
+    assert list(pipeline.residual_nbytes(open_sora_request())) == ["model", "stack", "first", "block"]
 
 
 def test_residuals_of_modules_take_more(latte: Path) -> None:

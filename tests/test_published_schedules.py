@@ -118,10 +118,11 @@ def test_tgate_reuses_what_the_original_reuses(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILY)
-def test_delta_dit_skips_what_the_original_skips(family: str) -> None:
+@pytest.mark.parametrize("preset", ["delta-dit", "delta-dit-as-released"])
+def test_delta_dit_skips_what_the_original_skips(family: str, preset: str) -> None:
     """A skipped pair, or the one where the original adds what it has kept, is one whose residual is reused here."""
     steps = ORIGINAL[FAMILY[family][0]]["deltadit"]["skip_steps"]
-    for name, calls in reused_by(family, "delta-dit").items():
+    for name, calls in reused_by(family, preset).items():
         block = int(name.split(".")[1])
         assert calls == [int(call) for call, what in steps.items() if block in what["skip"] + what["add_cache_at"]]
 
@@ -143,8 +144,9 @@ def test_every_family_has_them() -> None:
     assert set(FAMILY) == set(FAMILIES)
     for family in FAMILY:
         names = list(presets(family))
-        assert names[-5:] == [*BROADCAST, "tgate", "delta-dit"]
-        assert all(policy_from(name, presets(family)).needs.measures == () for name in names[-5:])
+        assert {*BROADCAST, "tgate", "delta-dit", "delta-dit-as-released", "teacache-slow", "teacache-fast"} <= {*names}
+        fixed = [*BROADCAST, "tgate", "delta-dit", "delta-dit-as-released"]
+        assert all(policy_from(name, presets(family)).needs.measures == () for name in fixed)
 
 
 # any settings
