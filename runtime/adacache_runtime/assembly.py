@@ -23,16 +23,18 @@ class Assembly:
     Attributes:
         plan, latents: of the generation.
         probes: that are measured, in the order of execution.
-        probed: the buffers that they look at, where nothing else needs these.
+        probed: site -> the buffer that they look at, where nothing else needs it.
+        shown: site -> the buffer that they look at.
         model: the residual of the whole model, where that is what is reused.
         show_velocity: a slot each, copies what the probe of the velocity looks at; none without that probe.
-        embeds_first: the policy's decision needs what the embedding gives.
+        embeds_first: embedding, and the first group where that is looked at, come before the decision.
     """
 
     plan: Plan
     latents: Latents
     probes: Sequence[Probe]
-    probed: Sequence[Buffer]
+    probed: Mapping[str, Buffer]
+    shown: Mapping[str, Buffer]
     model: ModelResidual | None
     show_velocity: Sequence[Call]
     embeds_first: bool
@@ -79,18 +81,19 @@ def assemble(
         probed[VELOCITY] = device.empty(latents.current.shape, np.dtype(np.float32))
         slots = range(latents.velocities.shape[0])
         show_velocity = [device.copy(latents.velocities.row(slot), probed[VELOCITY]) for slot in slots]
-    looked_at = {LATENTS: latents.current, **probed}
+    shown = {LATENTS: latents.current, **probed}
     if opening:
-        looked_at[FIRST] = plan.residuals[0].row(0)
+        shown[FIRST] = plan.residuals[0].row(0)
     reuses_model = settled.granularity == "model" and needs.residuals > 0
     return Assembly(
         plan,
         latents,
-        [Probe(measure, looked_at[measure.site], engines.arithmetic, device) for measure in settled.measures],
-        list(probed.values()),
+        [Probe(measure, shown[measure.site], engines.arithmetic, device) for measure in settled.measures],
+        probed,
+        shown,
         ModelResidual(needs.residuals, latents.current, latents.velocities, engines.arithmetic, device)
         if reuses_model
         else None,
         show_velocity,
-        any(measure.early and measure.site != LATENTS for measure in settled.measures),
+        opening or any(measure.early and measure.site != LATENTS for measure in settled.measures),
     )

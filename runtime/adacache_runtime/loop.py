@@ -83,6 +83,7 @@ def denoise(
     updates: Sequence[Update],
     policy: Policy[Any],
     before_call: Callable[[int, Latents], None] = lambda _call, _latents: None,
+    before_advance: Callable[[int, Update], None] = lambda _call, _update: None,
 ) -> Iterator[CallRecord]:
     """Runs all calls; yields each one's record when its measurements are in, so one call late.
 
@@ -91,6 +92,7 @@ def denoise(
         updates: of the sampler, a call each.
         policy: decides which groups to compute.
         before_call: gets the number of the call, from 1, and the latents that enter it.
+        before_advance: gets the number and the update of a call whose velocity is there; the latents have not moved.
 
     Raises:
         NonFiniteError: NaN or infinity in the latents; names the call and the stage. Without measurements it is found
@@ -114,7 +116,7 @@ def denoise(
         call.decision, state = policy.decide(state, call.context)
         _check_decision(call.decision, filled, policy, number)
         filled = [before or now for before, now in zip(filled, call.compute, strict=True)]
-        _close(generation, call)
+        _close(generation, call, before_advance)
         done.append(call)
     state = _finish(generation, done[-1], policy, state)
     yield _record(generation, done[-1], time.perf_counter() - previous)
@@ -149,19 +151,23 @@ def _open(generation: Generation, call: _Call) -> None:
     timestep = generation.condition(call.update.timestep)
     assembly.plan.tensors["timestep"].write(np.tile(timestep, generation.branches))
     early = [probe for probe in assembly.probes if probe.measure.early]
-    if not early:
-        return
     _mark(generation, call, None)
     if assembly.embeds_first:
         assembly.plan.embed()
         _mark(generation, call, "embed")
         assembly.plan.first()
         _mark(generation, call, "blocks")
+    if not early:
+        return
     call.shown = _asked(early)
     _mark(generation, call, "measure")
 
 
-def _close(generation: Generation, call: _Call) -> None:
+def _close(
+    generation: Generation,
+    call: _Call,
+    before_advance: Callable[[int, Update], None] = lambda _call, _update: None,
+) -> None:
     """Enqueues the rest of a call, as it was decided."""
     assembly, latents, slot = generation.assembly, generation.assembly.latents, call.update.slot
     assert call.decision is not None
@@ -178,6 +184,7 @@ def _close(generation: Generation, call: _Call) -> None:
         _mark(generation, call, "update")
         _measure(generation, call, slot, whole)
         _mark(generation, call, "measure")
+    before_advance(call.context.call, call.update)
     latents.advance(call.update)
     if generation.reads_back:
         latents.ask()

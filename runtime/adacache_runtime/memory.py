@@ -95,7 +95,7 @@ def plan_memory(
     assembly = assemble(manifest, asked, device, request, settled, sizes)
     known = [need for need in needs if need is not None]
     plan = assembly.plan
-    probes = [*assembly.probed, *(probe.cached for probe in assembly.probes)]
+    probes = [*assembly.probed.values(), *(probe.cached for probe in assembly.probes)]
     if plan.unwatched is not None:
         probes.append(plan.unwatched)
     residuals = [*plan.residuals, *([assembly.model.residuals] if assembly.model else [])]

@@ -46,12 +46,28 @@ class Result:
     calls: NDArray[np.float32] | None = None
 
 
+@dataclass(frozen=True)
+class Started:
+    """A generation that is ready for its first call.
+
+    Attributes:
+        generation: bound buffers and engines.
+        settled: the request with every default filled in.
+        sizes: of all dynamic axes.
+    """
+
+    generation: Generation
+    settled: Settled
+    sizes: dict[str, int]
+
+
 class Pipeline:
     """A bundle with its engines loaded, for any number of generations; none shares state with another.
 
     Attributes:
         bundle: that was opened.
         backend: that runs it.
+        engines: loaded.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, progress: Callable[[int], None] = lambda _: None) -> None:
@@ -65,7 +81,7 @@ class Pipeline:
         for name, graph in manifest.arithmetic.items():
             arithmetic[name] = backend.load(graph)
             progress(1)
-        self._engines = Engines(stages, arithmetic)
+        self.engines = Engines(stages, arithmetic)
 
     @classmethod
     def open(
@@ -111,11 +127,7 @@ class Pipeline:
 
         Returns, as a generator does, the result. Raises what :meth:`generate` raises, the first time it is advanced.
         """
-        settled = settle(self.bundle, request)
-        read = text.read_text(self.bundle, request)
-        plan = self._memory(request, settled, read)
-        check_fit(request, settled, plan, self.backend.device.free_nbytes(), self.memory)
-        generation = self._prepare(request, settled, read)
+        started = self.start(request)
         before: list[NDArray[np.float32]] = []
 
         def keep(_call: int, latents: Latents) -> None:
@@ -123,12 +135,23 @@ class Pipeline:
                 before.append(latents.read())
 
         records = []
-        for record in denoise(generation, settled.updates, request.policy, keep):
+        for record in denoise(started.generation, started.settled.updates, request.policy, keep):
             records.append(record)
             yield record
         calls = np.stack(before) if request.keep_calls else None
-        trace = Trace(tuple(records), self._sizes(settled, read), settled.granularity)
-        return Result(generation.assembly.latents.read(), trace, calls)
+        trace = Trace(tuple(records), started.sizes, started.settled.granularity)
+        return Result(started.generation.assembly.latents.read(), trace, calls)
+
+    def start(self, request: Request) -> Started:
+        """Checks a request, allocates what it takes, and encodes its text, for who drives the loop in a way of their
+        own. Raises what :meth:`generate` raises before its first call.
+        """
+        settled = settle(self.bundle, request)
+        read = text.read_text(self.bundle, request)
+        plan = self._memory(request, settled, read)
+        check_fit(request, settled, plan, self.backend.device.free_nbytes(), self.memory)
+        sizes = self._sizes(settled, read)
+        return Started(self._prepare(request, settled, read, sizes), settled, sizes)
 
     def memory(self, request: Request) -> MemoryPlan:
         """What a generation will take, by kind; nothing is allocated.
@@ -148,7 +171,7 @@ class Pipeline:
 
     def _memory(self, request: Request, settled: Settled, read: text.Text) -> MemoryPlan:
         sizes = self._sizes(settled, read)
-        return plan_memory(self.bundle, self.backend, self._engines, request, settled, sizes, read.encodes)
+        return plan_memory(self.bundle, self.backend, self.engines, request, settled, sizes, read.encodes)
 
     def _sizes(self, settled: Settled, read: text.Text) -> dict[str, int]:
         """Of all dynamic axes."""
@@ -156,11 +179,10 @@ class Pipeline:
         check_profiles(self.bundle.manifest, sizes)
         return sizes
 
-    def _prepare(self, request: Request, settled: Settled, read: text.Text) -> Generation:
+    def _prepare(self, request: Request, settled: Settled, read: text.Text, sizes: dict[str, int]) -> Generation:
         manifest, device = self.bundle.manifest, self.backend.device
-        sizes = self._sizes(settled, read)
         captions = text.branches(self.bundle, self.backend, read)
-        assembly = assemble(manifest, self._engines, device, request, settled, sizes)
+        assembly = assemble(manifest, self.engines, device, request, settled, sizes)
         plan = assembly.plan
         branches = len(manifest.guidance.order)
         dtype = dtype_of_conditions(manifest)

@@ -173,6 +173,10 @@ class Plan:
             self._calls[key] = {part: self._sequence(steps[part]) for part in ("blocks", "final")}
         return self._calls[key]
 
+    def final_of(self, hidden: Buffer) -> Call:
+        """The final layer on another hidden state, of the same shape; its prediction takes the place of the call's."""
+        return self._stage(self._final, hidden, hidden).call
+
     def _sequence(self, steps: Sequence[Step]) -> Call:
         if not steps:
             return in_turn([])

@@ -1,0 +1,161 @@
+"""What one fully computed generation tells of every schedule: by how much things change from call to call, and what
+reusing an old residual would have cost at each call.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adacache_engines.errors import InputError
+from adacache_runtime.files import writing
+from adacache_runtime.policy import DEFAULT, Measure, Measurement, Run
+from adacache_runtime.trace import Trace
+
+Floats = NDArray[np.float64]
+RESIDUAL = "residual"  # of the whole stack, beside the sites that policies know
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a tensor did; the first index is the gap in calls, 1 to G, or the place of a stride, the second the call,
+    from 1. NaN = not known.
+
+    Attributes:
+        change: (G, calls) sum |earlier - new|.
+        magnitude: (G, calls) sum |earlier|, of ``velocity`` sum |new|.
+        frame_change, frame_magnitude: (strides, calls) sums over pairs of frames.
+    """
+
+    change: Floats
+    magnitude: Floats
+    frame_change: Floats
+    frame_magnitude: Floats
+
+
+@dataclass(frozen=True)
+class Record:
+    """One generation, or the mean of several.
+
+    Attributes:
+        timesteps: of all calls.
+        sites: by name; ``residual`` is that of the whole stack.
+        strides: distances in frames at which motion was measured.
+        default: the bundle's default sites, in order.
+        error: (G, calls) root mean square of what a call's update of the latents would be off by, if the stack's
+            residual of ``gap`` calls ago were reused; empty where that was not recorded.
+    """
+
+    timesteps: tuple[float, ...]
+    sites: Mapping[str, Site]
+    strides: tuple[int, ...] = ()
+    default: tuple[str, ...] = ()
+    error: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+
+    @property
+    def run(self) -> Run:
+        """For policies that treat all groups alike."""
+        return Run(len(self.timesteps), 1, 1, (), self.timesteps)
+
+    def measurement(self, measure: Measure, earlier: int, call: int) -> Measurement:
+        """What a policy would have been shown, on the path of full compute; for gaps beyond the recorded ones the
+        change grows on with the gap.
+
+        Raises:
+            InputError: the site or a stride was not recorded.
+        """
+        name = self.default[0] if measure.site == DEFAULT else measure.site
+        site = self.sites.get(name)
+        if site is None:
+            raise InputError(f"nothing was recorded at {name}; recorded: {', '.join(self.sites)}")
+        missing = [stride for stride in measure.strides if stride not in self.strides]
+        if missing:
+            raise InputError(f"motion was recorded at strides {self.strides}, not at {missing}")
+        gap = call - earlier
+        known = min(gap, len(site.change))
+        places = [self.strides.index(stride) for stride in measure.strides]
+        return Measurement(
+            name,
+            (float(site.change[known - 1, call - 1]) * gap / known,),
+            (float(site.magnitude[known - 1, call - 1]),),
+            tuple((float(site.frame_change[place, call - 1]),) for place in places),
+            tuple((float(site.frame_magnitude[place, call - 1]),) for place in places),
+        )
+
+    def reuse_error(self, earlier: int, call: int) -> float:
+        """Of ``error``, for any gap: beyond the recorded ones it grows on with the gap."""
+        gap = call - earlier
+        known = min(gap, len(self.error))
+        return float(self.error[known - 1, call - 1]) * gap / known
+
+
+def record_of(trace: Trace, site: str = DEFAULT) -> Record:
+    """What a trace of ``adacache-run`` tells: AdaCache's distances, where every call was computed and measured.
+
+    Raises:
+        InputError: a call after the first has no distance.
+    """
+    calls = len(trace.calls)
+    change, motion = np.full((1, calls), np.nan), np.full((1, calls), np.nan)
+    for record in trace.calls[1:]:
+        seen = record.observation
+        if seen.distance is None or not record.computed:
+            raise InputError(
+                f"call {record.call} of the trace has no distance; trace a run that computes and measures every call, "
+                'such as with the policy {"name": "adacache", "codebook": [[1, 1]]}'
+            )
+        change[0, record.call - 1] = seen.distance
+        motion[0, record.call - 1] = np.nan if seen.motion is None else seen.motion
+    ones = np.ones((1, calls))
+    timesteps = tuple(record.timestep for record in trace.calls)
+    return Record(timesteps, {site: Site(change, ones, motion, ones)}, (1,), (site,))
+
+
+def save_record(path: Path, record: Record) -> None:
+    """Writes one ``.npz`` file, whole or not at all."""
+    arrays: dict[str, NDArray[np.generic]] = {
+        "timesteps": np.array(record.timesteps),
+        "strides": np.array(record.strides, np.int64),
+        "default": np.array(record.default, np.str_),
+        "error": record.error,
+    }
+    for name, site in record.sites.items():
+        arrays |= {f"{name}/{part}": values for part, values in vars(site).items()}
+    with writing(path) as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def load_record(path: Path) -> Record:
+    """
+    Raises:
+        InputError: the file cannot be read, or is no record.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file.items())
+        names = dict.fromkeys(key.partition("/")[0] for key in arrays if "/" in key)
+        parts = ("change", "magnitude", "frame_change", "frame_magnitude")
+        return Record(
+            tuple(arrays["timesteps"].tolist()),
+            {name: Site(*(arrays[f"{name}/{part}"] for part in parts)) for name in names},
+            tuple(arrays["strides"].tolist()),
+            tuple(arrays["default"].tolist()),
+            arrays["error"],
+        )
+    except OSError as error:
+        raise InputError(f"record {path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+        raise InputError(f"{path} is no record of adacache-calibrate ({error}); remove it to record anew") from error
+
+
+def ratios(records: Sequence[Record]) -> tuple[float, ...]:
+    """Mean magnitude of the stack's residual over that of the call before, a call each (MagCache's gamma).
+
+    The first call has none before it, and that of the last call, which no later one was compared with, is taken for as
+    its neighbour's.
+    """
+    magnitudes = [record.sites[RESIDUAL].magnitude[0] for record in records]  # of the call before
+    inner = np.mean([values[2:] / values[1:-1] for values in magnitudes], axis=0)
+    return tuple(np.concatenate([[1.0], inner, inner[-1:]]).round(5).tolist())
