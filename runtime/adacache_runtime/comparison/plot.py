@@ -9,7 +9,7 @@ from typing import Any
 from adacache_engines.errors import require
 from adacache_runtime.comparison.labels import place_labels
 from adacache_runtime.comparison.measure import FULL
-from adacache_runtime.comparison.statistics import Estimate
+from adacache_runtime.comparison.statistics import CONFIDENCE, Estimate
 from adacache_runtime.comparison.summary import Total
 from adacache_runtime.files import writing
 
@@ -78,7 +78,7 @@ def plot_frontier(path: Path, totals: Sequence[Total], kinds: Mapping[str, str],
     handles, names = axes[0].get_legend_handles_labels()
     if handles:
         figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), frameon=False, fontsize=9)
-    figure.suptitle(f"{title}{_unseen(totals, shown)}", x=0.02, ha="left", fontsize=11, parse_math=False)
+    figure.suptitle(f"{title}{_remarks(totals, shown)}", x=0.02, ha="left", fontsize=11, parse_math=False)
     canvas.draw()  # settles the layout, which names are placed in
     figure.set_layout_engine("none")
     for axis, (cost, _) in zip(axes, COSTS, strict=True):
@@ -151,6 +151,8 @@ def _calls(totals: Sequence[Total]) -> float:
     return next(total.metrics["computed_calls"].mean for total in totals if total.policy == FULL)
 
 
-def _unseen(totals: Sequence[Total], shown: Sequence[Total]) -> str:
+def _remarks(totals: Sequence[Total], shown: Sequence[Total]) -> str:
+    bars = any(total.metrics["time_ratio"].margin is not None for total in shown)
     same = [total.policy for total in totals if total.policy != FULL and total not in shown]
-    return f"\nthe same pixels as full compute: {', '.join(same)}" if same else ""
+    remark = f"; bars: {CONFIDENCE:.0%} confidence over prompts" if bars else ""
+    return remark + (f"\nthe same pixels as full compute: {', '.join(same)}" if same else "")

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from adacache_runtime.video import MAX_SIDE, Frames, write_video
 COLUMNS = 4  # at most, before a new row of panels begins
 READABLE = 240  # pixels, the width of a panel at which its caption can be read
 GAP = 4  # pixels between panels, and around captions
-TEXT = 15  # pixels, the height of a caption's letters
+TEXT, SMALLEST = 14, 6  # pixels, the height of a caption's letters, and of one that would not fit
 BACKGROUND, INK, FAINT = (24, 24, 24), (255, 255, 255), (190, 190, 190)
 
 
@@ -74,16 +75,22 @@ def _caption(row: Row, width: int) -> NDArray[np.uint8]:
     """(height, width, 3): the label, and below it the numbers."""
     image_module: Any = require("PIL.Image", "compare")
     draw_module: Any = require("PIL.ImageDraw", "compare")
-    fonts: Any = require("PIL.ImageFont", "compare")
     image = image_module.new("RGB", (width, _strip()), BACKGROUND)
     draw = draw_module.Draw(image)
     for line, (text, colour) in enumerate((("full compute" if row.policy == FULL else row.policy, INK), _numbers(row))):
-        size = TEXT
-        while size > 6 and draw.textlength(text, font=fonts.load_default(size)) > width - 2 * GAP:
-            size -= 1
+        sizes = range(TEXT, SMALLEST, -1)
+        fitting = (size for size in sizes if draw.textlength(text, font=_font(size)) <= width - 2 * GAP)
         middle = GAP + line * (TEXT + GAP) + TEXT / 2
-        draw.text((GAP, middle), text, fill=colour, font=fonts.load_default(size), anchor="lm")
+        draw.text((GAP, middle), text, fill=colour, font=_font(next(fitting, SMALLEST)), anchor="lm")
     return np.asarray(image, np.uint8)
+
+
+@lru_cache
+def _font(size: int) -> Any:
+    """matplotlib's, which has more letters than Pillow's own."""
+    fonts: Any = require("PIL.ImageFont", "compare")
+    matplotlib: Any = require("matplotlib", "compare")
+    return fonts.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
 def _numbers(row: Row) -> tuple[str, tuple[int, int, int]]:

@@ -35,10 +35,10 @@ SCHEMA_VERSION = 1
 
 def table(all_totals: Sequence[Total]) -> Table:
     """A row a policy; a cell is the mean ± half the interval's width, or ``-`` for that with fewer than two prompts."""
-    unit, per_unit = _unit(all_totals)
+    unit, per_unit, digits = _unit(all_totals)
     columns: dict[str, tuple[str, Callable[[float], str]]] = {
         "computed_calls": ("computed calls", lambda value: f"{value:.1f}"),
-        "flops": (unit, lambda value: _digits(value / per_unit)),
+        "flops": (unit, lambda value: f"{value / per_unit:.{digits}f}"),
         "time_ratio": ("time ratio", lambda value: f"{value:.2f}"),
         "psnr_db": ("PSNR, dB", lambda value: f"{value:.1f}"),
         "ssim": ("SSIM", lambda value: f"{value:.3f}"),
@@ -109,12 +109,9 @@ def _margin(found: Estimate, words: Callable[[float], str]) -> str:
     return "-" if found.margin is None else words(found.margin)
 
 
-def _unit(all_totals: Sequence[Total]) -> tuple[str, int]:
-    """The unit of operations that suits the largest mean, and how many it holds."""
-    counts = [round(total.metrics["flops"].mean) for total in all_totals if "flops" in total.metrics]
-    unit = in_unit(*counts)[1] if counts else "TFLOP"
-    return f"{unit}s", UNITS[unit]
-
-
-def _digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+def _unit(all_totals: Sequence[Total]) -> tuple[str, int, int]:
+    """The unit of operations that suits the largest mean, how many it holds, and decimals."""
+    largest = max((round(total.metrics["flops"].mean) for total in all_totals if "flops" in total.metrics), default=0)
+    unit = in_unit(largest)[1]
+    value = largest / UNITS[unit]
+    return f"{unit}s", UNITS[unit], 2 if value < 10 else 1 if value < 1000 else 0
