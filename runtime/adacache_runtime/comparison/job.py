@@ -10,7 +10,7 @@ from adacache_engines.bundle import sha256_file
 from adacache_engines.errors import InputError
 from adacache_runtime.comparison.inputs import header, named_policies
 from adacache_runtime.comparison.measure import Yardsticks
-from adacache_runtime.comparison.quality import Lpips, check_lpips, check_ssim
+from adacache_runtime.comparison.quality import Lpips, check_ssim
 from adacache_runtime.comparison.score import score_from
 from adacache_runtime.comparison.side_by_side import largest_zoom, usual_zoom
 from adacache_runtime.decode import without_decoder
@@ -113,7 +113,7 @@ def _lpips(options: argparse.Namespace, pixels: tuple[int, ...], decodes: bool) 
     if not decodes:
         raise InputError("--lpips needs pixels, and this bundle has no decoder: leave it out")
     lpips = Lpips(options.lpips)
-    check_lpips(lpips, *pixels)
+    lpips.check(*pixels)
     return lpips
 
 

@@ -11,6 +11,7 @@ from adacache_engines.errors import InputError, require
 from adacache_runtime.video import Frames
 
 SSIM_WINDOW = 7  # pixels, the side; that of scikit-image
+SMALLEST_SIDE = "smallest_side"  # pixels: what an LPIPS model may say of itself
 CHUNK = 8  # frames that go through LPIPS at once
 
 
@@ -81,6 +82,17 @@ class Lpips:
                 "make one with tools/lpips_onnx.py"
             )
         self._names = [tensor.name for tensor in inputs]
+        self._smallest = int(self._session.get_modelmeta().custom_metadata_map.get(SMALLEST_SIDE, "1"))
+
+    def check(self, height: int, width: int) -> None:
+        """Raises what it would for frames of this size, before there are any."""
+        if min(height, width) < self._smallest:
+            raise InputError(
+                f"LPIPS model {self._path} takes frames of at least {self._smallest} pixels each way, not "
+                f"{height}x{width}; choose a larger --size, or leave out --lpips"
+            )
+        blank = np.zeros((1, height, width, 3), np.uint8)
+        self(blank, blank)
 
     def __call__(self, full: Frames, frames: Frames) -> float:
         """The mean over frames; 0 = they look the same.
@@ -106,12 +118,6 @@ class Lpips:
                 )
             values += found.reshape(-1).tolist()
         return fmean(values)
-
-
-def check_lpips(lpips: Lpips, height: int, width: int) -> None:
-    """Raises what LPIPS would for frames of this size, before there are any."""
-    blank = np.zeros((1, height, width, 3), np.uint8)
-    lpips(blank, blank)
 
 
 def _signed(frames: Frames) -> NDArray[np.float32]:

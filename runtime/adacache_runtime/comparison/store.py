@@ -91,11 +91,11 @@ def _begin(path: Path, header: Header) -> None:
 def _check(path: Path, there: object, wanted: Header) -> None:
     if not isinstance(there, dict):
         raise InputError(f"{path} is no comparison; give another -o")
-    keys = dict.fromkeys([*wanted, *there])
+    before, now = _flat(there), _flat(wanted)
     differences = [
-        f"{key} was {_short(there.get(key))}, now {_short(wanted.get(key))}"
-        for key in keys
-        if there.get(key) != wanted.get(key)
+        f"{key} was {_short(before.get(key))}, now {_short(now.get(key))}"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
     ]
     if differences:
         raise InputError(
@@ -122,6 +122,17 @@ def _parsed(path: Path, number: int, line: bytes) -> object:
     return parsed
 
 
+def _flat(content: Header) -> dict[str, object]:
+    """With the entries of inner objects under names such as ``policies.fast``."""
+    flat: dict[str, object] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
 def _short(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."
