@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.errors import InputError, require
+from adacache_engines.ort import share_threads
 from adacache_runtime.video import Frames
 
 SSIM_WINDOW = 7  # pixels, the side; that of scikit-image
@@ -69,8 +70,10 @@ class Lpips:
         if not path.is_file():
             raise InputError(f"LPIPS model {path} cannot be read: there is no such file")
         self._path = path
+        options = runtime.SessionOptions()
+        options.use_per_session_threads = not share_threads(runtime, 0)  # one pool with the engines, if they are there
         try:
-            self._session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no common base but this
             raise InputError(f"LPIPS model {path} is not a model that ONNX Runtime opens: {_line(error)}") from error
         inputs = self._session.get_inputs()
