@@ -35,7 +35,7 @@ def embedded(prompts: tuple[str, ...]) -> Captions:
 
 def prompted(folder: Path, functions: Mapping[str, Function] | None = None, **changes: Any) -> Prompted:
     """A pipeline; ``changes`` are those of the manifest."""
-    if not folder.exists():
+    if not (folder / fake_model.WEIGHTS).exists():
         fake_model.write_weights(folder)
     manifest = fake_model.manifest().model_copy(update=changes)
     return Prompted(Bundle(folder, manifest), FakeBackend(functions or fake_model.functions()))

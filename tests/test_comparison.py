@@ -255,7 +255,7 @@ def test_a_torn_line_is_dropped(command: Command, keep: int) -> None:
     assert path.read_bytes().count(b"\n") == 4
 
 
-def test_another_comparison_is_refused(command: Command, capsys: Capture, tmp_path: Path) -> None:
+def test_another_comparison_is_refused(command: Command, capsys: Capture) -> None:
     assert command("-o", "out") == 0
     before = Path("out/runs.jsonl").read_bytes()
     capsys.readouterr()

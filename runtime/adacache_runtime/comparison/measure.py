@@ -161,6 +161,10 @@ def compare(
     """
     if FULL in policies:
         raise InputError(f"{FULL!r} is the label of full compute, which is always compared; name the policy otherwise")
+    for request in requests:
+        prompts = len(request.prompts) if request.captions is None else len(request.captions.mask)
+        if prompts != 1:
+            raise InputError(f"a request of {prompts} prompts cannot be compared; give one prompt a request")
     all_policies: dict[str, Policy[Any]] = {FULL: NeverReuse(), **policies}
     if warm_up and requests:
         pipeline.generate(replace(requests[0], policy=all_policies[FULL]), on_call)
@@ -171,7 +175,7 @@ def compare(
 
 
 def _compared(pipeline: Pipeline, request: Request, results: Mapping[str, Result], yardsticks: Yardsticks) -> Compared:
-    latents = {label: _only(result) for label, result in results.items()}
+    latents: dict[str, NDArray[np.float32]] = {label: result.latents[0] for label, result in results.items()}
     frames = {}
     if pipeline.bundle.manifest.latent.decoder != "none":
         frames = {label: render(pipeline.bundle, pipeline.backend, one) for label, one in latents.items()}
@@ -211,10 +215,3 @@ def _pixels(full: Frames, frames: Frames, yardsticks: Yardsticks) -> Mapping[str
     same = bool(np.isinf(psnr_db))
     lpips = yardsticks.lpips(full, frames) if yardsticks.lpips else None
     return {"same": same, "psnr_db": None if same else psnr_db, "ssim": ssim, "lpips": lpips}
-
-
-def _only(result: Result) -> NDArray[np.float32]:
-    if len(result.latents) != 1:
-        raise InputError(f"a request of {len(result.latents)} prompts cannot be compared; give one prompt a request")
-    latents: NDArray[np.float32] = result.latents[0]
-    return latents
