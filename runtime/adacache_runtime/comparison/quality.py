@@ -94,7 +94,7 @@ class Lpips:
                 f"LPIPS model {self._path} takes frames of at least {self._smallest} pixels each way, not "
                 f"{height}x{width}; choose a larger --size, or leave out --lpips"
             )
-        blank = np.zeros((1, height, width, 3), np.uint8)
+        blank = np.zeros((2, height, width, 3), np.uint8)
         self(blank, blank)
 
     def __call__(self, full: Frames, frames: Frames) -> float:

@@ -50,14 +50,14 @@ def resume(path: Path, header: Header) -> list[Finished]:
         content = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    whole, newline, _torn = content.rpartition(b"\n")
+    whole, newline, torn = content.rpartition(b"\n")
     if not newline:  # stopped before there was anything
         _begin(path, header)
         return []
     first, *lines = whole.split(b"\n")
     _check(path, _parsed(path, 1, first), json.loads(json.dumps(header)))
     finished = [_finished(path, number, line) for number, line in enumerate(lines, 2)]
-    if _torn:
+    if torn:
         with writing(path) as file:
             file.write(whole + newline)
     return finished
