@@ -197,3 +197,20 @@ def test_prompts_count_once(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
     path.write_text(" a boat \n# a remark\n\na bird\na boat\n")
     assert read_prompts(path) == ["a boat", "a bird"]
+
+
+@pytest.mark.slow
+def test_a_bundle_with_text_encoder_and_decoder(decoding_folder: Path, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "prompts.txt").write_text("a red circle\na blue square\n")
+    options = ["--prompts", str(tmp_path / "prompts.txt"), "--policies", "interval-2", "--negative-prompt", "ugly"]
+    video = ["--size", "64x64", "--frames", "5", "--steps", "4", "--videos", "1"]
+    command = [str(decoding_folder), *options, *video, "-o", str(tmp_path / "out")]
+    assert main(command) == 0
+    assert "FLOPs" in capsys.readouterr().out
+    for quality in rows(str(tmp_path / "out")).values():
+        full, reused = quality
+        assert (full["computed"], full["same"]) == (4, True)
+        assert reused["computed"] < 4
+        assert reused["flops"] < full["flops"]
+        assert reused["ssim"] <= 1
+    assert (tmp_path / "out" / "videos" / "001.mp4").stat().st_size

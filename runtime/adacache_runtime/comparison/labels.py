@@ -72,7 +72,7 @@ def _cost(
     hidden = sum(_overlap(box, other) for other in covered)
     outside = area - _overlap(box, frame)
     crossed = sum(1 for line in lines for x, y in line if box[0] < x < box[2] and box[1] < y < box[3])
-    return 100 * (hidden + outside) / area + 0.15 * crossed + 0.05 * distance
+    return 100 * (hidden + outside) / area + 0.5 * crossed + 0.05 * distance
 
 
 def _overlap(one: Box, other: Box) -> float:
