@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := adacache_export engines/adacache_engines runtime/adacache_runtime tools
-EXTRAS := cpu,export,plot,profile,trt-rtx,dev
+EXTRAS := compare,cpu,export,plot,profile,trt-rtx,dev
 
 .PHONY: demo test test-slow table bench clean
 

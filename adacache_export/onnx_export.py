@@ -42,7 +42,7 @@ class _Functional(nn.Module):
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Torch's exporter reports to its own developers on stdout, in warnings and in the log."""
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -86,7 +86,7 @@ def trace(stage: Stage, sizes: Mapping[str, int]) -> ir.Model:
         for spec in stage.inputs
     )
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 _Functional(stage.module, list(parameters)).eval(),
                 (inputs, tuple(torch.empty(value.shape, dtype=value.dtype) for value in parameters.values())),

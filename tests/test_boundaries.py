@@ -18,7 +18,7 @@ SOURCES = {
 }
 LAYERS = list(SOURCES)  # from the lowest up
 OFFLINE = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "sentencepiece", "diffusers")
-OPTIONAL = ("onnxruntime", "cuda", "tensorrt", "tensorrt_rtx", "matplotlib", "polygraphy")
+OPTIONAL = ("onnxruntime", "cuda", "tensorrt", "tensorrt_rtx", "matplotlib", "polygraphy", "skimage", "PIL")
 FILES = sorted((layer, path) for layer, folder in SOURCES.items() for path in folder.rglob("*.py"))
 IDS = [path.relative_to(ROOT).as_posix() for _, path in FILES]
 
@@ -81,7 +81,12 @@ def required() -> Iterator[tuple[str, str]]:
 
 def test_the_extra_that_a_message_names_brings_the_module() -> None:
     project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
-    distributions = {("onnxruntime", "gpu"): "onnxruntime-gpu", ("cuda", "gpu"): "cuda-bindings"}
+    distributions = {
+        ("onnxruntime", "gpu"): "onnxruntime-gpu",
+        ("cuda", "gpu"): "cuda-bindings",
+        ("PIL", "compare"): "pillow",
+        ("skimage", "compare"): "scikit-image",
+    }
     found = set(required())
     assert {("onnxruntime", "cpu"), ("onnxruntime", "gpu"), ("onnx", "cpu"), ("matplotlib", "plot")} <= found
     for module, extra in found:

@@ -27,7 +27,7 @@ ARENA_AS_REQUESTED = 1  # grow by what is asked for, not to the next power of tw
 
 
 @functools.cache
-def _share_threads(runtime: ModuleType, threads: int) -> bool:
+def share_threads(runtime: ModuleType, threads: int) -> bool:
     """One thread pool for all sessions of the process; False where it has sessions without one already."""
     try:
         runtime.set_global_thread_pool_sizes(threads, 1)
@@ -125,7 +125,7 @@ class OrtBackend:
         self._folder = folder
         self._rewrites = rewrites
         self._threads = threads
-        self._shared_threads = shared_threads and _share_threads(self._runtime, threads)
+        self._shared_threads = shared_threads and share_threads(self._runtime, threads)
         _share_arena(self._runtime)
 
     def weights_nbytes(self, graphs: Sequence[Graph]) -> None:

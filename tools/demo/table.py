@@ -16,8 +16,8 @@ from statistics import fmean, median
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from adacache_runtime.comparison.quality import similarity
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies import PRESETS, policy_from
 from adacache_runtime.request import Request
@@ -90,14 +90,6 @@ def measure(pipeline: Pipeline, prompts: Sequence[str]) -> list[Generated]:
                 )
             )
     return rows
-
-
-def similarity(full: NDArray[np.uint8], frames: NDArray[np.uint8]) -> tuple[float, float]:
-    """PSNR in dB and mean SSIM of a video (frames, height, width, 3) against another."""
-    if np.array_equal(full, frames):
-        return float("inf"), 1.0
-    ssim = [structural_similarity(a, b, channel_axis=-1, win_size=7) for a, b in zip(full, frames, strict=True)]
-    return float(peak_signal_noise_ratio(full, frames)), float(fmean(ssim))
 
 
 def markdown(rows: Sequence[Generated]) -> str:
