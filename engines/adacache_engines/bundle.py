@@ -87,6 +87,21 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{path} does not follow schema version {SCHEMA_VERSION}: {problems}") from error
 
 
+def replace_manifest(folder: Path, manifest: Manifest) -> None:
+    """Puts a manifest in the place of a bundle's own, in one step.
+
+    Raises:
+        BundleError: the folder is closed to us, or the disk is full; the old manifest stays.
+    """
+    partial = folder / f".{MANIFEST}.writing"
+    try:
+        partial.write_text(dump_manifest(manifest), encoding="utf-8")
+        partial.replace(folder / MANIFEST)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise BundleError(f"{folder / MANIFEST} cannot be written: {error.strerror or error}") from error
+
+
 def open_bundle(folder: Path | str, progress: Callable[[int], None] = lambda _: None) -> Bundle:
     """Reads the manifest and re-hashes every file; ``progress`` gets numbers of bytes.
 

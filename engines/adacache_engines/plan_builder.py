@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from adacache_engines.buffers import HostDevice
-from adacache_engines.bundle import MANIFEST, Bundle, dump_manifest, open_bundle, read_manifest
+from adacache_engines.bundle import Bundle, open_bundle, read_manifest, replace_manifest
 from adacache_engines.errors import EngineError, InputError
 from adacache_engines.manifest import Graph, Manifest, PlanEntry, PlanSet, Variant
 from adacache_engines.plan_jobs import TIMING_CACHE, Built, Job, run_jobs
@@ -189,10 +189,7 @@ def _publish(folder: Path, partial: Path, name: str, plans: PlanSet) -> None:
             file.unlink()
     partial.rename(place)
     manifest = read_manifest(folder)
-    changed = manifest.model_copy(update={"plans": {**manifest.plans, name: plans}})
-    writing = folder / f".{MANIFEST}.writing"
-    writing.write_text(dump_manifest(changed), encoding="utf-8")
-    writing.replace(folder / MANIFEST)
+    replace_manifest(folder, manifest.model_copy(update={"plans": {**manifest.plans, name: plans}}))
     shutil.rmtree(old, ignore_errors=True)
 
 

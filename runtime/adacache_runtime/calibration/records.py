@@ -44,15 +44,15 @@ class Record:
         sites: by name; ``residual`` is that of the whole stack.
         strides: distances in frames at which motion was measured.
         default: the bundle's default sites, in order.
-        error: (G, calls) root mean square of what a call's update of the latents would be off by, if the stack's
-            residual of ``gap`` calls ago were reused; empty where that was not recorded.
+        error: (G, calls, numbers) by how much a call would have moved the latents elsewhere, had it reused the stack's
+            residual of ``gap`` calls ago, at some places of the latents; no numbers where that was not recorded.
     """
 
     timesteps: tuple[float, ...]
     sites: Mapping[str, Site]
     strides: tuple[int, ...] = ()
     default: tuple[str, ...] = ()
-    error: Floats = field(default_factory=lambda: np.zeros((0, 0)))
+    error: NDArray[np.float32] = field(default_factory=lambda: np.zeros((1, 1, 0), np.float32))
 
     @property
     def run(self) -> Run:
@@ -84,11 +84,12 @@ class Record:
             tuple((float(site.frame_magnitude[place, call - 1]),) for place in places),
         )
 
-    def reuse_error(self, earlier: int, call: int) -> float:
+    def reuse_error(self, earlier: int, call: int) -> NDArray[np.float64]:
         """Of ``error``, for any gap: beyond the recorded ones it grows on with the gap."""
         gap = call - earlier
         known = min(gap, len(self.error))
-        return float(self.error[known - 1, call - 1]) * gap / known
+        error: NDArray[np.float64] = self.error[known - 1, call - 1].astype(np.float64) * (gap / known)
+        return error
 
 
 def record_of(trace: Trace, site: str = DEFAULT) -> Record:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ class _Quality:
 
 PSNR = _Quality("psnr_db", "PSNR against full compute, dB")
 LATENTS = _Quality("latent_l2", "relative L2 error of the latents", lower_is_better=True)
-COSTS = (("time_ratio", "measured speed-up"), ("computed_calls", "computed calls"))
+SPEED = ("time_ratio", "measured speed-up")
+WORK = ("work_ratio", "full compute's floating-point operations over the policy's")
+CALLS = ("computed_calls", "computed calls")  # where no operations were counted
 
 
 def kind_of(description: object) -> str:
-    """The method of a policy that is described as JSON: its name, that of what a wrapper wraps, with motion apart.
+    """The method of a policy that is described as JSON: its name, that of what a wrapper wraps, with motion and
+    extrapolation apart.
 
     What describes itself otherwise is its own method.
     """
@@ -39,13 +42,13 @@ def kind_of(description: object) -> str:
         return str(description)
     for value in description.values():
         if isinstance(value, Mapping) and "name" in value:
-            return kind_of(value)
+            return kind_of(value) + (", extrapolated" if description.get("name") == "extrapolate" else "")
     name = str(description.get("name", "policy"))
     return f"{name} + moreg" if description.get("moreg") else name
 
 
 def plot_frontier(path: Path, totals: Sequence[Total], kinds: Mapping[str, str], title: str) -> None:
-    """Draws PSNR against measured speed-up and against computed calls, with 95 % confidence intervals.
+    """Draws PSNR against measured speed-up and against operations, with 95 % confidence intervals.
 
     Without pixels the error of the latents stands in for PSNR. Policies whose videos are all full compute's have no
     PSNR and are named below. The same numbers give the same bytes.
@@ -63,14 +66,17 @@ def plot_frontier(path: Path, totals: Sequence[Total], kinds: Mapping[str, str],
     figures: Any = require("matplotlib.figure", "compare")
     agg: Any = require("matplotlib.backends.backend_agg", "compare")
     quality = PSNR if any(total.same is not None for total in totals) else LATENTS
+    costs = (SPEED, WORK) if all("flops" in total.metrics for total in totals) else (SPEED, CALLS)
+    if WORK in costs:
+        totals = _with_work(totals)
     shown = [total for total in totals if total.policy != FULL and quality.metric in total.metrics]
     figure = figures.Figure(figsize=(13, 6.5), dpi=150, layout="constrained")
     canvas = agg.FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2, sharey=True)
-    for axis, (cost, name) in zip(axes, COSTS, strict=True):
+    for axis, (cost, name) in zip(axes, costs, strict=True):
         _draw(axis, shown, kinds, cost, quality)
-        axis.set_xlabel(name if cost == "time_ratio" else f"{name} (of {_calls(totals):g})", fontsize=10)
-        if cost == "computed_calls":
+        axis.set_xlabel(f"{name} (of {_calls(totals):g})" if (cost, name) == CALLS else name, fontsize=10)
+        if (cost, name) == CALLS:
             axis.invert_xaxis()  # the cheaper the further to the right, as beside it
     axes[0].set_ylabel(quality.label, fontsize=10)
     if quality.lower_is_better:
@@ -81,7 +87,7 @@ def plot_frontier(path: Path, totals: Sequence[Total], kinds: Mapping[str, str],
     figure.suptitle(f"{title}{_remarks(totals, shown)}", x=0.02, ha="left", fontsize=11, parse_math=False)
     canvas.draw()  # settles the layout, which names are placed in
     figure.set_layout_engine("none")
-    for axis, (cost, _) in zip(axes, COSTS, strict=True):
+    for axis, (cost, _) in zip(axes, costs, strict=True):
         points = [(t.metrics[cost].mean, t.metrics[quality.metric].mean, t.policy) for t in shown]
         place_labels(axis, points, _taken(shown, kinds, cost, quality))
     picture = io.BytesIO()
@@ -120,6 +126,17 @@ def _curves(shown: Sequence[Total], kinds: Mapping[str, str], cost: str) -> dict
     for total in shown:
         curves.setdefault(kinds[total.policy], []).append(total)
     return {kind: sorted(curve, key=lambda total: total.metrics[cost].mean) for kind, curve in curves.items()}
+
+
+def _with_work(totals: Sequence[Total]) -> list[Total]:
+    """With how many times more operations full compute takes."""
+    full = next(total.metrics["flops"].mean for total in totals if total.policy == FULL)
+
+    def ratio(flops: Estimate) -> Estimate:
+        low = None if flops.high is None else full / flops.high
+        return Estimate(full / flops.mean, low, full / flops.low if flops.low else None)
+
+    return [replace(total, metrics={**total.metrics, "work_ratio": ratio(total.metrics["flops"])}) for total in totals]
 
 
 def _bars(values: Sequence[Estimate]) -> list[list[float]] | None:
