@@ -26,8 +26,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     bundle, video, plot = (options.out / name for name in ("demo.adacache", "demo.mp4", "schedule.png"))
     model = HERE / "model"
-    _command("adacache-export", model, "-o", bundle, "--text-encoder", model / "text_encoder", "--force")
-    _command(
+    command("adacache-export", model, "-o", bundle, "--text-encoder", model / "text_encoder", "--force")
+    command(
         "adacache-run",
         bundle,
         "--prompt",
@@ -46,7 +46,7 @@ def main() -> None:
     print(f"speed-up       {ratio:.2f} times over computing every call (median of {PAIRS} pairs, run in alternation)")
 
 
-def _command(program: str, *arguments: object) -> None:
+def command(program: str, *arguments: object) -> None:
     """Runs one of the project's commands, and shows it."""
     words = [program, *map(str, arguments)]
     print("$", shlex.join(words), flush=True)

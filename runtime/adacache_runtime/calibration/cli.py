@@ -31,7 +31,7 @@ from adacache_runtime.request import Request, settle
 
 ALL = (*METHODS, *(f"{method}{EXTRAPOLATED}" for method in METHODS))
 FEWEST = 4  # prompts: two to record, two to confirm on
-SETTINGS, REPORT = "settings.json", "calibration.json"
+SETTINGS = "settings.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,7 +94,7 @@ def _run(options: argparse.Namespace) -> None:
     console = Console()
     (console if console.is_terminal else Console(width=120)).print(_table(confirmed))
     print(f"{options.bundle}: presets {', '.join(_presets(options, task, confirmed))}")
-    print(task.folder / REPORT)
+    print(_report(options, task))
 
 
 def _split(options: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -195,7 +195,7 @@ def _begin(folder: Path, settings: Mapping[str, Any], force: bool) -> None:
     try:
         folder.mkdir(exist_ok=True)
         if force:
-            for old in (*folder.glob("record-*.npz"), *folder.glob("runs-*.jsonl"), path, folder / REPORT):
+            for old in (*folder.glob("record-*.npz"), *folder.glob("runs-*.jsonl"), path):
                 old.unlink(missing_ok=True)
         before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except OSError as error:
@@ -273,11 +273,15 @@ def _write(options: argparse.Namespace, task: Task, confirmed: Sequence[Confirme
             for one in confirmed
         ],
     }
-    with writing(task.folder / REPORT) as file:
+    with writing(_report(options, task)) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
     manifest = read_manifest(options.bundle)
     policies = {**manifest.policies, **_presets(options, task, confirmed)}
     replace_manifest(options.bundle, manifest.model_copy(update={"policies": policies}))
+
+
+def _report(options: argparse.Namespace, task: Task) -> Path:
+    return task.folder / f"{options.name}.json"
 
 
 def _table(confirmed: Sequence[Confirmed]) -> Table:

@@ -65,6 +65,8 @@ PRESETS: Mapping[str, Policy[Any]] = {
     "never": NeverReuse(),
     "interval-2": FixedInterval(every=2),
     "interval-3": FixedInterval(every=3),
+    "interval-4": FixedInterval(every=4),
+    "interval-5": FixedInterval(every=5),
     "adacache-fast": AdaCache(codebook=FAST_30),
     "adacache-slow": AdaCache(codebook=SLOW_30),
     "adacache-fast-100": AdaCache(codebook=FAST_100),

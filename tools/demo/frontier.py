@@ -1,0 +1,160 @@
+"""The README's plot: every policy on the demo model, quality against speed, with policies that were calibrated for it.
+
+    python -m tools.demo.frontier [--out FOLDER] [--readme README.md]
+
+Runs the project's own commands: an export with all probes and single modules, a calibration for each of a few targets,
+and a comparison on prompts that no calibration has seen. What was measured stays in the folder, so that it goes on
+where it was.
+"""
+
+import argparse
+import json
+import random
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from adacache_engines.bundle import read_manifest
+from adacache_engines.manifest import Preset
+from adacache_runtime.calibration.cli import main as calibrate
+from adacache_runtime.comparison.cli import main as compare
+from adacache_runtime.comparison.plot import plot_frontier
+from adacache_runtime.comparison.statistics import Estimate
+from adacache_runtime.comparison.summary import Total
+from adacache_runtime.policies.teacache import MODULATED
+from tools.demo import world
+from tools.demo.run import command
+
+HERE = Path(__file__).parent
+RECORDS = "calibration"  # of all targets
+PICTURE = Path("tools/results/frontier.png")
+TARGETS = (30, 35, 40)  # dB
+RECORDED, HELD_OUT = 30, 24  # prompts of the world's 60
+SEED = 11
+NOISE = 5000  # seed of the comparison; calibrations have others
+PUBLISHED: Mapping[str, Sequence[str]] = {
+    "fixed interval": ("interval-2", "interval-3", "interval-4", "interval-5"),
+    "AdaCache": ("adacache-slow", "adacache-fast"),
+    "AdaCache, scaled by hand": (str(HERE / "policies/slow.json"), str(HERE / "policies/fast.json")),
+    "AdaCache + MoReg, scaled by hand": (str(HERE / "policies/fast-moreg.json"),),
+    "TeaCache": ("teacache-slow", "teacache-fast"),
+    "FBCache": ("fbcache-slow", "fbcache-fast"),
+    "EasyCache": ("easycache-fast", "easycache-slow"),
+    "PAB": ("pab1", "pab2", "pab3"),
+    "T-GATE": ("tgate",),
+    "Delta-DiT": ("delta-dit",),
+}
+CALIBRATED: Mapping[str, str] = {
+    "adacache": "AdaCache, calibrated",
+    "adacache-moreg": "AdaCache + MoReg, calibrated",
+    "teacache": "TeaCache, calibrated",
+    "magcache": "MagCache, calibrated",
+    "listed": "listed calls, calibrated",
+    "adacache-extrapolated": "AdaCache, extrapolated and calibrated",
+    "listed-extrapolated": "listed calls, extrapolated and calibrated",
+}
+BEGIN, END = "<!-- frontier: begin -->\n", "<!-- frontier: end -->\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("out/frontier"))
+    parser.add_argument(
+        "--readme", type=Path, help="put the table there, between its two marks, and the plot beside it"
+    )
+    options = parser.parse_args()
+    out: Path = options.out
+    out.mkdir(parents=True, exist_ok=True)
+    bundle = export(out)
+    recorded, held_out = prompts(out)
+    for target in TARGETS:
+        arguments = ["--prompts", recorded, "--held-out", held_out, "--target-psnr", target, "--name", f"c{target}"]
+        run(calibrate, bundle, *arguments, "--confirm", 99, "-o", out / RECORDS)
+    chosen = labels(read_manifest(bundle).policies)
+    policies = [choice for choices in chosen.values() for choice in choices]
+    folder = out / "comparison"
+    run(compare, bundle, "--prompts", held_out, "--seeds", NOISE, "--policies", *policies, "-o", folder, "--videos", 3)
+    rows = totals(folder / "comparison.json")
+    kinds = {Path(choice).stem: kind for kind, choices in chosen.items() for choice in choices}
+    plot_frontier(folder / "README.png", rows, kinds, f"demo model, CPU, {HELD_OUT} prompts")
+    if options.readme:
+        picture = options.readme.parent / PICTURE
+        picture.parent.mkdir(exist_ok=True)
+        shutil.copyfile(folder / "README.png", picture)
+        text = options.readme.read_text()
+        before, _, rest = text.partition(BEGIN)
+        options.readme.write_text(before + BEGIN + markdown(rows, kinds) + END + rest.partition(END)[2])
+
+
+def export(out: Path) -> Path:
+    """The demo bundle with single modules and TeaCache's probe."""
+    bundle, model = out / "demo.adacache", HERE / "model"
+    if not bundle.exists():
+        probes = ("--granularity", "module", "--probe", MODULATED)
+        command("adacache-export", model, "-o", bundle, "--text-encoder", model / "text_encoder", *probes)
+    return bundle
+
+
+def prompts(out: Path) -> tuple[Path, Path]:
+    """Files with prompts to record and prompts that are held out."""
+    captions = [world.caption(what) for what in world.EVERYTHING]
+    random.Random(SEED).shuffle(captions)  # noqa: S311 - a shuffle that is always the same
+    files = out / "recorded.txt", out / "held-out.txt"
+    for path, some in zip(files, (captions[:RECORDED], captions[RECORDED : RECORDED + HELD_OUT]), strict=True):
+        path.write_text("\n".join(some) + "\n")
+    return files
+
+
+def labels(presets: Mapping[str, Preset]) -> dict[str, list[str]]:
+    """Kind of policy -> what to compare of it."""
+    chosen = {kind: list(choices) for kind, choices in PUBLISHED.items()}
+    for method, kind in CALIBRATED.items():
+        named = [f"c{target}-{method}" for target in TARGETS]
+        chosen[kind] = [name for name in named if name in presets]
+    return {kind: choices for kind, choices in chosen.items() if choices}
+
+
+def run(main: object, *arguments: object) -> None:
+    """One of the project's commands, in this process."""
+    assert callable(main)
+    status = main([str(argument) for argument in arguments])
+    if status:
+        raise SystemExit(status)
+
+
+def totals(path: Path) -> list[Total]:
+    """Of a comparison."""
+    content = json.loads(path.read_text())
+    return [
+        Total(
+            row["policy"],
+            row["videos"],
+            row["same"],
+            {name: Estimate(**value) for name, value in row["metrics"].items()},
+        )
+        for row in content["totals"]
+    ]
+
+
+def markdown(rows: Sequence[Total], kinds: Mapping[str, str]) -> str:
+    """A row a policy, the fastest first."""
+    titles = ("policy", "label", "computed calls", "operations", "speed-up", "PSNR, dB")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    full = next(row for row in rows if row.policy == "never").metrics["flops"].mean
+    shown: Iterable[Total] = (row for row in rows if row.policy != "never" and "psnr_db" in row.metrics)
+    for row in sorted(shown, key=lambda row: -row.metrics["time_ratio"].mean):
+        quality = row.metrics["psnr_db"]
+        cells = (
+            kinds[row.policy],
+            row.policy,
+            f"{row.metrics['computed_calls'].mean:.1f}",
+            f"{row.metrics['flops'].mean / full:.0%}",
+            f"{row.metrics['time_ratio'].mean:.2f}",
+            f"{quality.mean:.1f} ± {quality.margin:.1f}",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
