@@ -30,13 +30,14 @@ class Plain:
         velocities: that it gives.
         modulated: what the embedding shows.
         first: residual of the first group.
-        shown: the block's probes, by site, where it was computed; else None.
+        shown: what each computed block shows, by its name.
     """
 
     latents: list[Any] = field(default_factory=list)
     velocities: list[Any] = field(default_factory=list)
     modulated: list[Any] = field(default_factory=list)
     first: list[Any] = field(default_factory=list)
+    shown: list[dict[str, Any]] = field(default_factory=list)
 
 
 def line(kept: Sequence[tuple[int, Any]], call: int, extrapolates: bool) -> Any:
@@ -69,11 +70,13 @@ def plain(
         inputs = {"latents": np.concatenate([z, z]), "timestep": np.tile(update.timestep, 2)}
         tensors: dict[str, Any] = {**rest, **inputs, **fake_model.run_embed(inputs)}
         seen.modulated.append(tensors["modulated"])
+        seen.shown.append({})
         for group, names in enumerate(groups):
             before = tensors["hidden"]
             if compute[group] or whole:
                 for name in names:
-                    tensors["hidden"] = fake_model.run_block(name, tensors)["hidden_out"]
+                    ran = fake_model.run_block(name, tensors)
+                    tensors["hidden"], seen.shown[-1][name] = ran["hidden_out"], ran["attn"]
                 if not whole:
                     kept[group].insert(0, (call, tensors["hidden"] - before))
             else:
