@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from fake_model import BLOCKS, fake_pipeline, functions, manifest, request
 from plain import GROUPS, plain
+from test_loop import broken_at
 
+from adacache_engines.errors import NonFiniteError
 from adacache_engines.manifest import SamplerDefaults
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies.adacache import AdaCache
@@ -275,3 +277,26 @@ def test_weights_are_of_each_group_the_newest_first(fake, granularity: str) -> N
     np.testing.assert_array_equal(one.calls, other.calls)
     np.testing.assert_array_equal(one.latents, other.latents)
     assert not np.array_equal(one.calls[4], one.calls[3])
+
+
+# NaN
+
+
+@pytest.mark.parametrize(
+    ("policy", "granularity", "name", "where"),
+    [
+        (TEACACHE, "stack", "embed", "stage embed"),
+        (FBCACHE, "first", BLOCKS[0], f"stage {BLOCKS[0]}"),
+        (FBCACHE, "block", BLOCKS[3], f"stage {BLOCKS[3]}"),
+        (EasyCache(threshold=1e-9), "model", BLOCKS[1], f"stage {BLOCKS[1]}"),
+        (Extrapolate(policy=FixedInterval(every=2)), "stack", "blend", "stage blend"),
+        (INTERVAL, "model", "final", "stage final"),
+        (Extrapolate(policy=INTERVAL), "model", "final", "stage final"),
+    ],
+)
+def test_a_number_that_is_none_is_found(folder: Path, policy: Any, granularity: Any, name: str, where: str) -> None:
+    """What ran before the decision is looked at, too; and nothing of a spoilt run is left when it is repeated."""
+    call = 4
+    pipeline, _ = fake_pipeline(folder, broken_at(name, call, 5, np.nan))
+    with np.errstate(invalid="ignore"), pytest.raises(NonFiniteError, match=f"in call {call} of 5 .*first in {where};"):
+        pipeline.generate(request(policy=policy, granularity=granularity, steps=5))

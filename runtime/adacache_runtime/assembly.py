@@ -37,6 +37,11 @@ class Assembly:
     show_velocity: Sequence[Call]
     embeds_first: bool
 
+    @property
+    def residuals(self) -> Sequence[Buffer]:
+        """All that are kept."""
+        return [*self.plan.residuals, *([self.model.residuals] if self.model else [])]
+
 
 def assemble(
     manifest: Manifest,

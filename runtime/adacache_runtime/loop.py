@@ -265,6 +265,8 @@ def _diagnose_again(generation: Generation, calls: Sequence[_Call]) -> str:
     """Makes all calls up to a spoilt one again, with a look at each."""
     latents = generation.assembly.latents
     latents.restart()
+    for residuals in generation.assembly.residuals:  # of the spoilt run, and a weight of 0 does not undo NaN
+        residuals.write(np.zeros(residuals.shape, residuals.dtype))
     for call in calls:
         _open(generation, call)
         _close(generation, call)
