@@ -186,7 +186,8 @@ def test_changed_bundle(bundle_folder: Path, inputs: list[str], tmp_path: Path, 
     assert export(["--verify", str(copy)]) == 1
 
 
-def test_inspect_and_verify(bundle_folder: Path, capsys: Capture) -> None:
+def test_inspect_and_verify(bundle_folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert export(["--inspect", str(bundle_folder)]) == 0
     shown = capsys.readouterr().out
     for word in ("open-sora-1.2", "temporal.02", "rflow, 30 steps", "fp32", "15 x 1590 = 23850 a sample", "full call"):

@@ -77,9 +77,13 @@ def test_presets_for_single_modules(tmp_path: Path, capsys: Capture) -> None:
     own = FAMILIES["open-sora-1.2"].describe(PUBLISHED["open-sora-1.2"], None).policies
     manifest = manifest_of("open-sora-1.2", PUBLISHED["open-sora-1.2"]).model_copy(update={"policies": own})
     rows = inspected(capsys, folder := written(tmp_path, manifest))
-    assert ["presets", "pab1, pab2, pab3, tgate, delta-dit"] in rows
+    assert ["presets", "pab1, pab2, pab3, tgate, delta-dit, teacache-slow, teacache-fast"] in rows
     counted = {row[0]: row[1:] for row in rows if row[0] in own}
-    assert counted == {"delta-dit": ["30", "3,318 TFLOP", "98%"]}
+    blocks, stack = ["30", "3,318 TFLOP", "98%"], ["2 to 30", "226 to 3,390 TFLOP", "7% to 100%"]
+    assert counted == {
+        **dict.fromkeys(("delta-dit", "delta-dit-as-released"), blocks),
+        **dict.fromkeys(("teacache-slow", "teacache-fast"), stack),
+    }
     assert export(["--inspect", folder, "--policy", "pab1"]) == 1
     assert "--granularity module" in capsys.readouterr().err
 

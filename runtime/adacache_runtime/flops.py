@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from adacache_engines.errors import InputError
 from adacache_engines.manifest import Manifest, StageEntry, Term
 from adacache_runtime.plan import TEXT, group_stages
-from adacache_runtime.policy import GRANULARITIES, Granularity
+from adacache_runtime.policy import Granularity
 from adacache_runtime.trace import Trace
 
+UNNAMED: tuple[Granularity, ...] = ("stack", "block", "module")  # there were no others when traces did not say it
 UNITS = {"TFLOP": 10**12, "GFLOP": 10**9, "MFLOP": 10**6}
 
 
@@ -90,7 +91,7 @@ def work_of_run(manifest: Manifest, trace: Trace) -> tuple[int, int] | None:
     if not trace.calls or not trace.sizes:
         raise InputError("the trace has no calls or no sizes; write one with this version's adacache-run --trace")
     counts = {len(record.compute) for record in trace.calls}
-    choices = [trace.granularity] if trace.granularity else GRANULARITIES[1:]
+    choices = [trace.granularity] if trace.granularity else UNNAMED
     fitting = [choice for choice in choices if {len(group_stages(manifest, choice))} == counts]
     missing = {axis for stage in manifest.stages for term in stage.flops or () for axis in term.axes} - {*trace.sizes}
     if not fitting or missing:
