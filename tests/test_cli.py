@@ -71,6 +71,19 @@ def test_a_preset_for_blocks_and_one_for_modules(
     assert "export with --granularity module and run with --granularity module" in capsys.readouterr().err
 
 
+def test_a_wrapped_policy_runs_at_its_own_granularity(
+    bundle_folder: Path, inputs: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    trace = tmp_path / "trace.json"
+    command = [str(bundle_folder), *inputs, "--steps", "4", "--trace", str(trace)]
+    for choice, granularity in (("easycache-fast+warm-up=4", "model"), ("fbcache-slow+max-reuses=0", "first")):
+        assert run([*command, "--policy", choice]) == 0
+        assert f"chosen: {granularity}" in capsys.readouterr().err
+        written = json.loads(trace.read_text())
+        assert written["granularity"] == granularity
+        assert all(all(call["groups"]) for call in written["calls"])
+
+
 def test_one_fps_a_prompt_is_a_condition(bundle_folder: Path, inputs: list[str], tmp_path: Path) -> None:
     results = []
     for index, fps in enumerate((["24"], ["24", "24"], ["24", "8"])):
@@ -173,7 +186,8 @@ def test_changed_bundle(bundle_folder: Path, inputs: list[str], tmp_path: Path, 
     assert export(["--verify", str(copy)]) == 1
 
 
-def test_inspect_and_verify(bundle_folder: Path, capsys: Capture) -> None:
+def test_inspect_and_verify(bundle_folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert export(["--inspect", str(bundle_folder)]) == 0
     shown = capsys.readouterr().out
     for word in ("open-sora-1.2", "temporal.02", "rflow, 30 steps", "fp32", "15 x 1590 = 23850 a sample", "full call"):

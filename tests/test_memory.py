@@ -24,8 +24,12 @@ from adacache_runtime.cli import main as run
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies.adacache import AdaCache, MoReg
 from adacache_runtime.policies.delta_dit import DeltaDiT
+from adacache_runtime.policies.easycache import EasyCache
+from adacache_runtime.policies.fbcache import FBCache
 from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.policies.never import NeverReuse
+from adacache_runtime.policies.teacache import TeaCache
+from adacache_runtime.policies.wrappers import Extrapolate
 
 SPREAD = AdaCache(
     codebook=[(0.3, 3), (1.0, 1)], probe=("spatial.0.attn", "temporal.1.attn"), moreg=MoReg(strides=(1, 2))
@@ -35,6 +39,14 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "never": {"policy": NeverReuse()},
     "adacache": {"policy": SPREAD, "steps": 9},
     "block": {"policy": SPREAD, "steps": 9, "granularity": "block"},
+    "teacache": {"policy": TeaCache(coefficients=(1, 0), threshold=0.5)},
+    "fbcache": {"policy": FBCache(threshold=0.1)},
+    "fbcache block": {"policy": FBCache(threshold=0.1), "granularity": "block"},
+    "easycache": {"policy": EasyCache(threshold=0.6)},
+    "extrapolated stack": {"policy": Extrapolate(policy=SPREAD), "steps": 9},
+    "extrapolated block": {"policy": Extrapolate(policy=FBCache(threshold=0.1)), "granularity": "block"},
+    "extrapolated model": {"policy": Extrapolate(policy=EasyCache(threshold=0.6)), "granularity": "model"},
+    "adacache model": {"policy": SPREAD, "steps": 9, "granularity": "model"},
     "one prompt": {"policy": FixedInterval(every=2), "prompts_count": 1},
     "long": {"policy": FixedInterval(every=2), "frames": 8, "height": 3},
 }
@@ -104,6 +116,21 @@ def test_kinds(tmp_path: Path) -> None:
     )
     assert never.arena is not None
     assert never.arena >= needs["add"]
+
+
+def test_what_is_kept_to_reuse(tmp_path: Path) -> None:
+    """Two residuals a group where they are weighed; one of the latents' size where the whole model is reused."""
+    pipeline, _ = fake_pipeline(tmp_path / "bundle", functions())
+    latents = HIDDEN // 2  # without the branches of guidance
+    for case, residuals, probes in [
+        ("teacache", HIDDEN, 2 * HIDDEN + HIDDEN),
+        ("fbcache", 2 * HIDDEN, HIDDEN + HIDDEN),
+        ("easycache", latents, latents + 2 * latents + HIDDEN),
+        ("extrapolated block", len(BLOCKS) * 2 * HIDDEN, HIDDEN + HIDDEN),
+        ("extrapolated model", 2 * latents, latents + 2 * latents + HIDDEN),
+    ]:
+        plan = pipeline.memory(request(**REQUESTS[case]))
+        assert (plan.residuals, plan.probes) == (residuals, probes), case
 
 
 def tight(tmp_path: Path, asked: Any, spare: int, **options: Any) -> tuple[Pipeline, FakeCuda]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_measured_policies import PUBLISHED
 
 from adacache_engines.errors import InputError, PolicyError
 from adacache_engines.manifest import Preset
@@ -19,6 +20,7 @@ from adacache_runtime.noise_samplers import ddim, pndm
 from adacache_runtime.policies import policy_from, policy_from_description
 from adacache_runtime.policies.delta_dit import DeltaDiT
 from adacache_runtime.policies.pab import PAB
+from adacache_runtime.policies.teacache import TeaCache
 from adacache_runtime.policies.tgate import TGate
 from adacache_runtime.policy import Context, Policy, Run
 from adacache_runtime.samplers import condition_dtype, rflow, rflow_timesteps, transform_ratio
@@ -142,11 +144,14 @@ def test_our_timesteps_give_the_same_schedule(family: str, preset: str) -> None:
 
 def test_every_family_has_them() -> None:
     assert set(FAMILY) == set(FAMILIES)
-    for family in FAMILY:
+    scheduled, polynomial = [*BROADCAST, "tgate", "delta-dit", "delta-dit-as-released"], iter(PUBLISHED)
+    for family in ("open-sora-1.2", "latte-1", "open-sora-plan-1.1"):
         names = list(presets(family))
-        assert {*BROADCAST, "tgate", "delta-dit", "delta-dit-as-released", "teacache-slow", "teacache-fast"} <= {*names}
-        fixed = [*BROADCAST, "tgate", "delta-dit", "delta-dit-as-released"]
-        assert all(policy_from(name, presets(family)).needs.measures == () for name in fixed)
+        assert names[-8:] == [*scheduled, "teacache-slow", "teacache-fast"]
+        assert all(policy_from(name, presets(family)).needs.measures == () for name in scheduled)
+        coefficients = next(polynomial)
+        for name, threshold in (("teacache-slow", 0.1), ("teacache-fast", 0.2)):
+            assert policy_from(name, presets(family)) == TeaCache(coefficients=coefficients, threshold=threshold)
 
 
 # any settings

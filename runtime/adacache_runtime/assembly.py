@@ -39,6 +39,11 @@ class Assembly:
     show_velocity: Sequence[Call]
     embeds_first: bool
 
+    @property
+    def residuals(self) -> Sequence[Buffer]:
+        """All that are kept."""
+        return [*self.plan.residuals, *([self.model.residuals] if self.model else [])]
+
 
 def assemble(
     manifest: Manifest,
@@ -64,7 +69,7 @@ def assemble(
     sites = [measure.site for measure in settled.measures]
     specs = {site: stages[site].probe_spec(site) for site in dict.fromkeys(sites) if site in stages}
     probed = {site: device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for site, spec in specs.items()}
-    opening = FIRST in sites
+    opening = any(measure.site == FIRST and measure.early for measure in settled.measures)
     plan = Plan(manifest, engines, device, sizes, settled.granularity, needs, probed, opening)
     latents = Latents(
         settled.latents,
@@ -82,7 +87,7 @@ def assemble(
         slots = range(latents.velocities.shape[0])
         show_velocity = [device.copy(latents.velocities.row(slot), probed[VELOCITY]) for slot in slots]
     shown = {LATENTS: latents.current, **probed}
-    if opening:
+    if FIRST in sites:
         shown[FIRST] = plan.residuals[0].row(0)
     reuses_model = settled.granularity == "model" and needs.residuals > 0
     return Assembly(

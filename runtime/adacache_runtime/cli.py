@@ -143,7 +143,7 @@ def _run(options: argparse.Namespace) -> None:
             Console().print(table(pipeline.memory(request), backend.device.free_nbytes(), backend.name))
             return
         memory = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in pipeline.residual_nbytes(request).items())
-        print(f"memory of cached residuals by granularity: {memory}; chosen: {request.granularity}", file=sys.stderr)
+        print(f"memory of cached residuals by granularity: {memory}; chosen: {settled.granularity}", file=sys.stderr)
         with call_progress(len(settled.updates)) as progress:
             result = pipeline.generate(request, progress)
         _write_reports(options, result)  # first: there may be no memory to decode in, and the run was long

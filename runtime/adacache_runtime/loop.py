@@ -18,7 +18,7 @@ from adacache_engines.errors import NonFiniteError, PolicyError
 from adacache_runtime.assembly import Assembly
 from adacache_runtime.latents import Latents
 from adacache_runtime.plan import PARTS
-from adacache_runtime.policy import Context, Decision, Observation, Policy, Run, Scope, merged
+from adacache_runtime.policy import FIRST, Context, Decision, Observation, Policy, Run, Scope, merged
 from adacache_runtime.probe import Probe
 from adacache_runtime.samplers import Floats, Update
 from adacache_runtime.trace import CallRecord
@@ -137,10 +137,16 @@ def _check_decision(decision: Decision, filled: Sequence[bool], policy: Policy[A
                 f"policy {policy!r} reuses group {group} at call {call}, for which no residual was kept; compute a "
                 "group before reusing it, and have residuals in its needs"
             )
-    if decision.weights and (not needs.weighted or {len(row) for row in decision.weights} != {needs.residuals}):
+    if not decision.compute[0] and any(measure.site == FIRST and measure.early for measure in needs.measures):
+        raise PolicyError(
+            f"policy {policy!r} reuses group 0 at call {call}, and measures its residual in all calls, so that it has "
+            "already run; compute it"
+        )
+    lengths = [len(row) for row in decision.weights]
+    if lengths and (not needs.weighted or lengths != [needs.residuals] * len(filled)):
         raise PolicyError(
             f"policy {policy!r} weighs residuals at call {call} by {decision.weights}; its needs have weighted "
-            f"{needs.weighted} and {needs.residuals} residuals a group"
+            f"{needs.weighted}, and {needs.residuals} residuals for each of {len(filled)} groups"
         )
 
 
@@ -215,8 +221,10 @@ def _run_model(generation: Generation, call: _Call) -> None:
     """Enqueues embedding, blocks and final layer, but for what ran before the decision."""
     plan, decision = generation.assembly.plan, call.decision
     assert decision is not None
-    if plan.weights is not None and decision.weights:
-        plan.weights.write(np.array(decision.weights, np.float32))
+    if plan.weights is not None:
+        groups, kept = plan.weights.shape
+        newest = ((1.0, *(0.0,) * (kept - 1)),) * groups
+        plan.weights.write(np.array(decision.weights or newest, np.float32))
     calls = plan.calls(_blocks(generation, call))
     if not generation.assembly.embeds_first:
         plan.embed()
@@ -264,6 +272,8 @@ def _diagnose_again(generation: Generation, calls: Sequence[_Call]) -> str:
     """Makes all calls up to a spoilt one again, with a look at each."""
     latents = generation.assembly.latents
     latents.restart()
+    for residuals in generation.assembly.residuals:  # of the spoilt run, and a weight of 0 does not undo NaN
+        residuals.write(np.zeros(residuals.shape, residuals.dtype))
     for call in calls:
         _open(generation, call)
         _close(generation, call)

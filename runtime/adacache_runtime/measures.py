@@ -4,15 +4,15 @@ from dataclasses import replace
 
 from adacache_engines.errors import InputError, PolicyError
 from adacache_engines.manifest import Manifest
-from adacache_runtime.policy import DEFAULT, FIRST, LATENTS, VELOCITY, Measure, Needs
+from adacache_runtime.policy import DEFAULT, FIRST, LATENTS, VELOCITY, Granularity, Measure, Needs
 
 
-def resolve(manifest: Manifest, needs: Needs) -> tuple[Measure, ...]:
+def resolve(manifest: Manifest, needs: Needs, granularity: Granularity) -> tuple[Measure, ...]:
     """A policy's measures with the bundle's own sites for the default one, in the order of execution.
 
     Raises:
         InputError: the bundle has no such probe; says which option of the export adds it.
-        PolicyError: a site shows nothing in the calls for which it is asked.
+        PolicyError: a site does not show what is asked of it, or not in these calls.
     """
     known = manifest.probes()
     before = [LATENTS, *(site for site, stage in known.items() if not stage.block), FIRST]
@@ -34,5 +34,12 @@ def resolve(manifest: Manifest, needs: Needs) -> tuple[Measure, ...]:
             raise PolicyError(
                 f"the policy measures {measure.site} in all calls, and blocks show something only where they are "
                 "computed: measure it in computed calls"
+            )
+        if measure.site in (LATENTS, VELOCITY) and measure.strides:
+            raise PolicyError(f"the policy measures the motion of {measure.site}, and only a probe's can be measured")
+        if measure.site == FIRST and (granularity == "model" or not needs.residuals):
+            raise PolicyError(
+                "the policy measures the residual of the first group, of which none is kept here: choose another "
+                "granularity than model, and a policy whose needs say that it keeps residuals"
             )
     return tuple(sorted(measures, key=lambda measure: order.index(measure.site)))

@@ -98,8 +98,7 @@ def plan_memory(
     probes = [*assembly.probed.values(), *(probe.cached for probe in assembly.probes)]
     if plan.unwatched is not None:
         probes.append(plan.unwatched)
-    residuals = [*plan.residuals, *([assembly.model.residuals] if assembly.model else [])]
-    kinds = {"hidden": plan.hidden, "residuals": residuals, "probes": probes}
+    kinds = {"hidden": plan.hidden, "residuals": assembly.residuals, "probes": probes}
     nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
     weights, encoder, decoder = _weights(bundle, backend)
     return MemoryPlan(

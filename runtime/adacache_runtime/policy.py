@@ -24,7 +24,7 @@ SCOPES: tuple[Scope, ...] = ("batch", "prompt")
 DEFAULT = "default"  # the bundle's own choice of probes
 LATENTS = "latents"  # that enter a call, (samples, channels, frames, height, width)
 VELOCITY = "velocity"  # that a call gives, guidance included, as the sampler takes it; of the latents' shape
-FIRST = "first"  # the residual of the first group, which then is computed in every call
+FIRST = "first"  # the residual of the first group, which is computed in every call if this is measured in all
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ class Decision:
 
     Attributes:
         compute: whether it is computed.
-        weights: of the residuals that it keeps, the newest first, where it is not; an entry a group. Empty = the
-            newest as it is.
+        weights: of the residuals that it keeps, the newest first, where it is not; an entry a group, also for those
+            that are computed. Empty = the newest as it is.
     """
 
     compute: tuple[bool, ...]

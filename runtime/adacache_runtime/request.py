@@ -161,7 +161,7 @@ def settle(bundle: Bundle, request: Request) -> Settled:
         updates=calls,
         sizes={**axes, **manifest.latent.token_axes(**axes), **batch},
         granularity=granularity,
-        measures=resolve(manifest, needs),
+        measures=resolve(manifest, needs, granularity),
         run=run,
     )
 

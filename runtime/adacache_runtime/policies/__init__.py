@@ -92,7 +92,11 @@ def policy_from(choice: str, own: Mapping[str, Preset] | None = None) -> Policy[
         InputError: no such preset, file, module or wrapper, or the file has unknown keys or impossible values; lists
             the known ones.
     """
-    base, *wrappers = choice.split("+")
+    file, json_suffix, rest = choice.rpartition(".json")
+    if json_suffix and rest[:1] in ("", "+"):  # the path of a file may have a plus of its own
+        base, wrappers = file + json_suffix, rest.split("+")[1:]
+    else:
+        base, *wrappers = choice.split("+")
     policy = _base(base, own or {})
     for wrapper in wrappers:
         policy = _wrapped(policy, wrapper, choice)
@@ -125,7 +129,7 @@ def _imported(choice: str) -> Policy[Any]:
         sys.path.insert(0, "")  # the current folder, as with python -m
     try:
         policy: Policy[Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the latter: no or a relative module name
         raise InputError(
             f"policy {choice!r} cannot be imported ({error}); expected MODULE:NAME of a policy object, the module in "
             "the current folder or installed"
@@ -140,8 +144,8 @@ def _imported(choice: str) -> Policy[Any]:
 
 
 def _wrapped(policy: Policy[Any], wrapper: str, choice: str) -> Policy[Any]:
-    name, _, number = wrapper.partition("=")
-    if name not in WRAPPERS or bool(number) != bool(WRAPPERS[name]):
+    name, equals, number = wrapper.partition("=")
+    if name not in WRAPPERS or {bool(equals), bool(number)} != {bool(WRAPPERS[name])}:
         known = ", ".join(f"+{each}=N" if field else f"+{each}" for each, field in WRAPPERS.items())
         raise InputError(f"policy {choice!r}: {wrapper!r} is no wrapper; known: {known}")
     described: dict[str, Any] = {"name": name, "policy": policy}

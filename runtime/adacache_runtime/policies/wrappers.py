@@ -82,10 +82,13 @@ class MaxReuses(Wrapper):
 
     def decide(self, state: Wrapped, context: Context) -> tuple[Decision, Wrapped]:
         full = [count >= self.reuses for count in state.own]
-        # a policy is told where that leaves it no choice: groups that are not reused now, it always computes
-        forced = any(full) and all(at_limit or not count for at_limit, count in zip(full, state.own, strict=True))
+        # a policy is told where that leaves it no choice: groups that are not reused now, it always computes; and one
+        # that weighs residuals must know how old they are, so there a group at its limit takes the others along
+        alike = all(at_limit or not count for at_limit, count in zip(full, state.own, strict=True))
+        forced = any(full) and (alike or self.needs.weighted)
         decision, inner = self.inside.decide(state.inner, replace(context, forced=context.forced or forced))
-        compute = tuple(wanted or at_limit for wanted, at_limit in zip(decision.compute, full, strict=True))
+        wants = zip(decision.compute, full, strict=True)
+        compute = tuple(wanted or at_limit or context.forced for wanted, at_limit in wants)
         counts = tuple(0 if now else count + 1 for now, count in zip(compute, state.own, strict=True))
         return replace(decision, compute=compute), Wrapped(inner, counts)
 
@@ -109,10 +112,13 @@ class Extrapolate(Wrapper):
         return Wrapped(self.inside.start(run), ((0, 0),) * run.groups)
 
     def decide(self, state: Wrapped, context: Context) -> tuple[Decision, Wrapped]:
-        decision, inner = self.inside.decide(state.inner, context)
-        pairs = zip(decision.compute, state.own, strict=True)
+        decision, state = super().decide(state, context)
+        if not self.needs.weighted:
+            return decision, state
+        compute = (True,) * context.run.groups if context.forced else decision.compute
+        pairs = zip(compute, state.own, strict=True)
         seen = tuple((context.call, last) if now else (last, before) for now, (last, before) in pairs)
-        return Decision(decision.compute, tuple(_line(context.call, *calls) for calls in seen)), Wrapped(inner, seen)
+        return Decision(compute, tuple(_line(context.call, *calls) for calls in seen)), replace(state, own=seen)
 
 
 def _line(call: int, last: int, before: int) -> tuple[float, float]:
