@@ -17,7 +17,7 @@ from adacache_runtime.policies.easycache import EasyCache
 from adacache_runtime.policies.fbcache import FBCache
 from adacache_runtime.policies.teacache import TeaCache
 from adacache_runtime.policy import FIRST, LATENTS, VELOCITY, Context, Measure, Measurement, Needs, Policy, Run
-from adacache_runtime.simulate import simulate
+from adacache_runtime.simulate import Unchanged, simulate
 
 MODULATED = "spatial.0.modulated"
 PUBLISHED = (
@@ -33,7 +33,7 @@ Units = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Tensors:
+class Tensors(Unchanged):
     """Answers what a policy measures from tensors (calls, units, values) by site."""
 
     sites: Mapping[str, Array]
@@ -198,7 +198,7 @@ def steady(change: Units, magnitude: Units) -> Show:
 
 
 @dataclass(frozen=True)
-class Shown:
+class Shown(Unchanged):
     """Answers by call and site."""
 
     show: Show

@@ -127,7 +127,7 @@ def test_a_policy_that_nobody_knows_has_no_bounds() -> None:
 
 
 @dataclass
-class Recorded:
+class Recorded(Unchanged):
     """Answers with what a generation showed, and checks that it is asked for the same two calls."""
 
     shown: Mapping[tuple[str, int], Measurement]

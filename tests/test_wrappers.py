@@ -24,7 +24,7 @@ from adacache_runtime.policies.teacache import TeaCache
 from adacache_runtime.policies.tgate import TGate
 from adacache_runtime.policies.wrappers import Extrapolate, LastCalls, MaxReuses, WarmUp
 from adacache_runtime.policy import Context, Decision, Measure, Measurement, Policy, Run
-from adacache_runtime.simulate import simulate
+from adacache_runtime.simulate import Unchanged, simulate
 
 BLOCKS = tuple(f"{kind}.{index:02}" for index in range(2) for kind in ("spatial", "temporal"))
 MODULES = tuple(f"{block}.{part}" for block in BLOCKS for part in ("attn", "cross", "mlp"))
@@ -48,7 +48,7 @@ CHANGES = st.integers(0, 99).map(lambda seed: np.random.default_rng(seed).random
 
 
 @dataclass(frozen=True)
-class Numbers:
+class Numbers(Unchanged):
     """A change of every tensor in every call."""
 
     changes: Sequence[float]

@@ -135,7 +135,7 @@ def _run(options: argparse.Namespace) -> None:
         cuda_graphs=not options.no_cuda_graphs,
         weight_budget=None if options.weight_budget is None else options.weight_budget * 10**6,
     )
-    if (preset := bundle.manifest.policies.get(options.policy)) and preset.note:
+    if (preset := bundle.manifest.policies.get(options.policy.partition("+")[0])) and preset.note:
         print(f"policy {options.policy}: {preset.note}", file=sys.stderr)
     with closing(opened) as backend:
         pipeline = Pipeline(bundle, backend)

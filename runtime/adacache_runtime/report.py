@@ -66,6 +66,9 @@ def summary(trace: Trace, manifest: Manifest | None = None) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     table.add_row("computed calls", f"{len(computed)} of {calls} ({len(computed) / calls:.0%}): {ranges(computed)}")
+    in_full = [record.call for record in trace.calls if all(record.compute)]
+    if in_full != computed:
+        table.add_row("computed in full", f"{len(in_full)} of {calls}: {ranges(in_full)}")
     if times.computed_ms is not None:
         table.add_row("a computed call", f"{milliseconds(times.computed_ms)} on average")
     if times.computed_ms and times.reused_ms is not None:

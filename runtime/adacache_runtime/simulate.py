@@ -13,11 +13,17 @@ from adacache_runtime.policies.easycache import EasyCache
 from adacache_runtime.policies.fbcache import FBCache
 from adacache_runtime.policies.teacache import TeaCache
 from adacache_runtime.policies.wrappers import Wrapper
-from adacache_runtime.policy import Context, Measure, Measurement, Observation, Policy, Run, merged
+from adacache_runtime.policy import Context, Measure, Measurement, Needs, Observation, Policy, Run, merged
 
 
 class Source(Protocol):
     """What would have been measured."""
+
+    def measures(self, needs: Needs) -> Sequence[Measure]:
+        """What a policy with these needs is shown, in the order of execution, with sites of the source for the default
+        one.
+        """
+        ...
 
     def measurement(self, measure: Measure, earlier: int, call: int) -> Measurement:
         """Of the tensor in a call, compared with that in an earlier one; both from 1."""
@@ -48,7 +54,7 @@ def simulate(policy: Policy[Any], run: Run, source: Source) -> Simulated:
         PolicyError: the policy cannot decide for such groups or calls.
     """
     state = policy.start(run)
-    measures = policy.needs.measures
+    measures = source.measures(policy.needs)
     last: dict[Measure, int] = {}  # the call whose tensor is remembered
     decisions: list[tuple[bool, ...]] = []
     observations: list[Observation] = []
@@ -76,6 +82,9 @@ def simulate(policy: Policy[Any], run: Run, source: Source) -> Simulated:
 
 class Unchanged:
     """Nothing changes much: every tensor by as much as its magnitude, which :func:`bounds` make count for nothing."""
+
+    def measures(self, needs: Needs) -> Sequence[Measure]:
+        return needs.measures
 
     def measurement(self, measure: Measure, earlier: int, call: int) -> Measurement:
         frames = ((1.0,),) * len(measure.strides)

@@ -30,7 +30,7 @@ from adacache_export.families.description import POLICIES as FAMILY_POLICIES
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies import FAST_30, FAST_100, SLOW_30
 from adacache_runtime.policies.adacache import AdaCache, MoReg
-from adacache_runtime.policy import Measure, Measurement, Run
+from adacache_runtime.policy import Measure, Measurement, Needs, Run
 from adacache_runtime.request import Request
 from adacache_runtime.simulate import simulate
 from adacache_runtime.trace import Trace
@@ -159,6 +159,9 @@ class Measured:
     """
 
     trace: Trace
+
+    def measures(self, needs: Needs) -> Sequence[Measure]:
+        return needs.measures
 
     def measurement(self, measure: Measure, earlier: int, call: int) -> Measurement:
         seen = self.trace.calls[call - 1].observation

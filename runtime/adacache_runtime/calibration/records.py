@@ -3,7 +3,7 @@ reusing an old residual would have cost at each call.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from adacache_engines.errors import InputError
 from adacache_runtime.files import writing
-from adacache_runtime.policy import DEFAULT, Measure, Measurement, Run
+from adacache_runtime.policy import DEFAULT, Measure, Measurement, Needs, Run
 from adacache_runtime.trace import Trace
 
 Floats = NDArray[np.float64]
@@ -41,7 +41,7 @@ class Record:
 
     Attributes:
         timesteps: of all calls.
-        sites: by name; ``residual`` is that of the whole stack.
+        sites: by name, in the order of execution; ``residual`` is that of the whole stack.
         strides: distances in frames at which motion was measured.
         default: the bundle's default sites, in order.
         error: (G, calls, numbers) by how much a call would have moved the latents elsewhere, had it reused the stack's
@@ -59,17 +59,31 @@ class Record:
         """For policies that treat all groups alike."""
         return Run(len(self.timesteps), 1, 1, (), self.timesteps)
 
+    def measures(self, needs: Needs) -> list[Measure]:
+        """What a policy with these needs is shown, in the order of execution.
+
+        Raises:
+            InputError: a site was not recorded.
+        """
+        asked = [
+            replace(measure, site=site)
+            for measure in needs.measures
+            for site in (self.default if measure.site == DEFAULT else (measure.site,))
+        ]
+        order = list(self.sites)
+        missing = [measure.site for measure in asked if measure.site not in order]
+        if missing:
+            raise InputError(f"nothing was recorded at {', '.join(missing)}; recorded: {', '.join(order)}")
+        return sorted(asked, key=lambda measure: order.index(measure.site))
+
     def measurement(self, measure: Measure, earlier: int, call: int) -> Measurement:
         """What a policy would have been shown, on the path of full compute; for gaps beyond the recorded ones the
         change grows on with the gap.
 
         Raises:
-            InputError: the site or a stride was not recorded.
+            InputError: a stride was not recorded.
         """
-        name = self.default[0] if measure.site == DEFAULT else measure.site
-        site = self.sites.get(name)
-        if site is None:
-            raise InputError(f"nothing was recorded at {name}; recorded: {', '.join(self.sites)}")
+        site = self.sites[measure.site]
         missing = [stride for stride in measure.strides if stride not in self.strides]
         if missing:
             raise InputError(f"motion was recorded at strides {self.strides}, not at {missing}")
@@ -77,7 +91,7 @@ class Record:
         known = min(gap, len(site.change))
         places = [self.strides.index(stride) for stride in measure.strides]
         return Measurement(
-            name,
+            measure.site,
             (float(site.change[known - 1, call - 1]) * gap / known,),
             (float(site.magnitude[known - 1, call - 1]),),
             tuple((float(site.frame_change[place, call - 1]),) for place in places),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from adacache_engines.errors import PolicyError
 from adacache_runtime.policy import Context, Decision, Measurement, Needs, Observation, Policy, Run
@@ -27,6 +27,13 @@ class Wrapper(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
     policy: Any
+
+    @field_validator("policy")
+    @classmethod
+    def _is_one(cls, policy: Any) -> Any:
+        if not hasattr(policy, "decide"):
+            raise ValueError(f"expected a policy, not {policy!r}")
+        return policy
 
     @property
     def inside(self) -> Policy[Any]:
