@@ -51,6 +51,9 @@ def recipe(target: str, folder: Path) -> list[list[str]]:
 
 def test_commands(checkout: Path) -> None:
     assert {"make demo", "make test"} <= set(commands())
+    for block in blocks("python"):
+        if name := re.match(r"# (\w+\.py)\n", block):
+            (checkout / name[1]).write_text(block)
     for command in commands():
         if command == "make demo":
             for words in recipe("demo", checkout):
@@ -70,9 +73,18 @@ def test_commands(checkout: Path) -> None:
     assert (checkout / "out" / "00.plan").stat().st_size > 0
     assert list((checkout / "out" / "mine.adacache" / "engines").glob("tensorrt-rtx-*/spatial.00.plan"))
     for block in blocks("python"):
-        computed = run([sys.executable, "-c", block], checkout)
-        assert computed.startswith("[1, 2")
-    assert (checkout / "out" / "api.mp4").stat().st_size > 0
+        if not block.startswith("# "):
+            computed = run([sys.executable, "-c", block], checkout)
+            assert computed.startswith("[1, 2")
+    for name in (
+        "api.mp4",
+        "own.mp4",
+        "calibrated.mp4",
+        "cmp/frontier.png",
+        "cmp/videos/001.mp4",
+        "cal/calibrated.json",
+    ):
+        assert (checkout / "out" / name).stat().st_size > 0
 
 
 def test_the_policy_shown_is_one(tmp_path: Path) -> None:
