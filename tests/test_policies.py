@@ -393,3 +393,17 @@ def test_a_policy_that_is_neither_preset_nor_file(tmp_path: Path) -> None:
             path.mkdir()
         with pytest.raises(InputError, match="cannot be read"):
             policy_from(str(path))
+
+
+def test_a_forced_step_is_divided_by_its_real_gap() -> None:
+    """The steps that are computed anyway keep the scheduled rate, as in the original."""
+    policy, run = AdaCache(codebook=[(0.5, 5), (1.0, 1)]), Run(12, 1, 1)
+    state = policy.start(run)
+    divided = {}
+    for call in range(1, 13):
+        decision, state = policy.decide(state, Context(run, call, 1000.0 - call, forced=call == 4))
+        if decision.compute[0] and call > 1:
+            seen, state = policy.observe(state, Context(run, call, 1000.0 - call), [measured(0.1)])
+            assert seen.distance is not None
+            divided[call] = 0.1 / seen.distance
+    assert divided == pytest.approx({2: 1, 4: 2, 9: 5, 11: 5, 12: 5})

@@ -50,10 +50,18 @@ class MoReg(BaseModel):
 
 @dataclass(frozen=True)
 class AdaCacheState:
-    """``computed`` is the last computed step, ``scores`` a site's last motion score for each unit."""
+    """
+    Attributes:
+        computed: the last computed step.
+        rate: steps from there to the next one.
+        divisor: steps that the distance of the last computed one is divided by: as in the original the rate that was
+            scheduled, also where one of the last two steps comes earlier; where a wrapper forced it, the real gap.
+        scores: a site's last motion score for each unit.
+    """
 
     computed: int
     rate: int
+    divisor: int
     scores: dict[str, tuple[float, ...]]
 
 
@@ -91,19 +99,22 @@ class AdaCache(BaseModel):
         return Needs(measures=tuple(Measure(site, strides=strides) for site in self.probe or (DEFAULT,)))
 
     def start(self, run: Run) -> AdaCacheState:
-        return AdaCacheState(computed=0, rate=1, scores={})
+        return AdaCacheState(computed=0, rate=1, divisor=1, scores={})
 
     def decide(self, state: AdaCacheState, context: Context) -> tuple[Decision, AdaCacheState]:
         call, last = context.call, context.run.calls
-        compute = context.forced or call == state.computed + state.rate or call in (1, last - 1, last)
-        decision = Decision((compute,) * context.run.groups)
-        return decision, replace(state, computed=call) if compute else state
+        due = call == state.computed + state.rate or call in (1, last - 1, last)
+        if not (due or context.forced):
+            return Decision((False,) * context.run.groups), state
+        divisor = state.rate if due else call - state.computed
+        return Decision((True,) * context.run.groups), replace(state, computed=call, divisor=divisor)
 
     def observe(
         self, state: AdaCacheState, context: Context, measurements: Sequence[Measurement]
     ) -> tuple[Observation, AdaCacheState]:
         units = range(context.run.units)
-        distances = [[_ratio(m.change[unit], m.magnitude[unit]) / state.rate for m in measurements] for unit in units]
+        changes = [[_ratio(m.change[unit], m.magnitude[unit]) for m in measurements] for unit in units]
+        distances = [[change / state.divisor for change in sites] for sites in changes]
         mean = [sum(values) / len(values) for values in distances]
         scores = {m.site: tuple(self._score(m, unit, context.call) for unit in units) for m in measurements}
         last = measurements[-1]  # its factor alone regularises the mean, as in the original
@@ -134,7 +145,7 @@ class AdaCache(BaseModel):
             return 1.0
         now = scores[site][unit]
         before = state.scores[site][unit] if site in state.scores else 1.0
-        return now + abs(self.moreg.gradient * (now - before) / state.rate)
+        return now + abs(self.moreg.gradient * (now - before) / state.divisor)
 
     def _rate(self, metric: float) -> int:
         """Looks the metric up; NaN (one frame has no motion) is below no threshold."""
