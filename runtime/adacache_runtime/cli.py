@@ -22,7 +22,7 @@ from adacache_runtime.decode import render, without_decoder
 from adacache_runtime.files import check_folder, writing
 from adacache_runtime.memory import table
 from adacache_runtime.pipeline import Pipeline, Result
-from adacache_runtime.policies import PRESETS, policy_from
+from adacache_runtime.policies import POLICY_HELP, policy_from
 from adacache_runtime.policy import GRANULARITIES
 from adacache_runtime.progress import call_progress, frame_progress
 from adacache_runtime.report import summary
@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     sampling("--steps", type=int, help="(default: the bundle's)")
     sampling("--guidance", type=float, help="(default: the bundle's)")
     sampling("--idle-call", action="store_true", help="PNDM: also make its last call, which changes nothing")
-    sampling("--policy", default="never", metavar="POLICY", help=f"a JSON file, or one of {', '.join(PRESETS)} (never)")
+    sampling("--policy", default="never", metavar="POLICY", help=POLICY_HELP)
     sampling("--granularity", choices=GRANULARITIES, help="of cached residuals (default: what the policy asks for)")
     sampling(
         "--scope",

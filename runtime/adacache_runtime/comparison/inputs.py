@@ -46,7 +46,8 @@ def seed_range(text: str) -> list[int]:
 
 
 def named_policies(choices: Sequence[str], own: Mapping[str, Preset]) -> dict[str, Policy[Any]]:
-    """Label -> policy: the name of a preset, or the stem of a JSON file. Full compute, always compared, is left out.
+    """Label -> policy: its name as it was given, of a JSON file without folder and suffix. Full compute, which is always
+    compared, is left out.
 
     Raises:
         InputError: a policy is not known or is damaged, two have one label, or none is left.
@@ -55,7 +56,8 @@ def named_policies(choices: Sequence[str], own: Mapping[str, Preset]) -> dict[st
     for choice in choices:
         if choice == FULL:
             continue
-        label = Path(choice).stem if choice.endswith(".json") else choice
+        file, suffix, wrappers = choice.rpartition(".json")
+        label = Path(file).name + wrappers if suffix else choice
         if label in found or label == FULL:
             raise InputError(f"two policies would be called {label}; copy {choice} to a file of another name")
         found[label] = policy_from(choice, own)

@@ -79,6 +79,12 @@ PRESETS: Mapping[str, Policy[Any]] = {
     "easycache-fast": EasyCache(threshold=0.05),
 }
 
+POLICY_HELP = (
+    f"a JSON file, MODULE:NAME, or one of {', '.join(PRESETS)}, and the bundle's own; wrappers follow it: "
+    + ", ".join(f"+{name}=N" if field else f"+{name}" for name, field in WRAPPERS.items())
+    + " (default: never)"
+)
+
 
 def policy_from(choice: str, own: Mapping[str, Preset] | None = None) -> Policy[Any]:
     """The policy that a choice names.

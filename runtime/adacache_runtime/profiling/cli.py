@@ -15,7 +15,7 @@ from adacache_engines.ort import PROVIDERS
 from adacache_engines.trt_library import LIBRARIES
 from adacache_runtime.command import run, size
 from adacache_runtime.files import check_folder, writing
-from adacache_runtime.policies import PRESETS, policy_from
+from adacache_runtime.policies import POLICY_HELP, policy_from
 from adacache_runtime.policy import GRANULARITIES
 from adacache_runtime.profiling import comparison
 from adacache_runtime.profiling.backends import BACKENDS, check_names, open_target
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     video("--size", type=size, metavar="HxW", help="pixels (default: the bundle's)")
     video("--frames", type=int, metavar="F", help="(default: the bundle's)")
     video("--steps", type=int, help="(default: the bundle's)")
-    video("--policy", default="never", metavar="POLICY", help=f"a JSON file, or one of {', '.join(PRESETS)} (never)")
+    video("--policy", default="never", metavar="POLICY", help=POLICY_HELP)
     video("--granularity", choices=GRANULARITIES, help="of cached residuals (default: the policy's)")
     video("--prompt", metavar="TEXT", help="for a bundle with a text encoder, which is profiled then, too")
     video("--text-length", type=int, metavar="L", help="tokens of random embeddings (default: the model's most)")
