@@ -46,8 +46,8 @@ def seed_range(text: str) -> list[int]:
 
 
 def named_policies(choices: Sequence[str], own: Mapping[str, Preset]) -> dict[str, Policy[Any]]:
-    """Label -> policy: its name as it was given, of a JSON file without folder and suffix. Full compute, which is always
-    compared, is left out.
+    """Label -> policy: its name as it was given, that of a JSON file without folder and suffix. Full compute, which is
+    always compared, is left out.
 
     Raises:
         InputError: a policy is not known or is damaged, two have one label, or none is left.

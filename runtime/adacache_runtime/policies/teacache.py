@@ -1,7 +1,7 @@
 """TeaCache (arXiv 2411.19108): reuses while the modulated input of the first block has changed little.
 
 The input is known before anything is computed. A polynomial, fitted to the model, turns its change into an estimate of
-the output's change (eq. 6), which adds up from call to call (eq. 7).
+the output's change, which adds up from call to call.
 """
 
 import math
