@@ -118,7 +118,9 @@ def test_what_was_profiled_and_where(numbers: dict[str, Any], pipeline: Pipeline
         "weights": weights,
         "hidden_states": 3 * hidden,
         "probes": hidden,  # what the stages show, and nobody looks at
+        "residuals_model": 4 * 5 * 6 * 10 * 4,  # float32 latents
         "residuals_stack": hidden,
+        "residuals_first": 2 * hidden,
         "residuals_block": 6 * hidden,
     }
     assert {key: numbers["request"][key] for key in ("height", "width", "frames", "steps", "policy")} == {

@@ -16,7 +16,8 @@ The JSON's keys stay as they are within ``schema_version``; more may be added. T
                     parts (part -> ms, share), stages (engine -> calls, ms, share), timeline (a list, as of --trace)
     generation_skipped  why there is none; null if there is one
     memory          kind -> bytes: weights, plans, activations, hidden_states, probes, latents (of a generation, if one
-                    was measured), residuals_stack, residuals_block, residuals_module
+                    was measured), residuals_model, residuals_stack, residuals_first, residuals_block,
+                    residuals_module
 """
 
 import json
