@@ -1,15 +1,78 @@
 """The arithmetic graphs, shared by all stages: residuals, distances, guidance, the sampler's update.
 
-Distances and latents are float32 whatever the precision of the hidden state.
+Distances and latents are float32 whatever the precision of the hidden state. They are so small that each is written
+down as ONNX, too, which saves tracing it; at export the one is verified against the other, as all graphs are.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
 from adacache_engines.manifest import GuidanceRule, LatentSpace
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.stages import OUT, Stage
+
+TENSOR_TYPES: Mapping[DType, int] = {"float32": 1, "float16": 10, "bfloat16": 16}  # of onnx.TensorProto
+
+ADD = "hidden_out = Add (hidden, residual)"
+SUBTRACT = "residual = Sub (after, before)"
+BLEND = """
+    axes = Constant <value_ints = [1, 2, 3, 4]> ()
+    first = Constant <value_ints = [0]> ()
+    kept = Cast <to = 1> (residuals)
+    factors = Unsqueeze (weights, axes)
+    weighted = Mul (factors, kept)
+    update = ReduceSum <keepdims = 0> (weighted, first)
+    wide = Cast <to = 1> (hidden)
+    moved = Add (wide, update)
+    hidden_out = {to_hidden} (moved)
+"""
+DISTANCE = """
+    axes = Constant <value_ints = [{axes}]> ()
+    earlier = Cast <to = 1> (cached)
+    later = Cast <to = 1> (new)
+    difference = Sub (earlier, later)
+    apart = Abs (difference)
+    change = ReduceSum <keepdims = 0> (apart, axes)
+    size = Abs (earlier)
+    magnitude = ReduceSum <keepdims = 0> (size, axes)
+"""
+MOTION = """
+    axes = Constant <value_ints = [1, 2, 3]> ()
+    wide = Cast <to = 1> (new)
+    first = Gather <axis = 1> (wide, earlier)
+    second = Gather <axis = 1> (wide, later)
+    difference = Sub (second, first)
+    apart = Abs (difference)
+    change = ReduceSum <keepdims = 0> (apart, axes)
+    size_of_first = Abs (first)
+    size_of_second = Abs (second)
+    size = Add (size_of_second, size_of_first)
+    magnitude = ReduceSum <keepdims = 0> (size, axes)
+"""
+GUIDE = """
+    start = Constant <value_ints = [0]> ()
+    stop = Constant <value_ints = [{channels}]> ()
+    axis = Constant <value_ints = [1]> ()
+    latent = Slice (prediction, start, stop, axis)
+    {branches} = Split <axis = 0, num_outputs = 2> (latent)
+    difference = Sub (conditional, unconditional)
+    further = Mul (guidance, difference)
+    velocity = Add (unconditional, further)
+"""
+COMBINE = """
+    of_history = Constant <value_ints = [2, 3, 4, 5]> ()
+    of_latents = Constant <value_ints = [1, 2, 3, 4]> ()
+    first = Constant <value_ints = [0]> ()
+    factors = Unsqueeze (weights, of_history)
+    weighted = Mul (factors, history)
+    update = ReduceSum <keepdims = 0> (weighted, first)
+    factor = Unsqueeze (scale, of_latents)
+    scaled = Mul (factor, latents)
+    latents_out = Add (scaled, update)
+    size = Abs (latents_out)
+    magnitude = ReduceMean <keepdims = 0> (size, of_latents)
+"""
 
 
 class Add(nn.Module):
@@ -108,26 +171,46 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
     coefficients = (spec("scale", ("samples",)), spec("weights", ("calls", "samples")))
     updated = (latents("latents" + OUT, "samples"), spec("magnitude", ("samples",)))
 
-    def stage(name: str, module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Stage:
-        return Stage(name, name, module, "", inputs, outputs)
+    def stage(
+        name: str, module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], nodes: str
+    ) -> Stage:
+        return Stage(name, name, module, "", inputs, outputs, nodes=nodes)
 
+    to_hidden = f"Cast <to = {TENSOR_TYPES[tokens.dtype]}>"
     return [
-        stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),)),
-        stage("blend", Blend(), (hidden("hidden"), kept, spec("weights", ("calls",))), (hidden("hidden" + OUT),)),
-        stage("subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),)),
-        stage("distance", Distance(), (hidden("cached"), hidden("new")), sums),
-        stage("change", Change(), (latents("cached", "samples"), latents("new", "samples")), of_samples),
-        stage("motion", Motion(), (hidden("new"), *frames), sums),
+        stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),), ADD),
+        stage(
+            "blend",
+            Blend(),
+            (hidden("hidden"), kept, spec("weights", ("calls",))),
+            (hidden("hidden" + OUT),),
+            BLEND.format(to_hidden=to_hidden),
+        ),
+        stage("subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),), SUBTRACT),
+        stage("distance", Distance(), (hidden("cached"), hidden("new")), sums, DISTANCE.format(axes="1, 2, 3")),
+        stage(
+            "change",
+            Change(),
+            (latents("cached", "samples"), latents("new", "samples")),
+            of_samples,
+            DISTANCE.format(axes="1, 2, 3, 4"),
+        ),
+        stage("motion", Motion(), (hidden("new"), *frames), sums, MOTION),
         stage(
             "guide",
-            Guide(latent.channels, guidance.order),
+            guide := Guide(latent.channels, guidance.order),
             (prediction, spec("guidance", (1,))),
             (latents("velocity", "samples"),),
+            GUIDE.format(
+                channels=latent.channels,
+                branches="conditional, unconditional" if guide.conditional_first else "unconditional, conditional",
+            ),
         ),
         stage(
             "combine",
             Combine(),
             (latents("latents", "samples"), latents("history", "calls", "samples"), *coefficients),
             updated,
+            COMBINE,
         ),
     ]

@@ -9,7 +9,7 @@ from torch import Tensor
 from adacache_engines.base import Backend
 from adacache_engines.errors import ExportError
 from adacache_engines.manifest import DTYPES, TOLERANCES, Check, Graph, Precision
-from adacache_export.onnx_export import trace, write_graph
+from adacache_export.onnx_export import trace, write_graph, written_down
 from adacache_export.parity import compare
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
@@ -28,7 +28,7 @@ def export_graphs(
     backend: Backend,
     progress: Progress,
 ) -> dict[str, Graph]:
-    """Makes one ONNX file a stage beside the weights file; a kind is traced once.
+    """Makes one ONNX file a stage beside the weights file; a kind is traced, or written down, once.
 
     Args:
         stages: with modules on the meta device.
@@ -48,7 +48,7 @@ def export_graphs(
     traced: dict[str, ir.Model] = {}
     for kind, stage in kinds.items():
         stage.module.to(TORCH_DTYPES[DTYPES[precision]])
-        traced[kind] = trace(stage, sizes[0])
+        traced[kind] = trace(stage, sizes[0]) if stage.nodes is None else written_down(stage)
         step(1)
     step = progress.phase("verifying", len(stages))
     graphs: dict[str, Graph] = {}

@@ -21,6 +21,14 @@ from adacache_export.stages import Stage
 from adacache_export.weights_file import TORCH_DTYPES, Location
 
 OPSET = 23  # has Attention and RMSNormalization, which ONNX Runtime and TensorRT map to fused kernels
+IR_VERSION = 11  # that goes with it
+TEXT_DTYPES: Mapping[DType, str] = {
+    "float32": "float",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "int64": "int64",
+    "bool": "bool",
+}
 IR_DTYPES: Mapping[DType, ir.DataType] = {
     "float32": ir.DataType.FLOAT,
     "float16": ir.DataType.FLOAT16,
@@ -101,6 +109,19 @@ def trace(stage: Stage, sizes: Mapping[str, int]) -> ir.Model:
         raise ExportError(f"stage {stage.name} could not be traced: {error}") from error
     assert program is not None
     return program.model
+
+
+def written_down(stage: Stage) -> ir.Model:
+    """The graph of a stage with ``nodes``."""
+
+    def typed(spec: TensorSpec) -> str:
+        return f"{TEXT_DTYPES[spec.dtype]}[{', '.join(map(str, spec.axes))}] {spec.name}"
+
+    inputs, outputs = (", ".join(map(typed, specs)) for specs in (stage.inputs, stage.outputs))
+    return ir.from_onnx_text(
+        f'<ir_version: {IR_VERSION}, opset_import: ["": {OPSET}]>\n'
+        f"{stage.name} ({inputs}) => ({outputs}) {{\n{stage.nodes}\n}}"
+    )
 
 
 def write_graph(path: Path, traced: ir.Model, stage: Stage, weights: Path, locations: Mapping[str, Location]) -> None:

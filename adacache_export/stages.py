@@ -27,6 +27,7 @@ class Stage:
         probes: site (``temporal.13.attn``) -> the output that carries it.
         block: has the form hidden' = hidden + r(hidden, ...), so its residual can be cached.
         tolerance: of its engine's error, where it is not that of the precision.
+        nodes: the graph's body in ONNX's textual form, where it is written down; else the module is traced.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Stage:
     probes: Mapping[str, str] = field(default_factory=dict)
     block: bool = False
     tolerance: float | None = None
+    nodes: str | None = None
 
     @property
     def flops(self) -> tuple[Term, ...] | None:
