@@ -18,7 +18,7 @@ from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
 from adacache_export.families import FAMILIES, Family, recognise
 from adacache_export.models.latte_t2v import LatteT2VConfig
 from adacache_runtime.policies import policy_from
-from adacache_runtime.replay import bounds, replay
+from adacache_runtime.simulate import bounds, replay
 
 LATTE, PLAN = FAMILIES["latte-1"], FAMILIES["open-sora-plan-1.1"]
 RELEASED = LatteT2VConfig()

@@ -110,6 +110,8 @@ class Extrapolate(Wrapper):
 
     def decide(self, state: Wrapped, context: Context) -> tuple[Decision, Wrapped]:
         decision, inner = self.inside.decide(state.inner, context)
+        if not self.inside.needs.residuals:
+            return decision, replace(state, inner=inner)
         pairs = zip(decision.compute, state.own, strict=True)
         seen = tuple((context.call, last) if now else (last, before) for now, (last, before) in pairs)
         return Decision(decision.compute, tuple(_line(context.call, *calls) for calls in seen)), Wrapped(inner, seen)
