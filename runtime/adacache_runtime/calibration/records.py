@@ -3,7 +3,7 @@ reusing an old residual would have cost at each call.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -37,22 +37,22 @@ class Site:
 
 @dataclass(frozen=True)
 class Record:
-    """One generation, or the mean of several.
+    """One generation.
 
     Attributes:
         timesteps: of all calls.
         sites: by name; ``residual`` is that of the whole stack.
         strides: distances in frames at which motion was measured.
         default: the bundle's default sites, in order.
-        error: (G, calls, numbers) by how much a call would have moved the latents elsewhere, had it reused the stack's
+        error: (G, calls, numbers) how far off a call's update would have put the latents, had it reused the stack's
             residual of ``gap`` calls ago, at some places of the latents; no numbers where that was not recorded.
     """
 
     timesteps: tuple[float, ...]
     sites: Mapping[str, Site]
-    strides: tuple[int, ...] = ()
-    default: tuple[str, ...] = ()
-    error: NDArray[np.float32] = field(default_factory=lambda: np.zeros((1, 1, 0), np.float32))
+    strides: tuple[int, ...]
+    default: tuple[str, ...]
+    error: NDArray[np.float32]
 
     @property
     def run(self) -> Run:
@@ -111,7 +111,8 @@ def record_of(trace: Trace, site: str = DEFAULT) -> Record:
         motion[0, record.call - 1] = np.nan if seen.motion is None else seen.motion
     ones = np.ones((1, calls))
     timesteps = tuple(record.timestep for record in trace.calls)
-    return Record(timesteps, {site: Site(change, ones, motion, ones)}, (1,), (site,))
+    nothing = np.zeros((1, calls, 0), np.float32)
+    return Record(timesteps, {site: Site(change, ones, motion, ones)}, (1,), (site,), nothing)
 
 
 def save_record(path: Path, record: Record) -> None:
@@ -134,7 +135,7 @@ def load_record(path: Path) -> Record:
         InputError: the file cannot be read, or is no record.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file.items())
         names = dict.fromkeys(key.partition("/")[0] for key in arrays if "/" in key)
         parts = ("change", "magnitude", "frame_change", "frame_magnitude")
@@ -154,9 +155,9 @@ def load_record(path: Path) -> Record:
 def ratios(records: Sequence[Record]) -> tuple[float, ...]:
     """Mean magnitude of the stack's residual over that of the call before, a call each (MagCache's gamma).
 
-    The first call has none before it, and that of the last call, which no later one was compared with, is taken for as
-    its neighbour's.
+    The first call has none before it, and gets 1. The last call's magnitude was not recorded, for no later call was
+    compared with it; its ratio is taken to be that of the call before. There are at least three calls.
     """
-    magnitudes = [record.sites[RESIDUAL].magnitude[0] for record in records]  # of the call before
+    magnitudes = [record.sites[RESIDUAL].magnitude[0] for record in records]  # at each call, of the one before
     inner = np.mean([values[2:] / values[1:-1] for values in magnitudes], axis=0)
     return tuple(np.concatenate([[1.0], inner, inner[-1:]]).round(5).tolist())
