@@ -9,7 +9,7 @@ import numpy as np
 
 from adacache_runtime.calibration.forecast import Forecaster
 from adacache_runtime.calibration.goal import Goal
-from adacache_runtime.calibration.records import RESIDUAL, ratios
+from adacache_runtime.calibration.records import RESIDUAL, Floats, Site, ratios
 from adacache_runtime.calibration.shortest import paths, refined
 from adacache_runtime.policies import FAST_30, FAST_100, SLOW_30
 from adacache_runtime.policies.adacache import AdaCache, MoReg
@@ -92,7 +92,7 @@ def adacache_moreg(search: Search) -> Any:
         start.model_copy(
             update={
                 "codebook": _scaled(start.codebook, scale),
-                "moreg": MoReg(window=window, h0=motion * size, exponent=exponent, gradient=gradient),
+                "moreg": MoReg(window=window, h0=_h0(motion * size), exponent=exponent, gradient=gradient),
             }
         )
         for scale in (0.5, 0.7, 1.0)
@@ -110,10 +110,11 @@ def teacache(search: Search) -> Any:
         np.concatenate([_relative(record.sites[site]) for record in search.forecaster.records])
         for site in (MODULATED, RESIDUAL)
     )
+    degrees = [degree for degree in DEGREES if degree < len(set(given.tolist()))]  # others have no one solution
     thresholds = [10 ** (exponent / 25) for exponent in range(-60, 26)]
     candidates = (
         TeaCache(coefficients=tuple(np.polyfit(given, changed, degree).tolist()), threshold=round(threshold, 5))
-        for degree, threshold in product(DEGREES, thresholds)
+        for degree, threshold in product(degrees or [0], thresholds)
     )
     return search.best(candidates)
 
@@ -158,6 +159,7 @@ METHODS: Mapping[str, Callable[[Search], Policy[Any]]] = {
     "interval": interval,
 }
 NEEDS: Mapping[str, str] = {"teacache": MODULATED}  # a probe that not every bundle has
+MOTION = "adacache-moreg"  # needs more than one frame
 
 
 def find(method: str, forecaster: Forecaster, goal: Goal, tries: int) -> Found:
@@ -219,7 +221,7 @@ def _other_moreg(policy: AdaCache, rng: np.random.Generator, calls: int) -> AdaC
         return _other_codebook(policy, rng, calls)
     moreg = policy.moreg
     if kind == 1:
-        changed: dict[str, Any] = {"h0": round(moreg.h0 * float(np.exp(rng.normal(0, 0.2))), 5)}
+        changed: dict[str, Any] = {"h0": _h0(moreg.h0 * float(np.exp(rng.normal(0, 0.2))))}
     elif kind == 2:
         changed = {"exponent": round(moreg.exponent * float(np.exp(rng.normal(0, 0.3))), 3)}
     else:
@@ -230,15 +232,17 @@ def _other_moreg(policy: AdaCache, rng: np.random.Generator, calls: int) -> AdaC
     return policy.model_copy(update={"moreg": moreg.model_copy(update=changed)})
 
 
-def _relative(site: Any) -> np.ndarray:
+def _h0(value: float) -> float:
+    """Rounded, but not to 0."""
+    return max(round(value, 5), 1e-5)
+
+
+def _relative(site: Site) -> Floats:
     """Change from call to call, from the second on."""
-    relative: np.ndarray = site.change[0, 1:] / site.magnitude[0, 1:]
+    relative: Floats = site.change[0, 1:] / site.magnitude[0, 1:]
     return relative
 
 
 def _median_motion(forecaster: Forecaster) -> float:
-    values = [
-        record.sites[record.default[0]].frame_change[0, 1:] / record.sites[record.default[0]].frame_magnitude[0, 1:]
-        for record in forecaster.records
-    ]
-    return float(np.nanmedian(values))
+    sites = [record.sites[record.default[0]] for record in forecaster.records]
+    return float(np.median([site.frame_change[0, 1:] / site.frame_magnitude[0, 1:] for site in sites]))
