@@ -5,7 +5,7 @@ import json
 import math
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,14 +25,16 @@ from adacache_engines.manifest import Manifest, Preset
 from adacache_runtime import loop
 from adacache_runtime.calibration import cli, process
 from adacache_runtime.calibration.cli import main
-from adacache_runtime.calibration.forecast import Forecaster
+from adacache_runtime.calibration.forecast import BEST_DB, Forecaster
 from adacache_runtime.calibration.goal import Goal
 from adacache_runtime.calibration.process import Task, calibrate
-from adacache_runtime.calibration.trials import Trial
+from adacache_runtime.calibration.trials import Trial, run_trials
 from adacache_runtime.comparison.measure import compare
 from adacache_runtime.comparison.statistics import Estimate
 from adacache_runtime.policies import policy_from
 from adacache_runtime.policies.adacache import AdaCache
+from adacache_runtime.policies.interval import FixedInterval
+from adacache_runtime.policies.listed import ListedCalls
 from adacache_runtime.policy import Policy
 from adacache_runtime.request import Request
 
@@ -178,6 +180,31 @@ def test_the_measured_numbers_are_those_of_real_runs(command: Command) -> None:
     assert measured["computed_calls"] == sum(row.computed for row in rows) / 2 < STEPS
     computed = measured["computed_calls"]  # by the clock: 4 blocks, and about 8 other engines a call
     assert measured["speed_up"] == pytest.approx(4.15 * STEPS / (4.15 * computed + 0.15 * (STEPS - computed)), rel=0.03)
+
+
+def test_a_trial_is_the_mean_of_real_runs(command: Command, tmp_path: Path) -> None:
+    """By the clock a computed call takes 4 ms for its blocks, and any call six times 0.02 ms or a little less."""
+    asked = [Request(prompts=(prompt,), height=8, width=8, steps=STEPS) for prompt in HELD_OUT]
+    policies = {"listed": ListedCalls(computed=(1, 5)), "full": FixedInterval(every=1)}
+    counts: list[int] = []
+
+    def progress(steps: int) -> AbstractContextManager[Callable[[], None]]:
+        counts.append(steps)
+        return nullcontext(lambda: counts.append(-1))
+
+    first, second = (run_trials(command.pipeline(), asked, policies, tmp_path, {}, progress) for _ in range(2))
+    assert first == second
+    calls = STEPS * (1 + len(HELD_OUT) * 3)  # one generation warms up
+    assert counts == [calls, *[-1] * calls, 0]
+    compared = [one.rows for one in compare(command.pipeline(), asked, policies)]
+    trial, full = first["listed"], first["full"]
+    levels = [rows[1].psnr_db for rows in compared if rows[1].psnr_db is not None]
+    assert trial.quality_db.mean == pytest.approx(sum(levels) / 2)
+    assert trial.ssim == pytest.approx(sum(rows[1].ssim or 0 for rows in compared) / 2)
+    assert (trial.computed, trial.calls, trial.prompts) == (2, STEPS, 2)
+    assert trial.reuse_share == pytest.approx(0.1 / 4.1, rel=0.1)
+    assert trial.speed_up == pytest.approx(STEPS / (2 + (STEPS - 2) * trial.reuse_share), rel=0.02)
+    assert (full.quality_db.mean, full.ssim, full.reuse_share, full.computed) == (BEST_DB, 1, 0, STEPS)
 
 
 def test_the_same_call_again_runs_nothing(command: Command, capsys: Capture) -> None:

@@ -25,7 +25,7 @@ BEST_DB = 99.0  # of a schedule that changes nothing
 Schedule = Sequence[int]  # the computed calls, from 1, rising
 
 
-@dataclass
+@dataclass(frozen=True)
 class Forecaster:
     """What schedules give on the same generations.
 

@@ -1,10 +1,11 @@
 """A calibration from beginning to end: record, try a few policies, search, correct by real runs, confirm."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from adacache_engines.errors import InputError
@@ -88,10 +89,11 @@ def calibrate(task: Task) -> list[Confirmed]:
     forecaster = Forecaster(_records(task))
     some = task.recorded[:TRIED]
     pilots = _trials(task, "trying intervals", some, PILOTS)
-    forecaster.offset_db = _mean(
+    offset_db = fmean(
         trial.quality_db.mean - _forecast_on(forecaster, PILOTS[label], len(some)) for label, trial in pilots.items()
     )
-    goal = replace(task.goal, reuse_share=_mean(trial.reuse_share for trial in pilots.values()))
+    forecaster = replace(forecaster, offset_db=offset_db)
+    goal = replace(task.goal, reuse_share=fmean(trial.reuse_share for trial in pilots.values()))
     useful = [one for one in _fitted(task, forecaster, goal, some) if one.trial.computed < forecaster.calls]
     if not useful:
         raise InputError(f"no method reaches {task.goal.text()} but by computing every call; ask for less")
@@ -205,8 +207,3 @@ def _forecast_on(forecaster: Forecaster, policy: Policy[Any], count: int) -> flo
     """Quality forecast for the first records only."""
     _, quality_db = Forecaster(forecaster.records[:count], forecaster.offset_db).of(policy)
     return quality_db
-
-
-def _mean(values: Iterator[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)
