@@ -396,19 +396,16 @@ def test_speeds_that_are_none(command: Command, capsys: Capture) -> None:
         assert line.endswith("is not possible; choose at least 1.01")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
+def test_damaged_files(command: Command, capsys: Capture) -> None:
+    assert command(*PSNR, methods=["interval"]) == 0
+    for name, content, message in (
+        ("record-001.npz", "no record", "record-001.npz is no record of adacache-calibrate"),
         ("settings.json", "{", "settings.json is damaged (Expecting property name"),
         ("settings.json", "[]", "settings.json is damaged (it is no object); give --force to begin anew"),
-        ("record-001.npz", "no record", "record-001.npz is no record of adacache-calibrate"),
-    ],
-)
-def test_damaged_files(command: Command, capsys: Capture, name: str, content: str, message: str) -> None:
-    assert command(*PSNR, methods=["interval"]) == 0
-    Path("fake-calibration", name).write_text(content)
-    assert command(*PSNR, methods=["interval"]) == 1
-    assert message in last_line(capsys)
+    ):
+        Path("fake-calibration", name).write_text(content)
+        assert command(*PSNR, methods=["interval"]) == 1
+        assert message in last_line(capsys)
     assert command(*PSNR, "--force", methods=["interval"]) == 0
 
 
