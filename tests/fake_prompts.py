@@ -1,7 +1,7 @@
 """The fake model with a text encoder of one line, for commands that take prompts."""
 
 import zlib
-from collections.abc import Generator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,17 @@ import numpy as np
 
 from adacache_engines.bundle import Bundle
 from adacache_engines.fake import FakeBackend, Function
-from adacache_runtime.pipeline import Pipeline, Result
+from adacache_runtime.pipeline import Pipeline, Started
 from adacache_runtime.request import Captions, Request
-from adacache_runtime.trace import CallRecord
 
 
 class Prompted(Pipeline):
     """Embeds a prompt as random numbers that depend on it alone."""
 
-    def calls(self, request: Request) -> Generator[CallRecord, None, Result]:
+    def start(self, request: Request) -> Started:
         if request.captions is None:
             request = replace(request, prompts=(), captions=embedded(request.prompts))
-        return super().calls(request)
+        return super().start(request)
 
 
 def embedded(prompts: tuple[str, ...]) -> Captions:

@@ -20,6 +20,7 @@ from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.policies.adacache import AdaCache, MoReg
 from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.policies.never import NeverReuse
+from adacache_runtime.policies.wrappers import Extrapolate
 from adacache_runtime.policy import Context, Decision, Measure, Measurement, Needs, Observation, Run
 from adacache_runtime.request import Captions
 from adacache_runtime.samplers import rflow, rflow_timesteps
@@ -114,6 +115,13 @@ def test_a_policy_that_always_computes_is_the_plain_loop_to_the_bit(fake, granul
     pipeline, _ = fake
     always = AdaCache(codebook=[(1.0, 1)], moreg=MoReg(strides=(1, 2, 9)))
     result = pipeline.generate(request(steps=7, guidance=3.0, policy=always, granularity=granularity))
+    np.testing.assert_array_equal(result.latents, plain_loop(pipeline, 7, 3.0)[-1])
+
+
+@pytest.mark.parametrize("inside", [NeverReuse(), FixedInterval(every=1)])
+def test_there_is_nothing_to_extrapolate_where_nothing_is_reused(fake, inside: Any) -> None:
+    pipeline, _ = fake
+    result = pipeline.generate(request(steps=7, guidance=3.0, policy=Extrapolate(policy=inside)))
     np.testing.assert_array_equal(result.latents, plain_loop(pipeline, 7, 3.0)[-1])
 
 

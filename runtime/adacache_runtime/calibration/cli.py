@@ -1,37 +1,39 @@
 """``adacache-calibrate``: sets caching policies for a model and writes them into its bundle."""
 
 import argparse
-import json
+import math
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from pydantic import BaseModel
 from rich.console import Console
-from rich.table import Table
 
 from adacache_engines.backends import BACKENDS, ONNXRUNTIME
-from adacache_engines.bundle import read_manifest, replace_manifest
 from adacache_engines.errors import InputError, require
-from adacache_engines.manifest import Manifest, Preset
+from adacache_engines.manifest import Manifest
 from adacache_engines.ort import PROVIDERS
+from adacache_runtime.calibration.folder import begin
 from adacache_runtime.calibration.goal import Goal
-from adacache_runtime.calibration.methods import EXTRAPOLATED, METHODS, NEEDS
-from adacache_runtime.calibration.process import Advance, Confirmed, Task, calibrate
+from adacache_runtime.calibration.methods import EXTRAPOLATED, METHODS, MOTION, NEEDS
+from adacache_runtime.calibration.process import SEARCHING, Task, calibrate
+from adacache_runtime.calibration.results import presets, table, write_presets, write_report
+from adacache_runtime.calibration.trials import Advance
 from adacache_runtime.command import run, size
 from adacache_runtime.comparison.inputs import header, read_prompts
 from adacache_runtime.comparison.progress import comparison_progress
+from adacache_runtime.comparison.quality import check_ssim
 from adacache_runtime.decode import without_decoder
-from adacache_runtime.files import writing
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request, settle
+from adacache_runtime.request import Request, Settled, settle
 
 ALL = (*METHODS, *(f"{method}{EXTRAPOLATED}" for method in METHODS))
-FEWEST = 4  # prompts: two to record, two to confirm on
-SETTINGS = "settings.json"
+EVERY = 3  # of the prompts, one is held out
+FEWEST = 2  # prompts to record, and to confirm on: fewer tell nothing of how prompts differ
+FEWEST_CALLS = 3  # with fewer there is hardly a choice
+WIDTH = 120  # of the table, where no terminal says how wide it is
+NAME = re.compile(r"\w([\w.-]*\w)?")  # of a preset: + has a meaning where policies are named
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,12 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     goal("--target-psnr", type=float, metavar="DB", help="against full compute; the fastest policy that keeps it")
     goal("--target-speedup", type=float, metavar="X", help="over full compute; the most faithful policy that gives it")
     what("--prompts", required=True, type=Path, metavar="FILE", help="a prompt a line; # begins a remark")
-    what("--held-out", type=Path, metavar="FILE", help="prompts to confirm on (default: every third of the others)")
+    what("--held-out", type=Path, metavar="FILE", help="prompts to confirm on (default: every third of the prompts)")
     what(
         "--methods",
         nargs="+",
         choices=ALL,
-        default=list(ALL),
         metavar="METHOD",
         help=f"of {', '.join(METHODS)}, each also with {EXTRAPOLATED} (default: all that the bundle has probes for)",
     )
@@ -90,11 +91,14 @@ def _run(options: argparse.Namespace) -> None:
     with closing(pipeline.backend):
         task = _task(options, pipeline, recorded, held_out)
         confirmed = calibrate(task)
-    _write(options, task, confirmed)
+    found = presets(options.name, task, confirmed)
+    report = task.folder / f"{options.name}.json"
+    write_report(report, task, confirmed)
+    write_presets(options.bundle, found)
     console = Console()
-    (console if console.is_terminal else Console(width=120)).print(_table(confirmed))
-    print(f"{options.bundle}: presets {', '.join(_presets(options, task, confirmed))}")
-    print(_report(options, task))
+    (console if console.is_terminal else Console(width=WIDTH)).print(table(confirmed))
+    print(f"{options.bundle}: presets {', '.join(found)}")
+    print(report)
 
 
 def _split(options: argparse.Namespace) -> tuple[list[str], list[str]]:
@@ -106,32 +110,20 @@ def _split(options: argparse.Namespace) -> tuple[list[str], list[str]]:
         if both:
             raise InputError(f"{options.held_out} has prompts of {options.prompts}, such as {both[0]!r}; take them out")
     else:
-        held_out, prompts = prompts[2::3], [prompt for index, prompt in enumerate(prompts) if index % 3 != 2]
-    if len(prompts) < FEWEST // 2 or len(held_out) < FEWEST // 2:
+        held_out = prompts[EVERY - 1 :: EVERY]
+        prompts = [prompt for prompt in prompts if prompt not in held_out]
+    if min(len(prompts), len(held_out)) < FEWEST:
+        needed = f"{FEWEST} of each" if options.held_out else f"{FEWEST * EVERY} prompts"
         raise InputError(
-            f"{len(prompts)} prompts to record and {len(held_out)} to confirm on are too few; give at least {FEWEST}, "
+            f"{len(prompts)} to record and {len(held_out)} to confirm on are too few prompts; give at least {needed}, "
             "better 20, of the kind that the bundle will serve"
         )
     return prompts, held_out
 
 
 def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[str], held_out: Sequence[str]) -> Task:
-    manifest = pipeline.bundle.manifest
-    goal = Goal(quality_db=options.target_psnr, speed_up=options.target_speedup)
-    if options.target_psnr is not None and manifest.latent.decoder == "none":
-        raise InputError(
-            f"--target-psnr needs pixels, and this bundle has no decoder; {without_decoder(manifest.latent)}, or give "
-            "--target-speedup"
-        )
-    for name, value, least in (
-        ("--target-speedup", options.target_speedup, 1),
-        ("--target-psnr", options.target_psnr, 1),
-        ("--confirm", options.confirm, 1),
-        ("--gaps", options.gaps, 1),
-        ("--tries", options.tries, 0),
-    ):
-        if value is not None and value < least:
-            raise InputError(f"{name} {value} is not possible; choose at least {least}")
+    """What the command line asks for, checked before anything is written."""
+    _check(options, pipeline.bundle.manifest)
 
     def requests(prompts: Sequence[str], first: int) -> list[Request]:
         return [
@@ -147,8 +139,17 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
             for seed, prompt in enumerate(prompts, first)
         ]
 
-    to_record = requests(recorded, options.seed)
+    to_record, to_confirm = requests(recorded, options.seed), requests(held_out, options.seed + len(recorded))
+    settle(pipeline.bundle, to_confirm[-1])  # the largest seed
     settled = settle(pipeline.bundle, to_record[0])
+    if len(settled.updates) < FEWEST_CALLS:
+        raise InputError(
+            f"{len(settled.updates)} calls of the model are too few to choose from; choose more --steps, for at least "
+            f"{FEWEST_CALLS} calls"
+        )
+    latent = pipeline.bundle.manifest.latent
+    if latent.decoder != "none":
+        check_ssim(*(side * latent.spatial_factor for side in settled.latents.shape[3:]))
     asked = {
         "size": f"{settled.height}x{settled.width}",
         "frames": settled.frames,
@@ -156,15 +157,16 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
         "guidance": settled.guidance,
         "threads": options.threads,
     }
+    methods = _methods(options, pipeline.bundle.manifest, settled)
     folder = options.output or Path(f"{options.bundle.resolve().stem}-calibration")
     lists = {"prompts": list(recorded), "held_out": list(held_out), "seed": options.seed, "gaps": options.gaps}
-    _begin(folder, header(pipeline.bundle, pipeline.backend.name, {}, {**asked, **lists}), options.force)
+    begin(folder, header(pipeline.bundle, pipeline.backend.name, {}, {**asked, **lists}), options.force)
     return Task(
         pipeline=pipeline,
         recorded=to_record,
-        held_out=requests(held_out, options.seed + len(recorded)),
-        goal=goal,
-        methods=_methods(options, manifest),
+        held_out=to_confirm,
+        goal=Goal(quality_db=options.target_psnr, speed_up=options.target_speedup),
+        methods=methods,
         confirmed=options.confirm,
         gaps=options.gaps,
         tries=options.tries,
@@ -175,42 +177,47 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
     )
 
 
-def _methods(options: argparse.Namespace, manifest: Manifest) -> list[str]:
-    probes, kept = manifest.probes(), []
-    for method in options.methods:
-        site = NEEDS.get(method.removesuffix(EXTRAPOLATED))
-        if site is None or site in probes:
+def _check(options: argparse.Namespace, manifest: Manifest) -> None:
+    if options.target_psnr is not None and manifest.latent.decoder == "none":
+        raise InputError(
+            f"--target-psnr needs pixels, and this bundle has no decoder; {without_decoder(manifest.latent)}, or give "
+            "--target-speedup"
+        )
+    for name, value, least in (
+        ("--target-speedup", options.target_speedup, 1.01),
+        ("--target-psnr", options.target_psnr, 1),
+        ("--confirm", options.confirm, 1),
+        ("--gaps", options.gaps, 1),
+        ("--tries", options.tries, 0),
+    ):
+        if value is not None and not least <= value < math.inf:  # NaN is not
+            raise InputError(f"{name} {value} is not possible; choose at least {least}")
+    if not NAME.fullmatch(options.name):
+        raise InputError(f"--name {options.name!r} is not possible; choose letters, digits, and . _ - between them")
+
+
+def _methods(options: argparse.Namespace, manifest: Manifest, settled: Settled) -> list[str]:
+    """Those that were named, or all that are possible here."""
+    kept = []
+    for method in dict.fromkeys(options.methods or ALL):
+        problem = _problem(method.removesuffix(EXTRAPOLATED), manifest, settled)
+        if problem is None:
             kept.append(method)
-            continue
-        remedy = f"{method} measures {site}, which this bundle has no probe for; export with --probe {site}"
-        if options.methods != list(ALL):
-            raise InputError(remedy)
-        _say(f"without {method}: it needs --probe {site} at export")
+        elif options.methods:
+            raise InputError(f"{method} {problem}, or leave it out of --methods")
+        else:
+            _say(f"without {method}: it {problem}")
     return kept
 
 
-def _begin(folder: Path, settings: Mapping[str, Any], force: bool) -> None:
-    """Has the folder there, and sees that what it holds is of this calibration."""
-    path = folder / SETTINGS
-    try:
-        folder.mkdir(exist_ok=True)
-        if force:
-            for old in (*folder.glob("record-*.npz"), *folder.glob("runs-*.jsonl"), path):
-                old.unlink(missing_ok=True)
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    except OSError as error:
-        raise InputError(f"{folder} cannot be used: {error.strerror or error}; choose another -o") from error
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); give --force to begin anew") from error
-    if before is None:
-        with writing(path) as file:
-            file.write(json.dumps(settings, indent=1).encode())
-    elif before != json.loads(json.dumps(settings)):
-        changed = [key for key in {**before, **settings} if before.get(key) != settings.get(key)]
-        raise InputError(
-            f"{folder} holds another calibration (other {', '.join(changed)}); give --force to begin anew, or another "
-            "-o"
-        )
+def _problem(method: str, manifest: Manifest, settled: Settled) -> str | None:
+    """Why a method is not possible, and what to do; None where it is."""
+    site = NEEDS.get(method)
+    if site is not None and site not in manifest.probes():
+        return f"measures {site}, which this bundle has no probe for; export with --probe {site}"
+    if method == MOTION and settled.latents.shape[2] < 2:
+        return "goes by motion, and an image has none; choose more --frames"
+    return None
 
 
 @contextmanager
@@ -219,85 +226,9 @@ def _progress(what: str, steps: int) -> Iterator[Advance]:
         yield lambda: None
         return
     _say(what)
-    with comparison_progress(steps) as advance:
+    with comparison_progress(steps, unit="method" if what.startswith(SEARCHING) else "call") as advance:
         yield advance
 
 
 def _say(text: str) -> None:
     print(f"adacache-calibrate: {text}", file=sys.stderr, flush=True)
-
-
-def _presets(options: argparse.Namespace, task: Task, confirmed: Sequence[Confirmed]) -> dict[str, Preset]:
-    """The best under the name itself, and each confirmed method under its own."""
-    decodes = task.pipeline.bundle.manifest.latent.decoder != "none"
-    presets: dict[str, Preset] = {}
-    for one in confirmed:
-        trial = one.trial
-        assert isinstance(one.found.policy, BaseModel)
-        note = (
-            f"{one.found.method}, calibrated for {task.goal.text()} on {len(task.recorded)} prompts; on "
-            f"{trial.prompts} others {trial.quality_db.mean:.1f} dB at {trial.speed_up:.2f} times the speed of full "
-            f"compute, {trial.computed:.1f} of {trial.calls} calls computed ({task.pipeline.backend.name})"
-        )
-        preset = Preset(
-            policy=one.found.policy.model_dump(mode="json"),
-            note=note,
-            measured={
-                "psnr_db" if decodes else "latents_db": round(trial.quality_db.mean, 3),
-                "speed_up": round(trial.speed_up, 3),
-                "computed_calls": round(trial.computed, 3),
-                "calls": trial.calls,
-                "prompts": trial.prompts,
-            },
-        )
-        presets.setdefault(options.name, preset)
-        presets[f"{options.name}-{one.found.method}"] = preset
-    return presets
-
-
-def _write(options: argparse.Namespace, task: Task, confirmed: Sequence[Confirmed]) -> None:
-    content = {
-        "goal": task.goal.text(),
-        "recorded_prompts": len(task.recorded),
-        "methods": [
-            {
-                "method": one.found.method,
-                "policy": one.found.policy.model_dump(mode="json") if isinstance(one.found.policy, BaseModel) else None,
-                "forecast": {
-                    "computed_calls": one.found.computed,
-                    "quality_db": one.found.quality_db,
-                    "speed_up": one.forecast_speed_up,
-                },
-                "measured": asdict(one.trial),
-            }
-            for one in confirmed
-        ],
-    }
-    with writing(_report(options, task)) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
-    manifest = read_manifest(options.bundle)
-    policies = {**manifest.policies, **_presets(options, task, confirmed)}
-    replace_manifest(options.bundle, manifest.model_copy(update={"policies": policies}))
-
-
-def _report(options: argparse.Namespace, task: Task) -> Path:
-    return task.folder / f"{options.name}.json"
-
-
-def _table(confirmed: Sequence[Confirmed]) -> Table:
-    """Forecast beside measured, the best first."""
-    table = Table("method", "calls, forecast", "measured", "dB, forecast", "measured", "speed, forecast", "measured")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for one in confirmed:
-        trial, margin = one.trial, one.trial.quality_db.margin
-        table.add_row(
-            one.found.method,
-            f"{one.found.computed:.1f}",
-            f"{trial.computed:.1f}",
-            f"{one.found.quality_db:.1f}",
-            f"{trial.quality_db.mean:.1f}" + (f" ± {margin:.1f}" if margin is not None else ""),
-            f"{one.forecast_speed_up:.2f}",
-            f"{trial.speed_up:.2f}",
-        )
-    return table

@@ -20,14 +20,15 @@ from adacache_runtime.simulate import simulate
 # share of single calls' squared errors that is added to that of their sum: a search would else find schedules whose
 # errors cancel on paper alone
 UNCANCELLED = 0.25
-BEST_DB = 99.0  # of a schedule that reuses nothing
+BEST_DB = 99.0  # of a schedule that changes nothing
 
 Schedule = Sequence[int]  # the computed calls, from 1, rising
 
 
-@dataclass
+@dataclass(frozen=True)
 class Forecaster:
-    """
+    """What schedules give on the same generations.
+
     Attributes:
         records: a generation each.
         offset_db: what is added to the recorded quality; see :meth:`quality_db`.
@@ -35,7 +36,9 @@ class Forecaster:
 
     records: Sequence[Record]
     offset_db: float = 0.0
-    _segments: dict[tuple[int, int, int, int], tuple[NDArray[np.float64], float]] = field(default_factory=dict)
+    _segments: dict[tuple[int, int, int, int], tuple[NDArray[np.float64], float]] = field(
+        default_factory=dict, repr=False
+    )
 
     @property
     def calls(self) -> int:
@@ -46,14 +49,15 @@ class Forecaster:
         return [simulate(policy, record.run, record).computed() for record in self.records]
 
     def quality_db(self, schedules: Sequence[Schedule], extrapolated: bool) -> float:
-        """The mean over records of -20 log10 of the root mean square error of the final latents, plus the offset.
+        """The mean over records of -20 log10 of the root mean square error of the final latents, plus the offset;
+        :data:`BEST_DB` at most.
 
         Args:
             schedules: a record each.
             extrapolated: residuals are continued along a line instead of reused as they are.
         """
         levels = [self._level(index, schedule, extrapolated) for index, schedule in enumerate(schedules)]
-        return sum(levels) / len(levels) + self.offset_db
+        return sum(min(BEST_DB, level + self.offset_db) for level in levels) / len(levels)
 
     def of(self, policy: Policy[Any]) -> tuple[float, float]:
         """Computed calls, and quality in dB, of a policy; means over records."""
@@ -67,7 +71,7 @@ class Forecaster:
         parts = [self._segment(index, *place) for place in zip(before, schedule, ends, strict=True)]
         together = float(np.mean(np.sum([error for error, _ in parts], axis=0) ** 2))
         square = together + UNCANCELLED * sum(apart for _, apart in parts)
-        return -10 * math.log10(square) if square else BEST_DB
+        return -10 * math.log10(square) if square else math.inf
 
     def _segment(self, index: int, before: int, start: int, end: int) -> tuple[NDArray[np.float64], float]:
         """The error that the calls between two computed ones bring in, ``start`` being reused, along the line through

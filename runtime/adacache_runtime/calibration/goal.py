@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass
 
+from adacache_runtime.calibration.forecast import BEST_DB
+
 PENALTY = 10.0  # of a dB or a call by which the target is missed, in calls or dB
+SLACK = 0.5  # calls over the budget, on average; with more, no quality makes up for them, not even full compute's
 
 
 @dataclass(frozen=True)
@@ -10,8 +13,8 @@ class Goal:
     """A quality to keep at the least cost, or a cost to stay within at the best quality.
 
     Attributes:
-        quality_db: mean PSNR; or
-        speed_up: over computing every call.
+        quality_db: mean PSNR to keep; None where a speed-up is the goal.
+        speed_up: over computing every call; None where a quality is the goal.
         reuse_share: time of a reused call over that of a computed one.
     """
 
@@ -26,13 +29,17 @@ class Goal:
     def budget(self, calls: int) -> float:
         """Computed calls that the speed-up allows."""
         assert self.speed_up is not None
+        if self.reuse_share >= 1 / self.speed_up:  # reusing every call would still be too slow
+            return 1.0
         return max(1.0, calls * (1 / self.speed_up - self.reuse_share) / (1 - self.reuse_share))
 
     def score(self, computed: float, quality_db: float, calls: int) -> float:
         """The smaller, the better."""
         if self.quality_db is not None:
             return computed + PENALTY * max(0.0, self.quality_db - quality_db) - 1e-3 * quality_db
-        return -quality_db + PENALTY * max(0.0, computed - self.budget(calls))
+        over = computed - self.budget(calls)
+        missed = over > min(SLACK, (calls - self.budget(calls)) / 2)
+        return -quality_db + PENALTY * max(0.0, over) + (2 * BEST_DB if missed else 0.0)
 
     def text(self) -> str:
         return f"PSNR {self.quality_db:g} dB" if self.quality_db is not None else f"speed-up {self.speed_up:g}"

@@ -9,7 +9,7 @@ import numpy as np
 
 from adacache_runtime.calibration.forecast import Forecaster
 from adacache_runtime.calibration.goal import Goal
-from adacache_runtime.calibration.records import RESIDUAL, ratios
+from adacache_runtime.calibration.records import RESIDUAL, Floats, Site, ratios
 from adacache_runtime.calibration.shortest import paths, refined
 from adacache_runtime.policies import FAST_30, FAST_100, SLOW_30
 from adacache_runtime.policies.adacache import AdaCache, MoReg
@@ -24,7 +24,8 @@ Codebook = tuple[tuple[float, int], ...]
 
 EXTRAPOLATED = "-extrapolated"
 SCALES = tuple(10 ** (exponent / 20) for exponent in range(-24, 21))  # of published thresholds
-STARTS: tuple[Codebook, ...] = (FAST_30, SLOW_30, FAST_100, ((0.1, 4), (0.2, 3), (0.3, 2), (1.0, 1)))
+PUBLISHED: tuple[Codebook, ...] = (FAST_30, SLOW_30, FAST_100)
+STARTS: tuple[Codebook, ...] = (*PUBLISHED, ((0.1, 4), (0.2, 3), (0.3, 2), (1.0, 1)))
 HIGHEST_RATE = 14
 STARTING_PATHS = 16  # schedules that are refined
 DEGREES = (1, 4)  # of TeaCache's polynomial: the paper's, and one that cannot swing between few points
@@ -76,8 +77,13 @@ class Search:
         return min(policies, key=self.score)
 
 
+def adacache_scaled(search: Search) -> Any:
+    """A published codebook with all thresholds scaled, as one would do by hand."""
+    return search.best(AdaCache(codebook=_scaled(codebook, scale)) for codebook, scale in product(PUBLISHED, SCALES))
+
+
 def adacache(search: Search) -> Any:
-    """Thresholds and rates: a published codebook, scaled, and then changed at random while that helps."""
+    """Thresholds and rates: a codebook, scaled, and then changed at random while that helps."""
     candidates = (AdaCache(codebook=_scaled(codebook, scale)) for codebook, scale in product(STARTS, SCALES))
     return _climbed(search, search.best(candidates), _other_codebook)
 
@@ -92,7 +98,7 @@ def adacache_moreg(search: Search) -> Any:
         start.model_copy(
             update={
                 "codebook": _scaled(start.codebook, scale),
-                "moreg": MoReg(window=window, h0=motion * size, exponent=exponent, gradient=gradient),
+                "moreg": MoReg(window=window, h0=_h0(motion * size), exponent=exponent, gradient=gradient),
             }
         )
         for scale in (0.5, 0.7, 1.0)
@@ -110,10 +116,11 @@ def teacache(search: Search) -> Any:
         np.concatenate([_relative(record.sites[site]) for record in search.forecaster.records])
         for site in (MODULATED, RESIDUAL)
     )
+    degrees = [degree for degree in DEGREES if degree < len(set(given.tolist()))]  # others have no one solution
     thresholds = [10 ** (exponent / 25) for exponent in range(-60, 26)]
     candidates = (
         TeaCache(coefficients=tuple(np.polyfit(given, changed, degree).tolist()), threshold=round(threshold, 5))
-        for degree, threshold in product(DEGREES, thresholds)
+        for degree, threshold in product(degrees or [0], thresholds)
     )
     return search.best(candidates)
 
@@ -151,6 +158,7 @@ def interval(search: Search) -> Any:
 
 METHODS: Mapping[str, Callable[[Search], Policy[Any]]] = {
     "adacache": adacache,
+    "adacache-scaled": adacache_scaled,
     "adacache-moreg": adacache_moreg,
     "teacache": teacache,
     "magcache": magcache,
@@ -158,6 +166,7 @@ METHODS: Mapping[str, Callable[[Search], Policy[Any]]] = {
     "interval": interval,
 }
 NEEDS: Mapping[str, str] = {"teacache": MODULATED}  # a probe that not every bundle has
+MOTION = "adacache-moreg"  # needs more than one frame
 
 
 def find(method: str, forecaster: Forecaster, goal: Goal, tries: int) -> Found:
@@ -219,7 +228,7 @@ def _other_moreg(policy: AdaCache, rng: np.random.Generator, calls: int) -> AdaC
         return _other_codebook(policy, rng, calls)
     moreg = policy.moreg
     if kind == 1:
-        changed: dict[str, Any] = {"h0": round(moreg.h0 * float(np.exp(rng.normal(0, 0.2))), 5)}
+        changed: dict[str, Any] = {"h0": _h0(moreg.h0 * float(np.exp(rng.normal(0, 0.2))))}
     elif kind == 2:
         changed = {"exponent": round(moreg.exponent * float(np.exp(rng.normal(0, 0.3))), 3)}
     else:
@@ -230,15 +239,17 @@ def _other_moreg(policy: AdaCache, rng: np.random.Generator, calls: int) -> AdaC
     return policy.model_copy(update={"moreg": moreg.model_copy(update=changed)})
 
 
-def _relative(site: Any) -> np.ndarray:
+def _h0(value: float) -> float:
+    """Rounded, but not to 0."""
+    return max(round(value, 5), 1e-5)
+
+
+def _relative(site: Site) -> Floats:
     """Change from call to call, from the second on."""
-    relative: np.ndarray = site.change[0, 1:] / site.magnitude[0, 1:]
+    relative: Floats = site.change[0, 1:] / site.magnitude[0, 1:]
     return relative
 
 
 def _median_motion(forecaster: Forecaster) -> float:
-    values = [
-        record.sites[record.default[0]].frame_change[0, 1:] / record.sites[record.default[0]].frame_magnitude[0, 1:]
-        for record in forecaster.records
-    ]
-    return float(np.nanmedian(values))
+    sites = [record.sites[record.default[0]] for record in forecaster.records]
+    return float(np.median([site.frame_change[0, 1:] / site.frame_magnitude[0, 1:] for site in sites]))

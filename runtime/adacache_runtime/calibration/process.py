@@ -1,9 +1,11 @@
 """A calibration from beginning to end: record, try a few policies, search, correct by real runs, confirm."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from adacache_engines.errors import InputError
@@ -12,7 +14,7 @@ from adacache_runtime.calibration.goal import Goal
 from adacache_runtime.calibration.methods import Found, find
 from adacache_runtime.calibration.recorder import record
 from adacache_runtime.calibration.records import Record, load_record, save_record
-from adacache_runtime.calibration.trials import Trial, calls_of, run_trials
+from adacache_runtime.calibration.trials import Advance, Trial, run_trials
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.policy import Policy
@@ -20,13 +22,13 @@ from adacache_runtime.request import Request, settle
 
 PILOTS: Mapping[str, Policy[Any]] = {"interval-2": FixedInterval(every=2), "interval-3": FixedInterval(every=3)}
 TRIED = 6  # prompts of real runs before the confirmation
+SEARCHING = "searching"  # the phase that counts methods
 ROUNDS = 3  # of search and real runs, at most
 CLOSE_DB = 0.3  # between forecast and real runs: then another search would find the same
 TOLERANCE_DB = 1.0  # by which a confirmed policy may miss its target
 TOLERANCE_SPEED = 0.03  # likewise, as a share
 
-Advance = Callable[[], None]
-Progress = Callable[[str, int], AbstractContextManager[Advance]]  # of a phase with so many steps
+PhaseProgress = Callable[[str, int], AbstractContextManager[Advance]]  # of a phase with so many steps
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,20 @@ class Task:
     tries: int
     folder: Path
     asked: Mapping[str, Any]
-    progress: Progress
+    progress: PhaseProgress
     say: Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A policy, what was forecast of it for the prompts that it was fitted to, and what the others showed."""
+    """A policy that was run.
+
+    Attributes:
+        found: with the quality that real runs led to expect on all recorded prompts.
+        forecast_speed_up: on them.
+        trial: on some of them, and in the end on the held-out ones.
+        score: of the trial; the smaller, the better.
+    """
 
     found: Found
     forecast_speed_up: float
@@ -81,10 +90,11 @@ def calibrate(task: Task) -> list[Confirmed]:
     forecaster = Forecaster(_records(task))
     some = task.recorded[:TRIED]
     pilots = _trials(task, "trying intervals", some, PILOTS)
-    forecaster.offset_db = _mean(
+    offset_db = fmean(
         trial.quality_db.mean - _forecast_on(forecaster, PILOTS[label], len(some)) for label, trial in pilots.items()
     )
-    goal = replace(task.goal, reuse_share=_mean(trial.reuse_share for trial in pilots.values()))
+    forecaster = replace(forecaster, offset_db=offset_db)
+    goal = replace(task.goal, reuse_share=fmean(trial.reuse_share for trial in pilots.values()))
     useful = [one for one in _fitted(task, forecaster, goal, some) if one.trial.computed < forecaster.calls]
     if not useful:
         raise InputError(f"no method reaches {task.goal.text()} but by computing every call; ask for less")
@@ -93,8 +103,9 @@ def calibrate(task: Task) -> list[Confirmed]:
     confirmed = [
         replace(one, trial=trials[one.found.method], score=_score(goal, trials[one.found.method])) for one in best
     ]
-    confirmed.sort(key=lambda one: one.score)
-    _check(task.goal, confirmed[0])
+    confirmed.sort(key=lambda one: (not _near(goal, one.trial), one.score))
+    if not _near(goal, confirmed[0].trial):
+        raise InputError(_missed(goal, confirmed[0]))
     return confirmed
 
 
@@ -136,7 +147,7 @@ def _fitted(task: Task, forecaster: Forecaster, goal: Goal, requests: Sequence[R
     for number in range(1, ROUNDS + 1):
         found: dict[str, Found] = {}
         todo = [fit for fit in fits if not fit.done]
-        with task.progress(f"searching, round {number} of {ROUNDS}", len(todo)) as advance:
+        with task.progress(f"{SEARCHING}, round {number} of {ROUNDS}", len(todo)) as advance:
             for fit in todo:
                 if (one := fit.search(task.tries)) is not None:
                     found[fit.method] = one
@@ -160,19 +171,20 @@ def _score(goal: Goal, trial: Trial) -> float:
     return goal.score(trial.computed, trial.quality_db.mean, trial.calls)
 
 
-def _check(goal: Goal, best: Confirmed) -> None:
+def _near(goal: Goal, trial: Trial) -> bool:
+    """Whether a policy did what was to be reached, as far as so few prompts and a clock can tell."""
+    if goal.quality_db is not None:
+        return trial.quality_db.mean >= goal.quality_db - TOLERANCE_DB
+    assert goal.speed_up is not None
+    return trial.speed_up >= goal.speed_up * (1 - TOLERANCE_SPEED)
+
+
+def _missed(goal: Goal, best: Confirmed) -> str:
     trial = best.trial
-    near = (
-        trial.quality_db.mean >= goal.quality_db - TOLERANCE_DB
-        if goal.quality_db is not None
-        else trial.speed_up >= (goal.speed_up or 0) * (1 - TOLERANCE_SPEED)
+    return (
+        f"no policy kept {goal.text()} on the held-out prompts: the best, {best.found.method}, gave "
+        f"{trial.quality_db.mean:.1f} dB at {trial.speed_up:.2f} times the speed; ask for less, or give more prompts"
     )
-    if not near:
-        raise InputError(
-            f"no policy kept {goal.text()} on the held-out prompts: the best, {best.found.method}, gave "
-            f"{trial.quality_db.mean:.1f} dB at {trial.speed_up:.2f} times the speed; ask for less, or give more "
-            "prompts"
-        )
 
 
 def _records(task: Task) -> list[Record]:
@@ -189,17 +201,10 @@ def _records(task: Task) -> list[Record]:
 def _trials(
     task: Task, what: str, requests: Sequence[Request], policies: Mapping[str, Policy[Any]]
 ) -> dict[str, Trial]:
-    calls = len(settle(task.pipeline.bundle, requests[0]).updates)
-    with task.progress(what, calls_of(requests, len(policies), calls)) as advance:
-        return run_trials(task.pipeline, requests, policies, task.folder, task.asked, advance)
+    return run_trials(task.pipeline, requests, policies, task.folder, task.asked, partial(task.progress, what))
 
 
 def _forecast_on(forecaster: Forecaster, policy: Policy[Any], count: int) -> float:
     """Quality forecast for the first records only."""
     _, quality_db = Forecaster(forecaster.records[:count], forecaster.offset_db).of(policy)
     return quality_db
-
-
-def _mean(values: Iterator[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)

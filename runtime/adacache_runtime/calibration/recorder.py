@@ -100,7 +100,7 @@ class _Recorder:
         generation = started.generation
         assembly, device, arithmetic = generation.assembly, generation.device, pipeline.engines.arithmetic
         self._calls, self._branches = len(started.settled.updates), generation.branches
-        self._gaps, self._strides = min(gaps, self._calls - 1), tuple(strides)
+        self._gaps, self._strides = max(1, min(gaps, self._calls - 1)), tuple(strides)
         self._timesteps = generation.run.timesteps
         self._plan = assembly.plan
         hidden = assembly.plan.hidden[0]

@@ -3,7 +3,7 @@ reusing an old residual would have cost at each call.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,22 +37,22 @@ class Site:
 
 @dataclass(frozen=True)
 class Record:
-    """One generation, or the mean of several.
+    """One generation.
 
     Attributes:
         timesteps: of all calls.
         sites: by name, in the order of execution; ``residual`` is that of the whole stack.
         strides: distances in frames at which motion was measured.
         default: the bundle's default sites, in order.
-        error: (G, calls, numbers) by how much a call would have moved the latents elsewhere, had it reused the stack's
+        error: (G, calls, numbers) how far off a call's update would have put the latents, had it reused the stack's
             residual of ``gap`` calls ago, at some places of the latents; no numbers where that was not recorded.
     """
 
     timesteps: tuple[float, ...]
     sites: Mapping[str, Site]
-    strides: tuple[int, ...] = ()
-    default: tuple[str, ...] = ()
-    error: NDArray[np.float32] = field(default_factory=lambda: np.zeros((1, 1, 0), np.float32))
+    strides: tuple[int, ...]
+    default: tuple[str, ...]
+    error: NDArray[np.float32]
 
     @property
     def run(self) -> Run:
@@ -107,25 +107,38 @@ class Record:
 
 
 def record_of(trace: Trace, site: str = DEFAULT) -> Record:
-    """What a trace of ``adacache-run`` tells: AdaCache's distances, where every call was computed and measured.
+    """What a trace of ``adacache-run`` tells: the distances a step that its policy saw.
+
+    Exact where every call was computed and measured, as with the policy ``{"name": "adacache", "codebook": [[1, 1]]}``;
+    between measured calls the numbers are interpolated.
+
+    Args:
+        trace: of a run with AdaCache, or another policy that measures one site.
+        site: that it measured.
 
     Raises:
-        InputError: a call after the first has no distance.
+        InputError: no call has a distance.
     """
     calls = len(trace.calls)
-    change, motion = np.full((1, calls), np.nan), np.full((1, calls), np.nan)
-    for record in trace.calls[1:]:
-        seen = record.observation
-        if seen.distance is None or not record.computed:
-            raise InputError(
-                f"call {record.call} of the trace has no distance; trace a run that computes and measures every call, "
-                'such as with the policy {"name": "adacache", "codebook": [[1, 1]]}'
-            )
-        change[0, record.call - 1] = seen.distance
-        motion[0, record.call - 1] = np.nan if seen.motion is None else seen.motion
+    distances = {record.call: record.observation.distance for record in trace.calls}
+    motions = {record.call: record.observation.motion for record in trace.calls}
+    if not any(distance is not None for distance in distances.values()):
+        raise InputError(
+            "no call of the trace has a distance; trace a run whose policy measures, such as adacache-slow"
+        )
+    change, motion = _filled(distances, calls), _filled(motions, calls)
     ones = np.ones((1, calls))
     timesteps = tuple(record.timestep for record in trace.calls)
-    return Record(timesteps, {site: Site(change, ones, motion, ones)}, (1,), (site,))
+    nothing = np.zeros((1, calls, 0), np.float32)
+    return Record(timesteps, {site: Site(change, ones, motion, ones)}, (1,), (site,), nothing)
+
+
+def _filled(values: Mapping[int, float | None], calls: int) -> Floats:
+    """(1, calls), NaN where nothing is known at all."""
+    known = {call: value for call, value in values.items() if value is not None}
+    if not known:
+        return np.full((1, calls), np.nan)
+    return np.interp(np.arange(1, calls + 1), list(known), list(known.values()))[None]
 
 
 def save_record(path: Path, record: Record) -> None:
@@ -148,7 +161,7 @@ def load_record(path: Path) -> Record:
         InputError: the file cannot be read, or is no record.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = dict(file.items())
         names = dict.fromkeys(key.partition("/")[0] for key in arrays if "/" in key)
         parts = ("change", "magnitude", "frame_change", "frame_magnitude")
@@ -168,9 +181,9 @@ def load_record(path: Path) -> Record:
 def ratios(records: Sequence[Record]) -> tuple[float, ...]:
     """Mean magnitude of the stack's residual over that of the call before, a call each (MagCache's gamma).
 
-    The first call has none before it, and that of the last call, which no later one was compared with, is taken for as
-    its neighbour's.
+    The first call has none before it, and gets 1. The last call's magnitude was not recorded, for no later call was
+    compared with it; its ratio is taken to be that of the call before. There are at least three calls.
     """
-    magnitudes = [record.sites[RESIDUAL].magnitude[0] for record in records]  # of the call before
+    magnitudes = [record.sites[RESIDUAL].magnitude[0] for record in records]  # at each call, of the one before
     inner = np.mean([values[2:] / values[1:-1] for values in magnitudes], axis=0)
     return tuple(np.concatenate([[1.0], inner, inner[-1:]]).round(5).tolist())

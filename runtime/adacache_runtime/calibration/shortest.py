@@ -7,6 +7,7 @@ latents, whose sum is to be small, and the best paths are refined on what they w
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adacache_runtime.calibration.forecast import Forecaster
 
@@ -52,7 +53,8 @@ def refined(schedule: Calls, calls: int, score: Callable[[Calls], float], rounds
     return best
 
 
-def _walk(came: np.ndarray, count: int, end: int) -> list[int]:
+def _walk(came: NDArray[np.int_], count: int, end: int) -> list[int]:
+    """The computed calls of the path that has ``count`` of them, the last one being ``end``."""
     walked = [end]
     while count > 1:
         walked.append(int(came[count, walked[-1]]))
@@ -61,6 +63,7 @@ def _walk(came: np.ndarray, count: int, end: int) -> list[int]:
 
 
 def _moved(schedule: Calls, calls: int) -> Iterator[Calls]:
+    """With one computed call elsewhere, less or more."""
     for index in range(1, len(schedule)):  # the first call stays
         for step in (-1, 1, -2, 2):
             call = schedule[index] + step

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -16,7 +17,10 @@ from adacache_runtime.comparison.statistics import Estimate, estimate
 from adacache_runtime.comparison.store import Finished, append, latest, resume
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policy import Policy
-from adacache_runtime.request import Request
+from adacache_runtime.request import Request, settle
+
+Advance = Callable[[], None]
+Progress = Callable[[int], AbstractContextManager[Advance]]  # of so many steps; 0 = there is nothing to do
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def run_trials(
     policies: Mapping[str, Policy[Any]],
     folder: Path,
     asked: Mapping[str, Any],
-    on_call: Callable[[], None],
+    progress: Progress,
 ) -> dict[str, Trial]:
     """Runs every request under every policy, in turn, but for what the folder holds already.
 
@@ -58,7 +62,7 @@ def run_trials(
         policies: label -> policy.
         folder: for the numbers.
         asked: of each generation, as JSON: numbers of other settings are not taken.
-        on_call: told of each call.
+        progress: of the calls that are left to make.
 
     Raises:
         AdaCacheError: as :func:`adacache_runtime.comparison.measure.compare`.
@@ -67,15 +71,13 @@ def run_trials(
     path = folder / f"runs-{hashlib.sha256(json.dumps(head).encode()).hexdigest()[:12]}.jsonl"
     done = latest(resume(path, head))
     todo = [request for request in requests if (request.prompts[0], request.seed) not in done]
-    for compared in compare(pipeline, todo, policies, on_call=lambda _: on_call()):
-        done[compared.prompt, compared.seed] = append(path, compared, None)
+    calls = len(settle(pipeline.bundle, requests[0]).updates)
+    to_warm_up = 1 if todo else 0
+    with progress(calls * (to_warm_up + len(todo) * (1 + len(policies)))) as advance:
+        for compared in compare(pipeline, todo, policies, on_call=lambda _: advance()):
+            done[compared.prompt, compared.seed] = append(path, compared, None)
     finished = [done[request.prompts[0], request.seed] for request in requests]
     return {label: _trial(label, finished) for label in policies}
-
-
-def calls_of(requests: Sequence[Request], policies: int, calls: int) -> int:
-    """How often ``on_call`` will be told, at most."""
-    return calls * (1 + len(requests) * (1 + policies))
 
 
 def _trial(label: str, finished: Sequence[Finished]) -> Trial:

@@ -12,12 +12,13 @@ from adacache_runtime.progress import LINES, bars, draws, duration
 
 
 @contextmanager
-def comparison_progress(calls: int, stream: TextIO | None = None) -> Iterator[Callable[[], None]]:
+def comparison_progress(calls: int, stream: TextIO | None = None, unit: str = "call") -> Iterator[Callable[[], None]]:
     """Shows how many calls of all generations are done: a bar on a terminal, elsewhere about ten plain lines.
 
     Args:
         calls: of all generations.
         stream: where to; standard error if None.
+        unit: that is counted, where it is not calls.
 
     Yields:
         A function to be called after each call.
@@ -35,12 +36,12 @@ def comparison_progress(calls: int, stream: TextIO | None = None) -> Iterator[Ca
             nonlocal done
             done += 1
             if done * LINES // calls > (done - 1) * LINES // calls:
-                print(", ".join(filter(None, (f"call {done}/{calls}", left()))), file=stream, flush=True)
+                print(", ".join(filter(None, (f"{unit} {done}/{calls}", left()))), file=stream, flush=True)
 
         yield line
         return
     columns = (
-        TextColumn("call {task.completed}/{task.total}"),
+        TextColumn(unit + " {task.completed}/{task.total}"),
         BarColumn(),
         TextColumn("{task.fields[state]}"),
         TimeElapsedColumn(),

@@ -1,0 +1,97 @@
+"""What a calibration leaves: presets in the bundle, a report in its folder, and a table for people."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.table import Table
+
+from adacache_engines.bundle import read_manifest, replace_manifest
+from adacache_engines.manifest import Preset
+from adacache_runtime.calibration.process import Confirmed, Task
+from adacache_runtime.comparison.inputs import description
+from adacache_runtime.files import writing
+
+
+def presets(name: str, task: Task, confirmed: Sequence[Confirmed]) -> dict[str, Preset]:
+    """The best under the name itself, and each confirmed method under its own."""
+    found: dict[str, Preset] = {}
+    for one in confirmed:
+        preset = _preset(task, one)
+        found.setdefault(name, preset)
+        found[f"{name}-{one.found.method}"] = preset
+    return found
+
+
+def write_presets(bundle: Path, found: dict[str, Preset]) -> None:
+    """Puts them into the bundle's manifest, beside those of other names.
+
+    Raises:
+        BundleError: the manifest cannot be read or written; it stays as it was.
+    """
+    manifest = read_manifest(bundle)
+    replace_manifest(bundle, manifest.model_copy(update={"policies": {**manifest.policies, **found}}))
+
+
+def write_report(path: Path, task: Task, confirmed: Sequence[Confirmed]) -> None:
+    """As JSON: forecast and measured numbers of each confirmed method, the best first.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    content = {
+        "goal": task.goal.text(),
+        "recorded_prompts": len(task.recorded),
+        "methods": [
+            {
+                "method": one.found.method,
+                "policy": description(one.found.policy),
+                "forecast": {
+                    "computed_calls": one.found.computed,
+                    "quality_db": one.found.quality_db,
+                    "speed_up": one.forecast_speed_up,
+                },
+                "measured": asdict(one.trial),
+            }
+            for one in confirmed
+        ],
+    }
+    with writing(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def table(confirmed: Sequence[Confirmed]) -> Table:
+    """Forecast beside measured, the best first."""
+    made = Table("method", "calls, forecast", "measured", "dB, forecast", "measured", "speed, forecast", "measured")
+    for column in made.columns[1:]:
+        column.justify = "right"
+    for one in confirmed:
+        trial, margin = one.trial, one.trial.quality_db.margin
+        made.add_row(
+            one.found.method,
+            f"{one.found.computed:.1f}",
+            f"{trial.computed:.1f}",
+            f"{one.found.quality_db:.1f}",
+            f"{trial.quality_db.mean:.1f}" + (f" ± {margin:.1f}" if margin is not None else ""),
+            f"{one.forecast_speed_up:.2f}",
+            f"{trial.speed_up:.2f}",
+        )
+    return made
+
+
+def _preset(task: Task, one: Confirmed) -> Preset:
+    trial, decodes = one.trial, task.pipeline.bundle.manifest.latent.decoder != "none"
+    note = (
+        f"{one.found.method}, calibrated for {task.goal.text()} on {len(task.recorded)} prompts; on {trial.prompts} "
+        f"others {trial.quality_db.mean:.1f} dB at {trial.speed_up:.2f} times the speed of full compute, "
+        f"{trial.computed:.1f} of {trial.calls} calls computed ({task.pipeline.backend.name})"
+    )
+    measured = {
+        "psnr_db" if decodes else "latents_db": round(trial.quality_db.mean, 3),
+        "speed_up": round(trial.speed_up, 3),
+        "computed_calls": round(trial.computed, 3),
+        "calls": trial.calls,
+        "prompts": trial.prompts,
+    }
+    return Preset(policy=description(one.found.policy), note=note, measured=measured)
