@@ -1,6 +1,6 @@
 """Whether Motion Regularization helps the worst prompts: AdaCache with and without it, at equal average cost.
 
-    python -m tools.demo.moreg [--out FOLDER] [--readme README.md]
+    python -m tools.demo.moreg [--out FOLDER] [--results FOLDER]
 
 ``FOLDER`` is that of ``tools.demo.frontier``, whose records are searched on, and whose held-out prompts are run. Both
 codebooks are calibrated for the same goal: the mean PSNR of the worst quarter of the prompts, within a number of
@@ -28,7 +28,13 @@ from tools.demo.frontier import NOISE, RECORDS, export, prompts, run
 
 CALLS = 13  # computed on average, as with the demo's own MoReg policy
 TRIES = 1500
-BEGIN, END = "<!-- moreg: begin -->\n", "<!-- moreg: end -->\n"
+HEAD = """# Motion Regularization on the demo model
+
+Made by `python -m tools.demo.moreg --results tools/results`, after `tools.demo.frontier`: policies that were calibrated
+for the worst quarter of the prompts at equal average cost, on prompts that no calibration has seen.
+`a / b / c` is for still, slow and fast motion in the prompt.
+
+"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class WorstQuarter(Search):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/frontier"))
-    parser.add_argument("--readme", type=Path, help="put the table there, between its two marks")
+    parser.add_argument("--results", type=Path, help="put the table there, such as tools/results")
     options = parser.parse_args()
     out: Path = options.out
     records = [load_record(path) for path in sorted((out / RECORDS).glob("record-*.npz"))]
@@ -68,10 +74,8 @@ def main() -> None:
     content = json.loads((out / "moreg" / "comparison.json").read_text())
     table = markdown(content["videos"], {path.stem: name for name, path in files.items()})
     print(table)
-    if options.readme:
-        text = options.readme.read_text()
-        before, _, rest = text.partition(BEGIN)
-        options.readme.write_text(before + BEGIN + table + END + rest.partition(END)[2])
+    if options.results:
+        (options.results / "moreg.md").write_text(HEAD + table)
 
 
 def worst_quarter(levels: Sequence[float]) -> float:
