@@ -17,11 +17,11 @@ from adacache_engines.bundle import read_manifest
 from adacache_engines.manifest import Preset
 from adacache_runtime.calibration.cli import main as calibrate
 from adacache_runtime.comparison.cli import main as compare
-from adacache_runtime.comparison.plot import plot_frontier
 from adacache_runtime.comparison.statistics import Estimate
 from adacache_runtime.comparison.summary import Total
 from adacache_runtime.policies.teacache import MODULATED
 from tools.demo import world
+from tools.demo.frontier_plot import Point, plot
 from tools.demo.run import command
 
 HERE = Path(__file__).parent
@@ -33,8 +33,6 @@ NOISE = 5000  # seed of the comparison; calibrations have others
 PUBLISHED: Mapping[str, Sequence[str]] = {
     "fixed interval": ("interval-2", "interval-3", "interval-4", "interval-5"),
     "AdaCache": ("adacache-slow", "adacache-fast"),
-    "AdaCache, scaled by hand": (str(HERE / "policies/slow.json"), str(HERE / "policies/fast.json")),
-    "AdaCache + MoReg, scaled by hand": (str(HERE / "policies/fast-moreg.json"),),
     "TeaCache": ("teacache-slow", "teacache-fast"),
     "FBCache": ("fbcache-slow", "fbcache-fast"),
     "EasyCache": ("easycache-fast", "easycache-slow"),
@@ -43,13 +41,14 @@ PUBLISHED: Mapping[str, Sequence[str]] = {
     "Delta-DiT": ("delta-dit",),
 }
 CALIBRATED: Mapping[str, str] = {
+    "adacache-scaled": "AdaCache, published codebook scaled",
     "adacache": "AdaCache, calibrated",
     "adacache-moreg": "AdaCache + MoReg, calibrated",
     "teacache": "TeaCache, calibrated",
     "magcache": "MagCache, calibrated",
     "listed": "listed calls, calibrated",
-    "adacache-extrapolated": "AdaCache, extrapolated and calibrated",
-    "listed-extrapolated": "listed calls, extrapolated and calibrated",
+    "adacache-extrapolated": "AdaCache, calibrated, extrapolated",
+    "listed-extrapolated": "listed calls, calibrated, extrapolated",
 }
 HEAD = f"""# The demo model's frontier
 
@@ -73,7 +72,7 @@ def main() -> None:
     recorded, held_out = prompts(out)
     for target in TARGETS:
         arguments = ["--prompts", recorded, "--held-out", held_out, "--target-psnr", target, "--name", f"c{target}"]
-        run(calibrate, bundle, *arguments, "--confirm", 99, "-o", out / RECORDS)
+        run(calibrate, bundle, *arguments, "--methods", *CALIBRATED, "--confirm", 99, "-o", out / RECORDS)
     chosen = labels(read_manifest(bundle).policies)
     policies = [choice for choices in chosen.values() for choice in choices]
     folder = out / "comparison"
@@ -81,7 +80,7 @@ def main() -> None:
     rows = totals(folder / "comparison.json")
     kinds = {Path(choice).stem: kind for kind, choices in chosen.items() for choice in choices}
     results: Path = options.results or folder
-    plot_frontier(results / "frontier.png", rows, kinds, f"demo model, CPU, {HELD_OUT} prompts")
+    plot(results / "frontier.png", curves(rows, kinds), [*CALIBRATED.values()], f"demo model, {HELD_OUT} prompts, CPU")
     (results / "frontier.md").write_text(HEAD + markdown(rows, kinds))
 
 
@@ -133,6 +132,15 @@ def totals(path: Path) -> list[Total]:
         )
         for row in content["totals"]
     ]
+
+
+def curves(rows: Sequence[Total], kinds: Mapping[str, str]) -> dict[str, list[Point]]:
+    """Kind -> its settings, the fastest last."""
+    found: dict[str, list[Point]] = {kind: [] for kind in kinds.values()}
+    for row in rows:
+        if row.policy in kinds and "psnr_db" in row.metrics:
+            found[kinds[row.policy]].append(Point(row.metrics["time_ratio"], row.metrics["psnr_db"]))
+    return {kind: sorted(points, key=lambda point: point.speed_up.mean) for kind, points in found.items() if points}
 
 
 def markdown(rows: Sequence[Total], kinds: Mapping[str, str]) -> str:

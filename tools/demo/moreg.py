@@ -20,7 +20,7 @@ from adacache_runtime.calibration.goal import PENALTY, Goal
 from adacache_runtime.calibration.methods import Search, adacache, adacache_moreg
 from adacache_runtime.calibration.records import load_record
 from adacache_runtime.comparison.cli import main as compare
-from adacache_runtime.policies import FAST_30
+from adacache_runtime.policies import FAST_30, policy_from
 from adacache_runtime.policies.adacache import AdaCache, MoReg
 from adacache_runtime.policy import Policy
 from tools.demo import world
@@ -28,6 +28,7 @@ from tools.demo.frontier import NOISE, RECORDS, export, prompts, run
 
 CALLS = 13  # computed on average, as with the demo's own MoReg policy
 TRIES = 1500
+BY_HAND = Path(__file__).parent / "policies" / "fast-moreg.json"  # its schedule follows the content most
 HEAD = """# Motion Regularization on the demo model
 
 Made by `python -m tools.demo.moreg --results tools/results`, after `tools.demo.frontier`: policies that were calibrated
@@ -63,6 +64,7 @@ def main() -> None:
         "AdaCache, calibrated": adacache(search),
         "AdaCache + MoReg, default constants": AdaCache(codebook=FAST_30, moreg=MoReg()),
         "AdaCache + MoReg, calibrated": adacache_moreg(search),
+        "AdaCache + MoReg, as in the demo": policy_from(str(BY_HAND)),
     }
     files = {}
     for name, policy in policies.items():

@@ -85,7 +85,10 @@ class Forecaster:
                 error = record.reuse_error(start, call)
                 if before:
                     slope = (call - start) / (start - before)
-                    error = (1 + slope) * error - slope * record.reuse_error(before, call)
+                    error = (1 + slope) * error
+                    # errors over more calls than were recorded are no more than a guess, which must not cancel another
+                    if call - before <= len(record.error):
+                        error = error - slope * record.reuse_error(before, call)
                 total += error
                 apart += float(np.mean(error**2))
             self._segments[key] = total, apart

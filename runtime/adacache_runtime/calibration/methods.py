@@ -18,7 +18,7 @@ from adacache_runtime.policies.listed import ListedCalls
 from adacache_runtime.policies.magcache import MagCache
 from adacache_runtime.policies.teacache import MODULATED, TeaCache
 from adacache_runtime.policies.wrappers import Extrapolate
-from adacache_runtime.policy import Policy
+from adacache_runtime.policy import VELOCITY, Policy
 
 Codebook = tuple[tuple[float, int], ...]
 
@@ -28,7 +28,8 @@ PUBLISHED: tuple[Codebook, ...] = (FAST_30, SLOW_30, FAST_100)
 STARTS: tuple[Codebook, ...] = (*PUBLISHED, ((0.1, 4), (0.2, 3), (0.3, 2), (1.0, 1)))
 HIGHEST_RATE = 14
 STARTING_PATHS = 16  # schedules that are refined
-DEGREES = (1, 4)  # of TeaCache's polynomial: the paper's, and one that cannot swing between few points
+DEGREES = (1, 2, 3, 4)  # of TeaCache's polynomial: the paper's, and those that swing less between few points
+OUTPUTS = (RESIDUAL, VELOCITY)  # whose change it may estimate
 
 
 @dataclass(frozen=True)
@@ -111,16 +112,18 @@ def adacache_moreg(search: Search) -> Any:
 
 
 def teacache(search: Search) -> Any:
-    """The polynomial by least squares, of the change of the modulated input to that of the residual; the threshold."""
-    given, changed = (
-        np.concatenate([_relative(record.sites[site]) for record in search.forecaster.records])
-        for site in (MODULATED, RESIDUAL)
-    )
+    """The polynomial by least squares, of the change of the modulated input to that of the output; the threshold."""
+    changes = {
+        site: np.concatenate([_relative(record.sites[site]) for record in search.forecaster.records])
+        for site in (MODULATED, *OUTPUTS)
+    }
+    given = changes[MODULATED]
     degrees = [degree for degree in DEGREES if degree < len(set(given.tolist()))]  # others have no one solution
+    fits = [np.polyfit(given, changes[site], degree) for site in OUTPUTS for degree in degrees or [0]]
     thresholds = [10 ** (exponent / 25) for exponent in range(-60, 26)]
     candidates = (
-        TeaCache(coefficients=tuple(np.polyfit(given, changed, degree).tolist()), threshold=round(threshold, 5))
-        for degree, threshold in product(degrees or [0], thresholds)
+        TeaCache(coefficients=tuple(fit.tolist()), threshold=round(threshold, 5))
+        for fit, threshold in product(fits, thresholds)
     )
     return search.best(candidates)
 
