@@ -62,9 +62,7 @@ calibrated for N dB on {RECORDED} other prompts.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("out/frontier"))
-    parser.add_argument(
-        "--readme", type=Path, help="put the table there, between its two marks, and the plot beside it"
-    )
+    parser.add_argument("--results", type=Path, help="put the plot and the table there, such as tools/results")
     options = parser.parse_args()
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
