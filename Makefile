@@ -3,7 +3,7 @@ BIN := .venv/bin
 SOURCES := adacache_export engines/adacache_engines runtime/adacache_runtime tools
 EXTRAS := compare,cpu,export,plot,profile,trt-rtx,dev
 
-.PHONY: demo test test-slow table bench clean
+.PHONY: demo test test-slow table frontier bench clean
 
 demo: .venv/installed
 	$(BIN)/python -m tools.demo.run
@@ -22,6 +22,11 @@ test-slow: .venv/installed
 # the README's table
 table: .venv/installed
 	$(BIN)/python -m tools.demo.table
+
+# what the README says of policies and calibration: about half an hour
+frontier: .venv/installed
+	$(BIN)/python -m tools.demo.frontier --results tools/results
+	$(BIN)/python -m tools.demo.moreg --results tools/results
 
 bench: .venv/installed
 	$(BIN)/python tools/bench.py
