@@ -43,7 +43,6 @@ PUBLISHED: Mapping[str, Sequence[str]] = {
 CALIBRATED: Mapping[str, str] = {
     "adacache-scaled": "AdaCache, published codebook scaled",
     "adacache": "AdaCache, calibrated",
-    "adacache-moreg": "AdaCache + MoReg, calibrated",
     "teacache": "TeaCache, calibrated",
     "magcache": "MagCache, calibrated",
     "listed": "listed calls, calibrated",

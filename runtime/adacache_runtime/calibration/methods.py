@@ -1,6 +1,6 @@
 """How each method's parameters are searched, on records alone."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -167,6 +167,10 @@ METHODS: Mapping[str, Callable[[Search], Policy[Any]]] = {
     "magcache": magcache,
     "listed": listed,
     "interval": interval,
+}
+CONTAINS: Mapping[str, Sequence[str]] = {
+    "adacache": ("adacache-scaled",),
+    "adacache-moreg": ("adacache", "adacache-scaled"),
 }
 NEEDS: Mapping[str, str] = {"teacache": MODULATED}  # a probe that not every bundle has
 MOTION = "adacache-moreg"  # needs more than one frame

@@ -11,7 +11,7 @@ from typing import Any
 from adacache_engines.errors import InputError
 from adacache_runtime.calibration.forecast import Forecaster
 from adacache_runtime.calibration.goal import Goal
-from adacache_runtime.calibration.methods import Found, find
+from adacache_runtime.calibration.methods import CONTAINS, EXTRAPOLATED, Found, find
 from adacache_runtime.calibration.recorder import record
 from adacache_runtime.calibration.records import Record, load_record, save_record
 from adacache_runtime.calibration.trials import Advance, Trial, run_trials
@@ -164,7 +164,16 @@ def _fitted(task: Task, forecaster: Forecaster, goal: Goal, requests: Sequence[R
                 f"{fit.method}: {one.computed:.1f} of {forecaster.calls} calls and {one.quality_db:.1f} dB forecast; "
                 f"{fit.tried[-1].found.quality_db:.1f} dB after {trial.prompts} real runs"
             )
-    return [min(fit.tried, key=lambda one: one.score) for fit in fits]
+    tried = {fit.method: fit.tried for fit in fits}
+    return [_best(method, tried) for method in task.methods]
+
+
+def _best(method: str, tried: Mapping[str, Sequence[Confirmed]]) -> Confirmed:
+    """Of what was tried for a method and for simpler ones that it contains: real runs may have favoured these."""
+    base = method.removesuffix(EXTRAPOLATED)
+    names = [method, *(inner + method.removeprefix(base) for inner in CONTAINS.get(base, ()))]
+    best = min((one for name in names for one in tried.get(name, ())), key=lambda one: one.score)
+    return replace(best, found=replace(best.found, method=method))
 
 
 def _score(goal: Goal, trial: Trial) -> float:
