@@ -15,7 +15,6 @@ import fake_model
 import pytest
 from fake_model import BLOCKS
 from fake_prompts import Prompted
-from test_forecast import wandering
 from test_records import replace_probes
 
 from adacache_engines.bundle import MANIFEST, Bundle, open_bundle, read_manifest, replace_manifest
@@ -25,17 +24,13 @@ from adacache_engines.manifest import Manifest, Preset
 from adacache_runtime import loop
 from adacache_runtime.calibration import cli, process
 from adacache_runtime.calibration.cli import main
-from adacache_runtime.calibration.forecast import BEST_DB, Forecaster
-from adacache_runtime.calibration.goal import Goal
-from adacache_runtime.calibration.process import Task, calibrate
-from adacache_runtime.calibration.trials import Trial, run_trials
+from adacache_runtime.calibration.forecast import BEST_DB
+from adacache_runtime.calibration.trials import run_trials
 from adacache_runtime.comparison.measure import compare
-from adacache_runtime.comparison.statistics import Estimate
 from adacache_runtime.policies import policy_from
 from adacache_runtime.policies.adacache import AdaCache
 from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.policies.listed import ListedCalls
-from adacache_runtime.policy import Policy
 from adacache_runtime.request import Request
 
 Capture = pytest.CaptureFixture[str]
@@ -489,81 +484,3 @@ def test_what_was_measured_survives_and_older_manifests_open(command: Command) -
     digest = hashlib.sha256(canonical(content).encode()).hexdigest()
     path.write_text(canonical({**content, "digest": digest}))
     assert command.manifest().policies == {"one": preset.model_copy(update={"measured": {}})}
-
-
-# the process, on real runs that are made up
-
-
-def task(goal: Goal, methods: Sequence[str], confirmed: int, said: list[str]) -> Task:
-    requests = [Request(prompts=(prompt,)) for prompt in PROMPTS]
-    nothing: Any = None
-    return Task(
-        pipeline=nothing,
-        recorded=requests[:4],
-        held_out=requests[4:],
-        goal=goal,
-        methods=methods,
-        confirmed=confirmed,
-        gaps=4,
-        tries=0,
-        folder=Path(),
-        asked={},
-        progress=lambda _what, _steps: nullcontext(lambda: None),
-        say=said.append,
-    )
-
-
-Runs = list[tuple[str, ...]]  # the labels of each phase of real runs
-
-
-def made_up(
-    monkeypatch: pytest.MonkeyPatch, off_db: Callable[[str, Policy[Any]], float], computed: Mapping[str, float] = {}
-) -> Runs:
-    """Real runs that differ from the forecast by so many dB; ``computed`` calls where not those of the policy."""
-    records, runs = [wandering(12, seed) for seed in range(4)], []
-
-    def run_trials(_pipeline: object, requests: Sequence[Request], policies: Mapping[str, Any], *_: object) -> Any:
-        runs.append(tuple(policies))
-        trials = {}
-        for label, policy in policies.items():
-            calls, quality_db = Forecaster(records).of(policy)
-            quality = Estimate(quality_db + off_db(label, policy))
-            trials[label] = Trial(quality, None, 1.0, computed.get(label, calls), 12, 0.0, len(requests))
-        return trials
-
-    monkeypatch.setattr(process, "_records", lambda _: records)
-    monkeypatch.setattr(process, "run_trials", run_trials)
-    return runs
-
-
-def test_a_forecast_that_is_off_by_the_same_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The intervals tell by how much; what is found then needs no other search."""
-    runs, said = made_up(monkeypatch, lambda _label, _policy: 7.0), list[str]()
-    best, *_ = calibrate(task(Goal(quality_db=25.0), ["listed", "interval"], 2, said))
-    pilots, tried, confirmed = runs
-    assert pilots == ("interval-2", "interval-3")
-    assert set(tried) == set(confirmed) == {"listed", "interval"}
-    assert best.found.method == "listed"
-    assert best.found.quality_db == pytest.approx(best.trial.quality_db.mean)
-    assert best.found.quality_db >= 24.9
-    assert said[0].startswith("listed: ")
-
-
-def test_a_method_whose_forecast_is_off_is_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals do as forecast, and lists 4 dB worse: the second search asks for more."""
-    runs = made_up(monkeypatch, lambda label, _policy: -4.0 if label == "listed" else 0.0)
-    best, *_ = calibrate(task(Goal(quality_db=20.0), ["interval", "listed"], 2, []))
-    assert runs[1:3] == [("interval", "listed"), ("listed",)]
-    listed = next(one for one in [best, *_] if one.found.method == "listed")
-    assert listed.trial.quality_db.mean >= 19.9
-    assert listed.found.quality_db == pytest.approx(listed.trial.quality_db.mean)
-
-
-def test_what_keeps_the_goal_comes_before_what_misses_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Even where so few calls would make up for the missing dB."""
-    made_up(
-        monkeypatch, lambda label, _policy: -300.0 if label == "listed" else 0.0, {"interval": 11.9, "listed": -9000}
-    )
-    best, other = calibrate(task(Goal(quality_db=20.0), ["interval", "listed"], 2, []))
-    assert (best.found.method, other.found.method) == ("interval", "listed")
-    assert other.score < best.score
