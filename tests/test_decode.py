@@ -146,6 +146,7 @@ def test_a_bundle_without_a_decoder_needs_no_memory_for_one(tmp_path: Path) -> N
     assert manifest().graphs() == manifest().loop_graphs()
 
 
+@pytest.mark.slow
 def test_a_plan_of_the_decoder(decoding_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(decoding_folder, tmp_path / "bundle"))
     profile = shape_profile(read_manifest(folder), "64x64..64x128:5f:1..2")

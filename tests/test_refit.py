@@ -96,6 +96,7 @@ def jobs(folder: Path, place: Path) -> list[Job]:
     ]
 
 
+@pytest.mark.slow
 def test_kinds_are_those_of_the_traces(bundle_folder: Path, exported: Callable[..., Path]) -> None:
     names = sorted(path.stem for path in (bundle_folder / "onnx").glob("*.onnx"))
     kinds = {name: kind_of(bundle_folder / "onnx" / f"{name}.onnx") for name in names}
