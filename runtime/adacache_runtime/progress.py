@@ -1,6 +1,7 @@
 """Progress of a generation on standard error."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import fmean
@@ -50,6 +51,30 @@ def frame_progress(frames: int, stream: TextIO | None = None) -> Iterator[Callab
     """
     with _progress("decoded frame", frames, stream or sys.stderr) as advance:
         yield lambda: advance("")
+
+
+@contextmanager
+def even_progress(unit: str, total: int, stream: TextIO | None = None) -> Iterator[Callable[[], None]]:
+    """Shows how many of many alike pieces of work are done, as :func:`call_progress` shows steps, and the time left.
+
+    Args:
+        unit: what is counted, such as ``call``.
+        total: of them.
+        stream: where to; standard error if None.
+
+    Yields:
+        A function to be called after each.
+    """
+    begun, done = time.perf_counter(), 0
+    with _progress(unit, total, stream or sys.stderr) as advance:
+
+        def one() -> None:
+            nonlocal done
+            done += 1
+            left = (total - done) * (time.perf_counter() - begun) / done
+            advance(f"about {duration(left)} left" if done < total else "")
+
+        yield one
 
 
 def seconds_left(records: list[CallRecord], calls: int) -> float:

@@ -10,22 +10,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from adacache_engines.backends import BACKENDS, ONNXRUNTIME
 from adacache_engines.errors import InputError, require
 from adacache_engines.manifest import Manifest
-from adacache_engines.ort import PROVIDERS
 from adacache_runtime.calibration.folder import begin
 from adacache_runtime.calibration.goal import Goal
 from adacache_runtime.calibration.methods import EXTRAPOLATED, METHODS, MOTION, NEEDS
 from adacache_runtime.calibration.process import SEARCHING, Task, calibrate
 from adacache_runtime.calibration.results import presets, table, write_presets, write_report
 from adacache_runtime.calibration.trials import Advance
-from adacache_runtime.command import run, size
+from adacache_runtime.command import run
 from adacache_runtime.comparison.inputs import header, read_prompts
-from adacache_runtime.comparison.progress import comparison_progress
 from adacache_runtime.comparison.quality import check_ssim
 from adacache_runtime.decode import without_decoder
+from adacache_runtime.options import add_engine, add_video
 from adacache_runtime.pipeline import Pipeline
+from adacache_runtime.progress import even_progress
 from adacache_runtime.request import Request, Settled, settle
 
 ALL = (*METHODS, *(f"{method}{EXTRAPOLATED}" for method in METHODS))
@@ -64,23 +63,16 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of {', '.join(METHODS)}, each also with {EXTRAPOLATED} (default: all that the bundle has probes for)",
     )
     what("--name", default="calibrated", help="of the preset; each method's is NAME-METHOD (default: calibrated)")
-    video = parser.add_argument_group("video and sampling").add_argument
-    video("--size", type=size, metavar="HxW", help="pixels (default: the bundle's)")
-    video("--frames", type=int, metavar="F", help="1 = an image (default: the bundle's)")
-    video("--steps", type=int, help="(default: the bundle's)")
-    video("--guidance", type=float, help="(default: the bundle's)")
-    video("--seed", type=int, default=0, help="of the first prompt's noise; others follow (default: 0)")
+    add_video(parser)
     work = parser.add_argument_group("how much work").add_argument
+    work("--seed", type=int, default=0, help="of the first prompt's noise; others follow (default: 0)")
     work("--confirm", type=int, default=4, metavar="N", help="methods that are run on held-out prompts (default: 4)")
     work("--gaps", type=int, default=10, metavar="G", help="calls that a reuse is recorded over (default: 10)")
     work("--tries", type=int, default=500, metavar="N", help="random changes of a codebook (default: 500)")
     output = parser.add_argument_group("output").add_argument
     output("-o", "--output", type=Path, metavar="DIR", help="of records and runs (default: BUNDLE-calibration)")
     output("--force", action="store_true", help="begin anew where the folder holds another calibration")
-    engine = parser.add_argument_group("engine").add_argument
-    engine("--backend", choices=BACKENDS, default=ONNXRUNTIME, help="(default: onnxruntime)")
-    engine("--provider", choices=tuple(PROVIDERS), default="cpu", help="of ONNX Runtime (default: cpu)")
-    engine("--threads", type=int, default=0, help="of ONNX Runtime (default: one a core)")
+    add_engine(parser)
     return parser
 
 
@@ -226,7 +218,7 @@ def _progress(what: str, steps: int) -> Iterator[Advance]:
         yield lambda: None
         return
     _say(what)
-    with comparison_progress(steps, unit="method" if what.startswith(SEARCHING) else "call") as advance:
+    with even_progress("method" if what.startswith(SEARCHING) else "call", steps) as advance:
         yield advance
 
 

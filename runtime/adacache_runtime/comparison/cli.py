@@ -8,22 +8,21 @@ from pathlib import Path
 
 from rich.console import Console
 
-from adacache_engines.backends import BACKENDS, ONNXRUNTIME
 from adacache_engines.errors import InputError, require
-from adacache_engines.ort import PROVIDERS
-from adacache_runtime.command import run, size
+from adacache_runtime.command import run
 from adacache_runtime.comparison import store
 from adacache_runtime.comparison.inputs import read_prompts, seed_range
 from adacache_runtime.comparison.job import RUNS, VIDEOS, Job, settle_job
 from adacache_runtime.comparison.measure import FULL, Compared, compare
 from adacache_runtime.comparison.plot import kind_of, plot_frontier
-from adacache_runtime.comparison.progress import comparison_progress
 from adacache_runtime.comparison.side_by_side import write_side_by_side
 from adacache_runtime.comparison.summary import totals
 from adacache_runtime.comparison.tables import table, to_csv, to_json
 from adacache_runtime.files import writing
+from adacache_runtime.options import add_engine, add_video
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies import PRESETS
+from adacache_runtime.progress import even_progress
 from adacache_runtime.request import Request
 
 OUTPUTS = ("comparison.json", "comparison.csv", "frontier.png")
@@ -54,11 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     what("--seeds", nargs="+", type=seed_range, default=[[0]], metavar="S", help="of the noise: 0 or 0-3 (default: 0)")
     what("--negative-prompt", metavar="TEXT", help="for a model that takes it (default: empty)")
-    video = parser.add_argument_group("video and sampling").add_argument
-    video("--size", type=size, metavar="HxW", help="pixels (default: the bundle's)")
-    video("--frames", type=int, metavar="F", help="1 = an image (default: the bundle's)")
-    video("--steps", type=int, help="(default: the bundle's)")
-    video("--guidance", type=float, help="(default: the bundle's)")
+    add_video(parser)
     measured = parser.add_argument_group("what to measure besides").add_argument
     measured("--lpips", type=Path, metavar="FILE.onnx", help="LPIPS, by a model that tools/lpips_onnx.py made")
     measured(
@@ -72,10 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     output("--videos", type=int, default=3, metavar="N", help="side by side, of the first N prompts (default: 3)")
     output("--zoom", type=int, help="of them: side of the square that a pixel becomes (default: large enough to read)")
     output("--force", action="store_true", help="begin anew where the folder holds another comparison")
-    engine = parser.add_argument_group("engine").add_argument
-    engine("--backend", choices=BACKENDS, default=ONNXRUNTIME, help="(default: onnxruntime)")
-    engine("--provider", choices=tuple(PROVIDERS), default="cpu", help="of ONNX Runtime (default: cpu)")
-    engine("--threads", type=int, default=0, help="of ONNX Runtime (default: one a core)")
+    add_engine(parser)
     return parser
 
 
@@ -102,7 +94,7 @@ def _compare(options: argparse.Namespace, pipeline: Pipeline, job: Job) -> list[
         _say(f"going on: {len(job.requests) - len(todo)} of {len(job.requests)} generations are in {runs}")
     if todo:
         calls = len(job.settled.updates) * (1 + len(todo) * (1 + len(job.policies)))
-        with comparison_progress(calls) as advance:
+        with even_progress("call", calls) as advance:
             for one in compare(pipeline, todo, job.policies, job.yardsticks, on_call=lambda _: advance()):
                 video = job.videos.get((one.prompt, one.seed))
                 if video:

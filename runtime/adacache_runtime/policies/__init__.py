@@ -1,9 +1,7 @@
 """The policies by name: presets, what a JSON file describes, and wrappers around them.
 
-adacache-fast                         a preset
-my.json                               a file
-mine.rules:POLICY                     an object of a module of one's own
-teacache-slow+max-reuses=3+extrapolate    any of them with wrappers, the last one outermost
+A preset such as ``adacache-fast``, a file ``my.json``, an object ``mine.rules:POLICY`` of one's own module; and any of
+them with wrappers, ``teacache-slow+max-reuses=3+extrapolate``, the last one outermost.
 """
 
 import importlib
