@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import fake_model
+import numpy as np
 import pytest
 from fake_model import BLOCKS
 from fake_prompts import Prompted
@@ -38,6 +39,7 @@ PROMPTS = ("a boat", "a bird", "a bear", "a bat", "a bee", "a bull")
 RECORDED, HELD_OUT = ("a boat", "a bird", "a bat", "a bee"), ("a bear", "a bull")
 PSNR = ("--target-psnr", "26")
 STEPS = 8
+SEARCHED = ("teacache", "magcache", "adacache-scaled", "listed-extrapolated", "interval")
 
 
 @dataclass
@@ -157,6 +159,22 @@ def test_presets_are_written_into_the_bundle(command: Command, capsys: Capture) 
     assert f"fake.adacache: presets calibrated, calibrated-{best}, calibrated-{second}\n" in shown.out
     assert shown.out.endswith("fake-calibration/calibrated.json\n")
     assert best in shown.out
+    intervals = report()["fixed_intervals"]
+    assert intervals
+    for label, measured in intervals.items():
+        row = next(line for line in shown.out.splitlines() if f"for comparison: {label} " in line)
+        assert f"{measured['speed_up']:.2f}" in row
+
+
+def test_what_calibration_gives_does_better_than_fixed_intervals(command: Command) -> None:
+    """At any goal, on the prompts that confirmed it."""
+    for target in ("22", "30"):
+        assert command("--target-psnr", target, "--confirm", "5", methods=SEARCHED) == 0
+        told = report()
+        points = sorted((one["speed_up"], one["quality_db"]["mean"]) for one in told["fixed_intervals"].values())
+        for one in told["methods"]:
+            speed_up, level = one["measured"]["speed_up"], one["measured"]["quality_db"]["mean"]
+            assert one["method"] == "interval" or level >= np.interp(speed_up, *zip(*points, strict=True))
 
 
 def test_the_measured_numbers_are_those_of_real_runs(command: Command) -> None:

@@ -8,15 +8,19 @@ from typing import Any
 import pytest
 from test_forecast import wandering
 
+from adacache_engines.errors import InputError
 from adacache_runtime.calibration import process
+from adacache_runtime.calibration.baseline import intervals_around, quality_at
 from adacache_runtime.calibration.forecast import Forecaster
 from adacache_runtime.calibration.goal import Goal
 from adacache_runtime.calibration.process import Task, calibrate
 from adacache_runtime.calibration.trials import Trial
 from adacache_runtime.comparison.statistics import Estimate
+from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.policy import Policy
 from adacache_runtime.request import Request
 
+CONFIRMING = 3  # number of this phase of real runs, where forecasts hold in the others
 PROMPTS = ("a boat", "a bird", "a bear", "a bat", "a bee", "a bull")
 
 
@@ -29,6 +33,7 @@ def task(goal: Goal, methods: Sequence[str], confirmed: int, said: list[str]) ->
         held_out=requests[4:],
         goal=goal,
         methods=methods,
+        polynomials=(),
         confirmed=confirmed,
         gaps=4,
         tries=0,
@@ -45,7 +50,9 @@ Runs = list[tuple[str, ...]]  # the labels of each phase of real runs
 def made_up(
     monkeypatch: pytest.MonkeyPatch, off_db: Callable[[str, Policy[Any]], float], computed: Mapping[str, float] = {}
 ) -> Runs:
-    """Real runs that differ from the forecast by so many dB; ``computed`` calls where not those of the policy."""
+    """Real runs that differ from the forecast by so many dB; ``computed`` calls where not those of the policy. Reused
+    calls take no time.
+    """
     records, runs = [wandering(12, seed) for seed in range(4)], []
 
     def run_trials(_pipeline: object, requests: Sequence[Request], policies: Mapping[str, Any], *_: object) -> Any:
@@ -54,7 +61,8 @@ def made_up(
         for label, policy in policies.items():
             calls, quality_db = Forecaster(records).of(policy)
             quality = Estimate(quality_db + off_db(label, policy))
-            trials[label] = Trial(quality, None, 1.0, computed.get(label, calls), 12, 0.0, len(requests))
+            calls = computed.get(label, calls)
+            trials[label] = Trial(quality, None, 12 / max(calls, 1e-9), calls, 12, 0.0, len(requests))
         return trials
 
     monkeypatch.setattr(process, "_records", lambda _: records)
@@ -65,10 +73,11 @@ def made_up(
 def test_a_forecast_that_is_off_by_the_same_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """The intervals tell by how much; what is found then needs no other search."""
     runs, said = made_up(monkeypatch, lambda _label, _policy: 7.0), list[str]()
-    best, *_ = calibrate(task(Goal(quality_db=25.0), ["listed", "interval"], 2, said))
+    best, *_ = calibrate(task(Goal(quality_db=25.0), ["listed", "interval"], 2, said)).policies
     pilots, tried, confirmed = runs
     assert pilots == ("interval-2", "interval-3")
-    assert set(tried) == set(confirmed) == {"listed", "interval"}
+    assert set(tried) == {"listed", "interval"}
+    assert {"listed", "interval"} == {label for label in confirmed if not label.startswith("interval-")}
     assert best.found.method == "listed"
     assert best.found.quality_db == pytest.approx(best.trial.quality_db.mean)
     assert best.found.quality_db >= 24.9
@@ -78,7 +87,7 @@ def test_a_forecast_that_is_off_by_the_same_for_all(monkeypatch: pytest.MonkeyPa
 def test_a_method_whose_forecast_is_off_is_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals do as forecast, and lists 4 dB worse: the second search asks for more."""
     runs = made_up(monkeypatch, lambda label, _policy: -4.0 if label == "listed" else 0.0)
-    best, *_ = calibrate(task(Goal(quality_db=20.0), ["interval", "listed"], 2, []))
+    best, *_ = calibrate(task(Goal(quality_db=20.0), ["interval", "listed"], 2, [])).policies
     assert runs[1:3] == [("interval", "listed"), ("listed",)]
     listed = next(one for one in [best, *_] if one.found.method == "listed")
     assert listed.trial.quality_db.mean >= 19.9
@@ -87,20 +96,81 @@ def test_a_method_whose_forecast_is_off_is_searched_again(monkeypatch: pytest.Mo
 
 def test_what_keeps_the_goal_comes_before_what_misses_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even where so few calls would make up for the missing dB."""
-    made_up(
-        monkeypatch, lambda label, _policy: -300.0 if label == "listed" else 0.0, {"interval": 11.9, "listed": -9000}
+    runs: Runs = made_up(
+        monkeypatch, lambda label, _: -5.0 if label == "listed" and len(runs) == CONFIRMING else 0.0, {"listed": -9000}
     )
-    best, other = calibrate(task(Goal(quality_db=20.0), ["interval", "listed"], 2, []))
+    best, other = calibrate(task(Goal(quality_db=20.0), ["interval", "listed"], 2, [])).policies
     assert (best.found.method, other.found.method) == ("interval", "listed")
     assert other.score < best.score
 
 
 def test_a_method_may_take_what_a_simpler_one_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Thresholds that were searched do much worse than forecast, a published codebook that was scaled does not."""
-    made_up(monkeypatch, lambda label, _policy: -30.0 if label == "adacache" else 0.0)
+    scaled = []
+
+    def off_db(label: str, policy: Policy[Any]) -> float:
+        if label == "adacache-scaled":
+            scaled.append(policy)
+        return -30.0 if label == "adacache" and policy not in scaled else 0.0
+
+    made_up(monkeypatch, off_db)
     found = {
-        one.found.method: one for one in calibrate(task(Goal(quality_db=20.0), ["adacache", "adacache-scaled"], 2, []))
+        one.found.method: one
+        for one in calibrate(task(Goal(quality_db=20.0), ["adacache", "adacache-scaled"], 2, [])).policies
     }
     assert found["adacache"].found.policy == found["adacache-scaled"].found.policy
-    alone = calibrate(task(Goal(quality_db=-20.0), ["adacache"], 1, []))
-    assert alone[0].found.policy != found["adacache"].found.policy
+
+
+def test_what_a_fixed_interval_does_better_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of lists, that turn out to be much worse on held-out prompts."""
+    runs: Runs = made_up(monkeypatch, lambda label, _: -9.0 if label == "listed" and len(runs) == CONFIRMING else 0.0)
+    said = list[str]()
+    found = calibrate(task(Goal(quality_db=20.0), ["listed", "adacache-scaled"], 2, said))
+    assert [one.found.method for one in found.policies] == ["adacache-scaled"]
+    (one,) = found.policies
+    assert found.intervals.keys() == set(runs[-1]) - {"listed", "adacache-scaled"}
+    assert one.trial.quality_db.mean >= quality_at(one.trial.speed_up, found.intervals)
+    assert said[-1].startswith("without listed: ")
+    assert " times the speed, where a fixed interval gives " in said[-1]
+
+
+def test_a_fixed_interval_does_better_than_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where lists are worse, but near enough to the goal; the interval itself may be chosen."""
+
+    def off_db(label: str, _: Policy[Any]) -> float:
+        return 10.0 if label.startswith("interval-") and len(runs) == CONFIRMING else 0.0
+
+    runs: Runs = made_up(monkeypatch, off_db)
+    message = "at equal speed a fixed interval does better than each of listed; add interval or others to --methods"
+    with pytest.raises(InputError, match=message):
+        calibrate(task(Goal(quality_db=20.0), ["listed"], 1, []))
+    runs.clear()
+    found = calibrate(task(Goal(quality_db=20.0), ["listed", "interval"], 2, []))
+    assert [one.found.method for one in found.policies] == ["interval"]
+
+
+def test_intervals_around_numbers_of_calls() -> None:
+    """Of 12 calls, intervals 2 to 6 compute 7, 5, 4, 4 and 3; 11 and 12 compute 2."""
+    record = wandering(12, 0)
+    for computed, expected in (
+        ([7.0], [2]),
+        ([5.2], [2, 3]),
+        ([11.0], [2]),
+        ([12.0], [2]),
+        ([4.0, 3.5], [4, 5, 6]),
+        ([2.0], [11]),
+        ([1.0], [11, 12]),
+        ([], []),
+    ):
+        found = intervals_around(computed, record)
+        assert found == {f"interval-{every}": FixedInterval(every=every) for every in expected}
+    assert intervals_around([2.0], wandering(3, 0)) == {"interval-2": FixedInterval(every=2)}
+
+
+def test_the_quality_of_intervals_at_a_speed() -> None:
+    def trial(speed_up: float, quality_db: float) -> Trial:
+        return Trial(Estimate(quality_db), None, speed_up, 1.0, 12, 0.0, 2)
+
+    intervals = {"slow": trial(2.0, 40.0), "fast": trial(4.0, 30.0), "middle": trial(3.0, 34.0)}
+    levels = [quality_at(speed_up, intervals) for speed_up in (1.0, 2.0, 2.5, 3.0, 3.25, 4.0, 9.0)]
+    assert levels == pytest.approx([40, 40, 37, 34, 33, 30, 30])

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from adacache_engines.errors import InputError
+from adacache_engines.manifest import Preset
 from adacache_runtime.calibration.forecast import BEST_DB, UNCANCELLED, Forecaster
 from adacache_runtime.calibration.goal import PENALTY, Goal
-from adacache_runtime.calibration.methods import EXTRAPOLATED, METHODS, Search, find, magcache, teacache
+from adacache_runtime.calibration.methods import EXTRAPOLATED, METHODS, Search, find, magcache, polynomials, teacache
 from adacache_runtime.calibration.records import RESIDUAL, Record, Site, ratios
 from adacache_runtime.calibration.shortest import paths, refined
 from adacache_runtime.policies import policy_from_description
@@ -315,6 +316,37 @@ def test_magcaches_ratios_are_measured() -> None:
     assert isinstance(found, MagCache)
     assert found.ratios == ratios(records)
     assert len(found.ratios) == 12
+
+
+def test_teacache_takes_a_published_polynomial_that_does_better() -> None:
+    """One that reaches the threshold at the calls of the best list, of inputs whose change tells nothing otherwise."""
+    goal, record = Goal(quality_db=25.0), wandering(12, 0)
+    wanted = find("listed", Forecaster([record]), goal, 0)
+    changes = np.random.default_rng(0).permutation(np.linspace(0.1, 1.9, 11))
+    values = [1.0 if call in wanted.policy.computed else 0.01 for call in range(2, 13)]  # type: ignore[attr-defined]
+    polynomial = tuple(np.polyfit(changes, values, 10).tolist())
+    seen = replace(record.sites[MODULATED], change=np.full((11, 12), np.nan), magnitude=np.ones((11, 12)))
+    seen.change[0, 1:] = changes
+    records = [replace(record, sites={**record.sites, MODULATED: seen})]
+    found = find("teacache", Forecaster(records), goal, 0, [(1.0,), polynomial])
+    assert isinstance(found.policy, TeaCache)
+    assert found.policy.coefficients == polynomial
+    assert found.score < find("teacache", Forecaster(records), goal, 0).score
+
+
+def test_polynomials_are_those_that_no_calibration_wrote() -> None:
+    def preset(policy: Any, **measured: float) -> Preset:
+        return Preset(policy=policy.model_dump(mode="json"), measured=measured)
+
+    one, other, third = (TeaCache(coefficients=(number, 1.0), threshold=0.1) for number in (1.0, 2.0, 3.0))
+    presets = {
+        "slow": preset(one),
+        "fast": preset(one.model_copy(update={"threshold": 0.2})),
+        "calibrated": preset(other, psnr_db=30.0),
+        "line": preset(Extrapolate(policy=third)),
+        "interval": preset(FixedInterval(every=2)),
+    }
+    assert polynomials(presets) == [(1.0, 1.0)]
 
 
 GOALS = [Goal(speed_up=1.5, reuse_share=0.1), Goal(quality_db=15.0)]

@@ -37,6 +37,7 @@ from tools.speed.size import Size
 
 ROOT = Path(__file__).parent.parent
 TINY = Size(depth=2, width=32, heads=2, caption_width=8, tokens=16, text=3)
+pytestmark = pytest.mark.slow  # an export
 Once = Callable[[str, Callable[[Path], object]], Path]
 
 

@@ -14,7 +14,7 @@ from adacache_engines.errors import InputError, require
 from adacache_engines.manifest import Manifest
 from adacache_runtime.calibration.folder import begin
 from adacache_runtime.calibration.goal import Goal
-from adacache_runtime.calibration.methods import EXTRAPOLATED, METHODS, MOTION, NEEDS
+from adacache_runtime.calibration.methods import EXTRAPOLATED, METHODS, MOTION, NEEDS, polynomials
 from adacache_runtime.calibration.process import SEARCHING, Task, calibrate
 from adacache_runtime.calibration.results import presets, table, write_presets, write_report
 from adacache_runtime.calibration.trials import Advance
@@ -82,13 +82,13 @@ def _run(options: argparse.Namespace) -> None:
     pipeline = Pipeline.open(options.bundle, options.backend, options.provider, options.threads)
     with closing(pipeline.backend):
         task = _task(options, pipeline, recorded, held_out)
-        confirmed = calibrate(task)
-    found = presets(options.name, task, confirmed)
+        calibrated = calibrate(task)
+    found = presets(options.name, task, calibrated.policies)
     report = task.folder / f"{options.name}.json"
-    write_report(report, task, confirmed)
+    write_report(report, task, calibrated)
     write_presets(options.bundle, found)
     console = Console()
-    (console if console.is_terminal else Console(width=WIDTH)).print(table(confirmed))
+    (console if console.is_terminal else Console(width=WIDTH)).print(table(calibrated))
     print(f"{options.bundle}: presets {', '.join(found)}")
     print(report)
 
@@ -159,6 +159,7 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
         held_out=to_confirm,
         goal=Goal(quality_db=options.target_psnr, speed_up=options.target_speedup),
         methods=methods,
+        polynomials=polynomials(pipeline.bundle.manifest.policies),
         confirmed=options.confirm,
         gaps=options.gaps,
         tries=options.tries,

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from adacache_engines.manifest import Preset
 from adacache_runtime.calibration.forecast import Forecaster
 from adacache_runtime.calibration.goal import Goal
 from adacache_runtime.calibration.records import RESIDUAL, Floats, Site, ratios
 from adacache_runtime.calibration.shortest import paths, refined
-from adacache_runtime.policies import FAST_30, FAST_100, SLOW_30
+from adacache_runtime.policies import FAST_30, FAST_100, SLOW_30, policy_from
 from adacache_runtime.policies.adacache import AdaCache, MoReg
 from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.policies.listed import ListedCalls
@@ -21,8 +22,10 @@ from adacache_runtime.policies.wrappers import Extrapolate
 from adacache_runtime.policy import VELOCITY, Policy
 
 Codebook = tuple[tuple[float, int], ...]
+Polynomial = tuple[float, ...]  # the highest power first
 
 EXTRAPOLATED = "-extrapolated"
+BASELINE = "interval"  # the method that any other should do better than
 SCALES = tuple(10 ** (exponent / 20) for exponent in range(-24, 21))  # of published thresholds
 PUBLISHED: tuple[Codebook, ...] = (FAST_30, SLOW_30, FAST_100)
 STARTS: tuple[Codebook, ...] = (*PUBLISHED, ((0.1, 4), (0.2, 3), (0.3, 2), (1.0, 1)))
@@ -60,12 +63,14 @@ class Search:
         goal: to be reached.
         tries: of random changes.
         extrapolated: residuals are continued along a line.
+        polynomials: of TeaCache, published for models of the family.
     """
 
     forecaster: Forecaster
     goal: Goal
     tries: int
     extrapolated: bool
+    polynomials: Sequence[Polynomial] = ()
 
     def score(self, policy: Policy[Any]) -> float:
         computed, quality_db = self.forecaster.of(self.wrapped(policy))
@@ -112,18 +117,20 @@ def adacache_moreg(search: Search) -> Any:
 
 
 def teacache(search: Search) -> Any:
-    """The polynomial by least squares, of the change of the modulated input to that of the output; the threshold."""
+    """The polynomial by least squares, of the change of the modulated input to that of the output, or a published one;
+    the threshold.
+    """
     changes = {
         site: np.concatenate([_relative(record.sites[site]) for record in search.forecaster.records])
         for site in (MODULATED, *OUTPUTS)
     }
     given = changes[MODULATED]
     degrees = [degree for degree in DEGREES if degree < len(set(given.tolist()))]  # others have no one solution
-    fits = [np.polyfit(given, changes[site], degree) for site in OUTPUTS for degree in degrees or [0]]
+    fits = [tuple(np.polyfit(given, changes[site], degree).tolist()) for site in OUTPUTS for degree in degrees or [0]]
     thresholds = [10 ** (exponent / 25) for exponent in range(-60, 26)]
     candidates = (
-        TeaCache(coefficients=tuple(fit.tolist()), threshold=round(threshold, 5))
-        for fit, threshold in product(fits, thresholds)
+        TeaCache(coefficients=coefficients, threshold=round(threshold, 5))
+        for coefficients, threshold in product((*search.polynomials, *fits), thresholds)
     )
     return search.best(candidates)
 
@@ -166,7 +173,7 @@ METHODS: Mapping[str, Callable[[Search], Policy[Any]]] = {
     "teacache": teacache,
     "magcache": magcache,
     "listed": listed,
-    "interval": interval,
+    BASELINE: interval,
 }
 CONTAINS: Mapping[str, Sequence[str]] = {
     "adacache": ("adacache-scaled",),
@@ -176,13 +183,19 @@ NEEDS: Mapping[str, str] = {"teacache": MODULATED}  # a probe that not every bun
 MOTION = "adacache-moreg"  # needs more than one frame
 
 
-def find(method: str, forecaster: Forecaster, goal: Goal, tries: int) -> Found:
+def find(method: str, forecaster: Forecaster, goal: Goal, tries: int, polynomials: Sequence[Polynomial] = ()) -> Found:
     """The best parameters of a method, such as ``teacache`` or ``listed-extrapolated``, for a goal."""
     extrapolated = method.endswith(EXTRAPOLATED)
-    search = Search(forecaster, goal, tries, extrapolated)
+    search = Search(forecaster, goal, tries, extrapolated, polynomials)
     policy = search.wrapped(METHODS[method.removesuffix(EXTRAPOLATED)](search))
     computed, quality_db = forecaster.of(policy)
     return Found(method, policy, computed, quality_db, goal.score(computed, quality_db, forecaster.calls))
+
+
+def polynomials(presets: Mapping[str, Preset]) -> list[Polynomial]:
+    """Those of TeaCache that come with the family, not those of earlier calibrations."""
+    published = (policy_from(name, presets) for name, preset in presets.items() if not preset.measured)
+    return list(dict.fromkeys(policy.coefficients for policy in published if isinstance(policy, TeaCache)))
 
 
 def _even(calls: int, count: int) -> tuple[int, ...]:

@@ -9,9 +9,10 @@ from statistics import fmean
 from typing import Any
 
 from adacache_engines.errors import InputError
+from adacache_runtime.calibration.baseline import intervals_around, quality_at
 from adacache_runtime.calibration.forecast import Forecaster
 from adacache_runtime.calibration.goal import Goal
-from adacache_runtime.calibration.methods import CONTAINS, EXTRAPOLATED, Found, find
+from adacache_runtime.calibration.methods import BASELINE, CONTAINS, EXTRAPOLATED, Found, Polynomial, find
 from adacache_runtime.calibration.recorder import record
 from adacache_runtime.calibration.records import Record, load_record, save_record
 from adacache_runtime.calibration.trials import Advance, Trial, run_trials
@@ -40,6 +41,7 @@ class Task:
         recorded, held_out: requests of one prompt each.
         goal: to be reached.
         methods: names.
+        polynomials: of TeaCache, published for models of the family.
         confirmed: how many of them are run on the held-out prompts.
         gaps: see :func:`record`.
         tries: random changes a method.
@@ -54,6 +56,7 @@ class Task:
     held_out: Sequence[Request]
     goal: Goal
     methods: Sequence[str]
+    polynomials: Sequence[Polynomial]
     confirmed: int
     gaps: int
     tries: int
@@ -80,11 +83,24 @@ class Confirmed:
     score: float
 
 
-def calibrate(task: Task) -> list[Confirmed]:
-    """The confirmed policies, the best first.
+@dataclass(frozen=True)
+class Calibrated:
+    """What came out.
+
+    Attributes:
+        policies: confirmed, the best first; none does worse than a fixed interval at its speed.
+        intervals: what fixed intervals of about these speeds did on the same prompts, by label.
+    """
+
+    policies: Sequence[Confirmed]
+    intervals: Mapping[str, Trial]
+
+
+def calibrate(task: Task) -> Calibrated:
+    """Finds policies that reach the goal.
 
     Raises:
-        InputError: no policy comes near the goal; says how near the best one came.
+        InputError: no policy comes near the goal, or does as well as a fixed interval; says how near the best one came.
         AdaCacheError: as :meth:`Pipeline.generate`.
     """
     forecaster = Forecaster(_records(task))
@@ -99,14 +115,17 @@ def calibrate(task: Task) -> list[Confirmed]:
     if not useful:
         raise InputError(f"no method reaches {task.goal.text()} but by computing every call; ask for less")
     best = sorted(useful, key=lambda one: one.score)[: task.confirmed]
-    trials = _trials(task, "confirming", task.held_out, {one.found.method: one.found.policy for one in best})
+    plain = intervals_around([one.trial.computed for one in best], forecaster.records[0])
+    policies = {one.found.method: one.found.policy for one in best}
+    trials = _trials(task, "confirming", task.held_out, {**policies, **plain})
+    intervals = {label: trials[label] for label in plain}
     confirmed = [
         replace(one, trial=trials[one.found.method], score=_score(goal, trials[one.found.method])) for one in best
     ]
     confirmed.sort(key=lambda one: (not _near(goal, one.trial), one.score))
     if not _near(goal, confirmed[0].trial):
         raise InputError(_missed(goal, confirmed[0]))
-    return confirmed
+    return Calibrated(_worthwhile(task, confirmed, intervals), intervals)
 
 
 @dataclass
@@ -119,9 +138,9 @@ class _Fit:
     tried: list[Confirmed] = field(default_factory=list)
     done: bool = False
 
-    def search(self, tries: int) -> Found | None:
+    def search(self, task: Task) -> Found | None:
         """What to try next; None where that has been tried."""
-        found = find(self.method, self.forecaster, self.goal, tries)
+        found = find(self.method, self.forecaster, self.goal, task.tries, task.polynomials)
         self.done = any(found.policy == one.found.policy for one in self.tried)
         return None if self.done else found
 
@@ -149,7 +168,7 @@ def _fitted(task: Task, forecaster: Forecaster, goal: Goal, requests: Sequence[R
         todo = [fit for fit in fits if not fit.done]
         with task.progress(f"{SEARCHING}, round {number} of {ROUNDS}", len(todo)) as advance:
             for fit in todo:
-                if (one := fit.search(task.tries)) is not None:
+                if (one := fit.search(task)) is not None:
                     found[fit.method] = one
                 advance()
         if not found:
@@ -174,6 +193,26 @@ def _best(method: str, tried: Mapping[str, Sequence[Confirmed]]) -> Confirmed:
     names = [method, *(inner + method.removeprefix(base) for inner in CONTAINS.get(base, ()))]
     best = min((one for name in names for one in tried.get(name, ())), key=lambda one: one.score)
     return replace(best, found=replace(best.found, method=method))
+
+
+def _worthwhile(task: Task, confirmed: Sequence[Confirmed], intervals: Mapping[str, Trial]) -> list[Confirmed]:
+    """Those that do at least as well as a fixed interval at the same speed; says why others are left out."""
+    kept = []
+    for one in confirmed:
+        level, plain = one.trial.quality_db.mean, quality_at(one.trial.speed_up, intervals)
+        if one.found.method == BASELINE or level >= plain:
+            kept.append(one)
+        else:
+            task.say(
+                f"without {one.found.method}: {level:.1f} dB at {one.trial.speed_up:.2f} times the speed, where a "
+                f"fixed interval gives {plain:.1f} dB"
+            )
+    if not kept:
+        raise InputError(
+            f"at equal speed a fixed interval does better than each of {', '.join(task.methods)}; add {BASELINE} or "
+            "others to --methods"
+        )
+    return kept
 
 
 def _score(goal: Goal, trial: Trial) -> float:

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from adacache_engines.bundle import read_manifest, replace_manifest
 from adacache_engines.manifest import Preset
-from adacache_runtime.calibration.process import Confirmed, Task
+from adacache_runtime.calibration.process import Calibrated, Confirmed, Task
+from adacache_runtime.calibration.trials import Trial
 from adacache_runtime.comparison.inputs import description
 from adacache_runtime.files import writing
 
@@ -34,8 +35,8 @@ def write_presets(bundle: Path, found: dict[str, Preset]) -> None:
     replace_manifest(bundle, manifest.model_copy(update={"policies": {**manifest.policies, **found}}))
 
 
-def write_report(path: Path, task: Task, confirmed: Sequence[Confirmed]) -> None:
-    """As JSON: forecast and measured numbers of each confirmed method, the best first.
+def write_report(path: Path, task: Task, calibrated: Calibrated) -> None:
+    """As JSON: forecast and measured numbers of each confirmed method, the best first; those of fixed intervals.
 
     Raises:
         InputError: the file cannot be written.
@@ -54,30 +55,35 @@ def write_report(path: Path, task: Task, confirmed: Sequence[Confirmed]) -> None
                 },
                 "measured": asdict(one.trial),
             }
-            for one in confirmed
+            for one in calibrated.policies
         ],
+        "fixed_intervals": {label: asdict(trial) for label, trial in calibrated.intervals.items()},
     }
     with writing(path) as file:
         file.write((json.dumps(content, indent=1) + "\n").encode())
 
 
-def table(confirmed: Sequence[Confirmed]) -> Table:
-    """Forecast beside measured, the best first."""
+def table(calibrated: Calibrated) -> Table:
+    """Forecast beside measured, the best first; then fixed intervals."""
     made = Table("method", "calls, forecast", "measured", "dB, forecast", "measured", "speed, forecast", "measured")
     for column in made.columns[1:]:
         column.justify = "right"
-    for one in confirmed:
-        trial, margin = one.trial, one.trial.quality_db.margin
-        made.add_row(
-            one.found.method,
-            f"{one.found.computed:.1f}",
-            f"{trial.computed:.1f}",
-            f"{one.found.quality_db:.1f}",
-            f"{trial.quality_db.mean:.1f}" + (f" ± {margin:.1f}" if margin is not None else ""),
-            f"{one.forecast_speed_up:.2f}",
-            f"{trial.speed_up:.2f}",
-        )
+    for one in calibrated.policies:
+        calls, quality_db, speed_up = _shown(one.trial)
+        forecasts = f"{one.found.computed:.1f}", f"{one.found.quality_db:.1f}", f"{one.forecast_speed_up:.2f}"
+        made.add_row(one.found.method, forecasts[0], calls, forecasts[1], quality_db, forecasts[2], speed_up)
+    made.add_section()
+    for label, trial in calibrated.intervals.items():
+        calls, quality_db, speed_up = _shown(trial)
+        made.add_row(f"for comparison: {label}", "", calls, "", quality_db, "", speed_up)
     return made
+
+
+def _shown(trial: Trial) -> tuple[str, str, str]:
+    """Computed calls, quality and speed."""
+    margin = trial.quality_db.margin
+    quality_db = f"{trial.quality_db.mean:.1f}" + (f" ± {margin:.1f}" if margin is not None else "")
+    return f"{trial.computed:.1f}", quality_db, f"{trial.speed_up:.2f}"
 
 
 def _preset(task: Task, one: Confirmed) -> Preset:
