@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -118,7 +119,7 @@ def adacache_moreg(search: Search) -> Any:
 
 def teacache(search: Search) -> Any:
     """The polynomial by least squares, of the change of the modulated input to that of the output, or a published one;
-    the threshold.
+    the threshold; both then changed at random while that helps.
     """
     changes = {
         site: np.concatenate([_relative(record.sites[site]) for record in search.forecaster.records])
@@ -132,7 +133,8 @@ def teacache(search: Search) -> Any:
         TeaCache(coefficients=coefficients, threshold=round(threshold, 5))
         for coefficients, threshold in product((*search.polynomials, *fits), thresholds)
     )
-    return search.best(candidates)
+    places = np.unique(np.quantile(given, np.linspace(0, 1, max(DEGREES) + 1)))
+    return _climbed(search, search.best(candidates), partial(_other_polynomial, places))
 
 
 def magcache(search: Search) -> Any:
@@ -238,6 +240,18 @@ def _other_codebook(policy: AdaCache, rng: np.random.Generator, calls: int) -> A
     if rates[0] > HIGHEST_RATE:
         return None
     return policy.model_copy(update={"codebook": tuple(zip(rounded, rates, strict=True))})
+
+
+def _other_polynomial(places: Floats, policy: TeaCache, rng: np.random.Generator, calls: int) -> TeaCache:  # noqa: ARG001
+    """With another threshold, or the polynomial through its values at these changes, one of them another."""
+    scale = float(np.exp(rng.normal(0, 0.2)))
+    place = int(rng.integers(2 * len(places)))
+    if place >= len(places):
+        return policy.model_copy(update={"threshold": max(round(policy.threshold * scale, 5), 1e-5)})
+    values = np.polyval(policy.coefficients, places)
+    values[place] *= scale
+    coefficients = tuple(np.polyfit(places, values, len(places) - 1).tolist())
+    return policy.model_copy(update={"coefficients": coefficients})
 
 
 def _other_moreg(policy: AdaCache, rng: np.random.Generator, calls: int) -> AdaCache | None:
