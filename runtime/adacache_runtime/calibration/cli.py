@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     work("--seed", type=int, default=0, help="of the first prompt's noise; others follow (default: 0)")
     work("--confirm", type=int, default=4, metavar="N", help="methods that are run on held-out prompts (default: 4)")
     work("--gaps", type=int, default=10, metavar="G", help="calls that a reuse is recorded over (default: 10)")
-    work("--tries", type=int, default=500, metavar="N", help="random changes of a codebook or polynomial (default: 500)")
+    work("--tries", type=int, default=500, metavar="N", help="random changes of what is searched (default: 500)")
     output = parser.add_argument_group("output").add_argument
     output("-o", "--output", type=Path, metavar="DIR", help="of records and runs (default: BUNDLE-calibration)")
     output("--force", action="store_true", help="begin anew where the folder holds another calibration")
