@@ -1,0 +1,221 @@
+"""Layers of Open-Sora-Plan's CausalVAE, under the original's parameter names.
+
+Source: PKU-YuanGroup/Open-Sora-Plan v1.1.0, ``opensora/models/ae/videobase/modules``.
+Axes: B batch, C channels, T frames, H x W rows and columns. Every layer takes and returns (B, C, T, H, W) for any T, one
+frame included, in one graph: nothing is decided by the number of frames while tracing.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adacache_export.layers import attend
+
+NORM_GROUPS = 32
+NORM_EPS = 1e-6
+EDGE = (0, 1, 0, 1)  # one column on the right and one row at the bottom, before a stride of 2
+MIX_FACTOR = 2.0  # before training
+
+
+def norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS)
+
+
+def each_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A layer of images (B T, C, H, W) on every frame by itself."""
+    frames = layer(x.transpose(1, 2).flatten(0, 1))
+    return frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+
+
+def begin_twice_before(x: Tensor) -> Tensor:
+    """Two more copies of the first frame in front: (B, C, T + 2, H, W)."""
+    return torch.cat([x[:, :, :1], x[:, :, :1], x], dim=2)
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution of every frame by itself, of the frame's size."""
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
+        super().__init__(channels_in, channels_out, kernel, padding=kernel // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return each_frame(super().forward, x)
+
+
+class CausalConv3d(nn.Module):
+    """A convolution of the frame's size that sees a frame and those before it; the first stands in for what would be
+    before it.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels_in, channels_out, kernel, padding=(0, kernel // 2, kernel // 2))
+        self.kernel = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(torch.cat([x[:, :, :1]] * (self.kernel - 1) + [x], dim=2) if self.kernel > 1 else x)
+        return out
+
+
+class ResnetBlock3D(nn.Module):
+    """x + conv(silu(norm(conv(silu(norm(x)))))), statistics of a norm over all frames."""
+
+    conv: type[nn.Module] = CausalConv3d
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.norm1 = norm(channels_in)
+        self.conv1 = self.conv(channels_in, channels_out, 3)
+        self.norm2 = norm(channels_out)
+        self.conv2 = self.conv(channels_out, channels_out, 3)
+        if channels_in != channels_out:
+            self.nin_shortcut = self.conv(channels_in, channels_out, 1)
+        else:
+            self.nin_shortcut = nn.Identity()
+
+    def normed(self, layer: nn.GroupNorm, x: Tensor) -> Tensor:
+        return F.silu(layer(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.conv2(self.normed(self.norm2, self.conv1(self.normed(self.norm1, x))))
+        out: Tensor = self.nin_shortcut(x) + hidden
+        return out
+
+
+class ResnetBlock2D(ResnetBlock3D):
+    """The same on every frame by itself."""
+
+    conv = Conv2d
+
+    def normed(self, layer: nn.GroupNorm, x: Tensor) -> Tensor:
+        return F.silu(each_frame(layer, x))
+
+
+class AttnBlock3DFix(nn.Module):
+    """x + attention among the pixels of a frame, with one head."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = norm(channels)
+        self.q = CausalConv3d(channels, channels, 1)
+        self.k = CausalConv3d(channels, channels, 1)
+        self.v = CausalConv3d(channels, channels, 1)
+        self.proj_out = CausalConv3d(channels, channels, 1)
+
+    def images(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B T, C, H W)."""
+        return x.transpose(1, 2).flatten(0, 1).flatten(2)
+
+    def video(self, images: Tensor, x: Tensor) -> Tensor:
+        """The inverse of :meth:`images`, to the shape of ``x``."""
+        batch, channels, frames, height, width = x.shape
+        return images.reshape(batch, frames, channels, height, width).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.norm(x)
+        q, k, v = (self.images(layer(hidden)).transpose(1, 2)[:, :, None] for layer in (self.q, self.k, self.v))
+        attended = attend(q, k, v).transpose(1, 2)
+        out: Tensor = x + self.proj_out(self.video(attended, x))
+        return out
+
+
+class AttnBlock3D(AttnBlock3DFix):
+    """The same with a mistake that models were trained with: (B, C, T) is cut up as if it were (B, T, C), so an
+    "image" is C rows out of the C * T in memory, of a few channels at all times.
+    """
+
+    def images(self, x: Tensor) -> Tensor:
+        batch, channels, frames, height, width = x.shape
+        return x.reshape(batch * frames, channels, height * width)
+
+    def video(self, images: Tensor, x: Tensor) -> Tensor:
+        return images.reshape(x.shape)
+
+
+class Downsample(nn.Module):
+    """Half the rows and columns, every frame by itself."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return each_frame(self.conv, F.pad(x, EDGE))
+
+
+class SpatialDownsample2x(nn.Module):
+    """The same with the weight of a convolution over (T, H, W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.ModuleDict({"conv": nn.Conv3d(channels, channels, (1, 3, 3), stride=(1, 2, 2))})
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv["conv"](F.pad(x, EDGE))
+        return out
+
+
+class SpatialUpsample2x(nn.Module):
+    """Twice the rows and columns: each pixel four times, then a convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.ModuleDict({"conv": nn.Conv3d(channels, channels, (1, 3, 3), padding=(0, 1, 1))})
+
+    def forward(self, x: Tensor) -> Tensor:
+        larger = F.interpolate(x.flatten(1, 2), scale_factor=2.0, mode="nearest").unflatten(1, x.shape[1:3])
+        out: Tensor = self.conv["conv"](larger)
+        return out
+
+
+class TimeDownsample2x(nn.Module):
+    """T -> (T - 1) // 2 + 1 frames: means of three, the first frame being repeated twice in front."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool3d(begin_twice_before(x), (3, 1, 1), stride=(2, 1, 1))
+
+
+class TimeDownsampleRes2x(nn.Module):
+    """a * mean + (1 - a) * convolution of the same three frames, a = sigmoid(mix_factor)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(channels, channels, 3, stride=(2, 1, 1), padding=(0, 1, 1))
+        self.mix_factor = nn.Parameter(torch.full((1,), MIX_FACTOR))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, share = begin_twice_before(x), torch.sigmoid(self.mix_factor)
+        return share * F.avg_pool3d(x, (3, 1, 1), stride=(2, 1, 1)) + (1 - share) * self.conv(x)
+
+
+class TimeUpsample2x(nn.Module):
+    """T -> 2 T - 1 frames: the first stays, linear interpolation makes two of each of the others."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = x.shape[2]
+        index = torch.arange(frames, device=x.device)
+        step = index.clamp(max=1)  # none from the first frame, which is apart
+        before, after = torch.maximum(index - 1, step), torch.clamp(index + step, max=frames - 1)
+        pair = [x + 0.25 * (x.index_select(2, neighbour) - x) for neighbour in (before, after)]
+        return torch.stack(pair, dim=3).flatten(2, 3)[:, :, 1:]
+
+
+class TimeUpsampleRes2x(TimeUpsample2x):
+    """a * y + (1 - a) * convolution of y, where y has the frames above and a = sigmoid(mix_factor)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.conv = CausalConv3d(channels, channels, 3)
+        self.mix_factor = nn.Parameter(torch.full((1,), MIX_FACTOR))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x, share = super().forward(x), torch.sigmoid(self.mix_factor)
+        return share * x + (1 - share) * self.conv(x)
