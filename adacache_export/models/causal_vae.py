@@ -10,6 +10,7 @@ columns, P = spatial_factor. Normalisation and attention see the whole of what t
 how a long clip or a large frame is cut up: :mod:`adacache_runtime.causal_tiles` does it as the original does.
 """
 
+import itertools
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -131,7 +132,7 @@ class Level(nn.Module):
     def __init__(self, kind: ResnetBlock, widths: list[int], **resamplers: str) -> None:
         super().__init__()
         block = getattr(layers, kind)
-        self.block = nn.ModuleList(block(*pair) for pair in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(block(*pair) for pair in itertools.pairwise(widths))
         self.resamplers = [name for name, kind in resamplers.items() if kind]
         for name in self.resamplers:
             self.add_module(name, getattr(layers, resamplers[name])(widths[-1]))

@@ -1,8 +1,8 @@
 """Layers of Open-Sora-Plan's CausalVAE, under the original's parameter names.
 
 Source: PKU-YuanGroup/Open-Sora-Plan v1.1.0, ``opensora/models/ae/videobase/modules``.
-Axes: B batch, C channels, T frames, H x W rows and columns. Every layer takes and returns (B, C, T, H, W) for any T, one
-frame included, in one graph: nothing is decided by the number of frames while tracing.
+Axes: B batch, C channels, T frames, H x W rows and columns. Every layer takes and returns (B, C, T, H, W) for any T,
+one frame included, in one graph: nothing is decided by the number of frames while tracing.
 """
 
 from collections.abc import Callable
