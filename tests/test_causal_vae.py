@@ -259,6 +259,7 @@ def test_what_is_not_supported_is_named(change: dict[str, Any], named: str) -> N
 # the engine
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attention", "upsample"), [("AttnBlock3DFix", "TimeUpsampleRes2x"), ("AttnBlock3D", "TimeUpsample2x")]
 )

@@ -75,6 +75,7 @@ def test_frames_of_a_window_are_mixed(module: torch.nn.Module) -> None:
     assert (module(two)[:1] - module(two[:1])).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_engine_decodes_windows_of_any_length(
     module: torch.nn.Module, original: AutoencoderKLTemporalDecoder, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ how a long clip or a large frame is cut up: :mod:`adacache_runtime.causal_tiles`
 
 import itertools
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
@@ -28,7 +28,6 @@ PIXEL_CHANNELS = 3
 LOG_VARIANCES = (-30.0, 20.0)  # the least and the greatest of the posterior
 UNUSED = "loss."  # begins the keys that only training needs
 
-Strict = ConfigDict(frozen=True, extra="ignore", strict=True)
 Conv = Literal["Conv2d", "CausalConv3d"]
 ResnetBlock = Literal["ResnetBlock2D", "ResnetBlock3D"]
 Attention = Literal["AttnBlock3D", "AttnBlock3DFix"]
@@ -37,9 +36,8 @@ SpatialUp = Literal["", "SpatialUpsample2x"]
 TemporalDown = Literal["", "TimeDownsample2x", "TimeDownsampleRes2x"]
 TemporalUp = Literal["", "TimeUpsample2x", "TimeUpsampleRes2x"]
 
-
-def _of_levels(kind: Any) -> Any:
-    return Annotated[tuple[kind, ...], Field(strict=False, min_length=1)]
+Entry = TypeVar("Entry")
+OfLevels = Annotated[tuple[Entry, ...], Field(strict=False, min_length=1)]
 
 
 class CausalVaeConfig(BaseModel):
@@ -47,10 +45,10 @@ class CausalVaeConfig(BaseModel):
     the original's defaults. Levels are listed from the largest frames to the smallest.
     """
 
-    model_config = Strict
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     hidden_size: PositiveInt = 128
-    hidden_size_mult: _of_levels(PositiveInt) = (1, 2, 4, 4)
+    hidden_size_mult: OfLevels[PositiveInt] = (1, 2, 4, 4)
     num_res_blocks: PositiveInt = 2
     z_channels: PositiveInt = 4
     embed_dim: PositiveInt = 4
@@ -61,16 +59,16 @@ class CausalVaeConfig(BaseModel):
     encoder_conv_out: Conv = "CausalConv3d"
     encoder_attention: Attention = "AttnBlock3D"
     encoder_mid_resnet: ResnetBlock = "ResnetBlock3D"
-    encoder_resnet_blocks: _of_levels(ResnetBlock) = ("ResnetBlock3D",) * 4
-    encoder_spatial_downsample: _of_levels(SpatialDown) = (*("SpatialDownsample2x",) * 3, "")
-    encoder_temporal_downsample: _of_levels(TemporalDown) = ("", "TimeDownsample2x", "TimeDownsample2x", "")
+    encoder_resnet_blocks: OfLevels[ResnetBlock] = ("ResnetBlock3D",) * 4
+    encoder_spatial_downsample: OfLevels[SpatialDown] = (*("SpatialDownsample2x",) * 3, "")
+    encoder_temporal_downsample: OfLevels[TemporalDown] = ("", "TimeDownsample2x", "TimeDownsample2x", "")
     decoder_conv_in: Conv = "CausalConv3d"
     decoder_conv_out: Conv = "CausalConv3d"
     decoder_attention: Attention = "AttnBlock3D"
     decoder_mid_resnet: ResnetBlock = "ResnetBlock3D"
-    decoder_resnet_blocks: _of_levels(ResnetBlock) = ("ResnetBlock3D",) * 4
-    decoder_spatial_upsample: _of_levels(SpatialUp) = ("", *("SpatialUpsample2x",) * 3)
-    decoder_temporal_upsample: _of_levels(TemporalUp) = ("", "", "TimeUpsample2x", "TimeUpsample2x")
+    decoder_resnet_blocks: OfLevels[ResnetBlock] = ("ResnetBlock3D",) * 4
+    decoder_spatial_upsample: OfLevels[SpatialUp] = ("", *("SpatialUpsample2x",) * 3)
+    decoder_temporal_upsample: OfLevels[TemporalUp] = ("", "", "TimeUpsample2x", "TimeUpsample2x")
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "CausalVaeConfig":

@@ -25,8 +25,8 @@ def norm(channels: int) -> nn.GroupNorm:
 
 def each_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A layer of images (B T, C, H, W) on every frame by itself."""
-    frames = layer(x.transpose(1, 2).flatten(0, 1))
-    return frames.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
+    frames: Tensor = layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (x.shape[0], x.shape[2]))
+    return frames.transpose(1, 2)
 
 
 def begin_twice_before(x: Tensor) -> Tensor:
@@ -190,7 +190,8 @@ class TimeDownsampleRes2x(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x, share = begin_twice_before(x), torch.sigmoid(self.mix_factor)
-        return share * F.avg_pool3d(x, (3, 1, 1), stride=(2, 1, 1)) + (1 - share) * self.conv(x)
+        out: Tensor = share * F.avg_pool3d(x, (3, 1, 1), stride=(2, 1, 1)) + (1 - share) * self.conv(x)
+        return out
 
 
 class TimeUpsample2x(nn.Module):
@@ -218,4 +219,5 @@ class TimeUpsampleRes2x(TimeUpsample2x):
 
     def forward(self, x: Tensor) -> Tensor:
         x, share = super().forward(x), torch.sigmoid(self.mix_factor)
-        return share * x + (1 - share) * self.conv(x)
+        out: Tensor = share * x + (1 - share) * self.conv(x)
+        return out

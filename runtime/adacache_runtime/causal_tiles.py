@@ -43,7 +43,7 @@ ENCODING = Tiling(window=65, tile=256, step=192, kept=24, blended=8)  # pixels t
 def fits(values: Values, tiling: Tiling) -> bool:
     """Whether a clip is not cut up at all."""
     _, frames, rows, columns = values.shape
-    return frames <= tiling.window and max(rows, columns) <= tiling.tile
+    return bool(frames <= tiling.window and max(rows, columns) <= tiling.tile)
 
 
 def windows(frames: int, tiling: Tiling) -> list[tuple[int, int]]:
