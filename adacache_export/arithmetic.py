@@ -6,9 +6,10 @@ down as ONNX, too, which saves tracing it; at export the one is verified against
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
-from adacache_engines.manifest import GuidanceRule, LatentSpace
+from adacache_engines.manifest import X_MASK, GuidanceRule, LatentSpace
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.stages import OUT, Stage
 
@@ -72,6 +73,11 @@ COMBINE = """
     latents_out = Add (scaled, update)
     size = Abs (latents_out)
     magnitude = ReduceMean <keepdims = 0> (size, of_latents)
+"""
+SELECT = """
+    axes = Constant <value_ints = [1, 3, 4]> ()
+    everywhere = Unsqueeze (mask, axes)
+    latents_out = Where (everywhere, new, latents)
 """
 
 
@@ -146,8 +152,15 @@ class Combine(nn.Module):
         return out, out.abs().mean((1, 2, 3, 4))
 
 
+class Select(nn.Module):
+    """The frames of ``new`` where ``mask`` (samples, frames) is true, and those of ``latents``."""
+
+    def forward(self, mask: Tensor, new: Tensor, latents: Tensor) -> Tensor:
+        return torch.where(mask[:, None, :, None, None], new, latents)
+
+
 def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceRule) -> list[Stage]:
-    """The graphs for a model with these ``stages``.
+    """The graphs for a model with these ``stages``; ``select`` only for one that may keep frames.
 
     Axes: ``batch`` is all guidance branches of all samples, ``samples`` one of them, ``calls`` the predictions that
     the sampler remembers or the residuals that a group keeps, ``pairs`` the pairs of frames that are compared.
@@ -176,6 +189,14 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
     ) -> Stage:
         return Stage(name, name, module, "", inputs, outputs, nodes=nodes)
 
+    conditioned = any(spec.name == X_MASK for stage in stages for spec in stage.inputs)
+    select = stage(
+        "select",
+        Select(),
+        (spec("mask", ("samples", "frames"), "bool"), latents("new", "samples"), latents("latents", "samples")),
+        (latents("latents" + OUT, "samples"),),
+        SELECT,
+    )
     to_hidden = f"Cast <to = {TENSOR_TYPES[tokens.dtype]}>"
     return [
         stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),), ADD),
@@ -213,4 +234,5 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
             updated,
             COMBINE,
         ),
+        *([select] if conditioned else []),
     ]

@@ -52,6 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--text-encoder", metavar="DIR", type=Path, help="T5 in a Hugging Face folder, to take prompts as text")
     add("--vae", metavar="DIR", type=Path, help="AutoencoderKL in a diffusers folder, to get videos and not latents")
+    add(
+        "--conditioning",
+        action="store_true",
+        help="generations may start from an image or a clip: some frames are given and kept (Open-Sora)",
+    )
     add("--family", metavar="NAME", help="of the checkpoint (default: by its tensors and config.json)")
     add("--config", metavar="FILE.json", type=Path, help="of the model (default: the config.json of its folder)")
     add("--weights", metavar="SET", help="which weights of a checkpoint that has several, such as ema or model")
@@ -81,6 +86,7 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
         vae=options.vae,
         family=options.family,
         config=options.config,
+        conditioning=options.conditioning,
     )
     with PhaseProgress(check=check) as progress:
         if options.backend == "auto":
@@ -101,6 +107,7 @@ def _compile(options: argparse.Namespace, check: Callable[[], None]) -> None:
         "precision",
         "granularity",
         "probe",
+        "conditioning",
         "text_encoder",
         "vae",
         "family",
@@ -162,6 +169,7 @@ def _inspect(options: argparse.Namespace) -> None:
         "text": f"up to {manifest.text.max_length} tokens, width {manifest.text.width}, "
         + ("with encoder" if manifest.text.encoder else "no encoder"),
         "decoder": manifest.latent.decoder,
+        "conditioning": "frames may be given and kept" if manifest.conditioned() else "none",
         "probes": ", ".join(manifest.probes()) or "none",
         **_presets(manifest),
         "files": f"{len(manifest.files)}, {_gigabytes(manifest)}",

@@ -29,7 +29,7 @@ from adacache_export.arithmetic import arithmetic
 from adacache_export.bundle_writer import building, check_destination, file_entries
 from adacache_export.checkpoint import check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json
-from adacache_export.families import recognise
+from adacache_export.families import maker, recognise
 from adacache_export.graphs import export_graphs
 from adacache_export.models.residual_block import sites_of
 from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes
@@ -58,6 +58,7 @@ class Options:
         vae: a diffusers folder with an AutoencoderKL.
         family: of the checkpoint, where its tensors and ``config.json`` leave that open.
         config: a ``config.json``, instead of the one in the checkpoint's folder.
+        conditioning: the model may keep frames that are given.
     """
 
     precision: Precision = "fp32"
@@ -69,6 +70,7 @@ class Options:
     vae: Path | None = None
     family: str | None = None
     config: Path | None = None
+    conditioning: bool = False
 
 
 def convert(
@@ -90,7 +92,8 @@ def convert(
     Raises:
         CheckpointError: the checkpoint cannot be read, is of no known family, or is damaged.
         ExportError: a stage cannot be traced, or an engine disagrees with its stage; no bundle is left.
-        InputError: the destination exists, an unknown probe was asked for, or a VAE or text encoder does not fit.
+        InputError: the destination exists, an unknown probe was asked for, the family takes no conditioning, or a VAE
+            or text encoder does not fit.
     """
     progress = progress or Progress()
     check_destination(output, options.force)
@@ -99,6 +102,7 @@ def convert(
         note(sentence)
     given = read_json(options.config) if options.config else checkpoint.config
     family = recognise(checkpoint.tensors, given, options.family)
+    make_stages = maker(family, options.conditioning)
     config = family.config_from(given, checkpoint.shapes())
     note(f"family {family.NAME}: " + ", ".join(f"{field} {value}" for field, value in asdict(config).items()))
     described = family.describe(config, checkpoint.scheduler)
@@ -112,7 +116,7 @@ def convert(
     encoder = _open_encoder(options.text_encoder, text, progress)
 
     with torch.device("meta"):  # shapes only: the weights stay in their file until a stage is verified
-        stages = family.stages(config, probes, dtype, options.granularity)
+        stages = make_stages(config, probes, dtype, options.granularity)
         sums = arithmetic(stages, latent, guidance)
     _check_probes(probes, stages, family.PARTS, options.granularity)
     keys = [*_keys(stages), *([guidance.null_captions] if guidance.null_captions else [])]

@@ -77,9 +77,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 def adaln_single(table: Tensor, modulation: Tensor) -> tuple[Tensor, ...]:
     """A block's own ``table`` (6, D) on top of the ``modulation`` (B, 6, D) that all blocks share (PixArt-alpha, arXiv
-    2310.00426, section 2.3): shift, scale and gate of the attention, then of the MLP, each (B, 1, 1, D) float32.
+    2310.00426, section 2.3): shift, scale and gate of the attention, then of the MLP, each (B, 1, 1, D) float32; of a
+    ``modulation`` a frame (B, T, 6, D), each (B, T, 1, D).
     """
-    return (table.float() + modulation)[:, :, None, None, :].unbind(1)
+    own = table.float() + modulation
+    return own[:, :, :, None, :].unbind(2) if modulation.ndim == 4 else own[:, :, None, None, :].unbind(1)
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -130,10 +130,13 @@ def embed_stage(
     inputs: tuple[TensorSpec, ...],
     spec: Mapping[str, TensorSpec],
     sites: Collection[str],
+    names: Iterable[str] = ("hidden", "modulation", "time"),
 ) -> Stage:
-    """The ``embed`` stage; ``make`` its module, which shows the first block's modulated input if that is probed."""
+    """The ``embed`` stage; ``make`` its module, which gives the tensors of ``names``, and shows the first block's
+    modulated input if that is probed.
+    """
     probed = MODULATED in sites
-    outputs = [spec[name] for name in ("hidden", "modulation", "time")]
+    outputs = [spec[name] for name in names]
     shown = [spec["hidden"].model_copy(update={"name": "modulated"})] if probed else []
     probes = {MODULATED: "modulated"} if probed else {}
     return Stage("embed", "embed", make(probed), "", inputs, (*outputs, *shown), probes)

@@ -12,7 +12,7 @@ from adacache_engines.manifest import DTYPES, Graph, Manifest, Precision
 from adacache_engines.ort import OrtBackend
 from adacache_engines.plans import check_plans
 from adacache_export.arithmetic import arithmetic
-from adacache_export.families import FAMILIES
+from adacache_export.families import FAMILIES, maker
 from adacache_export.graphs import verified
 from adacache_export.models.t5 import T5Config
 from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes
@@ -60,7 +60,8 @@ def _jobs(
     family = FAMILIES[manifest.family]
     config = family.config_from(manifest.config, shapes)
     with torch.device("meta"):
-        stages = family.stages(config, tuple(manifest.probes()), DTYPES[manifest.precision], manifest.granularity)
+        make_stages = maker(family, manifest.conditioned())
+        stages = make_stages(config, tuple(manifest.probes()), DTYPES[manifest.precision], manifest.granularity)
         sums = arithmetic(stages, manifest.latent, manifest.guidance)
     graphs = {stage.graph.name: stage.graph for stage in manifest.stages} | manifest.arithmetic
     sizes = check_sizes(manifest.latent)

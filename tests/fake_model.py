@@ -14,6 +14,7 @@ from adacache_engines.buffers import Array
 from adacache_engines.bundle import MANIFEST, Bundle, dump_manifest, sha256_file
 from adacache_engines.fake import FakeBackend, Function
 from adacache_engines.manifest import (
+    X_MASK,
     CheckpointEntry,
     FileEntry,
     Graph,
@@ -65,6 +66,24 @@ def block_entry(name: str) -> StageEntry:
         block=True,
         probes={site: "attn"},
     )
+
+
+def conditioned(plain: Manifest) -> dict[str, Any]:
+    """The changes of a manifest whose model may keep frames: timesteps are a frame's own."""
+    x_mask = spec(X_MASK, "batch", "patch_frames", dtype="bool")
+    of_frames = spec("modulation", "batch", "patch_frames", 1)
+
+    def change(entry: StageEntry) -> StageEntry:
+        inputs, outputs = (
+            tuple(of_frames if given.name == "modulation" else given for given in specs)
+            for specs in (entry.graph.inputs, entry.graph.outputs)
+        )
+        inputs = (*inputs, x_mask) if entry.graph.name == "embed" else inputs
+        return entry.model_copy(update={"graph": graph(entry.graph.name, inputs, outputs)})
+
+    given = (spec("mask", "samples", "frames", dtype="bool"), latents("new", "samples"), latents("latents", "samples"))
+    select = graph("select", given, (latents("latents_out", "samples"),))
+    return {"stages": tuple(map(change, plain.stages)), "arithmetic": {**plain.arithmetic, "select": select}}
 
 
 def manifest(files: Mapping[str, FileEntry] | None = None) -> Manifest:
@@ -128,7 +147,8 @@ def run_block(name: str, given: Named) -> dict[str, Array]:
     weight = np.float32(0.3 + 0.2 * BLOCKS.index(name))
     mask = given["text_mask"][:, :, None].astype(np.float32)
     text = (given["text"] * mask).sum(1) / mask.sum(1)
-    change = np.tanh(given["hidden"] * weight + given["modulation"][:, None, None] / 1000 + text[:, None, None])
+    modulation = given["modulation"].reshape(len(given["hidden"]), -1, 1, 1)  # one for all frames, or one a frame
+    change = np.tanh(given["hidden"] * weight + modulation / 1000 + text[:, None, None])
     return {"hidden_out": given["hidden"] + change, "attn": change}
 
 
@@ -136,8 +156,9 @@ def run_embed(given: Named) -> dict[str, Array]:
     tokens = np.moveaxis(given["latents"], 1, -1)
     time = given["timestep"][:, None]
     embedded = tokens.reshape(*tokens.shape[:2], -1, WIDTH)
-    modulated = embedded * (1 + time[:, None, None] / 1000)
-    return {"hidden": embedded, "modulation": time, "time": time, "modulated": modulated}
+    modulation = np.where(given[X_MASK], time, 0)[:, :, None] if X_MASK in given else time
+    modulated = embedded * (1 + modulation.reshape(len(time), -1, 1, 1) / 1000)
+    return {"hidden": embedded, "modulation": modulation, "time": time, "modulated": modulated}
 
 
 def run_final(given: Named) -> dict[str, Array]:
@@ -154,6 +175,11 @@ def run_combine(given: Named) -> dict[str, Array]:
     scale, weights = (given[name][..., None, None, None, None] for name in ("scale", "weights"))
     out = scale * given["latents"] + (weights * given["history"]).sum(0)
     return {"latents_out": out, "magnitude": np.abs(out).mean((1, 2, 3, 4))}
+
+
+def run_select(given: Named) -> dict[str, Array]:
+    mask = given["mask"][:, None, :, None, None]
+    return {"latents_out": np.where(mask, given["new"], given["latents"])}
 
 
 def run_blend(given: Named) -> dict[str, Array]:
@@ -193,6 +219,7 @@ def functions() -> dict[str, Function]:
         "motion": run_motion,
         "guide": run_guide,
         "combine": run_combine,
+        "select": run_select,
     }
 
 

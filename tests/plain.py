@@ -65,9 +65,22 @@ def plain(
     kept: list[list[tuple[int, Array]]] = [[] for _ in groups]
     z: Any = settled.latents
     history = np.zeros((settled.updates[0].weights.shape[0], *z.shape), np.float32)
+    added = None if asked.mask is None else asked.mask == 1
     seen = Plain(latents=[z])
     for call, (update, compute) in enumerate(zip(settled.updates, decisions, strict=True), 1):
+        upper, x0 = np.ones((len(z), z.shape[2]), bool), z
+        if asked.mask is not None:
+            assert asked.noise is not None
+            t, each = update.timestep[:, None], (..., None, None)
+            upper = np.float32(1000) * asked.mask >= t
+            share = (t / np.float32(1000))[:, None][each]
+            noised = (np.float32(1) - share) * x0 + share * asked.noise[call - 1]
+            z = np.where((upper & ~added)[:, None][each], noised, x0)
+            added = upper
+            seen.latents[-1] = z
         inputs = {"latents": np.concatenate([z, z]), "timestep": np.tile(update.timestep, 2)}
+        if asked.mask is not None:
+            inputs["x_mask"] = np.concatenate([upper, upper])
         tensors: dict[str, Any] = {**rest, **inputs, **fake_model.run_embed(inputs)}
         seen.modulated.append(tensors["modulated"])
         seen.shown.append({})
@@ -91,7 +104,7 @@ def plain(
             velocity = z + line(kept[0], call, extrapolates)
         history[update.slot] = velocity
         a, b = update.scale[:, None, None, None, None], update.weights[..., None, None, None, None]
-        z = a * z + (b * history).sum(0)
+        z = np.where(upper[:, None, :, None, None], a * z + (b * history).sum(0), x0)
         seen.velocities.append(velocity)
         seen.latents.append(z)
     return seen

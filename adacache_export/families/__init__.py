@@ -15,6 +15,18 @@ from adacache_export.stages import Stage
 Shape = tuple[int, ...]
 
 
+class MakeStages(Protocol):
+    """What :meth:`Family.stages` is."""
+
+    def __call__(
+        self,
+        config: Any,
+        sites: tuple[str, ...] = (),
+        precision: DType = "float32",
+        granularity: ExportGranularity = "block",
+    ) -> list[Stage]: ...
+
+
 class Family(Protocol):
     """What a family's module provides. ``config`` is the family's own frozen dataclass.
 
@@ -55,6 +67,10 @@ class Family(Protocol):
     ) -> list[Stage]:
         """The model's stages in the order in which a call runs them, with zero weights."""
 
+    @property
+    def conditioned_stages(self) -> "MakeStages | None":
+        """Makes the same stages for generations that may keep frames; None where the model was not trained for it."""
+
     def describe(self, config: Any, scheduler: Mapping[str, Any] | None) -> Description:
         """All that the manifest says beside; ``scheduler`` is ``scheduler_config.json``, None without one.
 
@@ -68,6 +84,22 @@ FAMILIES: dict[str, Family] = {
     latte.NAME: latte,
     open_sora_plan.NAME: open_sora_plan,
 }
+
+
+def maker(family: Family, conditioned: bool) -> MakeStages:
+    """What makes a family's stages, ``conditioned``: those that may keep frames.
+
+    Raises:
+        InputError: the family has none that may.
+    """
+    if not conditioned:
+        return family.stages
+    if family.conditioned_stages is None:
+        able = ", ".join(name for name, other in FAMILIES.items() if other.conditioned_stages is not None)
+        raise InputError(
+            f"--conditioning: {family.NAME} was not trained to keep frames that are given, as {able} was; leave it out"
+        )
+    return family.conditioned_stages
 
 
 def recognise(names: Iterable[str], config: Mapping[str, Any] | None = None, asked: str | None = None) -> Family:

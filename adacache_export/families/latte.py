@@ -19,6 +19,7 @@ PARTS = latte_t2v.PARTS
 expected = latte_t2v.expected
 constants = latte_t2v.constants
 stages = latte_t2v.stages
+conditioned_stages = None
 
 
 def told_by(config: Mapping[str, Any] | None) -> bool:

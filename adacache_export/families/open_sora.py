@@ -12,8 +12,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from adacache_engines.errors import CheckpointError
+from adacache_engines.errors import CheckpointError, InputError
 from adacache_engines.manifest import (
+    X_MASK,
     ExportGranularity,
     GuidanceRule,
     LatentSpace,
@@ -51,6 +52,7 @@ REQUIRED = {
 TIMESTEPS = 1000
 LARGEST = {"frames": 120, "height": 240, "width": 240}  # latent: 408 frames, 1920 pixels
 NULL_CAPTIONS = "y_embedder.y_embedding"
+TIME_OF_KEPT = "time_of_kept"  # the embedding of timestep 0
 
 
 def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> OpenSoraConfig:
@@ -131,15 +133,34 @@ def stages(
     sites: tuple[str, ...] = (),
     precision: DType = "float32",
     granularity: ExportGranularity = "block",
+    conditioned: bool = False,
 ) -> list[Stage]:
     """The model's stages in the order in which a call runs them, with zero weights.
 
-    ``sites`` are the probes to add, such as ``temporal.13.attn``.
+    Args:
+        config: of the model.
+        sites: probes to add, such as ``temporal.13.attn``.
+        precision: of the activations.
+        granularity: of the stages.
+        conditioned: frames may be given and kept: ``embed`` and ``final`` take ``x_mask`` (B, T'), and modulation is
+            one of each frame. Blocks do the same work with it, so that the same ones serve with and without a mask.
+
+    Raises:
+        InputError: conditioned, and a token spans several frames.
     """
     spec = tensor_specs(config.in_channels, config.out_channels, config.hidden_size, config.caption_channels, precision)
-    fps = TensorSpec(name="fps", dtype="float32", axes=("batch",))
-    pixels = [TensorSpec(name=name, dtype="float32", axes=(1,)) for name in ("height", "width")]
-    hidden, text, time = (spec[name] for name in ("hidden", "text", "time"))
+    spec["fps"] = TensorSpec(name="fps", dtype="float32", axes=("batch",))
+    spec |= {name: TensorSpec(name=name, dtype="float32", axes=(1,)) for name in ("height", "width")}
+    conditions = ["latents", "timestep", "fps", "height", "width"]
+    embedded, final = ["hidden", "modulation", "time"], ["hidden", "time", "latents"]
+    if conditioned:
+        spec |= _of_frames(config, spec)
+        conditions += [X_MASK]
+        embedded += [TIME_OF_KEPT]
+        final += [TIME_OF_KEPT, X_MASK]
+
+    def named(names: list[str]) -> tuple[TensorSpec, ...]:
+        return tuple(spec[name] for name in names)
 
     def block(kind: str, index: int) -> list[Stage]:
         def make(parts: Parts, here: tuple[str, ...]) -> Block:
@@ -148,13 +169,40 @@ def stages(
         prefix = f"{kind}_blocks.{index}."
         return block_stages(kind, index, PARTS[kind], make, prefix, spec, sites, granularity)
 
-    conditions = (spec["latents"], spec["timestep"], fps, *pixels)
+    def embed(probed: bool) -> Embed:
+        return Embed(config, probed, conditioned)
+
     return [
-        Stage("text", "text", CaptionEmbedder(config), "y_embedder.", (spec["captions"],), (text,)),
-        embed_stage(lambda probed: Embed(config, probed), conditions, spec, sites),
+        Stage("text", "text", CaptionEmbedder(config), "y_embedder.", named(["captions"]), named(["text"])),
+        embed_stage(embed, named(conditions), spec, sites, embedded),
         *(stage for index in range(config.depth) for kind in PARTS for stage in block(kind, index)),
-        Stage("final", "final", Final(config), "final_layer.", (hidden, time, spec["latents"]), (spec["prediction"],)),
+        Stage("final", "final", Final(config), "final_layer.", named(final), named(["prediction"])),
     ]
+
+
+def _of_frames(config: OpenSoraConfig, spec: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """What a model takes that may keep frames, where it differs from ``spec``."""
+    if config.patch_size[0] != 1:
+        raise InputError(
+            f"a token of this model spans {config.patch_size[0]} latent frames, so that single frames cannot be kept; "
+            "leave --conditioning out"
+        )
+    frames = ("batch", "patch_frames")
+    return {
+        X_MASK: TensorSpec(name=X_MASK, dtype="bool", axes=frames),
+        TIME_OF_KEPT: spec["time"].model_copy(update={"name": TIME_OF_KEPT}),
+        "modulation": spec["modulation"].model_copy(update={"axes": (*frames, 6, config.hidden_size)}),
+    }
+
+
+def conditioned_stages(
+    config: OpenSoraConfig,
+    sites: tuple[str, ...] = (),
+    precision: DType = "float32",
+    granularity: ExportGranularity = "block",
+) -> list[Stage]:
+    """Those that may keep frames, see :func:`stages`."""
+    return stages(config, sites, precision, granularity, conditioned=True)
 
 
 def told_by(config: Mapping[str, Any] | None) -> bool:  # noqa: ARG001 - no other family has these tensors

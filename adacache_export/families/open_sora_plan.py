@@ -32,6 +32,7 @@ OWN_FIELDS = (  # of config.json, which Latte's has not
 expected = latte_t2v.expected
 constants = latte_t2v.constants
 stages = latte_t2v.stages
+conditioned_stages = None
 
 
 def told_by(config: Mapping[str, Any] | None) -> bool:

@@ -73,6 +73,6 @@ class ModulatedInput(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.zeros(6, width))
 
     def forward(self, hidden: Tensor, modulation: Tensor) -> Tensor:
-        """Of ``hidden`` (B, T, S, D) and ``modulation`` (B, 6, D): (B, T, S, D)."""
+        """Of ``hidden`` (B, T, S, D) and ``modulation`` (B, 6, D) or (B, T, 6, D): (B, T, S, D)."""
         shift, scale, *_ = adaln_single(self.scale_shift_table, modulation)
         return modulate(hidden, shift, scale)

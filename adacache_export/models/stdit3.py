@@ -72,9 +72,11 @@ class CaptionEmbedder(nn.Module):
 class Embed(nn.Module):
     """``embed`` stage: latents and conditions -> tokens, modulation of the blocks, modulation of the final layer; and,
     if it is ``probed``, the modulated input of the first block.
+
+    If it is ``conditioned``, some frames may be given and are to be kept: these are modulated as at timestep 0.
     """
 
-    def __init__(self, config: OpenSoraConfig, probed: bool = False) -> None:
+    def __init__(self, config: OpenSoraConfig, probed: bool = False, conditioned: bool = False) -> None:
         super().__init__()
         width = config.hidden_size
         self.config = config
@@ -86,7 +88,7 @@ class Embed(nn.Module):
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         if probed:
             self.spatial_blocks = nn.ModuleList([ModulatedInput(width)])
-        self.probed = probed
+        self.probed, self.conditioned = probed, conditioned
 
     def position(self, rows: int, columns: int, height: Tensor, width: Tensor) -> Tensor:
         """Spatial position embedding (rows * columns, D), float32; ``height`` and ``width`` (1,) in pixels."""
@@ -109,8 +111,19 @@ class Embed(nn.Module):
         out: Tensor = proj(F.pad(latents.to(next(proj.parameters()).dtype), pad))
         return out
 
+    def modulation(self, time: Tensor) -> Tensor:
+        """Of the blocks (B, 6, D) float32, from the embedding ``time`` (B, D)."""
+        of_blocks: Tensor = self.t_block(time).unflatten(1, (6, self.config.hidden_size)).float()
+        return of_blocks
+
     def forward(
-        self, latents: Tensor, timestep: Tensor, fps: Tensor, height: Tensor, width: Tensor
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        fps: Tensor,
+        height: Tensor,
+        width: Tensor,
+        x_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """
         Args:
@@ -118,21 +131,30 @@ class Embed(nn.Module):
             timestep: (B,) float32, 1000 is pure noise.
             fps: (B,) float32, frames per second.
             height, width: (1,) float32, requested size in pixels.
+            x_mask: if conditioned, (B, T') bool, False = a frame that is kept.
 
         Returns:
-            hidden (B, T', S, D); modulation (B, 6, D) float32; time (B, D) float32; if probed, also (B, T', S, D).
+            hidden (B, T', S, D); modulation (B, 6, D) float32, if conditioned of each frame (B, T', 6, D); time (B, D)
+            float32, if conditioned also that of timestep 0; if probed, also (B, T', S, D).
         """
         grid = self.patches(latents)
         rows, columns = grid.shape[3], grid.shape[4]
         tokens = grid.flatten(3).permute(0, 2, 3, 1)
         hidden = add_residual(tokens, self.position(rows, columns, height, width))
-        time = self.t_embedder(timestep) + self.fps_embedder(fps)
-        modulation = self.t_block(time).unflatten(1, (6, self.config.hidden_size))
-        given = (hidden, modulation.float(), time.float())
-        return (*given, self.spatial_blocks[0](*given[:2])) if self.probed else given
+        of_fps = self.fps_embedder(fps)
+        times = [self.t_embedder(timestep) + of_fps]
+        modulation = self.modulation(times[0])
+        if self.conditioned:
+            assert x_mask is not None
+            times.append(self.t_embedder(torch.zeros_like(timestep)) + of_fps)
+            kept = self.modulation(times[1])
+            modulation = torch.where(x_mask[:, :, None, None], modulation[:, None], kept[:, None])
+        given = (hidden, modulation, *(time.float() for time in times))
+        return (*given, self.spatial_blocks[0](hidden, modulation)) if self.probed else given
 
     def flops(self) -> tuple[Term, ...]:
-        of_numbers = (self.t_embedder, self.fps_embedder, self.t_block)
+        of_timesteps = (self.t_embedder, self.t_block) * (2 if self.conditioned else 1)
+        of_numbers = (*of_timesteps, self.fps_embedder)
         return total(layers(self.x_embedder, TOKENS), *(layers(module, SAMPLES) for module in of_numbers))
 
 
@@ -192,8 +214,8 @@ class CrossAttention(nn.Module):
 class Block(ResidualBlock):
     """A block, or one of its parts: gated attention of the ``kind`` spatial or temporal, cross attention, gated MLP.
 
-    Takes hidden (B, T, S, D); modulation (B, 6, D) float32, from ``embed``; text (B, L, D), from ``text``; text_mask
-    (B, L) bool, True = attend.
+    Takes hidden (B, T, S, D); modulation (B, 6, D) float32, or of each frame (B, T, 6, D), from ``embed``; text
+    (B, L, D), from ``text``; text_mask (B, L) bool, True = attend.
     """
 
     CONDITIONS: Mapping[str, tuple[str, ...]] = {
@@ -238,14 +260,38 @@ class Final(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.zeros(2, config.hidden_size))
         self.linear = nn.Linear(config.hidden_size, math.prod(config.patch_size) * config.out_channels)
 
-    def forward(self, hidden: Tensor, time: Tensor, latents: Tensor) -> Tensor:
-        """``hidden`` (B, T', S, D), ``time`` (B, D), ``latents`` (B, C, T, H, W; only its shape counts) ->
-        (B, C_out, T, H, W) float32, the velocity in the first C channels.
+    def modulate(self, hidden: Tensor, time: Tensor) -> Tensor:
+        """``hidden`` (B, T', S, D) by ``time`` (B, D), of that shape."""
+        shift, scale = (self.scale_shift_table.float()[None] + time[:, None])[:, :, None, None, :].unbind(1)
+        return modulate(hidden, shift, scale)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        time: Tensor,
+        latents: Tensor,
+        time_of_kept: Tensor | None = None,
+        x_mask: Tensor | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            hidden: (B, T', S, D).
+            time: (B, D).
+            latents: (B, C, T, H, W), only its shape counts.
+            time_of_kept: if conditioned, (B, D) of timestep 0.
+            x_mask: if conditioned, (B, T') bool, False = a frame that is kept. As in the original, these are modulated
+                twice; a sampler ignores what is predicted for them.
+
+        Returns:
+            (B, C_out, T, H, W) float32, the velocity in the first C channels.
         """
         _, _, frames, height, width = latents.shape
         patch_t, patch_h, patch_w = self.config.patch_size
-        shift, scale = (self.scale_shift_table.float()[None] + time[:, None])[:, :, None, None, :].unbind(1)
-        out = self.linear(modulate(hidden, shift, scale)).float()
+        modulated = self.modulate(hidden, time)
+        if x_mask is not None and time_of_kept is not None:
+            twice = self.modulate(modulated, time_of_kept)
+            modulated = torch.where(x_mask[:, :, None, None], modulated, twice)
+        out = self.linear(modulated).float()
         rows, columns = (height + patch_h - 1) // patch_h, (width + patch_w - 1) // patch_w
         out = out.unflatten(2, (rows, columns)).unflatten(-1, (patch_t, patch_h, patch_w, self.config.out_channels))
         out = out.permute(0, 7, 1, 4, 2, 5, 3, 6)  # (B, C_out, T', patch_t, H', patch_h, W', patch_w)

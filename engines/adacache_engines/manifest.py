@@ -18,6 +18,7 @@ Library = Literal["tensorrt-rtx", "tensorrt"]
 Variant = Literal["full", "reuse"]
 ExportGranularity = Literal["block", "module"]  # of stages: a transformer block, or its attention, MLP, ... each
 DTYPES: Mapping[Precision, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+X_MASK = "x_mask"  # input (batch, patch_frames) of a model that may keep frames: False = this one is given, and kept
 
 
 # of Check.error: rounding of the precision, through one stage
@@ -278,6 +279,10 @@ class Manifest(Entry):
     def graphs(self) -> list[Graph]:
         """Those of the loop, and of the text encoder and the decoder where there are."""
         return [*self.loop_graphs(), *(graph for graph in (self.text.encoder, self.latent.decoder_graph) if graph)]
+
+    def conditioned(self) -> bool:
+        """Whether some frames may be given and kept."""
+        return any(spec.name == X_MASK for stage in self.stages for spec in stage.graph.inputs)
 
     def probes(self) -> dict[str, StageEntry]:
         """Site -> stage, in the order of execution."""

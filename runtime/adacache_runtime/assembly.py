@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from adacache_engines.buffers import Buffer, Call, Device
-from adacache_engines.manifest import Manifest
+from adacache_engines.manifest import X_MASK, Manifest
 from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_runtime.latents import Latents
+from adacache_runtime.masking import Masked
 from adacache_runtime.model_residual import ModelResidual
 from adacache_runtime.plan import Engines, Plan
 from adacache_runtime.policy import FIRST, LATENTS, VELOCITY
@@ -25,6 +26,7 @@ class Assembly:
         probes: that are measured, in the order of execution.
         probed: site -> the buffer that they look at, where nothing else needs it.
         shown: site -> the buffer that they look at.
+        masked: what keeps frames, where some are.
         model: the residual of the whole model, where that is what is reused.
         show_velocity: a slot each, copies what the probe of the velocity looks at; none without that probe.
         embeds_first: embedding, and the first group where that is looked at, come before the decision.
@@ -35,6 +37,7 @@ class Assembly:
     probes: Sequence[Probe]
     probed: Mapping[str, Buffer]
     shown: Mapping[str, Buffer]
+    masked: Masked | None
     model: ModelResidual | None
     show_velocity: Sequence[Call]
     embeds_first: bool
@@ -71,6 +74,7 @@ def assemble(
     probed = {site: device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for site, spec in specs.items()}
     opening = any(measure.site == FIRST and measure.early for measure in settled.measures)
     plan = Plan(manifest, engines, device, sizes, settled.granularity, needs, probed, opening)
+    masking = settled.masking
     latents = Latents(
         settled.latents,
         settled.guidance,
@@ -80,6 +84,7 @@ def assemble(
         plan.tensors["latents"],
         plan.tensors["prediction"],
         len(settled.updates),
+        device.empty(masking.generated.shape[1:], np.dtype(np.bool_)) if masking else None,
     )
     show_velocity: list[Call] = []
     if VELOCITY in sites:
@@ -96,6 +101,7 @@ def assemble(
         [Probe(measure, shown[measure.site], engines.arithmetic, device) for measure in settled.measures],
         probed,
         shown,
+        Masked(masking, latents, plan.tensors[X_MASK], engines.arithmetic, device) if masking else None,
         ModelResidual(needs.residuals, latents.current, latents.velocities, engines.arithmetic, device)
         if reuses_model
         else None,

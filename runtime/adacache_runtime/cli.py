@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from adacache_engines.bundle import Bundle, open_bundle
 from adacache_engines.errors import InputError
 from adacache_engines.manifest import LatentSpace, TextRule
 from adacache_engines.ort import PROVIDERS
+from adacache_runtime import start
 from adacache_runtime.command import run, size
 from adacache_runtime.decode import render, without_decoder
 from adacache_runtime.files import check_folder, writing
@@ -25,6 +27,7 @@ from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.policies import POLICY_HELP, policy_from
 from adacache_runtime.policy import GRANULARITIES
 from adacache_runtime.progress import call_progress, frame_progress
+from adacache_runtime.references import CONTINUED, generate_clips
 from adacache_runtime.report import summary
 from adacache_runtime.request import Captions, Request, Settled, settle
 from adacache_runtime.schedule_plot import check_plot, plot_schedule
@@ -66,8 +69,14 @@ def _parser() -> argparse.ArgumentParser:
     video("--fps", type=float, nargs="+", metavar="f", help="one, or one a prompt (default: the bundle's)")
     video("--seed", type=int, default=0, help="of the initial noise (default: 0)")
     video(
-        "--latents", metavar="FILE.npz", type=Path, help="initial noise: latents (n, channels, frames, height, width)"
+        "--latents",
+        metavar="FILE.npz",
+        type=Path,
+        help="initial noise: latents (n, channels, frames, height, width); optional mask (n, latent frames): 1 = "
+        "generate, 0 = keep the frame that is in latents, in between the edit ratio; with it optional noise (steps, n, "
+        "channels, frames, height, width), what the sampler would draw at each step",
     )
+    start.add_arguments(parser)
     sampling = parser.add_argument_group("sampling and caching").add_argument
     sampling("--steps", type=int, help="(default: the bundle's)")
     sampling("--guidance", type=float, help="(default: the bundle's)")
@@ -116,7 +125,7 @@ def _run(options: argparse.Namespace) -> None:
         steps=options.steps,
         guidance=options.guidance,
         seed=options.seed,
-        latents=_array(options.latents, "latents") if options.latents else None,
+        **(_latents(options.latents) if options.latents else {}),
         policy=policy_from(options.policy, bundle.manifest.policies),
         granularity=options.granularity,
         scope=options.scope,
@@ -124,9 +133,10 @@ def _run(options: argparse.Namespace) -> None:
         idle_call=options.idle_call,
     )
     settled = settle(bundle, request)
+    begins_with = start.read_start(options, bundle, settled)
     outputs = _outputs(options, settled.samples)
     if not options.plan_memory:
-        _check_outputs(options, outputs, bundle.manifest.latent, settled.latents.shape[2:], settled.fps.tolist())
+        _check_outputs(options, outputs, bundle.manifest.latent, _size(settled, options.loops), settled.fps.tolist())
     opened = open_backend(
         bundle,
         options.backend,
@@ -138,14 +148,19 @@ def _run(options: argparse.Namespace) -> None:
     if (preset := bundle.manifest.policies.get(options.policy.partition("+")[0])) and preset.note:
         print(f"policy {options.policy}: {preset.note}", file=sys.stderr)
     with closing(opened) as backend:
+        if begins_with is not None:
+            for note in begins_with.notes:
+                print(note, file=sys.stderr)
+            request = start.begin(begins_with, request, settled, bundle, backend)
         pipeline = Pipeline(bundle, backend)
         if options.plan_memory:
             Console().print(table(pipeline.memory(request), backend.device.free_nbytes(), backend.name))
             return
         memory = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in pipeline.residual_nbytes(request).items())
         print(f"memory of cached residuals by granularity: {memory}; chosen: {settled.granularity}", file=sys.stderr)
-        with call_progress(len(settled.updates)) as progress:
-            result = pipeline.generate(request, progress)
+        clips = [replace(request, seed=request.seed + loop) for loop in range(options.loops)]
+        with call_progress(len(clips) * len(settled.updates)) as progress:
+            result = generate_clips(pipeline, clips, progress)
         _write_reports(options, result)  # first: there may be no memory to decode in, and the run was long
         if bundle.manifest.latent.decoder == "none":
             _write_latents(outputs, bundle, result)
@@ -168,8 +183,11 @@ def _captions(path: Path) -> Captions:
     return Captions(embeddings, mask, _number(path, arrays, "negative") if "negative" in arrays else None)
 
 
-def _array(path: Path, name: str) -> NDArray[np.float32]:
-    return _number(path, _arrays(path), name)
+def _latents(path: Path) -> dict[str, NDArray[np.float32]]:
+    """Those of a file, and what else of a generation's beginning it has, under the names of a request."""
+    arrays = _arrays(path)
+    names = ["latents", *(name for name in ("mask", "noise") if name in arrays)]
+    return {name: _number(path, arrays, name) for name in names}
 
 
 def _number(path: Path, arrays: dict[str, NDArray[Any]], name: str) -> NDArray[np.float32]:
@@ -188,6 +206,12 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
         raise InputError(f"{path} is not a .npz file of numbers ({error}); write it with numpy.savez") from error
+
+
+def _size(settled: Settled, clips: int) -> tuple[int, ...]:
+    """Latent (frames, height, width) of the whole video."""
+    frames, *size = settled.latents.shape[2:]
+    return (frames + (clips - 1) * (frames - CONTINUED), *size)
 
 
 def _outputs(options: argparse.Namespace, samples: int) -> list[Path]:

@@ -80,6 +80,8 @@ def _fewer_prompts(request: Request, settled: Settled) -> Iterator[tuple[str, Re
             captions=captions,
             fps=fps[:count] if fps is not None and len(fps) > 1 else fps,
             latents=None if latents is None else latents[:count],
+            mask=None if request.mask is None else request.mask[:count],
+            noise=None if request.noise is None else request.noise[:, :count],
         )
         yield f"{count} {'prompt' if count == 1 else 'prompts'} at a time", changed
 

@@ -24,9 +24,12 @@ class Latents:
         branches: the model's input (branches * samples, ...): all samples of one branch, then those of the next.
         prediction: the model's output.
         calls: of the generation.
+        generated: (samples, frames) bool, the frames that an update moves; None = all of them.
 
     Attributes:
         current: the latents.
+        following: what an update gives, before the latents take it.
+        generated: that was given.
         velocities: (history, samples, ...).
     """
 
@@ -40,12 +43,14 @@ class Latents:
         branches: Buffer,
         prediction: Buffer,
         calls: int,
+        generated: Buffer | None = None,
     ) -> None:
         samples = initial.shape[0]
         self._initial = initial
         self.current = device.empty(initial.shape, FLOAT32)
         self.velocities = device.empty((history, *initial.shape), FLOAT32)
-        following = device.empty(initial.shape, FLOAT32)
+        self.following = device.empty(initial.shape, FLOAT32)
+        self.generated = generated
         self.restart()
         scale = device.empty((1,), FLOAT32)
         scale.write(np.array([guidance], np.float32))
@@ -66,11 +71,17 @@ class Latents:
                 "history": self.velocities,
                 "scale": self._scale,
                 "weights": self._weights,
-                "latents_out": following,
+                "latents_out": self.following,
                 "magnitude": magnitude,
             }
         )
-        self._advance = device.copy(following, self.current)
+        self._advance = (
+            device.copy(self.following, self.current)
+            if generated is None
+            else arithmetic["select"].bind(
+                {"mask": generated, "new": self.following, "latents": self.current, "latents_out": self.current}
+            )
+        )
         self._magnitude = device.readback(magnitude)
         self._magnitudes = device.empty((calls, samples), FLOAT32)
         self._note = [device.copy(magnitude, self._magnitudes.row(call)) for call in range(calls)]

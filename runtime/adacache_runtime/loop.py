@@ -109,6 +109,7 @@ def denoise(
             state = _finish(generation, done[-1], policy, state)
             yield _record(generation, done[-1], time.perf_counter() - previous)
             previous = time.perf_counter()  # what the caller did meanwhile is no part of a call
+        _enter(generation, number)
         before_call(number, latents)
         call = _Call(Context(run, number, run.timesteps[number - 1]), update, None, Observation(), [], [])
         _open(generation, call)
@@ -148,6 +149,12 @@ def _check_decision(decision: Decision, filled: Sequence[bool], policy: Policy[A
             f"policy {policy!r} weighs residuals at call {call} by {decision.weights}; its needs have weighted "
             f"{needs.weighted}, and {needs.residuals} residuals for each of {len(filled)} groups"
         )
+
+
+def _enter(generation: Generation, call: int) -> None:
+    """Enqueues what makes the latents that enter a call."""
+    if generation.assembly.masked is not None:
+        generation.assembly.masked.enter(call)
 
 
 def _open(generation: Generation, call: _Call) -> None:
@@ -275,6 +282,7 @@ def _diagnose_again(generation: Generation, calls: Sequence[_Call]) -> str:
     for residuals in generation.assembly.residuals:  # of the spoilt run, and a weight of 0 does not undo NaN
         residuals.write(np.zeros(residuals.shape, residuals.dtype))
     for call in calls:
+        _enter(generation, call.context.call)
         _open(generation, call)
         _close(generation, call)
         latents.ask()

@@ -9,6 +9,7 @@
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from adacache_engines.backends import ONNXRUNTIME, open_backend
 from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle, open_bundle
+from adacache_engines.manifest import X_MASK
 from adacache_engines.shape_profiles import check_profiles
 from adacache_runtime import text
 from adacache_runtime.assembly import assemble
@@ -190,13 +192,15 @@ class Pipeline:
         def condition(values: Floats) -> Floats:
             return values.astype(dtype).astype(np.float32)
 
-        conditions = {
+        conditions: dict[str, NDArray[Any]] = {
             "captions": captions.embeddings,
             "text_mask": captions.mask,
             "fps": condition(np.tile(settled.fps, branches)),
             "height": condition(np.array([settled.height], np.float32)),
             "width": condition(np.array([settled.width], np.float32)),
         }
+        if X_MASK in plan.tensors:  # all frames are generated, unless a mask says otherwise at each call
+            conditions[X_MASK] = np.ones(plan.tensors[X_MASK].shape, np.bool_)
         for name, value in conditions.items():
             if name in plan.tensors:
                 plan.tensors[name].write(value.astype(plan.tensors[name].dtype))

@@ -11,6 +11,7 @@ from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.manifest import Manifest, TextRule, VideoDefaults
 from adacache_engines.shape_profiles import check_profiles
+from adacache_runtime.masking import Masking, check_mask, masking
 from adacache_runtime.measures import resolve
 from adacache_runtime.plan import granularities, group_stages, run_of
 from adacache_runtime.policies.never import NeverReuse
@@ -57,6 +58,10 @@ class Request:
         seed: of the initial noise.
         latents: the initial noise (prompts, channels, frames, height, width) float32, instead of the seed's; the size
             then is only a condition of the model and need not match its shape.
+        mask: which frames of ``latents`` to keep, (prompts, latent frames) float32: 1 = generate, 0 = keep, in between
+            the edit ratio, see :mod:`adacache_runtime.masking`.
+        noise: with ``mask``: what frames with an edit ratio take when they join, (steps, prompts, channels, frames,
+            height, width) float32, all of it for each step; None = the seed's.
         policy: which calls to compute.
         granularity: of cached residuals: one of the whole ``model``, from latents to velocity; one of the ``stack`` of
             all blocks; one of the ``first`` block and one of the others; one a ``block``; or one a ``module`` of it
@@ -77,6 +82,8 @@ class Request:
     guidance: float | None = None
     seed: int = 0
     latents: NDArray[np.float32] | None = None
+    mask: NDArray[np.float32] | None = None
+    noise: NDArray[np.float32] | None = None
     policy: Policy[Any] = field(default_factory=NeverReuse)
     granularity: Granularity | None = None
     scope: Scope = "batch"
@@ -90,6 +97,7 @@ class Settled:
 
     Attributes:
         updates: the sampler's calls.
+        masking: which frames they keep; None = none.
         granularity: of cached residuals.
         measures: of the policy, in the order of execution.
         run: that the policy is told of.
@@ -104,6 +112,7 @@ class Settled:
     steps: int
     guidance: float
     updates: Sequence[Update]
+    masking: Masking | None
     sizes: Mapping[str, int]  # of the dynamic axes, text excepted
     granularity: Granularity
     measures: tuple[Measure, ...]
@@ -148,6 +157,10 @@ def settle(bundle: Bundle, request: Request) -> Settled:
     axes = dict(zip(("frames", "height", "width"), shape[2:], strict=True))
     check_profiles(manifest, {"samples": samples, **axes})
     calls = updates(manifest, steps, samples, **video, idle_call=request.idle_call)
+    if request.mask is not None:
+        check_mask(manifest, request.mask, request.noise, request.latents, len(calls))
+    elif request.noise is not None:
+        raise InputError("the noise of each step is for a generation with a mask: give that, too, or leave it out")
     run = run_of(group_stages(manifest, granularity), calls, samples if request.scope == "prompt" else 1)
     request.policy.start(run)  # refuses if it must
     batch = {"samples": samples, "batch": samples * len(manifest.guidance.order)}
@@ -159,6 +172,7 @@ def settle(bundle: Bundle, request: Request) -> Settled:
         steps=steps,
         guidance=guidance,
         updates=calls,
+        masking=None if request.mask is None else masking(request.mask, calls, request.noise, request.seed),
         sizes={**axes, **manifest.latent.token_axes(**axes), **batch},
         granularity=granularity,
         measures=resolve(manifest, needs, granularity),
@@ -240,10 +254,15 @@ def _latent_shape(
 def _noise(request: Request, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """The given latents, or the seed's."""
     if request.latents is None:
-        return np.random.default_rng(request.seed).standard_normal(shape, np.float32)
+        return initial_noise(request.seed, shape)
     if not _fits_float32(request.latents):
         raise InputError("the initial latents contain NaN, infinity or numbers beyond float32")
     return np.ascontiguousarray(request.latents, np.float32)
+
+
+def initial_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Latents of a shape that a generation with this seed begins with."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
 def _fits_float32(values: NDArray[Any]) -> bool:

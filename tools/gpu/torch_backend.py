@@ -20,7 +20,7 @@ from adacache_engines.errors import EngineError
 from adacache_engines.manifest import DTYPES, Graph
 from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_export.arithmetic import arithmetic
-from adacache_export.families import FAMILIES
+from adacache_export.families import FAMILIES, maker
 from adacache_export.stages import Stage
 from adacache_export.weights_file import TORCH_DTYPES
 from tools.gpu.skeleton import config_of, source_of
@@ -213,5 +213,5 @@ def _stages(bundle: Bundle, weights: Mapping[str, Tensor]) -> list[Stage]:
     }
     with torch.device("meta"):
         config = family.config_from(given, {name: tuple(tensor.shape) for name, tensor in weights.items()})
-        stages = family.stages(config, tuple(sorted(probes)), DTYPES[manifest.precision])
+        stages = maker(family, manifest.conditioned())(config, tuple(sorted(probes)), DTYPES[manifest.precision])
         return [*stages, *arithmetic(stages, manifest.latent, manifest.guidance)]

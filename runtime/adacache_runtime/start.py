@@ -1,0 +1,128 @@
+"""What a video starts from, on the command line: images at some of its frames, a clip that it continues."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adacache_engines.base import Backend
+from adacache_engines.bundle import Bundle
+from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_runtime.encode import check_encoder, encode
+from adacache_runtime.masking import check_conditioned
+from adacache_runtime.pictures import fit, read_image, read_last_frames
+from adacache_runtime.references import (
+    CONTINUED,
+    Placement,
+    alignment,
+    check_continues,
+    latent_index,
+    placed,
+    snapped,
+)
+from adacache_runtime.request import Request, Settled
+from adacache_runtime.samplers import CHUNK_FRAMES
+
+
+@dataclass(frozen=True)
+class Start:
+    """
+    Attributes:
+        pixels: references (3, frames, height, width), -1 to 1.
+        placements: where they go.
+        notes: what to tell the user.
+    """
+
+    pixels: tuple[NDArray[np.float32], ...]
+    placements: tuple[Placement, ...]
+    notes: tuple[str, ...]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options, for a bundle that was exported with ``--conditioning``."""
+    add = parser.add_argument_group("start").add_argument
+    add("--image", metavar="FILE", type=Path, action="append", default=[], help="a frame that is given, repeatable")
+    add(
+        "--image-at",
+        metavar="FRAME",
+        type=int,
+        action="append",
+        default=[],
+        help="of the video, one an image, from 0, or from -1 at the end (default: 0); Open-Sora 1.2 can have one where "
+        "17 frames begin, and takes the nearest",
+    )
+    add("--video", metavar="FILE", type=Path, help="a clip to continue: the video begins with its last frames")
+    add(
+        "--edit",
+        metavar="RATIO",
+        type=float,
+        default=0.0,
+        help="0 = keep what is given as it is, up to 1 = change all of it (default: 0)",
+    )
+    add(
+        "--loops",
+        metavar="N",
+        type=int,
+        default=1,
+        help="clips that continue one another, as one video; the seed counts up (default: 1)",
+    )
+
+
+def read_start(options: argparse.Namespace, bundle: Bundle, settled: Settled) -> Start | None:
+    """Reads what the user named; None where that is nothing.
+
+    Raises:
+        InputError: the bundle cannot start from it, a file cannot be read, or two fall on the same frame.
+        OutOfRangeError: a frame that the video has not, or a ratio that is none.
+    """
+    manifest, space, frames = bundle.manifest, bundle.manifest.latent, settled.latents.shape[2]
+    if options.loops < 1:
+        raise OutOfRangeError(f"{options.loops} loops are not possible; choose at least 1")
+    if options.loops > 1:
+        check_conditioned(manifest)
+        check_continues(space, frames)
+    places = options.image_at or [0] * len(options.image[:1])
+    if len(places) != len(options.image):
+        raise InputError(f"{len(options.image)} of --image and {len(places)} of --image-at: give one of these for each")
+    if not options.image and options.video is None:
+        return None
+    check_conditioned(manifest)
+    check_encoder(manifest)
+    if not 0 <= options.edit <= 1:
+        raise OutOfRangeError(f"--edit {options.edit} is not possible; choose 0 to 1")
+    if settled.masking is not None:
+        raise InputError("the mask in --latents says already what is given: leave it out, or the images and the clip")
+    pixels, placements, notes = [], [], []
+    if options.video is not None:
+        count = CHUNK_FRAMES if space.frames == "open-sora-vae" else CONTINUED
+        pixels.append(fit(read_last_frames(options.video, count), settled.height, settled.width))
+        placements.append(Placement(length=CONTINUED, edit_ratio=options.edit))
+    for path, at in zip(options.image, places, strict=True):
+        asked = latent_index(space, at, settled.frames)
+        start = snapped(asked, frames, alignment(space))
+        if start != asked:
+            frame = start // alignment(space) * CHUNK_FRAMES
+            notes.append(f"{path}: at frame {frame}, the nearest to {at} where {CHUNK_FRAMES} frames begin")
+        placements.append(Placement(reference=len(pixels), start=start, edit_ratio=options.edit))
+        pixels.append(fit(read_image(path), settled.height, settled.width))
+    _check_places(placements, frames, options.edit)
+    return Start(tuple(pixels), tuple(placements), tuple(notes))
+
+
+def _check_places(placements: list[Placement], frames: int, edit: float) -> None:
+    taken = [start + index for p in placements for start in [p.start] for index in range(p.length)]
+    twice = sorted({index for index in taken if taken.count(index) > 1})
+    if twice:
+        raise InputError(f"several of the images and the clip fall on latent frame {twice[0]}; give one for each place")
+    if edit == 0 and set(range(frames)) <= set(taken):
+        raise InputError(
+            f"all {frames} latent frames would be given, and nothing generated; choose more --frames, or an --edit"
+        )
+
+
+def begin(start: Start, request: Request, settled: Settled, bundle: Bundle, backend: Backend) -> Request:
+    """The request with the references in place, encoded."""
+    references = [encode(bundle, backend, pixels, request.seed) for pixels in start.pixels]
+    return placed(request, settled.latents, references, start.placements, alignment(bundle.manifest.latent))
