@@ -229,10 +229,10 @@ def write_weights(folder: Path) -> None:
     save_file({NULL: null}, folder / WEIGHTS)
 
 
-def write_bundle(folder: Path) -> Bundle:
-    """A whole bundle on disk; its graphs are files that no engine could load."""
+def write_bundle(folder: Path, **changes: Any) -> Bundle:
+    """A whole bundle on disk, with ``changes`` of the manifest; its graphs are files that no engine could load."""
     write_weights(folder)
-    plain = manifest()
+    plain = manifest().model_copy(update=changes)
     for entry in [*(stage.graph for stage in plain.stages), *plain.arithmetic.values()]:
         (folder / entry.path).write_bytes(f"the graph of {entry.name}".encode())
     files = {
@@ -240,7 +240,7 @@ def write_bundle(folder: Path) -> Bundle:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    whole = manifest(files)
+    whole = plain.model_copy(update={"files": files})
     (folder / MANIFEST).write_text(dump_manifest(whole), encoding="utf-8")
     return Bundle(folder, whole)
 

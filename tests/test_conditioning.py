@@ -70,6 +70,7 @@ def test_torch_stages_give_what_the_original_gives(stages: list[Stage]) -> None:
     assert (difference[kept] > 0.1).all()
 
 
+@pytest.mark.slow
 def test_engines_show_what_the_original_shows(conditioned: Pipeline) -> None:
     found = []
     for name, outputs in run_engines(conditioned, masked_inputs()):
@@ -91,8 +92,8 @@ def torch_loop(stages: list[Stage], z: Tensor, mask: Tensor, noise: Tensor) -> l
     """The latents that enter each call, and the last ones, of the original's sampler as its formulas have it."""
     steps, samples, guidance = len(noise), len(z), SIZE["guidance"]
     ratio = math.sqrt(SIZE["height"] * SIZE["width"] / 512**2) * math.sqrt(SIZE["frames"] // 17 * 5)
-    u = torch.tensor([1 - i / steps for i in range(steps)])
-    timesteps = 1000 * ratio * u / (1 + (ratio - 1) * u)
+    u = torch.tensor([1 - i / steps for i in range(steps)], dtype=torch.float64)
+    timesteps = (1000 * ratio * u / (1 + (ratio - 1) * u)).float()
     text = captions()
     null = np.broadcast_to(NULL, text.embeddings.shape)
     fixed: Mapping[str, Any] = {
@@ -119,6 +120,7 @@ def torch_loop(stages: list[Stage], z: Tensor, mask: Tensor, noise: Tensor) -> l
     return [*seen, z]
 
 
+@pytest.mark.slow
 def test_a_trajectory_is_that_of_the_originals_formulas(
     conditioned_folder: Path, stages: list[Stage], tmp_path: Path
 ) -> None:
@@ -140,6 +142,7 @@ def test_a_trajectory_is_that_of_the_originals_formulas(
     assert all(np.abs(joined[sample, :, frame]).max() > 0.1 for sample, frame in np.argwhere(MASK > 0))
 
 
+@pytest.mark.slow
 def test_without_a_mask_nothing_changes(conditioned: Pipeline, pipeline: Pipeline) -> None:
     """Bit for bit, the policy's distances included."""
     for policy in (ADACACHE, FixedInterval(every=2)):
@@ -149,6 +152,7 @@ def test_without_a_mask_nothing_changes(conditioned: Pipeline, pipeline: Pipelin
         assert [call.observation for call in one.trace.calls] == [call.observation for call in other.trace.calls]
 
 
+@pytest.mark.slow
 def test_policies_work_unchanged(conditioned: Pipeline) -> None:
     """The schedule of AdaCache, and the same latents at all granularities."""
     latents = drawn(1)
@@ -165,6 +169,7 @@ def test_policies_work_unchanged(conditioned: Pipeline) -> None:
         np.testing.assert_array_equal(stack.latents[sample, :, frame], latents[sample, :, frame])
 
 
+@pytest.mark.slow
 def test_inspect_and_verify(conditioned_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert export([str(conditioned_folder), "--inspect"]) == 0
     assert "frames may be given and kept" in capsys.readouterr().out
@@ -174,6 +179,7 @@ def test_inspect_and_verify(conditioned_folder: Path, capsys: pytest.CaptureFixt
     assert "every engine agrees with its torch stage" in shown
 
 
+@pytest.mark.slow
 def test_a_bundle_is_of_the_same_weights(conditioned_folder: Path, bundle_folder: Path) -> None:
     one, other = (read_manifest(folder) for folder in (conditioned_folder, bundle_folder))
     assert one.conditioned()
