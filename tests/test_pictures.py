@@ -70,19 +70,21 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
 @pytest.mark.parametrize("wanted", WANTED)
 @pytest.mark.parametrize("size", SIZES)
 def test_an_image_is_what_pillow_makes(size: tuple[int, int], wanted: tuple[int, int]) -> None:
-    """Up to rounding: Pillow rounds between rows and columns, too."""
+    """Columns first, which Pillow 13 does not do in all shapes."""
     picture = noise(1, *size)
     (rows, columns), (height, width) = size, wanted
     ratio = max(height / rows, width / columns)
     tall = height / rows > width / columns
     scaled = (height, round(columns * ratio)) if tall else (round(rows * ratio), width)
-    resized = np.array(Image.fromarray(picture[0]).resize(scaled[::-1], Image.Resampling.BICUBIC))
+    narrow = Image.fromarray(picture[0]).resize((scaled[1], rows), Image.Resampling.BICUBIC)
+    resized = np.array(narrow.resize(scaled[::-1], Image.Resampling.BICUBIC))
     top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
     expected = resized[top : top + height, left : left + width].astype(np.float32).transpose(2, 0, 1)[:, None]
     given = fit(picture, height, width)
     assert given.shape == (3, 1, height, width)
     assert given.dtype == np.float32
-    assert np.abs((given + 1) * 127.5 - expected).max() <= 2
+    np.testing.assert_allclose((given + 1) * 127.5, expected, atol=1.001)
+    assert np.mean(np.round((given + 1) * 127.5) != expected) < 0.01  # ties, of weights that Pillow has to 22 bits
 
 
 @pytest.mark.parametrize("wanted", WANTED)

@@ -43,7 +43,7 @@ def _frames(path: Path) -> Iterator[NDArray[np.uint8]]:
             if container.streams.video:
                 for frame in container.decode(video=0):
                     empty = False
-                    yield frame.to_ndarray(format="rgb24")
+                    yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     except (av.error.FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read as an image or a clip: {reason}") from error
@@ -69,12 +69,13 @@ def fit(frames: Frames, height: int, width: int) -> Floats:
     size = (height, round(columns * tall)) if tall > wide else (round(rows * wide), width)
     image = count == 1
     values = frames.astype(np.float32)
-    for axis, (source, target) in enumerate(zip((rows, columns), size, strict=True), 1):
-        if source != target:
-            weights = _bicubic(source, target) if image else _bilinear(source, target)
-            values = np.moveaxis(np.moveaxis(values, axis, -1) @ weights.T, -1, axis)
-    if image:  # Pillow's are whole numbers
-        values = np.clip(np.floor(values + np.float32(0.5)), 0, 255)
+    for axis, source, target in ((2, columns, size[1]), (1, rows, size[0])):
+        if source == target:
+            continue
+        weights = _bicubic(source, target) if image else _bilinear(source, target)
+        values = np.moveaxis(np.moveaxis(values, axis, -1) @ weights.T, -1, axis)
+        if image:  # Pillow has bytes after the columns, too
+            values = np.clip(np.floor(values + np.float32(0.5)), 0, 255)
     spare = [have - want for have, want in zip(size, (height, width), strict=True)]
     top, left = (round(pixels / 2) if image else pixels // 2 for pixels in spare)
     cropped = values[:, top : top + height, left : left + width]
@@ -97,4 +98,5 @@ def _bicubic(source: int, target: int) -> Floats:
 
 
 def _normalised(weights: NDArray[np.float64]) -> Floats:
-    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    normal: Floats = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+    return normal
