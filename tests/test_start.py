@@ -111,6 +111,16 @@ def test_loops_are_one_video(command: list[str], tmp_path: Path, capsys: Capture
     assert len(np.unique(np.abs(np.diff(made, axis=2)).mean((0, 1, 3, 4)))) == made.shape[2] - 1
 
 
+def test_a_mask_of_booleans(command: list[str], tmp_path: Path) -> None:
+    """And latents from a file, with what the sampler would draw."""
+    given = np.random.default_rng(1).standard_normal((2, WIDTH, FRAMES, HEIGHT, ACROSS), np.float32)
+    mask = np.random.default_rng(2).random((2, FRAMES)) < 0.5
+    np.savez(tmp_path / "in.npz", latents=given, mask=mask, noise=np.zeros((3, *given.shape), np.float32))
+    assert cli.main([*command, "--latents", str(tmp_path / "in.npz")]) == 0
+    kept = (latents(tmp_path) == given).all((1, 3, 4))
+    np.testing.assert_array_equal(kept, ~mask)
+
+
 REFUSED: dict[str, tuple[list[str], str]] = {
     "missing": (["--image", "nowhere.png"], "nowhere.png cannot be read as an image or a clip"),
     "short clip": (["--video", "CLIP"], "clip.mp4 has 3 frames; 5 are needed to continue it"),

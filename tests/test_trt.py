@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import fake_model
 import fake_tensorrt
 import numpy as np
 import pytest
@@ -155,6 +156,27 @@ def test_policies_that_look_into_a_call(
     same(result, whole)
     np.testing.assert_array_equal(result.calls, whole.calls)
     assert 2 < sum(all(call.compute) for call in result.trace.calls) < 12
+
+
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
+@pytest.mark.parametrize("policy", ["never", *WITHIN])
+def test_kept_frames_are_the_hosts_to_the_bit(
+    machine: Callable[..., Machine], folder: Path, tmp_path: Path, policy: str, graphs: bool
+) -> None:
+    changes = fake_model.conditioned(fake_model.manifest())
+    made = machine(graphs, bundle=write_plans(write_bundle(folder, **changes)))
+    shape = (2, fake_model.WIDTH, *SIZE)
+    options: dict[str, Any] = {
+        "latents": np.random.default_rng(1).standard_normal(shape, np.float32),
+        "mask": np.array([[0, 1, 0.45, 1], [1, 0.7, 0, 1]], np.float32),
+        "policy": {**POLICIES, **WITHIN}[policy],
+        "steps": 12,
+        "keep_calls": True,
+    }
+    result = made.pipeline.generate(request(**options))
+    whole = fake_pipeline(tmp_path / "host", functions(), **changes)[0].generate(request(**options))
+    same(result, whole)
+    np.testing.assert_array_equal(result.calls, whole.calls)
 
 
 @pytest.mark.parametrize(("name", "calls"), [("ddim", 12), ("pndm", 20)])

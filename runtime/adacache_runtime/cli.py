@@ -186,6 +186,8 @@ def _captions(path: Path) -> Captions:
 def _latents(path: Path) -> dict[str, NDArray[np.float32]]:
     """Those of a file, and what else of a generation's beginning it has, under the names of a request."""
     arrays = _arrays(path)
+    if "mask" in arrays and arrays["mask"].dtype == np.bool_:
+        arrays["mask"] = arrays["mask"].astype(np.float32)
     names = ["latents", *(name for name in ("mask", "noise") if name in arrays)]
     return {name: _number(path, arrays, name) for name in names}
 
