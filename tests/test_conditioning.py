@@ -19,7 +19,7 @@ from adacache_engines.errors import InputError
 from adacache_export.cli import main as export
 from adacache_export.families import FAMILIES, maker
 from adacache_export.models.stdit3 import OpenSoraConfig
-from adacache_export.stages import Stage
+from adacache_export.stages import MODULATED, Stage
 from adacache_runtime.cli import main as run
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies.adacache import AdaCache
@@ -47,13 +47,17 @@ def conditioned(conditioned_folder: Path) -> Pipeline:
     return Pipeline.open(conditioned_folder)
 
 
-@pytest.fixture(scope="module")
-def stages() -> list[Stage]:
+def loaded(**options: Any) -> list[Stage]:
     weights = load_file(OPEN_SORA / "weights_A.safetensors")
-    made = maker(FAMILY, conditioned=True)(config(OpenSoraConfig))
+    made = maker(FAMILY, conditioned=True)(config(OpenSoraConfig), **options)
     for stage in made:
         stage.module.load_state_dict({name: weights[key] for name, key in stage.keys().items()})
     return made
+
+
+@pytest.fixture(scope="module")
+def stages() -> list[Stage]:
+    return loaded()
 
 
 def masked_inputs() -> dict[str, NDArray[Any]]:
@@ -68,6 +72,21 @@ def test_torch_stages_give_what_the_original_gives(stages: list[Stage]) -> None:
     difference = np.abs(result["modulation"].numpy() - expected).max((2, 3))
     assert (difference[~kept] <= TOLERANCE).all()
     assert (difference[kept] > 0.1).all()
+
+
+def test_parts_of_blocks_give_the_same() -> None:
+    result = run_torch(loaded(granularity="module"), masked_inputs())
+    assert worst(result["prediction"].numpy(), VARIANTS["xmask.out"]) <= TOLERANCE
+
+
+def test_what_teacache_looks_at_is_of_each_frame() -> None:
+    made = loaded(sites=(MODULATED,))
+    x_mask = VARIANTS["xmask.x_mask"]
+    masks = (x_mask, np.ones_like(x_mask), np.zeros_like(x_mask))
+    given, generated, kept = (run_torch(made, {**masked_inputs(), "x_mask": mask})[MODULATED] for mask in masks)
+    chosen = torch.from_numpy(x_mask)[:, :, None, None]
+    assert torch.equal(given, torch.where(chosen, generated, kept))
+    assert not torch.allclose(generated, kept)
 
 
 @pytest.mark.slow

@@ -11,21 +11,10 @@ from numpy.typing import NDArray
 
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.manifest import LatentSpace
+from adacache_runtime.clips import CONTINUED, check_continues, continued, generate_clips
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies.interval import FixedInterval
-from adacache_runtime.references import (
-    CONTINUED,
-    Placement,
-    alignment,
-    check_continues,
-    continued,
-    generate_clips,
-    latent_index,
-    parse_strategy,
-    place,
-    placed,
-    snapped,
-)
+from adacache_runtime.references import Placement, alignment, latent_index, parse_strategy, place, placed, snapped
 
 PIXELS = manifest().latent
 VAE = PIXELS.model_copy(update={"frames": "open-sora-vae", "decoder": "none"})
@@ -53,6 +42,11 @@ def test_what_is_no_strategy(text: str) -> None:
 def test_an_edit_ratio_that_is_none(ratio: str) -> None:
     with pytest.raises(InputError, match=r"edit ratio .* is not 0 to 1"):
         parse_strategy(f"0,0,0,0,1,{ratio}")
+
+
+def test_a_length_that_is_none() -> None:
+    with pytest.raises(InputError, match="a length of 0 is not possible"):
+        parse_strategy("0,0,0,0,0")
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from reference import arrays
 
 from adacache_engines.fake import FakeBackend
 from adacache_runtime import cli
+from adacache_runtime.clips import CONTINUED
 from adacache_runtime.pictures import fit, read_last_frames
-from adacache_runtime.references import CONTINUED
 from adacache_runtime.video import write_video
 
 HEIGHT, ACROSS, FRAMES = 4, 6, 8
@@ -87,7 +87,7 @@ def test_a_clip_is_continued(command: list[str], tmp_path: Path) -> None:
 def test_what_is_edited_changes(command: list[str], tmp_path: Path) -> None:
     path, pixels = picture(tmp_path, "a.png")
     far = []
-    for ratio in ("0", "0.4", "1"):
+    for ratio in ("0", "0.4", "0.9"):
         assert cli.main([*command, "--image", str(path), "--edit", ratio]) == 0
         far.append(float(np.abs(latents(tmp_path)[:, :, :1] - fit(pixels, HEIGHT, ACROSS)).mean()))
     assert far[0] == 0
@@ -129,7 +129,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "image in clip": (["--video", "LONG", "--image", "a.png", "--image-at", "4"], "fall on latent frame 4"),
     "places": (["--image", "a.png", "--image", "a.png", "--image-at", "1"], "2 of --image and 1 of --image-at"),
     "only places": (["--image-at", "1"], "0 of --image and 1 of --image-at"),
-    "ratio": (["--image", "a.png", "--edit", "1.5"], "--edit 1.5 is not possible; choose 0 to 1"),
+    "ratio": (["--image", "a.png", "--edit", "1"], "--edit 1.0 is not possible; choose 0 or more, below 1"),
     "all given": (["--video", "LONG", "--frames", "4"], "all 4 latent frames would be given"),
     "only an image": (["--image", "a.png", "--frames", "1"], "all 1 latent frames would be given"),
     "no loops": (["--loops", "0"], "0 loops are not possible"),

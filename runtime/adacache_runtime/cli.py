@@ -19,6 +19,7 @@ from adacache_engines.errors import InputError
 from adacache_engines.manifest import LatentSpace, TextRule
 from adacache_engines.ort import PROVIDERS
 from adacache_runtime import start
+from adacache_runtime.clips import CONTINUED, generate_clips
 from adacache_runtime.command import run, size
 from adacache_runtime.decode import render, without_decoder
 from adacache_runtime.files import check_folder, writing
@@ -27,7 +28,6 @@ from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.policies import POLICY_HELP, policy_from
 from adacache_runtime.policy import GRANULARITIES
 from adacache_runtime.progress import call_progress, frame_progress
-from adacache_runtime.references import CONTINUED, generate_clips
 from adacache_runtime.report import summary
 from adacache_runtime.request import Captions, Request, Settled, settle
 from adacache_runtime.schedule_plot import check_plot, plot_schedule

@@ -1,13 +1,13 @@
-"""Where frames that are given go: Open-Sora's mask strategies, and clips that continue one another.
+"""Where frames that are given go: Open-Sora's mask strategies.
 
 Latents come as its VAE makes them, 5 of each 17 frames. Such a group decodes by itself, so references begin where one
 does.
 
-Source: hpcaitech/Open-Sora v1.2, ``opensora/utils/inference_utils.py`` and ``scripts/inference.py``.
+Source: hpcaitech/Open-Sora v1.2, ``opensora/utils/inference_utils.py``.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,14 +15,10 @@ from numpy.typing import NDArray
 
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.manifest import LatentSpace
-from adacache_runtime.pipeline import Pipeline, Result
-from adacache_runtime.request import Request, initial_noise
+from adacache_runtime.request import Request
 from adacache_runtime.samplers import CHUNK_FRAMES, CHUNK_LATENTS
-from adacache_runtime.trace import CallRecord, Trace
 
 Floats = NDArray[np.float32]
-
-CONTINUED = CHUNK_LATENTS  # latent frames of a clip that the next one begins with
 
 
 @dataclass(frozen=True)
@@ -34,7 +30,7 @@ class Placement:
         reference: number of the reference, from 0.
         reference_start, start: first latent frame in the reference and in the clip; negative = from the end.
         length: in latent frames, less where the reference or the clip ends.
-        edit_ratio: 0 = keep them; else as of :mod:`adacache_runtime.masking`.
+        edit_ratio: 0 = keep them; else as of :mod:`adacache_runtime.masking`, where 1 takes them for the noise itself.
     """
 
     loop: int = 0
@@ -50,7 +46,7 @@ def parse_strategy(text: str) -> tuple[Placement, ...]:
     group as :class:`Placement` has it.
 
     Raises:
-        InputError: it is not of that form, or an edit ratio is not 0 to 1.
+        InputError: it is not of that form, an edit ratio is not 0 to 1, or a length not at least 1.
     """
     return tuple(_placement(group) for group in text.split(";")) if text.strip() else ()
 
@@ -66,6 +62,8 @@ def _placement(group: str) -> Placement:
         ) from error
     if not 0 <= placement.edit_ratio <= 1:
         raise InputError(f"mask strategy {group!r}: edit ratio {placement.edit_ratio} is not 0 to 1")
+    if placement.length < 1:
+        raise InputError(f"mask strategy {group!r}: a length of {placement.length} is not possible; choose at least 1")
     return placement
 
 
@@ -135,74 +133,13 @@ def placed(
     """A request that begins with references, the same ones for each prompt of ``noise`` (prompts, channels, frames,
     height, width). Raises what :func:`place` raises.
     """
-    return _beginning(request, [place(sample, references, placements, align=align) for sample in noise])
+    return beginning(request, [place(sample, references, placements, align=align) for sample in noise])
 
 
-def continued(request: Request, space: LatentSpace, before: Floats) -> Request:
-    """A request for the clip that follows on one with latents ``before`` (prompts, channels, frames, height, width): it
-    begins with that one's last :data:`CONTINUED` latent frames, and keeps them.
-
-    They are taken as they are. The original takes them through pixels, which are encoded again.
-
-    Raises:
-        InputError: see :func:`check_continues`.
-    """
-    check_continues(space, before.shape[2])
-    begin = [Placement(reference_start=-CONTINUED, length=CONTINUED)]
-    noise = initial_noise(request.seed, before.shape)
-    return _beginning(
-        replace(request, noise=None),
-        [place(sample, [last], begin) for sample, last in zip(noise, before, strict=True)],
-    )
-
-
-def check_continues(space: LatentSpace, frames: int) -> None:
-    """
-    Raises:
-        InputError: clips of so many latent frames are too short to continue one another, or do not end with a whole
-            group.
-    """
-    align = alignment(space)
-    if frames <= CONTINUED or frames % align:
-        what = f"a multiple of {CHUNK_FRAMES} frames, {2 * CHUNK_FRAMES} or more" if align > 1 else "more of them"
-        raise InputError(
-            f"clips of {frames} latent frames cannot continue one another, each beginning with {CONTINUED} of the one "
-            f"before; choose {what}"
-        )
-
-
-def _beginning(request: Request, placed: Sequence[tuple[Floats, Floats]]) -> Request:
+def beginning(request: Request, placed: Sequence[tuple[Floats, Floats]]) -> Request:
+    """A request with latents (channels, frames, height, width) and mask (frames,) of each prompt."""
     latents, mask = (np.stack(arrays) for arrays in zip(*placed, strict=True))
     return replace(request, latents=latents, mask=mask)
-
-
-def generate_clips(
-    pipeline: Pipeline, requests: Sequence[Request], on_call: Callable[[CallRecord], None] = lambda _: None
-) -> Result:
-    """A generation for each request, every one but the first continuing the one before, as one video.
-
-    Raises:
-        InputError: see :func:`check_continues`; or as :meth:`Pipeline.generate`, as are its other errors.
-    """
-    clips: list[Result] = []
-    for request in requests:
-        asked = continued(request, pipeline.bundle.manifest.latent, clips[-1].latents) if clips else request
-        clips.append(pipeline.generate(asked, on_call))
-    return joined(clips) if len(clips) > 1 else clips[0]
-
-
-def joined(clips: Sequence[Result]) -> Result:
-    """Clips that continue one another as one generation: of each after the first without the frames it began with."""
-    first, *others = clips
-    latents = np.concatenate([first.latents, *(clip.latents[:, :, CONTINUED:] for clip in others)], axis=2)
-    records = [record for clip in clips for record in clip.trace.calls]
-    trace = Trace(
-        tuple(replace(record, call=call) for call, record in enumerate(records, 1)),
-        first.trace.sizes,
-        first.trace.granularity,
-    )
-    calls = [clip.calls for clip in clips if clip.calls is not None]
-    return Result(latents, trace, np.concatenate(calls) if calls else None)
 
 
 def latent_index(space: LatentSpace, frame: int, frames: int) -> int:

@@ -10,18 +10,11 @@ from numpy.typing import NDArray
 from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_runtime.clips import CONTINUED, check_continues
 from adacache_runtime.encode import check_encoder, encode
 from adacache_runtime.masking import check_conditioned
 from adacache_runtime.pictures import fit, read_image, read_last_frames
-from adacache_runtime.references import (
-    CONTINUED,
-    Placement,
-    alignment,
-    check_continues,
-    latent_index,
-    placed,
-    snapped,
-)
+from adacache_runtime.references import Placement, alignment, latent_index, placed, snapped
 from adacache_runtime.request import Request, Settled
 from adacache_runtime.samplers import CHUNK_FRAMES
 
@@ -59,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RATIO",
         type=float,
         default=0.0,
-        help="0 = keep what is given as it is, up to 1 = change all of it (default: 0)",
+        help="0 = keep what is given as it is; the nearer to 1, the more of it may change (default: 0)",
     )
     add(
         "--loops",
@@ -90,8 +83,8 @@ def read_start(options: argparse.Namespace, bundle: Bundle, settled: Settled) ->
         return None
     check_conditioned(manifest)
     check_encoder(manifest)
-    if not 0 <= options.edit <= 1:
-        raise OutOfRangeError(f"--edit {options.edit} is not possible; choose 0 to 1")
+    if not 0 <= options.edit < 1:
+        raise OutOfRangeError(f"--edit {options.edit} is not possible; choose 0 or more, below 1")
     if settled.masking is not None:
         raise InputError("the mask in --latents says already what is given: leave it out, or the images and the clip")
     pixels, placements, notes = [], [], []
