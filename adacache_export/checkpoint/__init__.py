@@ -13,6 +13,7 @@ from adacache_engines.errors import CheckpointError
 from adacache_export.checkpoint.containers import unwrap
 from adacache_export.checkpoint.formats import read_weights, unreadable
 from adacache_export.checkpoint.layout import find_files
+from adacache_export.mapped import give_back
 
 Shape = tuple[int, ...]
 Progress = Callable[[int], None]  # called with the bytes done so far
@@ -166,6 +167,7 @@ def check(
             off = float(((tensor.double() - wanted).abs() / wanted.abs()).max())
             if not off <= CONSTANT_TOLERANCE:
                 groups["unlike the constant that the model computes"].append(f"{name} is off by {off:.3g} relative")
+        give_back(tensor)
         done += tensor.nbytes
         if progress is not None:
             progress(done)

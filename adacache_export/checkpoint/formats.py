@@ -6,6 +6,7 @@ memory of its own; its pages are read from the file when it is used.
 
 import json
 import pickle
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -101,13 +102,22 @@ def _read_archive(path: Path) -> Mapping[Any, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Every member stored as it is: torch maps members without looking, and would take packed bytes for values."""
+    """Every member stored as it is: torch maps members without looking, and would take packed bytes for values. And in
+    this machine's byte order: torch would turn the others around in memory, which then is more than a map of the file.
+    """
     with zipfile.ZipFile(path) as archive:
         packed = [member.filename for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
+        orders = [name for name in archive.namelist() if name.rpartition("/")[2] == "byteorder"]
+        order = archive.read(orders[0]).decode(errors="replace") if orders and not packed else ""
     if packed:
         raise CheckpointError(
             f"{path}: {packed[0]} in it is compressed, so it cannot be memory-mapped; expected an archive written by"
             " torch.save: unpack it if it is a zip around the checkpoint"
+        )
+    if order not in (sys.byteorder, ""):
+        raise CheckpointError(
+            f"{path} was saved with {order} numbers, which cannot be memory-mapped here; expected {sys.byteorder}:"
+            " save it again as safetensors, which have one byte order"
         )
 
 

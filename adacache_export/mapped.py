@@ -1,0 +1,57 @@
+"""Memory of tensors that are mapped from a file: the system counts the pages that were read as this process's.
+
+They cost nothing while memory is free, but they count, and a process under a memory limit is stopped for them. So
+whoever has read a tensor gives its pages back; they are read again from the file where somebody needs them once more.
+"""
+
+import ctypes
+import functools
+import mmap
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+MAPS = Path("/proc/self/maps")  # of Linux: one line for each mapping: addresses, permissions, offset, device, inode
+
+
+def taken(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy in memory of its own; the mapped pages that it was read from are given back."""
+    copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    give_back(tensor)
+    return copy
+
+
+def give_back(tensor: Tensor) -> None:
+    """Lets go of the pages of a tensor that is mapped from a file and was not written to; nothing for any other."""
+    advise = _madvise()
+    if advise is None or not tensor.nbytes:
+        return
+    start = tensor.data_ptr()
+    storage = tensor.untyped_storage()
+    stop = start + tensor.nbytes if tensor.is_contiguous() else storage.data_ptr() + int(storage.nbytes())
+    start -= start % mmap.PAGESIZE  # a neighbour's values on the same page are read again, too
+    if _of_file(start, stop):
+        advise(start, stop - start, mmap.MADV_DONTNEED)
+
+
+def _of_file(start: int, stop: int) -> bool:
+    """Whether one mapping of a file has all these addresses."""
+    for line in MAPS.read_text().splitlines():
+        addresses, _, _, _, inode, *_ = line.split(maxsplit=5)
+        first, last = (int(address, 16) for address in addresses.split("-"))
+        if first <= start < last:
+            return inode != "0" and stop <= last
+    return False
+
+
+@functools.cache
+def _madvise() -> Callable[[int, int, int], int] | None:
+    """The system's call, None where there is none; it is of no consequence where it fails."""
+    if sys.platform != "linux" or not MAPS.is_file():
+        return None
+    call = ctypes.CDLL(None).madvise
+    call.argtypes, call.restype = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int), ctypes.c_int
+    return call
