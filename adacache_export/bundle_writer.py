@@ -11,6 +11,8 @@ from adacache_engines.bundle import MANIFEST, sha256_file
 from adacache_engines.errors import ExportError, InputError
 from adacache_engines.manifest import FileEntry
 
+PARTIAL = ".partial"  # how the name of a folder ends that is being built
+
 
 def check_destination(output: Path, force: bool) -> None:
     """
@@ -39,20 +41,32 @@ def building(output: Path, nbytes: int, force: bool) -> Iterator[Path]:
         ExportError: the disk is too small or full.
         InputError: the destination was taken in the meantime.
     """
-    parent = output.absolute().parent
+    with scratch(output.absolute().parent, output.name, nbytes) as folder:
+        yield folder
+        check_destination(output, force)
+        _publish(folder, output)
+
+
+@contextlib.contextmanager
+def scratch(parent: Path, name: str, nbytes: int) -> Iterator[Path]:
+    """Gives an empty hidden folder in ``parent``, which is deleted at the end unless it was renamed.
+
+    Raises:
+        ExportError: the disk has no room for ``nbytes``, or becomes full; or the folder is closed to us.
+    """
     free = shutil.disk_usage(parent).free
     if free < nbytes:
         raise ExportError(
-            f"the bundle needs about {nbytes / 1e9:.1f} GB and {parent} has {free / 1e9:.1f} GB free; "
+            f"this needs about {nbytes / 1e9:.1f} GB and {parent} has {free / 1e9:.1f} GB free; "
             "make room, or choose another place with -o"
         )
     folder = None
     try:
-        folder = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=PARTIAL, dir=parent))
         yield folder
-        check_destination(output, force)
-        _publish(folder, output)
     except OSError as error:
+        if folder is None:
+            raise ExportError(f"{parent} cannot be written to: {error.strerror or error}") from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise ExportError(

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from adacache_engines.bundle import MANIFEST, read_manifest
 from adacache_engines.errors import InputError, require
-from adacache_engines.manifest import DTYPES, ExportGranularity, Graph, Manifest
+from adacache_engines.manifest import DTYPES, ExportGranularity, Graph, Manifest, Precision
 from adacache_export import computation, plans
 from adacache_export.progress import PhaseProgress
 from adacache_runtime.command import run
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.verify:
         return run("adacache-export", lambda check: _verify(options.source, check))
     if (options.source / MANIFEST).is_file():
-        return run("adacache-export", lambda check: _compile(options, check))
+        return run("adacache-export", lambda check: _extend(options, check))
     return run("adacache-export", lambda check: _export(options, check))
 
 
@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Turns a video DiT checkpoint into a bundle that adacache-run generates from, without PyTorch.",
     )
     add = parser.add_argument
-    add("source", metavar="CHECKPOINT", type=Path, help="file or folder; to compile, inspect or verify, a bundle")
+    add("source", metavar="CHECKPOINT", type=Path, help="file or folder; to extend, inspect or verify, a bundle")
     add("-o", "--output", metavar="BUNDLE", type=Path, help="folder to make (default: CHECKPOINT's name + .adacache)")
     add("--precision", choices=tuple(DTYPES), help="of weights and matrix products (default: fp32)")
     add(
@@ -50,8 +50,19 @@ def _parser() -> argparse.ArgumentParser:
         help="what policies may measure, repeatable: residuals, such as temporal.N.attn or spatial.N.cross+mlp, or for "
         "TeaCache spatial.0.modulated (default: the temporal attention of the middle block)",
     )
-    add("--text-encoder", metavar="DIR", type=Path, help="T5 in a Hugging Face folder, to take prompts as text")
-    add("--vae", metavar="DIR", type=Path, help="AutoencoderKL in a diffusers folder, to get videos and not latents")
+    add(
+        "--text-encoder",
+        metavar="DIR",
+        type=Path,
+        help="T5 in a Hugging Face folder, to take prompts as text; of a bundle, too",
+    )
+    add("--text-precision", choices=("fp32", "bf16"), help="of the text encoder (default: fp32, as published)")
+    add(
+        "--vae",
+        metavar="DIR",
+        type=Path,
+        help="AutoencoderKL in a diffusers folder, to get videos and not latents; of a bundle, too",
+    )
     add(
         "--conditioning",
         action="store_true",
@@ -74,6 +85,7 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
     from adacache_export.convert import Options, convert
 
     source: Path = options.source
+    _check_text_precision(options)
     library, build = plans.asked(options)
     output: Path = options.output or Path(f"{source.resolve().stem}.adacache")
     choices = Options(
@@ -83,6 +95,7 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
         weights=options.weights,
         force=options.force,
         text_encoder=options.text_encoder,
+        text_precision=options.text_precision or "fp32",
         vae=options.vae,
         family=options.family,
         config=options.config,
@@ -100,37 +113,46 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
             console.print(plans.plan_table([plans.compile_bundle(output, library, build, options, progress.phase)]))
 
 
-def _compile(options: argparse.Namespace, check: Callable[[], None]) -> None:
-    """Adds plans to a bundle."""
-    of_checkpoints = (
-        "output",
-        "precision",
-        "granularity",
-        "probe",
-        "conditioning",
-        "text_encoder",
-        "vae",
-        "family",
-        "config",
-        "weights",
-    )
+def _extend(options: argparse.Namespace, check: Callable[[], None]) -> None:
+    """Adds a text encoder, a VAE or plans to a bundle."""
+    of_checkpoints = ("output", "precision", "granularity", "probe", "conditioning", "family", "config", "weights")
     foreign = [f"--{name.replace('_', '-')}" for name in of_checkpoints if getattr(options, name)]
     if foreign:
         raise InputError(
             f"{options.source} is a bundle, and {', '.join(foreign)} belongs to the export of a checkpoint; "
             "export that again, or leave it out"
         )
+    _check_text_precision(options)
     library, build = plans.asked(options)
     if options.backend == "auto":
         print(plans.explain(library))
-    if library is None:
+    if not (library or options.text_encoder or options.vae):
         raise InputError(
-            f"{options.source} is a bundle already; compile plans with --backend tensorrt-rtx or tensorrt, or look at "
-            "it with --inspect"
+            f"{options.source} is a bundle already; compile plans with --backend tensorrt-rtx or tensorrt, add parts "
+            "with --text-encoder or --vae, or look at it with --inspect"
         )
-    with PhaseProgress(check=check) as progress:
-        made = plans.compile_bundle(options.source, library, build, options, progress.phase)
-    Console().print(plans.plan_table([made]))
+    console = Console()
+    if options.text_encoder or options.vae:
+        _require_exporter()
+        from adacache_export.add import add_parts
+
+        with PhaseProgress(check=check) as progress:
+            precision: Precision = options.text_precision or "fp32"
+            added = add_parts(options.source, options.text_encoder, options.vae, precision, progress)
+        console.print(_errors(added.graphs))
+        manifest = read_manifest(options.source)
+        print(f"{options.source}: {len(manifest.files)} files, {_gigabytes(manifest)}")
+        if added.dropped:
+            print(f"{added.dropped} compiled plans of what was replaced are gone; build them again with --backend")
+    if library is not None:
+        with PhaseProgress(check=check) as progress:
+            made = plans.compile_bundle(options.source, library, build, options, progress.phase)
+        console.print(plans.plan_table([made]))
+
+
+def _check_text_precision(options: argparse.Namespace) -> None:
+    if options.text_precision and not options.text_encoder:
+        raise InputError("--text-precision is that of an encoder that is added: give --text-encoder DIR, too")
 
 
 def _require_exporter() -> None:
@@ -167,7 +189,7 @@ def _inspect(options: argparse.Namespace) -> None:
         "default video": f"{video.height}x{video.width} pixels, {video.frames} frames",
         **counted.facts(),
         "text": f"up to {manifest.text.max_length} tokens, width {manifest.text.width}, "
-        + ("with encoder" if manifest.text.encoder else "no encoder"),
+        + (f"with encoder in {manifest.text.precision}" if manifest.text.encoder_graphs() else "no encoder"),
         "decoder": manifest.latent.decoder,
         "conditioning": "frames may be given and kept" if manifest.conditioned() else "none",
         "probes": ", ".join(manifest.probes()) or "none",

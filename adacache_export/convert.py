@@ -16,12 +16,10 @@ from adacache_engines.manifest import (
     SCHEMA_VERSION,
     CheckpointEntry,
     ExportGranularity,
-    Graph,
-    LatentSpace,
     Manifest,
+    PartName,
     Precision,
     StageEntry,
-    TextRule,
 )
 from adacache_engines.ort import OrtBackend
 from adacache_engines.tensors import DType
@@ -31,17 +29,15 @@ from adacache_export.checkpoint import check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json
 from adacache_export.families import maker, recognise
 from adacache_export.graphs import export_graphs
+from adacache_export.mapped import taken
 from adacache_export.models.residual_block import sites_of
-from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes
+from adacache_export.parity import check_sizes
+from adacache_export.parts import SMALL_FILES, add_decoder, add_encoder, open_decoder, open_encoder, weights_nbytes
 from adacache_export.phases import Progress, running_total
 from adacache_export.stages import MODULATED, Stage
-from adacache_export.text_encoder import TextEncoder, open_text_encoder
-from adacache_export.vae import Vae, check_latents, open_vae
 from adacache_export.weights_file import TORCH_DTYPES, write_weights
 
 WEIGHTS = "onnx/weights.safetensors"
-TOKENIZER = "tokenizer.json"
-SMALL_FILES = 1 << 24  # bytes; graphs and manifest, generously
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,7 @@ class Options:
         weights: which set of a checkpoint that holds several.
         force: replace an existing bundle.
         text_encoder: a Hugging Face folder with a T5 encoder.
+        text_precision: of that.
         vae: a diffusers folder with an AutoencoderKL.
         family: of the checkpoint, where its tensors and ``config.json`` leave that open.
         config: a ``config.json``, instead of the one in the checkpoint's folder.
@@ -67,6 +64,7 @@ class Options:
     weights: str | None = None
     force: bool = False
     text_encoder: Path | None = None
+    text_precision: Precision = "fp32"
     vae: Path | None = None
     family: str | None = None
     config: Path | None = None
@@ -107,13 +105,15 @@ def convert(
     note(f"family {family.NAME}: " + ", ".join(f"{field} {value}" for field, value in asdict(config).items()))
     described = family.describe(config, checkpoint.scheduler)
     dtype, latent, guidance, text = DTYPES[options.precision], described.latent, described.guidance, described.text
-    vae = _open_vae(options.vae, latent, progress)
+    vae = open_decoder(options.vae, latent, progress) if options.vae else None
     # TeaCache's probe comes beside that of AdaCache, not in its place
     probes = options.probes if {*options.probes} - {MODULATED} else (described.probe, *options.probes)
     expected = family.expected(config)
     scanned = running_total(progress.phase("checking the checkpoint", checkpoint.file_bytes()))
     check(checkpoint, expected, family.OPTIONAL_KEYS, family.constants(config), scanned)
-    encoder = _open_encoder(options.text_encoder, text, progress)
+    encoder = None
+    if options.text_encoder:
+        encoder = open_encoder(options.text_encoder, text, options.text_precision, progress)
 
     with torch.device("meta"):  # shapes only: the weights stay in their file until a stage is verified
         stages = make_stages(config, probes, dtype, options.granularity)
@@ -122,36 +122,35 @@ def convert(
     keys = [*_keys(stages), *([guidance.null_captions] if guidance.null_captions else [])]
     dtypes: dict[str, DType] = dict.fromkeys(keys, dtype)
     tensors: dict[str, Tensor] = {key: checkpoint.tensors[key] for key in keys}
-    if encoder:
-        tensors |= encoder.checkpoint.tensors
-        dtypes |= dict.fromkeys(encoder.checkpoint.tensors, "float32")
-    if vae:
-        tensors |= vae.checkpoint.tensors
-        dtypes |= dict.fromkeys(vae.checkpoint.tensors, "float32")
     nbytes = sum(tensor.numel() * TORCH_DTYPES[dtypes[key]].itemsize for key, tensor in tensors.items())
     read = functools.partial(_read, tensors, dtypes)
+    beside = weights_nbytes(encoder.checkpoint.tensors, options.text_precision) if encoder else 0
+    beside += weights_nbytes(vae.checkpoint.tensors, "fp32") if vae else 0
 
-    with building(output, nbytes + SMALL_FILES, options.force) as folder:
+    with building(output, nbytes + beside + SMALL_FILES, options.force) as folder:
         weights = folder / WEIGHTS
         weights.parent.mkdir()
         written = progress.phase("writing the weights", nbytes)
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         locations = write_weights(weights, shapes, dtypes, read, written)
-        make = functools.partial(
-            export_graphs,
-            weights=weights,
-            locations=locations,
-            read=read,
-            backend=OrtBackend(folder),
-            progress=progress,
+        graphs = export_graphs(
+            [*stages, *sums],
+            options.precision,
+            weights,
+            locations,
+            read,
+            check_sizes(latent),
+            OrtBackend(folder),
+            progress,
         )
-        graphs = make([*stages, *sums], options.precision, sizes=check_sizes(latent))
+        files = file_entries(folder, progress.phase("hashing the bundle", nbytes))
+        part_weights: dict[PartName, str] = {}
         if encoder:
-            sizes = encoder_sizes(text.max_length, encoder.config.vocab_size)
-            text = _with_encoder(text, encoder, make([encoder.stage], "fp32", sizes=sizes)["encoder"])
-            (folder / TOKENIZER).write_bytes(encoder.tokenizer)
+            part, text = add_encoder(folder, encoder, text, options.text_precision, progress)
+            part_weights["text_encoder"], files = part.weights, {**files, **part.files}
         if vae:
-            latent = _with_decoder(latent, vae, make([vae.stage], "fp32", sizes=decoder_sizes(latent))["decoder"])
+            part, latent = add_decoder(folder, vae, latent, progress)
+            part_weights["vae"], files = part.weights, {**files, **part.files}
         hashed = running_total(progress.phase("hashing the checkpoint", checkpoint.file_bytes()))
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -176,44 +175,14 @@ def convert(
             latent=latent,
             text=text,
             weights=WEIGHTS,
+            part_weights=part_weights,
             checkpoint=CheckpointEntry(
                 files=tuple(path.name for path in checkpoint.files), sha256=checkpoint.sha256(hashed)
             ),
-            files=file_entries(folder, progress.phase("hashing the bundle", nbytes)),
+            files=dict(sorted(files.items())),
         )
         (folder / MANIFEST).write_text(dump_manifest(manifest), encoding="utf-8")
     return manifest
-
-
-def _open_encoder(folder: Path | None, text: TextRule, progress: Progress) -> TextEncoder | None:
-    if folder is None:
-        return None
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    encoder = open_text_encoder(folder, running_total(progress.phase("checking the text encoder", size)))
-    if encoder.config.d_model != text.width:
-        raise InputError(
-            f"text encoder {folder} gives captions of width {encoder.config.d_model}, the model takes {text.width}; "
-            "choose the encoder that the model was trained with"
-        )
-    return encoder
-
-
-def _with_encoder(text: TextRule, encoder: TextEncoder, graph: Graph) -> TextRule:
-    config = encoder.config.model_dump(mode="json")
-    return text.model_copy(update={"tokenizer": TOKENIZER, "encoder": graph, "encoder_config": config})
-
-
-def _open_vae(folder: Path | None, latent: LatentSpace, progress: Progress) -> Vae | None:
-    if folder is None:
-        return None
-    check_latents(folder, latent)
-    size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
-    return open_vae(folder, latent, running_total(progress.phase("checking the VAE", size)))
-
-
-def _with_decoder(latent: LatentSpace, vae: Vae, graph: Graph) -> LatentSpace:
-    config = vae.config.model_dump(mode="json")
-    return latent.model_copy(update={"decoder": "autoencoder-kl", "decoder_graph": graph, "decoder_config": config})
 
 
 def _keys(stages: Iterable[Stage]) -> list[str]:
@@ -221,7 +190,7 @@ def _keys(stages: Iterable[Stage]) -> list[str]:
 
 
 def _read(tensors: Mapping[str, Tensor], dtypes: Mapping[str, DType], key: str) -> Tensor:
-    tensor = tensors[key].to(TORCH_DTYPES[dtypes[key]])
+    tensor = taken(tensors[key], TORCH_DTYPES[dtypes[key]])
     if dtypes[key] == "float16" and not tensor.isfinite().all():
         raise ExportError(f"{key} has values beyond 65504, which fp16 cannot hold: use --precision bf16 or fp32")
     return tensor

@@ -55,7 +55,11 @@ def export_graphs(
     for stage in stages:
         path = weights.with_name(f"{stage.name}.onnx")
         graph = Graph(
-            name=stage.name, path=f"{path.parent.name}/{path.name}", inputs=stage.inputs, outputs=stage.outputs
+            name=stage.name,
+            path=f"{path.parent.name}/{path.name}",
+            inputs=stage.inputs,
+            outputs=stage.outputs,
+            weights_nbytes=sum(locations[key].nbytes for key in stage.keys().values()),
         )
         write_graph(path, traced[stage.kind], stage, weights, locations)
         graphs[stage.name] = verified(stage, graph, precision, backend, read, sizes)

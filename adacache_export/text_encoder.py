@@ -1,4 +1,4 @@
-"""A Hugging Face folder with a T5 encoder as a stage, with its tokenizer in the form that the runtime reads."""
+"""A Hugging Face folder with a T5 encoder as stages, with its tokenizer in the form that the runtime reads."""
 
 import json
 import logging
@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from adacache_engines.errors import BundleError, CheckpointError, require
-from adacache_engines.tensors import TensorSpec
+from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
 from adacache_export.checkpoint.formats import unreadable
-from adacache_export.models.t5 import T5Config, T5Encoder
-from adacache_export.stages import Stage
+from adacache_export.models.t5 import Block, Embed, Final, T5Config, T5Encoder
+from adacache_export.stages import OUT, Stage, weight_shapes
 from adacache_runtime.tokenizer import Tokenizer
 
 PREFIX = "text_encoder."  # keeps the encoder's weights apart from the model's in one weights file
@@ -24,6 +24,8 @@ EMBEDDINGS = "shared.weight"
 SAME_EMBEDDINGS = ("encoder.embed_tokens.weight", "embed_tokens.weight")  # the same tensor under the stack's names
 OTHER_HALF = ("decoder.", "lm_head.")
 SENTINEL = re.compile(r"<extra_id_\d+>")  # marks a gap in T5's pre-training
+# T5 does not scale scores: at 40, float32's rounding of one moves its weight by some 1e-5. 9e-6 with random weights
+TOLERANCE = 2e-4
 ANY_LENGTH = 300  # tokens; only to see whether a tokenizer is usable
 
 
@@ -32,21 +34,21 @@ class TextEncoder:
     """What export needs of a text encoder.
 
     Attributes:
-        stage: ``encoder``: ``tokens`` (batch, text) int64 and ``mask`` (batch, text) bool, True = a token, to
-            ``captions`` (batch, text, width) float32. Its module is on the meta device. To be exported in float32
-            whatever the model's precision: T5's activations overflow float16.
-        checkpoint: the weights under the stage's keys, mapped from their files.
+        stages: in order, one a block, so that no more of it than a block need ever be in memory.
+        checkpoint: the weights under the stages' keys, mapped from their files.
         tokenizer: content of ``tokenizer.json``.
         config: the encoder's configuration.
     """
 
-    stage: Stage
+    stages: tuple[Stage, ...]
     checkpoint: Checkpoint
     tokenizer: bytes
     config: T5Config
 
 
-def open_text_encoder(folder: Path, progress: Callable[[int], None] | None = None) -> TextEncoder:
+def open_text_encoder(
+    folder: Path, precision: DType = "float32", progress: Callable[[int], None] | None = None
+) -> TextEncoder:
     """Opens a T5 (1.0, 1.1 or mT5) of a folder with ``config.json``, weights in any layout that
     :func:`adacache_export.checkpoint.open_checkpoint` knows, and ``tokenizer.json`` or ``spiece.model``.
 
@@ -54,6 +56,7 @@ def open_text_encoder(folder: Path, progress: Callable[[int], None] | None = Non
 
     Args:
         folder: the folder.
+        precision: of the stages; not float16, which T5's activations overflow.
         progress: called with the bytes of weights checked so far.
 
     Raises:
@@ -69,20 +72,57 @@ def open_text_encoder(folder: Path, progress: Callable[[int], None] | None = Non
         config = T5Config.from_json(opened.config)
     except CheckpointError as error:
         raise CheckpointError(f"{folder}/config.json cannot be used: {error}") from error
-    stage = encoder_stage(config)
+    stages = encoder_stages(config, precision)
     checkpoint = replace(opened, tensors=_encoder_tensors(opened.tensors))
-    parameters = dict(stage.module.named_parameters())
-    check(checkpoint, {key: tuple(parameters[name].shape) for name, key in stage.keys().items()}, progress=progress)
-    return TextEncoder(stage, checkpoint, _tokenizer(folder, config), config)
+    check(checkpoint, weight_shapes(stages), progress=progress)
+    return TextEncoder(stages, checkpoint, _tokenizer(folder, config), config)
 
 
-def encoder_stage(config: T5Config) -> Stage:
+def encoder_stages(config: T5Config, precision: DType) -> tuple[Stage, ...]:
+    """``encoder.embed``, ``encoder.00``, ..., ``encoder.final``: from ``tokens`` (batch, text) int64 and ``mask``
+    (batch, text) bool, True = a token, to ``captions`` (batch, text, width) float32. Modules are on the meta device.
+    """
+    spec = _specs(config, precision)
+    hidden, bias = spec["hidden"], spec["bias"]
+    after = hidden.model_copy(update={"name": hidden.name + OUT})
+    with torch.device("meta"):
+        embed, block, final = Embed(config), Block(config), Final(config)
+    tolerance = TOLERANCE if precision == "float32" else None
+    return (
+        Stage("encoder.embed", "encoder.embed", embed, PREFIX, (spec["tokens"], spec["mask"]), (hidden, bias)),
+        *(
+            Stage(
+                f"encoder.{i:02d}",
+                "encoder.block",
+                block,
+                f"{PREFIX}encoder.block.{i}.",
+                (hidden, bias),
+                (after,),
+                tolerance=tolerance,
+            )
+            for i in range(config.num_layers)
+        ),
+        Stage("encoder.final", "encoder.final", final, f"{PREFIX}encoder.", (hidden,), (spec["captions"],)),
+    )
+
+
+def whole_encoder_stage(config: T5Config) -> Stage:
+    """``encoder``, as bundles had it before its blocks were stages, float32."""
     with torch.device("meta"):
         module = T5Encoder(config)
-    tokens = TensorSpec(name="tokens", dtype="int64", axes=("batch", "text"))
-    mask = TensorSpec(name="mask", dtype="bool", axes=("batch", "text"))
-    captions = TensorSpec(name="captions", dtype="float32", axes=("batch", "text", config.d_model))
-    return Stage("encoder", "encoder", module, PREFIX, (tokens, mask), (captions,), {})
+    spec = _specs(config, "float32")
+    return Stage("encoder", "encoder", module, PREFIX, (spec["tokens"], spec["mask"]), (spec["captions"],))
+
+
+def _specs(config: T5Config, precision: DType) -> dict[str, TensorSpec]:
+    kinds: dict[str, tuple[DType, tuple[int | str, ...]]] = {
+        "tokens": ("int64", ("batch", "text")),
+        "mask": ("bool", ("batch", "text")),
+        "hidden": (precision, ("batch", "text", config.d_model)),
+        "bias": (precision, ("batch", config.num_heads, "text", "text")),
+        "captions": ("float32", ("batch", "text", config.d_model)),
+    }
+    return {name: TensorSpec(name=name, dtype=dtype, axes=axes) for name, (dtype, axes) in kinds.items()}
 
 
 def _encoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,9 @@
 """Checks a bundle again: every hash, and every engine against its torch stage with the bundle's own weights."""
 
+import contextlib
+import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -14,11 +17,12 @@ from adacache_engines.plans import check_plans
 from adacache_export.arithmetic import arithmetic
 from adacache_export.families import FAMILIES, maker
 from adacache_export.graphs import verified
+from adacache_export.mapped import taken
 from adacache_export.models.t5 import T5Config
 from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
-from adacache_export.text_encoder import encoder_stage
+from adacache_export.text_encoder import encoder_stages, whole_encoder_stage
 from adacache_export.vae import VaeConfig, decoder_stage
 
 
@@ -37,20 +41,23 @@ def verify(folder: Path, progress: Progress) -> list[Graph]:
     if manifest.family not in FAMILIES:
         raise BundleError(f"{folder} is of family {manifest.family}; this version knows {', '.join(FAMILIES)}")
     backend = OrtBackend(folder)
-    with safe_open(str(bundle.path(manifest.weights)), framework="pt") as file:
-
-        def read(key: str) -> Tensor:
-            tensor: Tensor = file.get_tensor(key)
-            return tensor
-
-        names = file.keys()
-        jobs = _jobs(manifest, {name: tuple(file.get_slice(name).get_shape()) for name in names})
+    with contextlib.ExitStack() as stack:
+        paths = {path: bundle.path(path) for path in {*manifest.weight_files().values()}}
+        opened = {path: stack.enter_context(safe_open(str(file), framework="pt")) for path, file in paths.items()}
+        model = opened[manifest.weights]
+        jobs = _jobs(manifest, {name: tuple(model.get_slice(name).get_shape()) for name in model.keys()})  # noqa: SIM118
         step = progress.phase("verifying", len(jobs))
         graphs = []
         for stage, graph, precision, sizes in jobs:
+            read = functools.partial(_read, opened[manifest.weight_files()[graph.name]])
             graphs.append(verified(stage, graph, precision, backend, read, sizes))
             step(1)
     return graphs
+
+
+def _read(file: Any, key: str) -> Tensor:
+    tensor: Tensor = file.get_tensor(key)
+    return taken(tensor, tensor.dtype)
 
 
 def _jobs(
@@ -66,10 +73,15 @@ def _jobs(
     graphs = {stage.graph.name: stage.graph for stage in manifest.stages} | manifest.arithmetic
     sizes = check_sizes(manifest.latent)
     jobs = [(stage, graphs[stage.name], manifest.precision, sizes) for stage in (*stages, *sums)]
-    if manifest.text.encoder:
+    if text_graphs := manifest.text.encoder_graphs():
         encoder = T5Config.model_validate(manifest.text.encoder_config)
         text_sizes = encoder_sizes(manifest.text.max_length, encoder.vocab_size)
-        jobs.append((encoder_stage(encoder), manifest.text.encoder, "fp32", text_sizes))
+        text_precision = manifest.text.precision
+        chain = encoder_stages(encoder, DTYPES[text_precision])
+        text_stages = (whole_encoder_stage(encoder),) if manifest.text.encoder else chain
+        jobs += [
+            (stage, graph, text_precision, text_sizes) for stage, graph in zip(text_stages, text_graphs, strict=True)
+        ]
     if manifest.latent.decoder_graph:
         decoder = decoder_stage(VaeConfig.model_validate(manifest.latent.decoder_config))
         jobs.append((decoder, manifest.latent.decoder_graph, "fp32", decoder_sizes(manifest.latent)))

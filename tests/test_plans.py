@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from adacache_engines import plan_builder, plan_jobs, trt_build
-from adacache_engines.bundle import Bundle, open_bundle, read_manifest, sha256_file
+from adacache_engines.bundle import Bundle, open_bundle, read_manifest, replace_manifest, sha256_file
 from adacache_engines.errors import BundleError, EngineError, InputError
 from adacache_engines.manifest import Manifest, PlanSet
 from adacache_engines.plan_builder import build_plans
@@ -103,6 +103,27 @@ def assert_complete(folder: Path, rtx: TensorRT) -> None:
     check_plans(bundle, plans)
 
 
+def test_what_a_set_lacks_is_built(bundle: Path, rtx: TensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a text encoder was added: the plans that are there stay."""
+    manifest, before = read_manifest(bundle), only(bundle)
+    lacking = {"final", "guide"}
+    kept = tuple(entry for entry in before.plans if entry.graph not in lacking)
+    (name,) = manifest.plans
+    replace_manifest(bundle, manifest.model_copy(update={"plans": {name: before.model_copy(update={"plans": kept})}}))
+    built: list[str] = []
+
+    def build(library: TensorRT, onnx: Path, *options: object) -> memoryview:
+        built.append(onnx.stem)
+        return build_plan(library, onnx, *options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(plan_jobs, "build_plan", build)
+    after = build_plans(bundle, rtx, profiles(bundle), BuildOptions(), workers=1)
+    assert set(built) == lacking
+    assert_complete(bundle, rtx)
+    assert after.plans == only(bundle).plans
+    assert {entry for entry in after.plans if entry.graph not in lacking} == {*kept}
+
+
 @pytest.mark.slow
 def test_the_demo_model(tmp_path: Path, rtx: TensorRT, capsys: pytest.CaptureFixture[str]) -> None:
     """In bf16; the tests of the README do it in fp16."""
@@ -110,7 +131,7 @@ def test_the_demo_model(tmp_path: Path, rtx: TensorRT, capsys: pytest.CaptureFix
     options = ["--precision", "bf16", "--text-encoder", str(DEMO / "text_encoder")]
     plans = ["--backend", "tensorrt-rtx", "--profile", "16x16..32x32:1f..8f:1..2", "--profile", "32x32:16f"]
     assert export([str(DEMO), "-o", str(folder), *options, *plans]) == 0
-    assert "encoder" in {entry.stage for entry in only(folder).plans}
+    assert {"encoder.embed", "encoder.00", "encoder.final"} <= {entry.stage for entry in only(folder).plans}
     assert list(only(folder).profiles) == plans[3::2]
     assert_complete(folder, rtx)
     assert "tensorrt-rtx" in capsys.readouterr().out

@@ -1,10 +1,10 @@
 import json
+import logging
 import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import sentencepiece
 import torch
@@ -12,11 +12,16 @@ import transformers
 from safetensors.torch import load, save_file
 
 from adacache_engines.errors import CheckpointError, MissingDependencyError
+from adacache_engines.manifest import DTYPES, TextRule
 from adacache_engines.ort import OrtBackend
-from adacache_export.onnx_export import trace, write_graph
-from adacache_export.text_encoder import PREFIX, open_text_encoder
+from adacache_export.graphs import export_graphs
+from adacache_export.parts import add_encoder
+from adacache_export.phases import Progress
+from adacache_export.stages import run_stages
+from adacache_export.text_encoder import PREFIX, open_text_encoder, whole_encoder_stage
 from adacache_export.weights_file import write_weights
-from adacache_runtime.tokenizer import Tokenizer
+from adacache_runtime.text_encoder import encode
+from adacache_runtime.tokenizer import Tokenizer, Tokens
 
 VOCABULARY = 64
 SIZES = {"vocab_size": VOCABULARY, "d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_heads": 4}
@@ -30,6 +35,14 @@ def random_t5(kind: type[transformers.PreTrainedModel], proj: str) -> transforme
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # larger than T5's own, so that each part counts
     return model
+
+
+@pytest.fixture(autouse=True)
+def no_log():
+    """Pytest collects all that torch logs while tracing, which takes longer than tracing."""
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
@@ -82,12 +95,22 @@ def reference(model: transformers.T5EncoderModel, tokens: torch.Tensor, mask: to
         return model(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
 
 
-def loaded(encoder) -> torch.nn.Module:
-    keys = encoder.stage.keys()
-    encoder.stage.module.load_state_dict(
-        {name: encoder.checkpoint.tensors[key] for name, key in keys.items()}, assign=True
-    )
-    return encoder.stage.module.eval()
+def loaded(encoder):
+    """A function of tokens and mask."""
+
+    def states(tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        named = {"tokens": tokens, "mask": mask}
+        for stage in encoder.stages:
+            tensors = {name: encoder.checkpoint.tensors[key] for name, key in stage.keys().items()}
+            stage.module.load_state_dict(tensors, assign=True)
+            named = run_stages([stage], named)
+        return named["captions"]
+
+    return states
+
+
+def all_keys(encoder) -> set[str]:
+    return {key for stage in encoder.stages for key in stage.keys().values()}
 
 
 @pytest.mark.parametrize("proj", ["relu", "gelu", "gated-gelu", "gated-silu"])
@@ -104,27 +127,52 @@ def test_equals_transformers(proj, tmp_path, tokenizer_json):
         assert (got - reference(model, tokens, mask)).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize("proj", ["relu", "gated-gelu"])
-def test_graph_equals_transformers(proj, tmp_path, tokenizer_json):
+@pytest.mark.parametrize(("proj", "precision"), [("relu", "fp32"), ("gated-gelu", "fp32"), ("gated-gelu", "bf16")])
+def test_engines_equal_transformers(proj, precision, tmp_path, tokenizer_json):
+    """Those of a part, one after another as the runtime runs them."""
     model = random_t5(transformers.T5EncoderModel, proj)
     model.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text(tokenizer_json, "utf-8")
-    encoder = open_text_encoder(tmp_path)
+    encoder = open_text_encoder(tmp_path, DTYPES[precision])
+    rule = TextRule(max_length=60, width=SIZES["d_model"], cleaning="deepfloyd")
+    part, rule = add_encoder(tmp_path, encoder, rule, precision, Progress())
+    assert rule.precision == precision
+    assert [graph.name for graph in rule.encoder_graphs()] == [
+        *("encoder.embed", "encoder.00", "encoder.01", "encoder.final"),
+    ]
+    paths = [tmp_path / graph.path for graph in rule.encoder_graphs()]
+    assert all(path.stat().st_size < 50_000 for path in paths)  # no weights in them
+    element = 4 if precision == "fp32" else 2
+    weights = sum(value.numel() for value in model.parameters()) * element
+    assert sum(graph.weights_nbytes for graph in rule.encoder_graphs()) == weights
+    assert weights < part.files[part.weights].nbytes < weights + 10_000
+    tokens, mask = inputs(3, 60)
+    (got,) = encode(rule, OrtBackend(tmp_path), [Tokens(tokens.numpy(), mask.numpy())])
+    expected = reference(model, tokens, mask).numpy()
+    assert got.dtype == np.float32
+    error = np.abs(got - expected).max()
+    assert error < TOLERANCE if precision == "fp32" else TOLERANCE < error < 0.1
+
+
+def test_whole_graph_of_before(tmp_path, folder):
+    """Bundles used to have the encoder in one graph: it still runs, and gives the same."""
+    encoder = open_text_encoder(folder)
+    stage = whole_encoder_stage(encoder.config)
     tensors = encoder.checkpoint.tensors
-    shapes = {key: tuple(tensors[key].shape) for key in encoder.stage.keys().values()}
-    weights = tmp_path / "weights.safetensors"
+    shapes = {key: tuple(tensors[key].shape) for key in stage.keys().values()}
+    weights = tmp_path / "onnx" / "weights.safetensors"
+    weights.parent.mkdir()
     locations = write_weights(weights, shapes, dict.fromkeys(shapes, "float32"), tensors.__getitem__)
-    graph = tmp_path / "encoder.onnx"
-    write_graph(graph, trace(encoder.stage, {"batch": 2, "text": 6}), encoder.stage, weights, locations)
-    assert graph.stat().st_size < 100_000  # no weights in it
-    OrtBackend(tmp_path)  # the process has its thread pool from here on, whichever test is first
-    options = onnxruntime.SessionOptions()
-    options.use_per_session_threads = False
-    session = onnxruntime.InferenceSession(graph, options)
-    for shape in ((3, 150), (2, 11)):
-        tokens, mask = inputs(*shape)
-        (got,) = session.run(["captions"], {"tokens": tokens.numpy(), "mask": mask.numpy()})
-        assert np.abs(got - reference(model, tokens, mask).numpy()).max() < TOLERANCE
+    backend = OrtBackend(tmp_path)
+    sizes = [{"batch": 2, "text": 6}]
+    graphs = export_graphs([stage], "fp32", weights, locations, tensors.__getitem__, sizes, backend, Progress())
+    rule = TextRule(max_length=9, width=SIZES["d_model"], cleaning="deepfloyd")
+    chain = add_encoder(tmp_path, encoder, rule, "fp32", Progress())[1]
+    text = [Tokens(*(value.numpy() for value in inputs(2, 9)))]
+    (before,) = encode(rule.model_copy(update={"encoder": graphs["encoder"]}), backend, text)
+    (now,) = encode(chain, backend, text)
+    assert np.abs(before - now).max() < TOLERANCE
+    assert np.abs(before).max() > 0.1
 
 
 def test_padding_does_not_reach_the_text(folder):
@@ -160,7 +208,7 @@ def test_layouts(layout, file, gated, folder):
     else:
         save_file(state, folder / file)
     encoder = open_text_encoder(folder)
-    assert set(encoder.checkpoint.tensors) == set(encoder.stage.keys().values())
+    assert set(encoder.checkpoint.tensors) == all_keys(encoder)
     for name, parameter in gated.named_parameters():
         got = encoder.checkpoint.tensors[PREFIX + name]
         assert torch.equal(got, parameter.detach().to(got.dtype))
@@ -172,7 +220,7 @@ def test_shards_of_a_whole_t5(folder):
     model.save_pretrained(folder, max_shard_size="20KB")
     assert len(list(folder.glob("model-*.safetensors"))) > 2
     encoder = open_text_encoder(folder)
-    assert set(encoder.checkpoint.tensors) == set(encoder.stage.keys().values())
+    assert set(encoder.checkpoint.tensors) == all_keys(encoder)
     tokens, mask = inputs(2, 9)
     with torch.no_grad():
         got = loaded(encoder)(tokens, mask)
@@ -180,16 +228,26 @@ def test_shards_of_a_whole_t5(folder):
     assert (got - expected).abs().max() < TOLERANCE
 
 
-def test_stage(folder):
-    stage = open_text_encoder(folder).stage
-    assert (stage.name, stage.kind) == ("encoder", "encoder")
-    assert [(spec.name, spec.dtype, spec.axes) for spec in (*stage.inputs, *stage.outputs)] == [
-        ("tokens", "int64", ("batch", "text")),
-        ("mask", "bool", ("batch", "text")),
-        ("captions", "float32", ("batch", "text", SIZES["d_model"])),
+def test_stages(folder):
+    stages = open_text_encoder(folder).stages
+    first, *blocks, last = stages
+    assert [(stage.name, stage.kind) for stage in stages] == [
+        ("encoder.embed", "encoder.embed"),
+        ("encoder.00", "encoder.block"),
+        ("encoder.01", "encoder.block"),
+        ("encoder.final", "encoder.final"),
     ]
-    assert all(parameter.is_meta for parameter in stage.module.parameters())
-    assert not list(stage.module.buffers())
+    width = SIZES["d_model"]
+    assert [str(spec) for spec in (*first.inputs, *first.outputs)] == [
+        "tokens int64 (batch, text)",
+        "mask bool (batch, text)",
+        f"hidden float32 (batch, text, {width})",
+        f"bias float32 (batch, {SIZES['num_heads']}, text, text)",
+    ]
+    assert all(block.inputs == first.outputs for block in blocks)
+    assert [str(spec) for spec in last.outputs] == [f"captions float32 (batch, text, {width})"]
+    assert all(parameter.is_meta for stage in stages for parameter in stage.module.parameters())
+    assert not [buffer for stage in stages for buffer in stage.module.buffers()]
 
 
 PROMPTS = [

@@ -28,6 +28,7 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {  # feed_forward_proj -
     "gated-silu": F.silu,
 }
 GATED = "gated-"
+BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"  # by distance, of all blocks
 DEFAULTS: Mapping[str, Mapping[str, str]] = {  # by model type, for fields that a config leaves out
     "t5": {"feed_forward_proj": "relu"},
     "mt5": {"feed_forward_proj": "gated-gelu"},
@@ -86,9 +87,9 @@ def position_buckets(config: T5Config) -> tuple[int, ...]:
 
 
 class SelfAttention(nn.Module):
-    """Attention without scaling; the first layer's also holds the bias by distance that all layers add."""
+    """Attention without scaling."""
 
-    def __init__(self, config: T5Config, first: bool) -> None:
+    def __init__(self, config: T5Config) -> None:
         super().__init__()
         inner = config.num_heads * config.d_kv
         self.heads = (config.num_heads, config.d_kv)
@@ -96,8 +97,6 @@ class SelfAttention(nn.Module):
         self.k = nn.Linear(config.d_model, inner, bias=False)
         self.v = nn.Linear(config.d_model, inner, bias=False)
         self.o = nn.Linear(inner, config.d_model, bias=False)
-        if first:
-            self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """``x`` (B, L, D), ``bias`` (B, h, L, L) added to the scores -> (B, L, D)."""
@@ -105,7 +104,7 @@ class SelfAttention(nn.Module):
         shape = (batch, length, *self.heads)
         q, k, v = (project(x).view(shape).transpose(1, 2) for project in (self.q, self.k, self.v))
         # Written out: TensorRT has no float32 kernel for the one Attention node that the fused function becomes.
-        weights = torch.softmax(q @ k.transpose(2, 3) + bias, dim=-1)
+        weights = torch.softmax((q @ k.transpose(2, 3) + bias).float(), dim=-1).to(x.dtype)
         out: Tensor = self.o((weights @ v).transpose(1, 2).reshape(batch, length, -1))
         return out
 
@@ -133,9 +132,9 @@ class FeedForward(nn.Module):
 class AttentionLayer(nn.Module):
     """x + attention(norm(x))."""
 
-    def __init__(self, config: T5Config, first: bool) -> None:
+    def __init__(self, config: T5Config) -> None:
         super().__init__()
-        self.SelfAttention = SelfAttention(config, first)
+        self.SelfAttention = SelfAttention(config)
         self.layer_norm = nn.RMSNorm(config.d_model, config.layer_norm_epsilon)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
@@ -159,25 +158,30 @@ class FeedForwardLayer(nn.Module):
 class Block(nn.Module):
     """Attention, then feed-forward."""
 
-    def __init__(self, config: T5Config, first: bool) -> None:
+    def __init__(self, config: T5Config) -> None:
         super().__init__()
-        self.layer = nn.ModuleList([AttentionLayer(config, first), FeedForwardLayer(config)])
+        self.layer = nn.ModuleList([AttentionLayer(config), FeedForwardLayer(config)])
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
+        """``hidden`` (B, L, D), ``bias`` (B, h, L, L) added to the scores -> (B, L, D)."""
         attention, feed_forward = self.layer
-        out: Tensor = feed_forward(attention(x, bias))
+        out: Tensor = feed_forward(attention(hidden, bias))
         return out
 
 
-class Stack(nn.Module):
-    """All blocks and the final norm; the bias by distance is computed once for all of them."""
+class Embed(nn.Module):
+    """Token ids to hidden states and to what all blocks add to their scores."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.buckets = position_buckets(config)  # numbers, not a buffer: weights are all that a stage carries
         self.one_direction = config.relative_attention_num_buckets // 2
-        self.block = nn.ModuleList([Block(config, index == 0) for index in range(config.num_layers)])
-        self.final_layer_norm = nn.RMSNorm(config.d_model, config.layer_norm_epsilon)
+        # published as a part of the first block
+        bias: nn.Module = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
+        for name in reversed(BIAS.split(".")[1:]):
+            bias = nn.ModuleDict({name: bias})
+        self.encoder = bias
 
     def position_bias(self, length: int, device: torch.device) -> Tensor:
         """What a head adds to a score for the distance between two tokens: (1, h, L, L), row = the one that attends."""
@@ -185,29 +189,46 @@ class Stack(nn.Module):
         ahead = place[None, :] - place[:, None]
         buckets = torch.tensor(self.buckets, device=device)
         bucket = buckets[ahead.abs().clamp(max=len(self.buckets) - 1)] + (ahead > 0) * self.one_direction
-        bias: Tensor = self.get_submodule("block.0.layer.0.SelfAttention.relative_attention_bias")(bucket)
+        bias: Tensor = self.get_submodule(BIAS)(bucket)
         return bias.permute(2, 0, 1)[None]
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """``x`` (B, L, D), ``mask`` (B, L) bool, True = attend -> (B, L, D)."""
+    def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """``tokens`` (B, L) int64, ``mask`` (B, L) bool, True = a token -> hidden (B, L, D), bias (B, h, L, L)."""
+        hidden: Tensor = self.shared(tokens)
         # the lowest number and not -inf: a row without any token then has some value, and not NaN
-        padding = torch.where(mask, 0.0, torch.finfo(x.dtype).min)[:, None, None, :]
-        bias = self.position_bias(x.shape[1], x.device) + padding
-        for block in self.block:
-            x = block(x, bias)
-        out: Tensor = self.final_layer_norm(x)
+        padding = torch.where(mask, 0.0, torch.finfo(hidden.dtype).min).to(hidden.dtype)[:, None, None, :]
+        return hidden, self.position_bias(tokens.shape[1], tokens.device) + padding
+
+
+class Final(nn.Module):
+    """The norm behind the last block; float32 whatever the weights are."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.final_layer_norm = nn.RMSNorm(config.d_model, config.layer_norm_epsilon)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D) float32: the last hidden state, padding not zeroed."""
+        out: Tensor = self.final_layer_norm(hidden).float()
         return out
 
 
 class T5Encoder(nn.Module):
-    """``encoder`` stage: token ids to the last hidden state, final norm included, padding not zeroed."""
+    """The whole encoder in one: what bundles had before its blocks were graphs of their own."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
-        self.shared = nn.Embedding(config.vocab_size, config.d_model)
-        self.encoder = Stack(config)
+        embed = Embed(config)
+        self.shared, self.encoder = embed.shared, Final(config)
+        self.encoder.block = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
+        place, _, name = BIAS.rpartition(".")
+        self.get_submodule(place).add_module(name, embed.get_submodule(BIAS))
+        self.__dict__["embed"] = embed  # not registered: its parameters are here by their names
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """``tokens`` (B, L) int64, ``mask`` (B, L) bool, True = a token -> (B, L, D) float32."""
-        out: Tensor = self.encoder(self.shared(tokens), mask)
+        """As :class:`Embed` takes them -> as :class:`Final` gives them."""
+        hidden, bias = self.__dict__["embed"](tokens, mask)
+        for block in self.encoder.get_submodule("block").children():
+            hidden = block(hidden, bias)
+        out: Tensor = self.encoder(hidden)
         return out

@@ -1,8 +1,9 @@
 """Back ends by name."""
 
-from typing import get_args
+from typing import Literal, get_args
 
 from adacache_engines.base import Backend
+from adacache_engines.buffers import HostDevice
 from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError
 from adacache_engines.manifest import Library
@@ -11,6 +12,8 @@ from adacache_engines.trt import TrtBackend
 from adacache_engines.trt_library import open_library
 
 ONNXRUNTIME = "onnxruntime"
+TextDevice = Literal["backend", "cpu"]
+TEXT_DEVICES: tuple[TextDevice, ...] = get_args(TextDevice)
 BACKENDS: tuple[str, ...] = (ONNXRUNTIME, *get_args(Library))
 
 
@@ -49,3 +52,24 @@ def open_backend(
     if refused:
         raise InputError(f"{' and '.join(refused)} can be chosen for onnxruntime only; {name} runs on the GPU")
     return TrtBackend(bundle, open_library(name), graphs=cuda_graphs, weight_budget=weight_budget)
+
+
+def open_text_backend(bundle: Bundle, backend: Backend, device: TextDevice, threads: int = 0) -> Backend:
+    """What runs the text encoder of a bundle whose model runs on ``backend``.
+
+    Args:
+        bundle: whose graphs or plans it will load.
+        backend: of the model.
+        device: ``backend`` = the same; ``cpu`` = ONNX Runtime on the host, so that the encoder takes no memory of a
+            GPU and needs no plans.
+        threads: of ONNX Runtime.
+
+    Raises:
+        InputError: the device is unknown.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    if device not in TEXT_DEVICES:
+        raise InputError(f"text device {device!r} is unknown; known: {', '.join(TEXT_DEVICES)}")
+    if device == "backend" or isinstance(backend.device, HostDevice):
+        return backend
+    return OrtBackend(bundle.folder, "cpu", threads)

@@ -122,6 +122,7 @@ def open_bundle(folder: Path | str, progress: Callable[[int], None] = lambda _: 
         elif sha256_file(path, progress) != entry.sha256:
             problems.append(f"{name} was changed after export")
     used = [manifest.weights, *(graph.path for graph in manifest.graphs())]
+    used += sorted({*manifest.weight_files().values()} - {manifest.weights})
     if manifest.text.tokenizer:
         used.append(manifest.text.tokenizer)
     problems += [f"{name} is used but has no hash in {MANIFEST}" for name in used if name not in manifest.files]

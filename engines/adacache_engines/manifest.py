@@ -40,13 +40,18 @@ class Check(Entry):
 
 
 class Graph(Entry):
-    """One ONNX file."""
+    """One ONNX file.
+
+    Attributes:
+        weights_nbytes: of its weights, in the file that it points to; None = exported before they were counted.
+    """
 
     name: str
     path: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     check: Check | None = None
+    weights_nbytes: int | None = None
 
 
 class Term(Entry):
@@ -168,6 +173,9 @@ class TextRule(Entry):
     Attributes:
         masking: what hides the padding behind a prompt: a ``mask``; or, as in Latte, nothing does: the captions of a
             single prompt are ``cut`` to its tokens, with several prompts those of the padding are zeros.
+        encoder: from ``tokens`` and ``mask`` to ``captions`` in one graph, as bundles had it.
+        encoder_stages: the same as a chain of graphs, in order: ``hidden_out`` of one is ``hidden`` of the next.
+        precision: of the encoder.
     """
 
     max_length: int
@@ -177,6 +185,12 @@ class TextRule(Entry):
     tokenizer: str | None = None  # path
     encoder: Graph | None = None
     encoder_config: dict[str, Any] | None = None
+    encoder_stages: tuple[Graph, ...] = ()
+    precision: Precision = "fp32"
+
+    def encoder_graphs(self) -> tuple[Graph, ...]:
+        """The chain, of one graph where it is whole; none without an encoder."""
+        return (self.encoder,) if self.encoder else self.encoder_stages
 
 
 class Preset(Entry):
@@ -250,27 +264,42 @@ class PlanSet(Entry):
     plans: tuple[PlanEntry, ...]
 
 
+PartName = Literal["text_encoder", "vae"]
+
+
 class Manifest(Entry):
+    """
+    Attributes:
+        profiles: name -> axis -> smallest and largest size.
+        default_probes: sites that a policy measures unless it names others.
+        policies: by name; they come before the program's own of that name.
+        weights: path of the model's weights file.
+        part_weights: paths of those of the text encoder and the VAE; where one is missing, its weights are in the
+            model's file, as in bundles to which nothing could be added.
+        plans: folder under engines/ -> what is in it.
+    """
+
     schema_version: int
     producer: str
     family: str
     config: dict[str, Any]
     precision: Precision
     granularity: ExportGranularity = "block"
-    profiles: dict[str, dict[str, tuple[int, int]]]  # name -> axis -> smallest and largest size
+    profiles: dict[str, dict[str, tuple[int, int]]]
     stages: tuple[StageEntry, ...]
     arithmetic: dict[str, Graph]
-    default_probes: tuple[str, ...]  # sites that a policy measures unless it names others
-    policies: dict[str, Preset] = {}  # by name; they come before the program's own of that name
+    default_probes: tuple[str, ...]
+    policies: dict[str, Preset] = {}
     sampler: SamplerDefaults
     video: VideoDefaults
     guidance: GuidanceRule
     latent: LatentSpace
     text: TextRule
     weights: str
+    part_weights: dict[PartName, str] = {}
     checkpoint: CheckpointEntry
     files: dict[str, FileEntry]
-    plans: dict[str, PlanSet] = {}  # folder under engines/ -> what is in it
+    plans: dict[str, PlanSet] = {}
 
     def loop_graphs(self) -> list[Graph]:
         """Of the stages in order, and of arithmetic: what stays loaded from one generation to the next."""
@@ -278,7 +307,18 @@ class Manifest(Entry):
 
     def graphs(self) -> list[Graph]:
         """Those of the loop, and of the text encoder and the decoder where there are."""
-        return [*self.loop_graphs(), *(graph for graph in (self.text.encoder, self.latent.decoder_graph) if graph)]
+        return [*self.loop_graphs(), *self.part_graphs("text_encoder"), *self.part_graphs("vae")]
+
+    def part_graphs(self, part: PartName) -> list[Graph]:
+        """Of the text encoder or the VAE; none where the bundle has none."""
+        if part == "text_encoder":
+            return [*self.text.encoder_graphs()]
+        return [self.latent.decoder_graph] if self.latent.decoder_graph else []
+
+    def weight_files(self) -> dict[str, str]:
+        """Graph -> path of the file with its weights."""
+        own = {graph.name: path for part, path in self.part_weights.items() for graph in self.part_graphs(part)}
+        return {graph.name: own.get(graph.name, self.weights) for graph in self.graphs()}
 
     def conditioned(self) -> bool:
         """Whether some frames may be given and kept."""

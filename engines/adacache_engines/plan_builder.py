@@ -18,7 +18,7 @@ from adacache_engines.buffers import HostDevice
 from adacache_engines.bundle import Bundle, open_bundle, read_manifest, replace_manifest
 from adacache_engines.errors import EngineError, InputError
 from adacache_engines.manifest import Graph, Manifest, PlanEntry, PlanSet, Variant
-from adacache_engines.plan_jobs import TIMING_CACHE, Built, Job, run_jobs
+from adacache_engines.plan_jobs import TIMING_CACHE, Built, Job, record_finished, run_jobs
 from adacache_engines.plans import ENGINES, check_plans
 from adacache_engines.shape_profiles import ShapeProfile
 from adacache_engines.trt_build import CURRENT, USUAL_TARGETS, BuildOptions, check_options
@@ -53,7 +53,7 @@ def build_plans(
 
     Raises:
         InputError: an option that the library does not have; or its plans are there with other settings, and
-            ``force`` is off.
+            ``force`` is off. With the same settings, what the set lacks is built.
         BundleError: the bundle, or its plans, were changed.
         EngineError: a graph cannot be built, or the disk is full; finished plans are kept for the next try.
     """
@@ -79,17 +79,36 @@ def build_plans(
                 "replace them with --force"
             )
         check_plans(bundle, there)
-        return there
+        if not _lacking(bundle.manifest, there):
+            return there
     partial = folder / ENGINES / f".{name}.partial"
     jobs = _jobs(bundle, wanted, options, partial)
     with _full_disk_told(partial):
         partial.mkdir(parents=True, exist_ok=True)
+        if there is not None and not force:
+            _reuse(bundle, there, jobs)
         count = workers or _workers(bundle, library)
         built = run_jobs(jobs, library, count, phase("building plans", len(jobs)))
         entries = _entries(bundle.manifest, name, jobs, built)
         plans = wanted.model_copy(update={"plans": tuple(entries)})
         _publish(folder, partial, name, plans)
     return plans
+
+
+def _lacking(manifest: Manifest, plans: PlanSet) -> list[str]:
+    """Graphs without a plan in the set, such as those of a text encoder that was added later."""
+    hashes = {entry.graph: entry.graph_sha256 for entry in plans.plans}
+    return [graph.name for graph in manifest.graphs() if hashes.get(graph.name) != manifest.files[graph.path].sha256]
+
+
+def _reuse(bundle: Bundle, plans: PlanSet, jobs: Sequence[Job]) -> None:
+    """Makes the set's plans finished ones of the build that completes it."""
+    there = {entry.graph: entry for entry in plans.plans}
+    lacking = _lacking(bundle.manifest, plans)
+    for job in jobs:
+        if job.graph.name not in lacking:
+            entry = there[job.graph.name]
+            record_finished(job, bundle.path(entry.path), Built(job.digest, entry.sha256, entry.nbytes, entry.build_s))
 
 
 def _targets(library: TensorRT, options: BuildOptions) -> tuple[str, ...]:
@@ -119,11 +138,11 @@ def _workers(bundle: Bundle, library: TensorRT) -> int:
 def _jobs(bundle: Bundle, wanted: PlanSet, options: BuildOptions, partial: Path) -> list[Job]:
     manifest = bundle.manifest
     blocks = {stage.graph.name for stage in manifest.stages if stage.block}
-    weights = manifest.files[manifest.weights].sha256
+    weights = {name: manifest.files[path].sha256 for name, path in manifest.weight_files().items()}
     jobs = []
     for graph in manifest.graphs():
         profiles = tuple(_ranges(manifest, graph, profile) for profile in wanted.profiles.values())
-        content = [wanted.model_dump(mode="json"), profiles, manifest.files[graph.path].sha256, weights]
+        content = [wanted.model_dump(mode="json"), profiles, manifest.files[graph.path].sha256, weights[graph.name]]
         jobs.append(
             Job(
                 graph=graph,
@@ -140,8 +159,8 @@ def _jobs(bundle: Bundle, wanted: PlanSet, options: BuildOptions, partial: Path)
 
 def _ranges(manifest: Manifest, graph: Graph, profile: ShapeProfile) -> ShapeProfile:
     """A profile's ranges of the axes as one graph has them."""
-    if graph == manifest.text.encoder:  # reads each prompt once, whatever the branches of guidance
-        return {**profile, "batch": profile["samples"]}
+    if graph in manifest.text.encoder_graphs():  # reads each prompt once, and by itself
+        return {**profile, "batch": (1, 1, 1)}
     if graph == manifest.latent.decoder_graph:
         return {**profile, "images": (1, 1, 1)}
     return profile

@@ -60,7 +60,10 @@ def find(plans: PlanSet, stage: str, variant: Variant = "full") -> PlanEntry:
     for entry in plans.plans:
         if (entry.stage, entry.variant) == (stage, variant):
             return entry
-    raise EngineError(f"the {plans.library} {plans.version} plans of this bundle have none for {stage} ({variant})")
+    raise EngineError(
+        f"the {plans.library} {plans.version} plans of this bundle have none for {stage} ({variant}); build what is "
+        f"missing with: adacache-export BUNDLE --backend {plans.library}, and the profiles {', '.join(plans.profiles)}"
+    )
 
 
 def check_plans(bundle: Bundle, plans: PlanSet, progress: Callable[[int], None] = lambda _: None) -> None:

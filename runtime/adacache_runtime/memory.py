@@ -28,8 +28,8 @@ class MemoryPlan:
 
     Attributes:
         weights: of the engines, which stay loaded for all runs.
-        encoder: weights of the text encoder, which is there before the run only; 0 where the run needs none, or they
-            are in one file with the others.
+        encoder: weights of the text encoder that are loaded at once, before the run only; 0 where the run needs none,
+            has none here, or the bundle does not say.
         decoder: weights of the decoder, likewise, which is there after the run only.
         arena: activations of the engine that takes most; None = it grows as needed.
         hidden: hidden states between blocks.
@@ -100,28 +100,20 @@ def plan_memory(
         probes.append(plan.unwatched)
     kinds = {"hidden": plan.hidden, "residuals": assembly.residuals, "probes": probes}
     nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
-    weights, encoder, decoder = _weights(bundle, backend)
+    weights = backend.weights_nbytes(manifest.loop_graphs())
     return MemoryPlan(
-        weights=weights,
-        encoder=encoder if encodes else 0,
-        decoder=decoder,
+        weights=bundle.path(manifest.weights).stat().st_size if weights is None else weights,
+        encoder=_most_weights(backend, manifest.part_graphs("text_encoder")) if encodes else 0,
+        decoder=_most_weights(backend, manifest.part_graphs("vae")),
         arena=max(known) if len(known) == len(needs) else None,
         **nbytes,
         latents=device.nbytes - sum(nbytes.values()),
     )
 
 
-def _weights(bundle: Bundle, backend: Backend) -> tuple[int, int, int]:
-    """Of the engines that stay loaded, of the text encoder, and of the decoder."""
-    manifest = bundle.manifest
-    loop = backend.weights_nbytes(manifest.loop_graphs())
-    if loop is None:
-        return bundle.path(manifest.weights).stat().st_size, 0, 0
-
-    def beside(graph: Graph | None) -> int:
-        return (backend.weights_nbytes([graph]) or 0) if graph else 0
-
-    return loop, beside(manifest.text.encoder), beside(manifest.latent.decoder_graph)
+def _most_weights(backend: Backend, graphs: Sequence[Graph]) -> int:
+    """Of the graph that has most: a part's are loaded one at a time."""
+    return max((backend.weights_nbytes([graph]) or graph.weights_nbytes or 0 for graph in graphs), default=0)
 
 
 def table(plan: MemoryPlan, free: int | None, place: str) -> Table:

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adacache_engines.backends import ONNXRUNTIME, open_backend
+from adacache_engines.backends import ONNXRUNTIME, TextDevice, open_backend, open_text_backend
 from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle, open_bundle
 from adacache_engines.manifest import X_MASK
 from adacache_engines.shape_profiles import check_profiles
 from adacache_runtime import text
 from adacache_runtime.assembly import assemble
+from adacache_runtime.embedding_cache import EmbeddingCache
 from adacache_runtime.fit import check_fit
 from adacache_runtime.latents import Latents
 from adacache_runtime.loop import Generation, denoise
@@ -30,6 +31,7 @@ from adacache_runtime.policy import Granularity
 from adacache_runtime.request import Request, Settled, settle
 from adacache_runtime.samplers import Floats
 from adacache_runtime.sampling import dtype_of_conditions
+from adacache_runtime.text_encoder import cached
 from adacache_runtime.trace import CallRecord, Trace
 
 
@@ -69,12 +71,33 @@ class Pipeline:
     Attributes:
         bundle: that was opened.
         backend: that runs it.
+        text_backend: that runs its text encoder.
         engines: loaded.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, progress: Callable[[int], None] = lambda _: None) -> None:
-        """Loads the engines; ``progress`` gets 1 for each of them."""
-        self.bundle, self.backend = bundle, backend
+    def __init__(
+        self,
+        bundle: Bundle,
+        backend: Backend,
+        progress: Callable[[int], None] = lambda _: None,
+        text_backend: Backend | None = None,
+        embedding_cache: Path | None = None,
+    ) -> None:
+        """Loads the engines.
+
+        Args:
+            bundle: opened.
+            backend: that runs it.
+            progress: gets 1 for each engine.
+            text_backend: that runs the text encoder; None = the same.
+            embedding_cache: a folder where prompts' embeddings are kept, and found again; None = nowhere.
+
+        Raises:
+            EngineError: an engine cannot be loaded.
+            InputError: the folder cannot be made.
+        """
+        self.bundle, self.backend, self.text_backend = bundle, backend, text_backend or backend
+        self._cache = EmbeddingCache(embedding_cache, bundle.manifest) if embedding_cache else None
         manifest = bundle.manifest
         stages, arithmetic = {}, {}
         for stage in manifest.stages:
@@ -95,8 +118,17 @@ class Pipeline:
         shared_threads: bool = True,
         cuda_graphs: bool = True,
         weight_budget: int | None = None,
+        text_device: TextDevice = "backend",
+        embedding_cache: Path | None = None,
     ) -> "Pipeline":
-        """Opens a bundle; see :func:`adacache_engines.backends.open_backend` for the other arguments.
+        """Opens a bundle.
+
+        Args:
+            folder: of the bundle.
+            text_device: where the text encoder runs: where the model does, or on the ``cpu``, through ONNX Runtime.
+            embedding_cache: a folder where prompts' embeddings are kept, and found again; None = nowhere.
+            backend, provider, threads, shared_threads, cuda_graphs, weight_budget: see
+                :func:`adacache_engines.backends.open_backend`.
 
         Raises:
             BundleError: it is not an unchanged bundle.
@@ -104,7 +136,9 @@ class Pipeline:
             EngineError: there is no GPU, no plan for it, or an engine cannot be loaded.
         """
         bundle = open_bundle(folder)
-        return cls(bundle, open_backend(bundle, backend, provider, threads, shared_threads, cuda_graphs, weight_budget))
+        opened = open_backend(bundle, backend, provider, threads, shared_threads, cuda_graphs, weight_budget)
+        text_backend = open_text_backend(bundle, opened, text_device, threads)
+        return cls(bundle, opened, text_backend=text_backend, embedding_cache=embedding_cache)
 
     def generate(self, request: Request, on_call: Callable[[CallRecord], None] = lambda _: None) -> Result:
         """Runs one generation; ``on_call`` gets each call's record as it becomes known.
@@ -173,7 +207,8 @@ class Pipeline:
 
     def _memory(self, request: Request, settled: Settled, read: text.Text) -> MemoryPlan:
         sizes = self._sizes(settled, read)
-        return plan_memory(self.bundle, self.backend, self.engines, request, settled, sizes, read.encodes)
+        encodes = self.text_backend is self.backend and not cached(read.tokens, self._cache)
+        return plan_memory(self.bundle, self.backend, self.engines, request, settled, sizes, encodes)
 
     def _sizes(self, settled: Settled, read: text.Text) -> dict[str, int]:
         """Of all dynamic axes."""
@@ -183,7 +218,7 @@ class Pipeline:
 
     def _prepare(self, request: Request, settled: Settled, read: text.Text, sizes: dict[str, int]) -> Generation:
         manifest, device = self.bundle.manifest, self.backend.device
-        captions = text.branches(self.bundle, self.backend, read)
+        captions = text.branches(self.bundle, self.text_backend, read, self._cache)
         assembly = assemble(manifest, self.engines, device, request, settled, sizes)
         plan = assembly.plan
         branches = len(manifest.guidance.order)

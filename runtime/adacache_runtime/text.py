@@ -1,6 +1,6 @@
 """Prompts to captions, and captions of all guidance branches to what the model takes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +10,10 @@ from safetensors import safe_open
 from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError
-from adacache_engines.tensors import NUMPY_DTYPES
+from adacache_runtime.embedding_cache import EmbeddingCache
 from adacache_runtime.request import Captions, Request
 from adacache_runtime.text_cleaning import CLEANINGS
+from adacache_runtime.text_encoder import encode
 from adacache_runtime.tokenizer import Tokenizer, Tokens
 
 
@@ -31,9 +32,9 @@ class Text:
     length: int
 
     @property
-    def encodes(self) -> bool:
-        """Whether the bundle's text encoder has to run."""
-        return isinstance(self.prompts, Tokens) or isinstance(self.negative, Tokens)
+    def tokens(self) -> list[Tokens]:
+        """What is still to be encoded."""
+        return [part for part in (self.prompts, self.negative) if isinstance(part, Tokens)]
 
 
 def read_text(bundle: Bundle, request: Request) -> Text:
@@ -67,10 +68,10 @@ def tokenize(bundle: Bundle, prompts: Sequence[str], array: str = "embeddings") 
         InputError: the bundle has no text encoder; says how to get one.
     """
     rule = bundle.manifest.text
-    if rule.encoder is None or rule.tokenizer is None:
+    if not rule.encoder_graphs() or rule.tokenizer is None:
         raise InputError(
-            "this bundle has no text encoder; export the checkpoint with --text-encoder DIR (a T5 folder), or give "
-            f"the states of an encoder of your own with --text-embeddings FILE.npz (array {array})"
+            f"this bundle has no text encoder; add one with: adacache-export {bundle.folder} --text-encoder DIR (a T5 "
+            f"folder), or give the states of an encoder of your own with --text-embeddings FILE.npz (array {array})"
         )
     clean = CLEANINGS[rule.cleaning]
     return Tokenizer.open(bundle.path(rule.tokenizer), rule.max_length)([clean(prompt) for prompt in prompts])
@@ -85,12 +86,11 @@ def caption_length(bundle: Bundle, mask: NDArray[np.bool_]) -> int:
     return int(np.flatnonzero(mask.any(axis=0)).max()) + 1
 
 
-def branches(bundle: Bundle, backend: Backend, text: Text) -> Captions:
-    """Captions of all guidance branches in the model's order, and their mask; runs the text encoder where needed.
-
-    The encoder is loaded for this and let go of: it is often larger than the model.
+def branches(bundle: Bundle, backend: Backend, text: Text, cache: EmbeddingCache | None = None) -> Captions:
+    """Captions of all guidance branches in the model's order, and their mask; runs the text encoder on ``backend``
+    where it must.
     """
-    encoded = _encode(bundle, backend, [part for part in (text.prompts, text.negative) if isinstance(part, Tokens)])
+    encoded = iter(encode(bundle.manifest.text, backend, text.tokens, cache))
     embeddings = next(encoded) if isinstance(text.prompts, Tokens) else text.prompts.embeddings
     mask, embeddings = text.prompts.mask[:, : text.length], embeddings[:, : text.length]
     if text.negative is None:  # has the prompt's own mask, as in the original, and so depends on the prompt's length
@@ -105,25 +105,6 @@ def branches(bundle: Bundle, backend: Backend, text: Text) -> Captions:
     rows = {"conditional": embeddings, "unconditional": negative}
     order = bundle.manifest.guidance.order
     return Captions(np.concatenate([rows[name] for name in order]), np.concatenate([mask] * len(order)))
-
-
-def _encode(bundle: Bundle, backend: Backend, texts: Sequence[Tokens]) -> Iterator[NDArray[np.float32]]:
-    """The encoder's states (prompts, max_length, width) of each of ``texts``."""
-    rule, device = bundle.manifest.text, backend.device
-    if not texts:
-        return
-    assert rule.encoder is not None
-    engine = backend.load(rule.encoder)
-    for tokens in texts:
-        sizes = {"batch": len(tokens.ids), "text": rule.max_length}
-        buffers = {
-            spec.name: device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype])
-            for spec in (*rule.encoder.inputs, *rule.encoder.outputs)
-        }
-        buffers["tokens"].write(tokens.ids)
-        buffers["mask"].write(tokens.mask)
-        engine.bind(buffers)()
-        yield buffers["captions"].read().astype(np.float32)
 
 
 def null_captions(bundle: Bundle) -> NDArray[np.float32]:

@@ -16,11 +16,14 @@ COMMAND = "adacache-export"
 
 @dataclass(frozen=True)
 class Costs:
-    """``peak_ratio`` is peak resident memory, of all its processes together, / size of the weights file."""
+    """``peak_ratio`` is peak resident memory, of all its processes together, / size of the weights file. Of that memory
+    ``private_mb``, at its own peak, is not mapped from files.
+    """
 
     seconds: float
     peak_mb: float
     weights_mb: float
+    private_mb: float
 
     @property
     def peak_ratio(self) -> float:
@@ -36,22 +39,24 @@ def measure_command(arguments: Sequence[str], weights: Path) -> Costs:
     command = shutil.which(COMMAND, path=str(Path(sys.executable).parent)) or shutil.which(COMMAND)
     if command is None:
         raise RuntimeError(f"{COMMAND} is not installed here: pip install -e .")
-    start, peak = time.perf_counter(), 0.0
+    start, peak, private = time.perf_counter(), 0.0, 0.0
     child = subprocess.Popen([command, *arguments])
     while child.poll() is None:
-        peak = max(peak, _resident_mb(child.pid))
+        now, of_that_private = _resident_mb(child.pid)
+        peak, private = max(peak, now), max(private, of_that_private)
         time.sleep(POLL_S)
     seconds = time.perf_counter() - start
     if child.returncode:
         raise RuntimeError(f"{COMMAND} failed with exit status {child.returncode}")
-    return Costs(seconds, peak, weights.stat().st_size / 1e6)
+    return Costs(seconds, peak, weights.stat().st_size / 1e6, private)
 
 
-def _resident_mb(process: int) -> float:
-    """Of a process and those that it started; pages that they share count for each."""
+def _resident_mb(process: int) -> tuple[float, float]:
+    """Of a process and those that it started: all, and what is not mapped; pages that they share count for each."""
     try:
         first = psutil.Process(process)
-        tree = [first, *first.children(recursive=True)]
-        return sum(float(one.memory_info().rss) for one in tree) / 1e6
+        tree = [one.memory_info() for one in (first, *first.children(recursive=True))]
     except psutil.Error:  # one ended while it was looked at
-        return 0.0
+        return 0.0, 0.0
+    # Linux's "shared" is what is mapped from files
+    return sum(one.rss for one in tree) / 1e6, sum(one.rss - getattr(one, "shared", 0) for one in tree) / 1e6

@@ -10,10 +10,10 @@ from adacache_runtime.plan import granularities, residual_nbytes
 def memory_nbytes(
     manifest: Manifest, sizes: Mapping[str, int], plan_nbytes: int | None, run: MemoryPlan | None
 ) -> dict[str, int]:
-    """Bytes by kind: ``weights`` (the file of all stages), ``plans`` where there are compiled ones, what a generation
+    """Bytes by kind: ``weights`` (the files of all stages), ``plans`` where there are compiled ones, what a generation
     holds if one was planned (``activations`` where they are known), and cached residuals by granularity.
     """
-    kinds = {"weights": manifest.files[manifest.weights].nbytes}
+    kinds = {"weights": sum(manifest.files[path].nbytes for path in {*manifest.weight_files().values()})}
     if plan_nbytes is not None:
         kinds["plans"] = plan_nbytes
     if run is not None:

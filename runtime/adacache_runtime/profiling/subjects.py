@@ -45,8 +45,9 @@ def subjects(manifest: Manifest, only: Sequence[str], encoder: bool) -> list[Sub
     """
     known = [Subject(stage.graph, "block" if stage.block else "stage") for stage in manifest.stages]
     known += [Subject(graph, "reuse" if name == REUSE else "arithmetic") for name, graph in manifest.arithmetic.items()]
-    if manifest.text.encoder and (encoder or manifest.text.encoder.name in only):
-        known.insert(0, Subject(manifest.text.encoder, "encoder"))
+    chain = [Subject(graph, "encoder") for graph in manifest.text.encoder_graphs()]
+    if encoder or any(subject.name in only for subject in chain):
+        known = [*chain, *known]
     names = [subject.name for subject in known]
     unknown = [name for name in only if name not in names]
     if unknown:
@@ -75,7 +76,7 @@ def text_length(bundle: Bundle, prompt: str) -> int:
     Raises:
         InputError: the bundle has no text encoder.
     """
-    if bundle.manifest.text.encoder is None:
+    if not bundle.manifest.text.encoder_graphs():
         raise InputError(
             "this bundle has no text encoder for --prompt; leave it out and give --text-length: the embeddings are "
             "random then"
@@ -97,10 +98,10 @@ def sizes_of(bundle: Bundle, request: Request, text: int) -> dict[str, int]:
 
 
 def subject_sizes(manifest: Manifest, subject: Subject, sizes: Mapping[str, int]) -> Mapping[str, int]:
-    """Sizes of a subject's own axes: the text encoder has a batch of prompts, each as long as text may be."""
+    """Sizes of a subject's own axes: the text encoder has one prompt at a time, as long as text may be."""
     if subject.kind != "encoder":
         return sizes
-    return {**sizes, "batch": sizes["samples"], "text": manifest.text.max_length}
+    return {**sizes, "batch": 1, "text": manifest.text.max_length}
 
 
 def example(graph: Graph, sizes: Mapping[str, int], seed: int = 0) -> dict[str, NDArray[np.generic]]:

@@ -1,0 +1,125 @@
+"""Adds a text encoder or a VAE to a bundle that is there, or puts another in its place.
+
+The part is written into a folder of its own; then the manifest changes, in one step; then what no manifest names any
+more is deleted. Whatever stops this earlier leaves the bundle as it was.
+"""
+
+import contextlib
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from adacache_engines.bundle import open_bundle, read_manifest, replace_manifest
+from adacache_engines.manifest import Graph, Manifest, PartName, PlanSet, Precision
+from adacache_export.bundle_writer import PARTIAL
+from adacache_export.parts import DIGITS, Part, add_decoder, add_encoder, open_decoder, open_encoder
+from adacache_export.phases import Progress
+
+
+@dataclass(frozen=True)
+class Added:
+    """What was added.
+
+    Attributes:
+        graphs: of the new parts, each with its check.
+        dropped: compiled plans that were of parts which are not there any more.
+    """
+
+    graphs: tuple[Graph, ...]
+    dropped: int
+
+
+def add_parts(
+    folder: Path, text_encoder: Path | None, vae: Path | None, text_precision: Precision, progress: Progress
+) -> Added:
+    """Adds parts to the bundle in ``folder``; at least one is given.
+
+    Args:
+        folder: the bundle.
+        text_encoder: a Hugging Face folder with a T5 encoder.
+        vae: a folder with the model's VAE.
+        text_precision: of the text encoder.
+        progress: told of every phase.
+
+    Raises:
+        BundleError: the bundle was changed.
+        CheckpointError: a part cannot be read, is of no known kind, or is damaged.
+        ExportError: a stage cannot be traced, an engine disagrees with its stage, or the disk is full.
+        InputError: a part does not fit the model.
+    """
+    size = sum(entry.nbytes for entry in read_manifest(folder).files.values())
+    manifest = open_bundle(folder, progress.phase("checking the bundle", size)).manifest
+    latent, text = manifest.latent, manifest.text
+    opened_vae = open_decoder(vae, latent, progress) if vae else None
+    encoder = open_encoder(text_encoder, text, text_precision, progress) if text_encoder else None
+    _sweep(folder)
+    parts: dict[PartName, Part] = {}
+    try:
+        if encoder:
+            parts["text_encoder"], text = add_encoder(folder, encoder, text, text_precision, progress)
+        if opened_vae:
+            parts["vae"], latent = add_decoder(folder, opened_vae, latent, progress)
+        # read again: policies or plans may have been added meanwhile
+        before = read_manifest(folder)
+        after = _changed(before, before.model_copy(update={"text": text, "latent": latent}), parts)
+        replace_manifest(folder, after)
+        _delete(folder, {*before.files} - {*after.files})
+        _delete(folder, _plan_files(before) - _plan_files(after))
+    finally:
+        _sweep(folder)
+    dropped = sum(len(plans.plans) for plans in before.plans.values()) - sum(
+        len(plans.plans) for plans in after.plans.values()
+    )
+    return Added(tuple(graph for part in parts.values() for graph in part.graphs.values()), dropped)
+
+
+def _changed(before: Manifest, after: Manifest, parts: dict[PartName, Part]) -> Manifest:
+    """``after`` with the files of its new parts, and less the files and plans of those that they replace."""
+    replaced = [name for name, part in parts.items() if before.part_weights.get(name) != part.weights]
+    gone = {graph.name for name in replaced for graph in before.part_graphs(name)}
+    weights = {**before.part_weights, **{name: part.weights for name, part in parts.items()}}
+    after = after.model_copy(update={"part_weights": dict(sorted(weights.items()))})
+    used = {after.weights, *after.weight_files().values(), *(graph.path for graph in after.graphs())}
+    parted = {path for name in replaced for path in _files(before, name)}
+    files = {path: entry for path, entry in before.files.items() if path in used or path not in parted}
+    for part in parts.values():
+        files |= part.files
+    plans = {name: _without(plans, gone) for name, plans in before.plans.items()}
+    return after.model_copy(update={"files": dict(sorted(files.items())), "plans": plans})
+
+
+def _files(manifest: Manifest, name: PartName) -> set[str]:
+    """What belongs to a part alone, wherever it lies."""
+    own = {graph.path for graph in manifest.part_graphs(name)}
+    if name == "text_encoder" and manifest.text.tokenizer:
+        own.add(manifest.text.tokenizer)
+    if name in manifest.part_weights:
+        own.add(manifest.part_weights[name])
+    return own
+
+
+def _without(plans: PlanSet, graphs: Collection[str]) -> PlanSet:
+    """The set less the plans of graphs that are not there any more: of their weights a plan has a copy."""
+    return plans.model_copy(update={"plans": tuple(entry for entry in plans.plans if entry.graph not in graphs)})
+
+
+def _plan_files(manifest: Manifest) -> set[str]:
+    return {entry.path for plans in manifest.plans.values() for entry in plans.plans}
+
+
+def _delete(folder: Path, paths: Collection[str]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):  # what cannot be deleted is not used any more
+            (folder / path).unlink()
+
+
+def _sweep(folder: Path) -> None:
+    """Deletes folders of parts that the manifest does not name: what is replaced, or was never finished."""
+    manifest = read_manifest(folder)
+    used = {Path(path).parts[0] for path in manifest.files}
+    for name in get_args(PartName):
+        for place in (*folder.glob(f"{name}-{'[0-9a-f]' * DIGITS}"), *folder.glob(f".{name}.*{PARTIAL}")):
+            if place.name not in used:
+                shutil.rmtree(place, ignore_errors=True)

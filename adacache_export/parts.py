@@ -1,0 +1,169 @@
+"""A part of a bundle, its text encoder or its VAE: files in a folder of their own, with weights of their own.
+
+So a part is the same whether it was exported with the model or added later, and replacing one touches no other file.
+The folder's name ends in a digest of its content: a new part has another name than the one that it replaces, and the
+manifest changes from one to the other in one step.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from adacache_engines.errors import InputError
+from adacache_engines.manifest import DTYPES, FileEntry, Graph, LatentSpace, PartName, Precision, TextRule
+from adacache_engines.ort import OrtBackend
+from adacache_export.bundle_writer import file_entries, scratch
+from adacache_export.graphs import Sizes, export_graphs
+from adacache_export.mapped import taken
+from adacache_export.parity import decoder_sizes, encoder_sizes
+from adacache_export.phases import Progress, running_total
+from adacache_export.stages import Stage
+from adacache_export.text_encoder import TextEncoder, open_text_encoder
+from adacache_export.vae import Vae, check_latents, open_vae
+from adacache_export.weights_file import TORCH_DTYPES, write_weights
+
+WEIGHTS = "weights.safetensors"
+TOKENIZER = "tokenizer.json"
+DIGITS = 12  # of the digest, in a folder's name
+SMALL_FILES = 1 << 24  # bytes; graphs and a tokenizer, generously
+
+
+@dataclass(frozen=True)
+class Part:
+    """What was written.
+
+    Attributes:
+        folder: its name in the bundle.
+        graphs: by name.
+        files: by path in the bundle.
+    """
+
+    folder: str
+    graphs: Mapping[str, Graph]
+    files: Mapping[str, FileEntry]
+
+    @property
+    def weights(self) -> str:
+        """Path in the bundle."""
+        return f"{self.folder}/{WEIGHTS}"
+
+
+def write_part(
+    bundle: Path,
+    name: PartName,
+    stages: Sequence[Stage],
+    tensors: Mapping[str, Tensor],
+    precision: Precision,
+    sizes: Sequence[Sizes],
+    progress: Progress,
+    others: Mapping[str, bytes] | None = None,
+) -> Part:
+    """Writes and verifies a part's graphs and weights, no more than one stage's in memory at a time.
+
+    Args:
+        bundle: the folder that gets a folder with the part.
+        name: of the part.
+        stages: with modules on the meta device.
+        tensors: the weights under the stages' keys, mapped from their files.
+        precision: of the stages.
+        sizes: of the dynamic axes, to verify each engine at.
+        progress: told of every phase.
+        others: further files of the part: name -> content.
+
+    Raises:
+        ExportError: a stage cannot be traced, an engine disagrees with its stage, or the disk is full; nothing is left.
+    """
+    dtype = TORCH_DTYPES[DTYPES[precision]]
+
+    def read(key: str) -> Tensor:
+        return taken(tensors[key], dtype)
+
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    nbytes = weights_nbytes(tensors, precision)
+    with scratch(bundle, name, nbytes + SMALL_FILES) as building:
+        weights = building / WEIGHTS
+        what = name.replace("_", " ") if name == "text_encoder" else "VAE"
+        step = progress.phase(f"writing the weights of the {what}", nbytes)
+        locations = write_weights(weights, shapes, dict.fromkeys(shapes, DTYPES[precision]), read, step)
+        graphs = export_graphs(stages, precision, weights, locations, read, sizes, OrtBackend(bundle), progress)
+        for file, content in (others or {}).items():
+            (building / file).write_bytes(content)
+        entries = file_entries(building, progress.phase(f"hashing the {what}", nbytes))
+        place = bundle / f"{name}-{_digest(entries)[:DIGITS]}"
+        if place.is_dir() and file_entries(place, lambda _: None) != entries:
+            shutil.rmtree(place)  # damaged
+        if not place.is_dir():
+            building.chmod(0o755)
+            building.rename(place)
+    return Part(
+        place.name,
+        {key: graph.model_copy(update={"path": f"{place.name}/{graph.name}.onnx"}) for key, graph in graphs.items()},
+        {f"{place.name}/{file}": entry for file, entry in entries.items()},
+    )
+
+
+def weights_nbytes(tensors: Mapping[str, Tensor], precision: Precision) -> int:
+    """Of a part."""
+    return sum(tensor.numel() for tensor in tensors.values()) * TORCH_DTYPES[DTYPES[precision]].itemsize
+
+
+def _digest(entries: Mapping[str, FileEntry]) -> str:
+    return hashlib.sha256("".join(f"{entry.sha256}  {file}\n" for file, entry in entries.items()).encode()).hexdigest()
+
+
+def open_encoder(folder: Path, text: TextRule, precision: Precision, progress: Progress) -> TextEncoder:
+    """
+    Raises:
+        CheckpointError: the folder holds no whole text encoder.
+        InputError: it is not one that the model could have been trained with.
+    """
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    scanned = running_total(progress.phase("checking the text encoder", size))
+    encoder = open_text_encoder(folder, DTYPES[precision], scanned)
+    if encoder.config.d_model != text.width:
+        raise InputError(
+            f"text encoder {folder} gives captions of width {encoder.config.d_model}, the model takes {text.width}; "
+            "choose the encoder that the model was trained with"
+        )
+    return encoder
+
+
+def add_encoder(
+    bundle: Path, encoder: TextEncoder, text: TextRule, precision: Precision, progress: Progress
+) -> tuple[Part, TextRule]:
+    """Writes the part, and gives what the manifest says of it."""
+    sizes = encoder_sizes(text.max_length, encoder.config.vocab_size)
+    others = {TOKENIZER: encoder.tokenizer}
+    tensors = encoder.checkpoint.tensors
+    part = write_part(bundle, "text_encoder", encoder.stages, tensors, precision, sizes, progress, others)
+    changes = {
+        "tokenizer": f"{part.folder}/{TOKENIZER}",
+        "encoder": None,
+        "encoder_stages": tuple(part.graphs.values()),
+        "encoder_config": encoder.config.model_dump(mode="json"),
+        "precision": precision,
+    }
+    return part, text.model_copy(update=changes)
+
+
+def open_decoder(folder: Path, latent: LatentSpace, progress: Progress) -> Vae:
+    """
+    Raises:
+        CheckpointError: the folder holds no whole VAE of a known kind.
+        InputError: the model's latents are not what it decodes.
+    """
+    check_latents(folder, latent)
+    size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    return open_vae(folder, latent, running_total(progress.phase("checking the VAE", size)))
+
+
+def add_decoder(bundle: Path, vae: Vae, latent: LatentSpace, progress: Progress) -> tuple[Part, LatentSpace]:
+    """Writes the part, and gives what the manifest says of it."""
+    part = write_part(bundle, "vae", [vae.stage], vae.checkpoint.tensors, "fp32", decoder_sizes(latent), progress)
+    config = vae.config.model_dump(mode="json")
+    changes = {"decoder": "autoencoder-kl", "decoder_graph": part.graphs["decoder"], "decoder_config": config}
+    return part, latent.model_copy(update=changes)
