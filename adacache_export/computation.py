@@ -10,8 +10,8 @@ from rich.table import Table
 from adacache_engines.errors import BundleError, InputError, PolicyError
 from adacache_engines.manifest import Manifest, VideoDefaults
 from adacache_engines.shape_profiles import video_sizes
-from adacache_runtime.command import size
 from adacache_runtime.flops import Work, in_unit, work, work_of_run
+from adacache_runtime.options import add_size, video_size
 from adacache_runtime.plan import granularities, group_name, group_stages
 from adacache_runtime.policies import PRESETS, policy_from
 from adacache_runtime.sampling import updates
@@ -23,9 +23,9 @@ NO_COUNTS = "this bundle has no counts of operations; export its checkpoint agai
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``--inspect``."""
-    add = parser.add_argument_group("with --inspect").add_argument
-    add("--size", type=size, metavar="HxW", help="pixels of the video to count for (default: the bundle's)")
-    add("--frames", type=int, metavar="F", help="of that video (default: the bundle's)")
+    group = parser.add_argument_group("with --inspect, to count for")
+    add_size(group)
+    add = group.add_argument
     add(
         "--policy",
         metavar="POLICY",
@@ -45,7 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """Ends the program where such an option is given without ``--inspect``."""
-    given = [f"--{name}" for name in ("size", "frames", "policy", "trace") if getattr(options, name) not in (None, [])]
+    names = ("size", "aspect", "frames", "duration", "policy", "trace")
+    given = [f"--{name}" for name in names if getattr(options, name) not in (None, [])]
     if given and not options.inspect:
         parser.error(f"{', '.join(given)}: only with --inspect")
 
@@ -73,9 +74,7 @@ class Computation:
             BundleError: policies or traces are asked for, and the bundle has no counts.
             OutOfRangeError: the model makes no video of that size or length.
         """
-        asked = dict(zip(("height", "width"), options.size or (), strict=False))
-        if options.frames is not None:
-            asked["frames"] = options.frames
+        asked = {name: value for name, value in video_size(options, manifest).items() if value is not None}
         video = manifest.video.model_copy(update=asked)
         sizes = video_sizes(manifest, video)
         counted = work(manifest, sizes)

@@ -62,7 +62,7 @@ class Command:
     def __call__(self, *options: str, size: str = "8x8", methods: Sequence[str] = ("interval", "listed")) -> int:
         self.blocks, self.now = 0, 0.0
         opened = self.pipeline()
-        self.monkeypatch.setattr(cli.Pipeline, "open", lambda *_: opened)
+        self.monkeypatch.setattr(cli.Pipeline, "open", lambda *_, **__: opened)
         usual = [
             "--prompts",
             "prompts.txt",

@@ -33,7 +33,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
 
     def run(*options: str, size: str = "8x8", pipeline: Pipeline | None = None, **changes: Any) -> int:
         opened = pipeline or prompted(tmp_path / "fake.adacache", **changes)
-        monkeypatch.setattr(cli.Pipeline, "open", lambda *_: opened)
+        monkeypatch.setattr(cli.Pipeline, "open", lambda *_, **__: opened)
         usual = ["--prompts", "prompts.txt", "--policies", "interval-2", "interval-3", "--videos", "0"]
         return main(["fake.adacache", "--size", size, *usual, *options])
 

@@ -48,7 +48,7 @@ def run(folder: Path, *options: str, **changes: Any) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "path", [*sys.path])  # --score adds to it
-        patch.setattr(cli.Pipeline, "open", lambda *_: prompted(folder / "fake.adacache", **changes))
+        patch.setattr(cli.Pipeline, "open", lambda *_, **__: prompted(folder / "fake.adacache", **changes))
         (folder / "prompts.txt").write_text("\n".join(PROMPTS))
         (folder / "scoring_of_tests.py").write_text(SCORING)
         usual = ["--prompts", "prompts.txt", "--size", "7x8", "--policies", "interval-2", "interval-3", "every.json"]

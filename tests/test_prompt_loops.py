@@ -1,6 +1,8 @@
 import pytest
 
 from adacache_engines.errors import InputError
+from adacache_engines.manifest import TextRule
+from adacache_runtime.cli import _parser, _prompts
 from adacache_runtime.prompt_loops import prompts_by_loop
 
 
@@ -38,3 +40,11 @@ def test_refused(text: str, message: str) -> None:
         prompts_by_loop(text, 2)
     assert message in str(raised.value)
     assert repr(text) in str(raised.value)
+
+
+def test_the_command_gives_each_clip_its_text() -> None:
+    rule = TextRule(max_length=9, width=3, cleaning="open-sora")
+    options = _parser().parse_args(["bundle", "--prompt", "|0|rain|2|sun", "--prompt", "a boat", "--motion", "3"])
+    score = " motion score: 3.0."
+    assert _prompts(options, rule) == (f"rain{score}", f"a boat{score}")
+    assert [_prompts(options, rule, loop)[0] for loop in range(4)] == [f"rain{score}"] * 2 + [f"sun{score}"] * 2

@@ -10,20 +10,14 @@ from typing import TypeVar
 
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.manifest import Manifest, VideoDefaults
+from adacache_engines.video_sizes import DURATIONS, IMAGE, RESOLUTIONS, USUAL_ASPECT
 
 Range = tuple[int, int, int]  # smallest, usual, largest
 ShapeProfile = dict[str, Range]  # by axis
 
-# height and width in pixels, landscape, and frames: Open-Sora 1.2, opensora/datasets/aspect.py
-SIZES: Mapping[str, tuple[int, int]] = {
-    "144p": (144, 256),
-    "240p": (240, 426),
-    "360p": (360, 640),
-    "480p": (480, 854),
-    "720p": (720, 1280),
-    "1080p": (1080, 1920),
-}
-LENGTHS: Mapping[str, int] = {"image": 1, "2s": 51, "4s": 102, "8s": 204, "16s": 408}
+SIZES: Mapping[str, tuple[int, int]] = {name: sizes[USUAL_ASPECT] for name, sizes in RESOLUTIONS.items()}
+LENGTHS: Mapping[str, int] = {IMAGE: 1, **DURATIONS}
+MOST_FRAMES = 2000  # that anybody asks for
 REMEMBERED = 6  # predictions that PNDM, with its Runge-Kutta start, keeps
 
 T = TypeVar("T")
@@ -96,6 +90,19 @@ def check_profiles(manifest: Manifest, sizes: Mapping[str, int]) -> None:
     raise OutOfRangeError(
         "no profile of this bundle fits (latent sizes): " + "; ".join(misfits) + "; choose a smaller or larger video"
     )
+
+
+def possible_frames(manifest: Manifest) -> list[int]:
+    """The numbers of frames that the bundle's profiles allow, ascending."""
+    latent, ranges = (
+        manifest.latent,
+        [profile.get("frames", (1, MOST_FRAMES)) for profile in manifest.profiles.values()],
+    )
+    return [
+        count
+        for count in range(1, MOST_FRAMES + 1)
+        if any(low <= latent.latent_frames(count) <= high for low, high in ranges)
+    ]
 
 
 def covers(profile: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> bool:

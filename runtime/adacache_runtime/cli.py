@@ -12,22 +12,24 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from adacache_engines.backends import BACKENDS, ONNXRUNTIME, open_backend
+from adacache_engines.backends import open_backend, open_text_backend
 from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle, open_bundle
 from adacache_engines.errors import InputError
 from adacache_engines.manifest import LatentSpace, TextRule
-from adacache_engines.ort import PROVIDERS
 from adacache_runtime import start
 from adacache_runtime.clips import CONTINUED, generate_clips
-from adacache_runtime.command import run, size
+from adacache_runtime.command import run
 from adacache_runtime.decode import render, without_decoder
 from adacache_runtime.files import check_folder, writing
 from adacache_runtime.memory import table
+from adacache_runtime.options import add_engine, add_size, video_size
 from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.policies import POLICY_HELP, policy_from
 from adacache_runtime.policy import GRANULARITIES
 from adacache_runtime.progress import call_progress, frame_progress
+from adacache_runtime.prompt_loops import prompts_by_loop
+from adacache_runtime.raw_frames import STANDARD_OUTPUT, check_standard_output, write_raw
 from adacache_runtime.report import summary
 from adacache_runtime.request import Captions, Request, Settled, settle
 from adacache_runtime.schedule_plot import check_plot, plot_schedule
@@ -45,7 +47,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("adacache-run", description="Generates a video from a bundle, without PyTorch.")
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that adacache-export made")
     text = parser.add_argument_group("text").add_argument
-    text("--prompt", action="append", default=[], metavar="TEXT", help="repeat it to generate several in one batch")
+    text(
+        "--prompt",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="repeat it to generate several in one batch; |0|TEXT|8|TEXT changes it at a loop",
+    )
     text("--aesthetic", type=float, metavar="SCORE", help="append a score that Open-Sora was trained with, such as 6.5")
     text("--motion", type=float, metavar="SCORE", help="likewise for the amount of motion")
     text("--camera", metavar="MOTION", help="likewise for the camera, such as 'pan right'")
@@ -63,9 +71,9 @@ def _parser() -> argparse.ArgumentParser:
         help="instead of prompts: embeddings (n, length, width), optional mask (n, length) and negative (n, length, "
         "width), of the negative prompts",
     )
-    video = parser.add_argument_group("video").add_argument
-    video("--size", type=size, metavar="HxW", help="pixels (default: the bundle's)")
-    video("--frames", type=int, metavar="F", help="1 = an image (default: the bundle's)")
+    group = parser.add_argument_group("video")
+    add_size(group)
+    video = group.add_argument
     video("--fps", type=float, nargs="+", metavar="f", help="one, or one a prompt (default: the bundle's)")
     video("--seed", type=int, default=0, help="of the initial noise (default: 0)")
     video(
@@ -95,17 +103,15 @@ def _parser() -> argparse.ArgumentParser:
         "--output",
         metavar="FILE",
         type=Path,
-        help=".mp4, .png (one frame) or .npz; several get -1, -2, ...; latents as .npz where the bundle has no decoder",
+        help=".mp4, .png (one frame) or .npz; several get -1, -2, ...; latents as .npz where the bundle has no decoder"
+        "; - = raw RGB frames to standard output",
     )
     output("--zoom", type=int, default=1, help="side of the square that a pixel becomes (default: 1)")
     output("--save-latents", metavar="FILE.npz", type=Path, help="the final latents")
     output("--save-every-call", action="store_true", help="with --save-latents: also calls, the latents before each")
     output("--trace", metavar="FILE.json", type=Path, help="what happened at each call")
     output("--plot", metavar="FILE.png", type=Path, help="distance, motion, rate and time a step")
-    engine = parser.add_argument_group("engine").add_argument
-    engine("--backend", choices=BACKENDS, default=ONNXRUNTIME, help="(default: onnxruntime)")
-    engine("--provider", choices=tuple(PROVIDERS), default="cpu", help="of ONNX Runtime (default: cpu)")
-    engine("--threads", type=int, default=0, help="of ONNX Runtime (default: one a core)")
+    engine = add_engine(parser).add_argument
     engine("--weight-budget", type=int, metavar="MB", help="TensorRT: GPU memory for weights (default: all of them)")
     engine("--no-cuda-graphs", action="store_true", help="TensorRT: launch each engine by itself")
     engine("--plan-memory", action="store_true", help="print what the run would take, by kind, and stop")
@@ -115,9 +121,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     bundle = open_bundle(options.bundle)
     request = Request(
-        height=options.size[0] if options.size else None,
-        width=options.size[1] if options.size else None,
-        frames=options.frames,
+        **video_size(options, bundle.manifest, options.fps[0] if options.fps else None),
         prompts=_prompts(options, bundle.manifest.text),
         negative_prompts=tuple(options.negative_prompt),
         captions=_captions(options.text_embeddings) if options.text_embeddings else None,
@@ -152,13 +156,17 @@ def _run(options: argparse.Namespace) -> None:
             for note in begins_with.notes:
                 print(note, file=sys.stderr)
             request = start.begin(begins_with, request, settled, bundle, backend)
-        pipeline = Pipeline(bundle, backend)
+        text_backend = open_text_backend(bundle, backend, options.text_device, options.threads)
+        pipeline = Pipeline(bundle, backend, text_backend=text_backend, embedding_cache=options.embedding_cache)
         if options.plan_memory:
             Console().print(table(pipeline.memory(request), backend.device.free_nbytes(), backend.name))
             return
         memory = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in pipeline.residual_nbytes(request).items())
         print(f"memory of cached residuals by granularity: {memory}; chosen: {settled.granularity}", file=sys.stderr)
-        clips = [replace(request, seed=request.seed + loop) for loop in range(options.loops)]
+        clips = [
+            replace(request, seed=request.seed + loop, prompts=_prompts(options, bundle.manifest.text, loop))
+            for loop in range(options.loops)
+        ]
         with call_progress(len(clips) * len(settled.updates)) as progress:
             result = generate_clips(pipeline, clips, progress)
         _write_reports(options, result)  # first: there may be no memory to decode in, and the run was long
@@ -169,11 +177,12 @@ def _run(options: argparse.Namespace) -> None:
     Console(stderr=True).print(summary(result.trace, bundle.manifest))
 
 
-def _prompts(options: argparse.Namespace, rule: TextRule) -> tuple[str, ...]:
+def _prompts(options: argparse.Namespace, rule: TextRule, loop: int = 0) -> tuple[str, ...]:
+    """Those of one of the clips that make the video."""
     scores = (options.aesthetic, options.motion, options.camera)
     if rule.cleaning != "open-sora" and any(score is not None for score in scores):
         raise InputError("--aesthetic, --motion and --camera are for models that were trained with them: Open-Sora's")
-    return tuple(with_scores(text, *scores) for text in options.prompt)
+    return tuple(with_scores(prompts_by_loop(text, loop + 1)[loop], *scores) for text in options.prompt)
 
 
 def _captions(path: Path) -> Captions:
@@ -220,6 +229,8 @@ def _outputs(options: argparse.Namespace, samples: int) -> list[Path]:
     path: Path | None = options.output
     if path is None:
         return []
+    if path == STANDARD_OUTPUT and samples > 1:
+        raise InputError(f"-o - is one video, and there are {samples} prompts; give one, or name a file")
     return [path] if samples == 1 else [path.with_stem(f"{path.stem}-{index + 1}") for index in range(samples)]
 
 
@@ -234,9 +245,15 @@ def _check_outputs(
         raise InputError("--save-every-call adds to --save-latents FILE.npz: give that, too")
     frames, height, width = size
     pixels = (height * latent.spatial_factor, width * latent.spatial_factor)
+    raw = outputs == [STANDARD_OUTPUT]
+    if raw:
+        check_standard_output()
+        if latent.decoder == "none":
+            raise InputError(f"-o - writes frames, and this bundle has no decoder; {without_decoder(latent)}")
     for path, rate in zip(outputs, fps, strict=False):
-        check_video(path, frames, pixels, rate, options.zoom)
-    files = outputs if latent.decoder != "none" else [_instead(path) for path in outputs]
+        # raw frames may be as many and as large as those of an array
+        check_video(Path("frames.npz") if raw else path, frames, pixels, rate, options.zoom)
+    files = [] if raw else outputs if latent.decoder != "none" else [_instead(path) for path in outputs]
     if options.save_latents and options.save_latents.resolve() in [path.resolve() for path in files]:
         raise InputError(
             f"-o and --save-latents would both write {options.save_latents}: give one of them another name"
@@ -280,8 +297,14 @@ def _write_videos(
         with frame_progress(samples * frames) as progress:
             videos = [render(bundle, backend, latents, progress) for latents in result.latents]
     for path, video, fps in zip(outputs, videos, settled.fps.tolist(), strict=True):
-        write_video(path, video, fps, options.zoom)
-        print(path)
+        if path == STANDARD_OUTPUT:
+            write_raw(video, options.zoom)
+            count, height, width, _ = video.shape
+            size = f"{options.zoom * width}x{options.zoom * height}"
+            print(f"standard output: {count} frames rgb24 {size} (width x height), {fps:g} a second", file=sys.stderr)
+        else:
+            write_video(path, video, fps, options.zoom)
+            print(path)
 
 
 def _write_reports(options: argparse.Namespace, result: Result) -> None:
@@ -298,4 +321,4 @@ def _write_reports(options: argparse.Namespace, result: Result) -> None:
         plot_schedule(result.trace, options.plot, f"{options.bundle.name}, policy {Path(options.policy).stem}")
     for path in (options.save_latents, options.trace, options.plot):
         if path:
-            print(path)
+            print(path, file=sys.stderr if options.output == STANDARD_OUTPUT else sys.stdout)

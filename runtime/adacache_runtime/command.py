@@ -1,6 +1,5 @@
-"""What the command lines share: a type of option; errors become one line and an exit status, and a stop unwinds."""
+"""What the command lines share: errors become one line and an exit status, and a stop unwinds."""
 
-import argparse
 import signal
 import sys
 from collections.abc import Callable
@@ -10,14 +9,6 @@ from adacache_engines.errors import AdaCacheError
 
 FAILURE = 1
 STOPPED = 128  # plus the signal's number, as shells have it
-
-
-def size(text: str) -> tuple[int, int]:
-    """Height and width of ``HxW``, for ``argparse``."""
-    height, separator, width = text.lower().partition("x")
-    if not (separator and height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is not HxW, such as 480x854")
-    return int(height), int(width)
 
 
 def run(program: str, work: Callable[[Callable[[], None]], None]) -> int:

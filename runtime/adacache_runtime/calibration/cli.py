@@ -22,7 +22,7 @@ from adacache_runtime.command import run
 from adacache_runtime.comparison.inputs import header, read_prompts
 from adacache_runtime.comparison.quality import check_ssim
 from adacache_runtime.decode import without_decoder
-from adacache_runtime.options import add_engine, add_video
+from adacache_runtime.options import add_engine, add_video, video_size
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.progress import even_progress
 from adacache_runtime.request import Request, Settled, settle
@@ -79,7 +79,14 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     require("skimage", "compare")
     recorded, held_out = _split(options)
-    pipeline = Pipeline.open(options.bundle, options.backend, options.provider, options.threads)
+    pipeline = Pipeline.open(
+        options.bundle,
+        options.backend,
+        options.provider,
+        options.threads,
+        text_device=options.text_device,
+        embedding_cache=options.embedding_cache,
+    )
     with closing(pipeline.backend):
         task = _task(options, pipeline, recorded, held_out)
         calibrated = calibrate(task)
@@ -117,12 +124,12 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
     """What the command line asks for, checked before anything is written."""
     _check(options, pipeline.bundle.manifest)
 
+    size = video_size(options, pipeline.bundle.manifest)
+
     def requests(prompts: Sequence[str], first: int) -> list[Request]:
         return [
             Request(
-                height=options.size[0] if options.size else None,
-                width=options.size[1] if options.size else None,
-                frames=options.frames,
+                **size,
                 steps=options.steps,
                 guidance=options.guidance,
                 prompts=(prompt,),

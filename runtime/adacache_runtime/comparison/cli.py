@@ -75,7 +75,14 @@ def _run(options: argparse.Namespace) -> None:
     for module in ("matplotlib", "PIL", "skimage"):
         require(module, "compare")
     prompts = read_prompts(options.prompts)
-    pipeline = Pipeline.open(options.bundle, options.backend, options.provider, options.threads)
+    pipeline = Pipeline.open(
+        options.bundle,
+        options.backend,
+        options.provider,
+        options.threads,
+        text_device=options.text_device,
+        embedding_cache=options.embedding_cache,
+    )
     with closing(pipeline.backend):
         job = settle_job(options, pipeline, prompts)
         for note in job.notes:

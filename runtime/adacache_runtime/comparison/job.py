@@ -14,6 +14,7 @@ from adacache_runtime.comparison.quality import Lpips, check_ssim
 from adacache_runtime.comparison.score import score_from
 from adacache_runtime.comparison.side_by_side import largest_zoom, usual_zoom
 from adacache_runtime.decode import without_decoder
+from adacache_runtime.options import video_size
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policy import Policy
 from adacache_runtime.request import Request, Settled, settle
@@ -65,9 +66,7 @@ def settle_job(options: argparse.Namespace, pipeline: Pipeline, prompts: Sequenc
     policies = named_policies(options.policies, manifest.policies)
     seeds = list(dict.fromkeys(seed for seeds in options.seeds for seed in seeds))
     usual = Request(
-        height=options.size[0] if options.size else None,
-        width=options.size[1] if options.size else None,
-        frames=options.frames,
+        **video_size(options, manifest),
         steps=options.steps,
         guidance=options.guidance,
         prompts=(prompts[0],),

@@ -13,8 +13,9 @@ from adacache_engines.bundle import Bundle, open_bundle
 from adacache_engines.errors import EngineError, InputError
 from adacache_engines.ort import PROVIDERS
 from adacache_engines.trt_library import LIBRARIES
-from adacache_runtime.command import run, size
+from adacache_runtime.command import run
 from adacache_runtime.files import check_folder, writing
+from adacache_runtime.options import add_size, video_size
 from adacache_runtime.policies import POLICY_HELP, policy_from
 from adacache_runtime.policy import GRANULARITIES
 from adacache_runtime.profiling import comparison
@@ -56,9 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     engine("--backend", choices=BACKENDS, default="onnxruntime", help="-plain: the graphs as exported (onnxruntime)")
     engine("--provider", choices=tuple(PROVIDERS), default="cpu", help="of ONNX Runtime (default: cpu)")
     engine("--threads", type=int, default=0, help="of ONNX Runtime (default: one a core)")
-    video = parser.add_argument_group("generation").add_argument
-    video("--size", type=size, metavar="HxW", help="pixels (default: the bundle's)")
-    video("--frames", type=int, metavar="F", help="(default: the bundle's)")
+    group = parser.add_argument_group("generation")
+    add_size(group)
+    video = group.add_argument
     video("--steps", type=int, help="(default: the bundle's)")
     video("--policy", default="never", metavar="POLICY", help=POLICY_HELP)
     video("--granularity", choices=GRANULARITIES, help="of cached residuals (default: the policy's)")
@@ -142,9 +143,7 @@ def _work(options: argparse.Namespace) -> _Work:
         length = manifest.text.max_length if options.text_length is None else options.text_length
         text, given = f"{length} random embeddings", captions(manifest, length)
     request = Request(
-        height=options.size[0] if options.size else None,
-        width=options.size[1] if options.size else None,
-        frames=options.frames,
+        **video_size(options, manifest),
         prompts=() if given else (options.prompt,),
         captions=given,
         steps=options.steps,
