@@ -32,11 +32,11 @@ from adacache_export.checkpoint.formats import read_json
 from adacache_export.families import maker, recognise
 from adacache_export.graphs import export_graphs
 from adacache_export.models.residual_block import sites_of
-from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes
+from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes, vae_encoder_sizes
 from adacache_export.phases import Progress, running_total
 from adacache_export.stages import MODULATED, Stage
 from adacache_export.text_encoder import TextEncoder, open_text_encoder
-from adacache_export.vae import Vae, check_latents, open_vae
+from adacache_export.vaes import Vae, open_vae, recognise_vae
 from adacache_export.weights_file import TORCH_DTYPES, write_weights
 
 WEIGHTS = "onnx/weights.safetensors"
@@ -55,7 +55,7 @@ class Options:
         weights: which set of a checkpoint that holds several.
         force: replace an existing bundle.
         text_encoder: a Hugging Face folder with a T5 encoder.
-        vae: a diffusers folder with an AutoencoderKL.
+        vae: a folder with the model's VAE.
         family: of the checkpoint, where its tensors and ``config.json`` leave that open.
         config: a ``config.json``, instead of the one in the checkpoint's folder.
         conditioning: the model may keep frames that are given.
@@ -151,7 +151,7 @@ def convert(
             text = _with_encoder(text, encoder, make([encoder.stage], "fp32", sizes=sizes)["encoder"])
             (folder / TOKENIZER).write_bytes(encoder.tokenizer)
         if vae:
-            latent = _with_decoder(latent, vae, make([vae.stage], "fp32", sizes=decoder_sizes(latent))["decoder"])
+            latent = with_vae(latent, vae, make)
         hashed = running_total(progress.phase("hashing the checkpoint", checkpoint.file_bytes()))
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -206,14 +206,20 @@ def _with_encoder(text: TextRule, encoder: TextEncoder, graph: Graph) -> TextRul
 def _open_vae(folder: Path | None, latent: LatentSpace, progress: Progress) -> Vae | None:
     if folder is None:
         return None
-    check_latents(folder, latent)
+    recognise_vae(folder, latent)
     size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
     return open_vae(folder, latent, running_total(progress.phase("checking the VAE", size)))
 
 
-def _with_decoder(latent: LatentSpace, vae: Vae, graph: Graph) -> LatentSpace:
-    config = vae.config.model_dump(mode="json")
-    return latent.model_copy(update={"decoder": "autoencoder-kl", "decoder_graph": graph, "decoder_config": config})
+def with_vae(latent: LatentSpace, vae: Vae, make: Callable[..., dict[str, Graph]]) -> LatentSpace:
+    """Exports a VAE, whatever the model's precision in float32; ``make`` is :func:`export_graphs` with all but stages,
+    precision and sizes.
+    """
+    fed, coding = vae.added_to(latent, {}), vae.coding
+    graphs = make(coding.decoding, "fp32", sizes=decoder_sizes(fed))
+    if coding.encoding:
+        graphs |= make(coding.encoding, "fp32", sizes=vae_encoder_sizes(fed))
+    return vae.added_to(latent, graphs)
 
 
 def _keys(stages: Iterable[Stage]) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from adacache_engines.errors import InputError, OutOfRangeError
-from adacache_engines.manifest import Manifest, VideoDefaults
+from adacache_engines.manifest import Graph, LatentSpace, Manifest, VideoDefaults
 
 Range = tuple[int, int, int]  # smallest, usual, largest
 ShapeProfile = dict[str, Range]  # by axis
@@ -96,6 +96,22 @@ def check_profiles(manifest: Manifest, sizes: Mapping[str, int]) -> None:
     raise OutOfRangeError(
         "no profile of this bundle fits (latent sizes): " + "; ".join(misfits) + "; choose a smaller or larger video"
     )
+
+
+def vae_ranges(latent: LatentSpace, graph: Graph, profile: ShapeProfile) -> ShapeProfile:
+    """A profile's ranges of the axes that a graph of the VAE has: windows of a video, or some of its images; and what
+    makes pixels also makes tiles of any size.
+    """
+    windows, factor = latent.windows, latent.spatial_factor
+    ranges = {**profile, "images": (1, latent.images, latent.images)}
+    ranges |= {"frames": (1, windows.latents, windows.latents), "pixel_frames": (1, windows.frames, windows.frames)}
+    for axis in ("height", "width"):
+        least, usual, most = profile[axis]
+        if graph in latent.decoding[-1:]:
+            ranges[axis] = (1, usual, most)
+        # an encoder leaves what is no whole latent row or column
+        ranges[f"pixel_{axis}"] = (least * factor, usual * factor, most * factor + factor - 1)
+    return ranges
 
 
 def covers(profile: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> bool:

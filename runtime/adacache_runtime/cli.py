@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from adacache_engines.ort import PROVIDERS
 from adacache_runtime import start
 from adacache_runtime.clips import CONTINUED, generate_clips
 from adacache_runtime.command import run, size
-from adacache_runtime.decode import render, without_decoder
+from adacache_runtime.decode import stream, without_decoder
 from adacache_runtime.files import check_folder, writing
 from adacache_runtime.memory import table
 from adacache_runtime.pipeline import Pipeline, Result
@@ -32,7 +32,8 @@ from adacache_runtime.report import summary
 from adacache_runtime.request import Captions, Request, Settled, settle
 from adacache_runtime.schedule_plot import check_plot, plot_schedule
 from adacache_runtime.text_cleaning import with_scores
-from adacache_runtime.video import check_video, write_video
+from adacache_runtime.video import check_video, writing_video
+from adacache_runtime.windows import video_frames
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help=".mp4, .png (one frame) or .npz; several get -1, -2, ...; latents as .npz where the bundle has no decoder",
     )
+    output(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="decode larger frames by blended tiles of this side, which take less memory (default: whole)",
+    )
     output("--zoom", type=int, default=1, help="side of the square that a pixel becomes (default: 1)")
     output("--save-latents", metavar="FILE.npz", type=Path, help="the final latents")
     output("--save-every-call", action="store_true", help="with --save-latents: also calls, the latents before each")
@@ -131,12 +138,13 @@ def _run(options: argparse.Namespace) -> None:
         scope=options.scope,
         keep_calls=options.save_every_call,
         idle_call=options.idle_call,
+        tile=options.tile,
     )
     settled = settle(bundle, request)
     begins_with = start.read_start(options, bundle, settled)
     outputs = _outputs(options, settled.samples)
     if not options.plan_memory:
-        _check_outputs(options, outputs, bundle.manifest.latent, _size(settled, options.loops), settled.fps.tolist())
+        _check_outputs(options, outputs, bundle.manifest.latent, settled)
     opened = open_backend(
         bundle,
         options.backend,
@@ -223,19 +231,16 @@ def _outputs(options: argparse.Namespace, samples: int) -> list[Path]:
     return [path] if samples == 1 else [path.with_stem(f"{path.stem}-{index + 1}") for index in range(samples)]
 
 
-def _check_outputs(
-    options: argparse.Namespace, outputs: list[Path], latent: LatentSpace, size: Sequence[int], fps: Sequence[float]
-) -> None:
+def _check_outputs(options: argparse.Namespace, outputs: list[Path], latent: LatentSpace, settled: Settled) -> None:
     """What can be known before the long work."""
     wanted = (options.output, options.save_latents, options.trace, options.plot)
     if not any(wanted):
         raise InputError("nothing would be written: give -o FILE, --save-latents, --trace or --plot")
     if options.save_every_call and not options.save_latents:
         raise InputError("--save-every-call adds to --save-latents FILE.npz: give that, too")
-    frames, height, width = size
-    pixels = (height * latent.spatial_factor, width * latent.spatial_factor)
-    for path, rate in zip(outputs, fps, strict=False):
-        check_video(path, frames, pixels, rate, options.zoom)
+    frames, height, width = _video_shape(latent, settled)
+    for path, rate in zip(outputs, settled.fps.tolist(), strict=False):
+        check_video(path, frames, (height, width), rate, options.zoom)
     files = outputs if latent.decoder != "none" else [_instead(path) for path in outputs]
     if options.save_latents and options.save_latents.resolve() in [path.resolve() for path in files]:
         raise InputError(
@@ -273,15 +278,22 @@ def _write_videos(
 ) -> None:
     if not outputs:
         return
-    if bundle.manifest.latent.decoder == "pixels":
-        videos = [render(bundle, backend, latents) for latents in result.latents]
-    else:
-        samples, _, frames, *_ = result.latents.shape
-        with frame_progress(samples * frames) as progress:
-            videos = [render(bundle, backend, latents, progress) for latents in result.latents]
-    for path, video, fps in zip(outputs, videos, settled.fps.tolist(), strict=True):
-        write_video(path, video, fps, options.zoom)
+    count, *size = _video_shape(bundle.manifest.latent, settled)
+    pixels = bundle.manifest.latent.decoder == "pixels"
+    with nullcontext(lambda: None) if pixels else frame_progress(len(outputs) * count) as progress:
+        for path, latents, fps in zip(outputs, result.latents, settled.fps.tolist(), strict=True):
+            with writing_video(path, count, (size[0], size[1]), fps, options.zoom) as write:
+                for frames in stream(bundle, backend, latents, count, options.tile, progress):
+                    write(frames)
+    for path in outputs:
         print(path)
+
+
+def _video_shape(latent: LatentSpace, settled: Settled) -> tuple[int, int, int]:
+    """Frames, height and width in pixels of a video."""
+    frames, height, width = settled.latents.shape[2:]
+    factor = latent.spatial_factor
+    return video_frames(latent, frames, settled.frames), height * factor, width * factor
 
 
 def _write_reports(options: argparse.Namespace, result: Result) -> None:
