@@ -1,7 +1,6 @@
 """What several test files need: bundles of the reference model, each exported once for all of them."""
 
 import fcntl
-import json
 import logging
 import os
 import shutil
@@ -121,53 +120,21 @@ def vae_folder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def open_sora_vae_folder(once: Callable[[str, Callable[[Path], object]], Path], vae_folder: Path) -> Path:
-    """Open-Sora's VAE as it is published: the reference's temporal half over ``vae_folder``. Not to be changed."""
+def open_sora_vae_folder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """Open-Sora's VAE as it is published: the reference's temporal half, over a random spatial one that doubles rows
+    and columns once. Not to be changed.
+    """
+    from vae_bundle import write_open_sora_vae  # here: it imports torch, which few tests need
 
-    def build(folder: Path) -> None:
-        import torch  # here: few tests need it
-        from safetensors.torch import load_file, save_file
-
-        spatial = load_file(vae_folder / "diffusion_pytorch_model.safetensors")
-        shift, scale = (-0.10, 0.34, 0.27, 0.98), (3.85, 2.32, 2.33, 3.06)
-        tensors = {
-            **{f"spatial_vae.module.{name}": tensor for name, tensor in spatial.items()},
-            **load_file(OPEN_SORA / "weights_vae_temporal_tiny.safetensors"),
-            "shift": torch.tensor(shift).view(1, 4, 1, 1, 1),
-            "scale": torch.tensor(scale).view(1, 4, 1, 1, 1),
-        }
-        config = {
-            "architectures": ["VideoAutoencoderPipeline"],
-            "model_type": "VideoAutoencoderPipeline",
-            "micro_frame_size": 17,
-            "vae_2d": {"type": "VideoAutoencoderKL", "subfolder": "vae", "norm_num_groups": 4},
-            "vae_temporal": {"type": "VAE_Temporal_SD", "from_pretrained": None, "num_groups": 2},
-            "shift": shift,
-            "scale": scale,
-        }
-        part = folder.with_suffix(".part")
-        part.mkdir()
-        save_file(tensors, part / "model.safetensors")
-        (part / "config.json").write_text(json.dumps(config))
-        part.rename(folder)
-
-    return once("open-sora-vae", build)
+    return once("open-sora-vae", lambda folder: write_open_sora_vae(folder, levels=2))
 
 
 @pytest.fixture(scope="session")
 def open_sora_vae_bundle(once: Callable[[str, Callable[[Path], object]], Path], open_sora_vae_folder: Path) -> Path:
     """A bundle of that VAE and no model. Not to be changed."""
+    from vae_bundle import OPEN_SORA_LATENT, write_vae_bundle
 
-    def build(folder: Path) -> None:
-        from vae_bundle import OPEN_SORA_LATENT, write_vae_bundle
-
-        from adacache_export.vaes import open_vae
-
-        part = folder.with_suffix(".part")
-        write_vae_bundle(part, open_vae(open_sora_vae_folder, OPEN_SORA_LATENT), OPEN_SORA_LATENT)
-        part.rename(folder)
-
-    return once("bundle-open-sora-vae", build)
+    return once("bundle-open-sora-vae", lambda folder: write_vae_bundle(folder, open_sora_vae_folder, OPEN_SORA_LATENT))
 
 
 @pytest.fixture(scope="session")

@@ -99,5 +99,5 @@ def test_possible_tiles() -> None:
     for tile in (None, 32, 256, 4096):
         check_tile(space, tile)
     for tile in (0, -32, 8, 100):
-        with pytest.raises(OutOfRangeError, match=f"tiles of {tile} pixels .* a multiple of 32"):
+        with pytest.raises(OutOfRangeError, match=rf"tiles of {tile} pixels .* a multiple of 32"):
             check_tile(space, tile)
