@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         "TeaCache spatial.0.modulated (default: the temporal attention of the middle block)",
     )
     add("--text-encoder", metavar="DIR", type=Path, help="T5 in a Hugging Face folder, to take prompts as text")
-    add("--vae", metavar="DIR", type=Path, help="AutoencoderKL in a diffusers folder, to get videos and not latents")
+    add("--vae", metavar="DIR", type=Path, help="folder of the model's VAE, to get videos and not latents")
     add(
         "--conditioning",
         action="store_true",

@@ -5,20 +5,28 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
+from conftest import convert_quietly
 from diffusers import AutoencoderKL
 from reference import OPEN_SORA, arrays, worst
 from safetensors.torch import load_file, save_file
-from vae_bundle import OPEN_SORA_LATENT, SCALE, SHIFT, alone, random_spatial_vae
+from vae_bundle import OPEN_SORA_LATENT, SCALE, SHIFT, alone, random_spatial_vae, write_open_sora_vae
 
-from adacache_engines.bundle import Bundle, open_bundle
+from adacache_engines.bundle import Bundle, open_bundle, read_manifest
 from adacache_engines.errors import AdaCacheError, CheckpointError, InputError, OutOfRangeError
 from adacache_engines.ort import OrtBackend
+from adacache_engines.plan_builder import build_plans
+from adacache_engines.shape_profiles import shape_profile
+from adacache_engines.trt_build import BuildOptions
+from adacache_engines.trt_library import open_library
+from adacache_export.cli import main as export
 from adacache_export.models.open_sora_vae import TemporalConfig, TemporalDecoder, TemporalEncoder
 from adacache_export.vaes import open_vae
-from adacache_runtime.decode import decode
+from adacache_runtime.cli import main as run
+from adacache_runtime.decode import decode, render
 from adacache_runtime.encode import drawn, encode, no_noise
 from adacache_runtime.samplers import Floats
 
@@ -325,3 +333,56 @@ def test_spoiled_folder(case: str, folder: Path) -> None:
     with pytest.raises(kind, match=message) as raised:
         open_vae(folder, OPEN_SORA_LATENT)
     assert str(folder) in str(raised.value)
+
+
+# from a prompt's embeddings to a file
+
+
+@pytest.fixture(scope="module")
+def exported_whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    write_open_sora_vae(folder / "vae", levels=4)
+    convert_quietly(checkpoint, folder / "bundle", vae=folder / "vae")
+    return folder / "bundle"
+
+
+@pytest.mark.slow
+def test_a_run_ends_in_a_video(exported_whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = arrays(OPEN_SORA / "inputs_A.npz")
+    np.savez(tmp_path / "text.npz", embeddings=inputs["y"][:1, 0], mask=inputs["mask"][:1])
+    saved, clip, picture = tmp_path / "latents.npz", tmp_path / "clip.mp4", tmp_path / "picture.png"
+    command = [str(exported_whole), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "48x80", "--steps", "2"]
+    assert run([*command, "--frames", "19", "--save-latents", str(saved), "-o", str(clip)]) == 0
+    assert "decoded frame 19/19" in capsys.readouterr().err
+    with av.open(str(clip)) as container:
+        assert container.streams.video[0].average_rate == 24
+        shown = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert shown.shape == (19, 48, 80, 3)
+    latents = arrays(saved)["latents"]
+    assert latents.shape == (1, 4, 6, 6, 10)
+    bundle = open_bundle(exported_whole)
+    pixels = render(bundle, OrtBackend(exported_whole), latents[0], 19)
+    assert run([*command, "--frames", "19", "-o", str(tmp_path / "clip.npz")]) == 0
+    np.testing.assert_array_equal(arrays(tmp_path / "clip.npz")["frames"], pixels)
+    assert run([*command, "--frames", "1", "-o", str(picture)]) == 0
+    with av.open(str(picture)) as container:
+        assert [frame.to_ndarray(format="rgb24").shape for frame in container.decode(video=0)] == [(48, 80, 3)]
+
+
+@pytest.mark.slow
+def test_inspect_and_verify(exported_whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(["--inspect", str(exported_whole)]) == 0
+    assert "open-sora-vae" in capsys.readouterr().out
+    assert export(["--verify", str(exported_whole)]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("decoder.temporal", "decoder.spatial", "vae_encoder.spatial"))
+
+
+@pytest.mark.slow
+def test_plans_of_the_vae(exported_whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported_whole, tmp_path / "bundle"))
+    profile = shape_profile(read_manifest(folder), "64x64..96x128:17f..34f")
+    plans = build_plans(folder, open_library("tensorrt-rtx"), {"any": profile}, BuildOptions(), workers=1)
+    built = {entry.graph: entry for entry in plans.plans}
+    for graph in read_manifest(folder).vae_graphs():
+        assert folder.joinpath(built[graph.name].path).stat().st_size == built[graph.name].nbytes > 0

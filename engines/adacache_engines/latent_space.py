@@ -119,10 +119,6 @@ class LatentSpace(Entry):
         time = {"frames": latents, "pixel_frames": self.windows.decoded(latents)}
         return {**self.image_axes(height, width, images), **time}
 
-    def frame_by_frame(self) -> bool:
-        """Whether a decoder of images, Stable Diffusion's AutoencoderKL, can turn them into pixels."""
-        return self.frames == "identity" and self.decoder != "pixels"
-
 
 def takes_images(graph: Graph) -> bool:
     """Whether a VAE's graph works on single images; else it does on windows."""
