@@ -64,6 +64,11 @@ def decoding(folder: Path, space: LatentSpace = SPACE) -> tuple[Pipeline, list[s
     return fake_pipeline(folder, {**functions(), "decoder": run_decoder}, latent=space)
 
 
+def alone(bundle: Bundle, **changes: object) -> Bundle:
+    latent = bundle.manifest.latent.model_copy(update=changes)
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"latent": latent}))
+
+
 def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
 
@@ -197,7 +202,7 @@ def test_frames_beyond_the_video_are_dropped(in_a_row: tuple[Pipeline, list[str]
 
 
 @pytest.mark.parametrize("tile", [None, 8])
-@pytest.mark.parametrize("frames", [1, 17, 22, 40])
+@pytest.mark.parametrize("frames", [1, 17, 22, 25])
 def test_the_memory_of_a_decoder_is_planned(
     frames: int, tile: int | None, in_a_row: tuple[Pipeline, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +223,25 @@ def test_the_memory_of_a_decoder_is_planned(
     assert plan.decoder == sum(allocated) > 0
 
 
+def test_tiles_of_a_bundle(in_a_row: tuple[Pipeline, list[str]]) -> None:
+    """Of Open-Sora-Plan's kind: one window of one tile is decoded whole, several are not."""
+    pipeline, log = in_a_row
+    bundle = alone(pipeline.bundle, tile=8, tiles_windows=True)  # of 4 latent columns, a step of 3
+
+    def images(latents: np.ndarray, tile: int | None = None) -> int:
+        log.clear()
+        whole = render(pipeline.bundle, pipeline.backend, latents)
+        usual = log.count("decoder")
+        log.clear()
+        np.testing.assert_allclose(render(bundle, pipeline.backend, latents, tile=tile), whole, atol=1)
+        return log.count("decoder") // usual
+
+    assert images(noise(WIDTH, 5, 4, 4)) == 1
+    assert images(noise(WIDTH, 6, 4, 4)) == 4
+    assert images(noise(WIDTH, 6, 4, 4), tile=8) == 1
+    assert images(noise(WIDTH, 5, 4, 5)) == 4
+
+
 def test_tiles_that_cannot_be(in_a_row: tuple[Pipeline, list[str]]) -> None:
     pipeline, log = in_a_row
     with pytest.raises(OutOfRangeError, match="tiles of 12 pixels are not possible with this model"):
@@ -231,7 +255,7 @@ def test_bundles_of_before_are_decoded(decoding_folder: Path, tmp_path: Path) ->
     del content["digest"]
     latent = content["latent"]
     (latent["decoder_graph"],) = latent.pop("decoding")
-    for name in ("encoding", "windows", "images", "tile"):
+    for name in ("encoding", "windows", "images", "tile", "tiles_windows"):
         del latent[name]
     folder = Path(shutil.copytree(decoding_folder, tmp_path / "bundle"))
     (folder / MANIFEST).write_text(_canonical({**content, "digest": _digest(content)}))

@@ -86,6 +86,7 @@ class Vae:
                 "windows": coding.windows,
                 "images": coding.images,
                 "tile": coding.tile,
+                "tiles_windows": coding.tiles_windows,
             }
         )
 

@@ -25,7 +25,7 @@ class Coding:
         decoding, encoding: stages as :class:`adacache_engines.latent_space.LatentSpace` describes their graphs, with
             modules on the meta device, and parameters under ``PREFIX`` and their names in the VAE's folder. All are
             exported in float32 whatever the model's precision: activations overflow float16.
-        windows, images, tile: as of ``LatentSpace``.
+        windows, images, tile, tiles_windows: as of ``LatentSpace``.
     """
 
     channels: int
@@ -35,6 +35,7 @@ class Coding:
     windows: Windows = field(default_factory=Windows)
     images: int = 1
     tile: int | None = None
+    tiles_windows: bool = False
 
 
 def settled(kind: type[Config], fields: Mapping[str, Any]) -> Config:

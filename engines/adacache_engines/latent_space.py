@@ -69,6 +69,7 @@ class LatentSpace(Entry):
         images: that a graph of images gets at once; their number changes no value.
         tile: pixels, side of the square tiles that larger frames are decoded by, unless a run asks for others; None =
             frames are decoded whole.
+        tiles_windows: frames of a video of several windows are decoded by these tiles even where one would hold them.
     """
 
     channels: int
@@ -83,6 +84,7 @@ class LatentSpace(Entry):
     windows: Windows = Windows()
     images: int = Field(default=1, ge=1)
     tile: int | None = None
+    tiles_windows: bool = False
 
     @model_validator(mode="before")
     @classmethod

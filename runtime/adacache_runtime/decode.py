@@ -40,8 +40,8 @@ def decode(
     space = bundle.manifest.latent
     if not space.decoding:
         raise InputError(f"this bundle has no decoder; {without_decoder(space)}")
-    side = _side(space, tile)
     windows = decoded_windows(space, latents.shape[1], frames)
+    side = _side(space, tile, latents.shape[2:], len(windows))
     engines = [Bound(graph, backend) for graph in space.decoding]
     for window in windows:
         parts = iter([latents[:, window.start : window.stop]])
@@ -81,11 +81,14 @@ def decoder_sizes(
     """
     _, latent_frames, *whole = shape
     found: dict[object, tuple[Graph, dict[str, int]]] = {}
-    for window in decoded_windows(space, latent_frames, frames):
-        count = window.count if any(not takes_images(graph) for graph in space.decoding) else window.stop - window.start
+    windows = decoded_windows(space, latent_frames, frames)
+    tiled = _side(space, tile, whole, len(windows))
+    for window in windows:
+        stretched = any(not takes_images(graph) for graph in space.decoding)
+        count = window.count if stretched else window.stop - window.start
+        batches = {space.images, count % space.images} - {0} if count > space.images else {count}
         for graph in space.decoding:
-            side = _side(space, tile) if graph is space.decoding[-1] else None
-            batches = {space.images, count % space.images} - {0} if count > space.images else {count}
+            side = tiled if graph is space.decoding[-1] else None
             heights, widths = ({stop - start for start, stop in spans(length, side)} for length in whole)
             for images, height, width in itertools.product(batches, heights, widths):
                 sizes = space.window_axes(window.stop - window.start, height, width, images)
@@ -93,11 +96,12 @@ def decoder_sizes(
     return list(found.values())
 
 
-def _side(space: LatentSpace, tile: int | None) -> int | None:
-    """Of a tile in latent rows and columns."""
+def _side(space: LatentSpace, tile: int | None, size: Sequence[int], windows: int) -> int | None:
+    """Of a tile in latent rows and columns; None where frames of this latent size are not cut."""
     check_tile(space, tile)
-    side = tile or space.tile
-    return side and side // space.spatial_factor
+    side = (tile or space.tile or 0) // space.spatial_factor
+    cut = max(size) > side or (space.tiles_windows and tile is None and windows > 1)
+    return side if side and cut else None
 
 
 def stream(

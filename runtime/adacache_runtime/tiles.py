@@ -1,11 +1,10 @@
 """Frames decoded by overlapping tiles, whose overlaps are blended: memory for one tile instead of a whole frame.
 
 The layout and the linear blending are those of diffusers' ``AutoencoderKL.tiled_decode``: tiles overlap by a quarter of
-their side. But no tile begins in the last one's overlap, where diffusers adds one that holds nothing new; and rows of
-tiles are blended when they are whole, so that no corner is blended twice along a row.
+their side, and each fades in over the one above it, then over the one to the left.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -27,11 +26,12 @@ def check_tile(space: LatentSpace, tile: int | None) -> None:
 
 
 def spans(length: int, side: int | None) -> list[tuple[int, int]]:
-    """Where tiles of ``side`` begin and end along an axis; one for all of it without a side."""
-    if side is None or length <= side:
+    """Where tiles of ``side`` begin and end along an axis, one wherever a step leads to, even where the one before
+    reaches the edge; one for all of the axis without a side.
+    """
+    if side is None:
         return [(0, length)]
-    overlap = side // QUARTER
-    return [(start, min(start + side, length)) for start in range(0, length - overlap, side - overlap)]
+    return [(start, min(start + side, length)) for start in range(0, length, side - side // QUARTER)]
 
 
 def by_tiles(decode: Callable[[Floats], Floats], latents: Floats, side: int | None, factor: int) -> Floats:
@@ -42,23 +42,28 @@ def by_tiles(decode: Callable[[Floats], Floats], latents: Floats, side: int | No
         side: of a tile in latent rows and columns, a multiple of 4; None = the frames are one tile.
         factor: pixels of a latent row or column.
     """
-    rows, columns = (spans(length, side) for length in latents.shape[-2:])
-    if len(rows) == len(columns) == 1 or side is None:
+    if side is None:
         return decode(latents)
-    overlap = factor * side // QUARTER
-    strips = [
-        _joined([decode(latents[..., top:bottom, left:right]) for left, right in columns], overlap)
-        for top, bottom in rows
-    ]
-    return _joined([strip.swapaxes(-1, -2) for strip in strips], overlap).swapaxes(-1, -2)
+    rows, columns = (spans(length, side) for length in latents.shape[-2:])
+    overlap, kept = factor * side // QUARTER, factor * (side - side // QUARTER)
+    strips: list[Floats] = []
+    above: list[Floats] = []
+    for top, bottom in rows:
+        row: list[Floats] = []
+        for column, (left, right) in enumerate(columns):
+            tile = decode(latents[..., top:bottom, left:right])
+            if above:
+                _fade_in(above[column].swapaxes(-1, -2), tile.swapaxes(-1, -2), overlap)
+            if row:
+                _fade_in(row[-1], tile, overlap)
+            row.append(tile)
+        strips.append(np.concatenate([tile[..., :kept, :kept] for tile in row], -1))
+        above = row
+    return np.concatenate(strips, -2)
 
 
-def _joined(tiles: Sequence[Floats], overlap: int) -> Floats:
-    """Tiles side by side, going over from one to the next along their overlap."""
-    share = np.arange(overlap, dtype=np.float32) / np.float32(overlap)
-    parts = []
-    for index, tile in enumerate(tiles):
-        if index:
-            parts.append(tiles[index - 1][..., -overlap:] * (1 - share) + tile[..., :overlap] * share)
-        parts.append(tile[..., overlap if index else 0 : None if tile is tiles[-1] else -overlap])
-    return np.concatenate(parts, -1)
+def _fade_in(before: Floats, after: Floats, overlap: int) -> None:
+    """Goes over from the last columns of a tile to the first of the next, in place."""
+    length = min(overlap, before.shape[-1], after.shape[-1])
+    share = np.arange(length, dtype=np.float32) / np.float32(length)
+    after[..., :length] = before[..., -length:] * (1 - share) + after[..., :length] * share
