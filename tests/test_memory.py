@@ -240,7 +240,7 @@ def test_tiles_are_offered_where_the_decoder_is_too_large(tmp_path: Path) -> Non
     for tile, message in ((None, r"--tile 512 \(512\.0 MB\)"), (512, r"--tile 256 \(256\.0 MB\)")):
         asked = request(tile=tile)
         with pytest.raises(InputError, match=message):
-            check_fit(asked, settle(pipeline.bundle, asked), plan(asked), (tile or 600) * 10**6 - 1, plan)
+            check_fit(asked, settle(pipeline.bundle, request()), plan(asked), (tile or 600) * 10**6 - 1, plan)
 
 
 def test_memory_that_nobody_knows_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from adacache_engines.errors import OutOfRangeError
-from adacache_engines.latent_space import LatentSpace
+from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_engines.manifest import Graph, LatentSpace
 from adacache_runtime.samplers import Floats
 from adacache_runtime.tiles import by_tiles, check_tile, spans
 
@@ -82,7 +82,11 @@ def test_spans(side: int) -> None:
 
 
 def test_possible_tiles() -> None:
-    space = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=8, frames="identity", decoder="some")
+    nothing = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=8, frames="identity", decoder="none")
+    check_tile(nothing, None)
+    with pytest.raises(InputError, match="no decoder that could work by tiles"):
+        check_tile(nothing, 256)
+    space = nothing.model_copy(update={"decoding": (Graph(name="decoder", path="", inputs=(), outputs=()),)})
     for tile in (None, 32, 256, 4096):
         check_tile(space, tile)
     for tile in (0, -32, 8, 100):

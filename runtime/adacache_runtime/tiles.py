@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from adacache_engines.errors import OutOfRangeError
+from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.latent_space import LatentSpace
 from adacache_runtime.samplers import Floats
 
@@ -18,8 +18,11 @@ QUARTER = 4  # of a tile's side are overlap
 def check_tile(space: LatentSpace, tile: int | None) -> None:
     """
     Raises:
+        InputError: the bundle has no decoder.
         OutOfRangeError: tiles of so many pixels cannot be cut at whole latent columns.
     """
+    if tile is not None and not space.decoding:
+        raise InputError("this bundle has no decoder that could work by tiles; leave them out")
     unit = QUARTER * space.spatial_factor
     if tile is not None and (tile < unit or tile % unit):
         raise OutOfRangeError(f"tiles of {tile} pixels are not possible with this model; choose a multiple of {unit}")
