@@ -28,7 +28,9 @@ from adacache_export.vaes import open_vae
 from adacache_runtime.cli import main as run
 from adacache_runtime.decode import decode, render
 from adacache_runtime.encode import drawn, encode, no_noise
+from adacache_runtime.pictures import fit, read_image, read_last_frames
 from adacache_runtime.samplers import Floats
+from adacache_runtime.video import write_video
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOLERANCE = 1e-5
@@ -216,7 +218,7 @@ def test_what_cannot_be_encoded(shape: tuple[int, ...], whole: Bundle, backend: 
 
 def test_what_else_cannot_be_encoded(whole: Bundle, backend: OrtBackend) -> None:
     pixels = np.zeros((3, 1, 8, 8), np.float32)
-    with pytest.raises(InputError, match="no encoder of pixels; export the checkpoint with --vae DIR"):
+    with pytest.raises(InputError, match="no encoder of images and clips: export the checkpoint with --vae DIR"):
         encode(alone(whole, encoding=()), backend, pixels, no_noise)
     pixels[0, 0, 0, 0] = np.nan
     with pytest.raises(InputError, match="contain NaN"):
@@ -342,7 +344,7 @@ def test_spoiled_folder(case: str, folder: Path) -> None:
 def exported_whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     write_open_sora_vae(folder / "vae", levels=4)
-    convert_quietly(checkpoint, folder / "bundle", vae=folder / "vae")
+    convert_quietly(checkpoint, folder / "bundle", vae=folder / "vae", conditioning=True)
     return folder / "bundle"
 
 
@@ -367,6 +369,30 @@ def test_a_run_ends_in_a_video(exported_whole: Path, tmp_path: Path, capsys: pyt
     assert run([*command, "--frames", "1", "-o", str(picture)]) == 0
     with av.open(str(picture)) as container:
         assert [frame.to_ndarray(format="rgb24").shape for frame in container.decode(video=0)] == [(48, 80, 3)]
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_picture_and_a_clip(exported_whole: Path, tmp_path: Path) -> None:
+    """They come back as the encoder has them, clips in a row are one video, and the same command gives the same."""
+    inputs = arrays(OPEN_SORA / "inputs_A.npz")
+    np.savez(tmp_path / "text.npz", embeddings=inputs["y"][:1, 0], mask=inputs["mask"][:1])
+    shown = np.random.default_rng(0).integers(0, 256, (20, 60, 90, 3), np.uint8)
+    write_video(tmp_path / "clip.mp4", shown, 24)
+    write_video(tmp_path / "picture.png", shown[:1], 24)
+    command = [str(exported_whole), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "48x80", "--steps", "2"]
+    command += ["--frames", "51", "--video", str(tmp_path / "clip.mp4"), "--image", str(tmp_path / "picture.png")]
+    command += ["--image-at", "34", "--loops", "2", "--save-latents", str(tmp_path / "latents.npz")]
+    assert run([*command, "-o", str(tmp_path / "video.npz")]) == 0
+    latents, frames = arrays(tmp_path / "latents.npz")["latents"], arrays(tmp_path / "video.npz")["frames"]
+    assert latents.shape == (1, 4, 15 + 10, 6, 10)
+    assert frames.shape == (51 + 34, 48, 80, 3)
+    bundle, noise = open_bundle(exported_whole), drawn(0)
+    given = fit(read_last_frames(tmp_path / "clip.mp4", 17), 48, 80), fit(read_image(tmp_path / "picture.png"), 48, 80)
+    clip, picture = (encode(bundle, OrtBackend(exported_whole), pixels, noise) for pixels in given)
+    np.testing.assert_array_equal(latents[0, :, :5], clip)
+    np.testing.assert_array_equal(latents[0, :, 10:11], picture)
+    assert run([*command, "-o", str(tmp_path / "again.npz")]) == 0
+    np.testing.assert_array_equal(arrays(tmp_path / "again.npz")["frames"], frames)
 
 
 @pytest.mark.slow

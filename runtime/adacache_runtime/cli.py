@@ -19,7 +19,7 @@ from adacache_engines.errors import InputError
 from adacache_engines.manifest import LatentSpace, TextRule
 from adacache_engines.ort import PROVIDERS
 from adacache_runtime import start
-from adacache_runtime.clips import CONTINUED, generate_clips
+from adacache_runtime.clips import generate_clips, joined_frames
 from adacache_runtime.command import run, size
 from adacache_runtime.decode import stream, without_decoder
 from adacache_runtime.files import check_folder, writing
@@ -218,12 +218,6 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise InputError(f"{path} is not a .npz file of numbers ({error}); write it with numpy.savez") from error
 
 
-def _size(settled: Settled, clips: int) -> tuple[int, ...]:
-    """Latent (frames, height, width) of the whole video."""
-    frames, *size = settled.latents.shape[2:]
-    return (frames + (clips - 1) * (frames - CONTINUED), *size)
-
-
 def _outputs(options: argparse.Namespace, samples: int) -> list[Path]:
     path: Path | None = options.output
     if path is None:
@@ -238,7 +232,7 @@ def _check_outputs(options: argparse.Namespace, outputs: list[Path], latent: Lat
         raise InputError("nothing would be written: give -o FILE, --save-latents, --trace or --plot")
     if options.save_every_call and not options.save_latents:
         raise InputError("--save-every-call adds to --save-latents FILE.npz: give that, too")
-    frames, height, width = _video_shape(latent, settled)
+    frames, height, width = _video_shape(latent, settled, options.loops)
     for path, rate in zip(outputs, settled.fps.tolist(), strict=False):
         check_video(path, frames, (height, width), rate, options.zoom)
     files = outputs if latent.decoder != "none" else [_instead(path) for path in outputs]
@@ -278,7 +272,7 @@ def _write_videos(
 ) -> None:
     if not outputs:
         return
-    count, *size = _video_shape(bundle.manifest.latent, settled)
+    count, *size = _video_shape(bundle.manifest.latent, settled, options.loops)
     pixels = bundle.manifest.latent.decoder == "pixels"
     with nullcontext(lambda: None) if pixels else frame_progress(len(outputs) * count) as progress:
         for path, latents, fps in zip(outputs, result.latents, settled.fps.tolist(), strict=True):
@@ -289,11 +283,12 @@ def _write_videos(
         print(path)
 
 
-def _video_shape(latent: LatentSpace, settled: Settled) -> tuple[int, int, int]:
-    """Frames, height and width in pixels of a video."""
-    frames, height, width = settled.latents.shape[2:]
+def _video_shape(latent: LatentSpace, settled: Settled, clips: int) -> tuple[int, int, int]:
+    """Frames, height and width in pixels of a video of several clips."""
+    latent_frames, height, width = settled.latents.shape[2:]
     factor = latent.spatial_factor
-    return video_frames(latent, frames, settled.frames), height * factor, width * factor
+    frames = video_frames(latent, *joined_frames(latent, latent_frames, settled.frames, clips))
+    return frames, height * factor, width * factor
 
 
 def _write_reports(options: argparse.Namespace, result: Result) -> None:

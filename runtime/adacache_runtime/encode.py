@@ -27,6 +27,18 @@ def no_noise(shape: tuple[int, ...]) -> Floats:
     return np.zeros(shape, np.float32)
 
 
+def check_encoder(space: LatentSpace) -> None:
+    """
+    Raises:
+        InputError: the bundle has nothing that turns pixels into latents; says what to do.
+    """
+    if space.decoder != "pixels" and not space.encoding:
+        raise InputError(
+            "this bundle has no encoder of images and clips: export the checkpoint with --vae DIR (the folder of the "
+            "model's VAE), or encode them with the model's own code, and give them with a mask as --latents FILE.npz"
+        )
+
+
 def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise) -> Floats:
     """Runs the bundle's encoder. It is loaded for the call and let go of.
 
@@ -50,11 +62,7 @@ def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise) -> Fl
     space = bundle.manifest.latent
     if space.decoder == "pixels":
         return np.ascontiguousarray(pixels, np.float32)
-    if not space.encoding:
-        raise InputError(
-            "this bundle has no encoder of pixels; export the checkpoint with --vae DIR (the folder of the model's VAE,"
-            " of a family that generates from images or clips)"
-        )
+    check_encoder(space)
     least, channels = space.spatial_factor, space.encoding[0].inputs[0].axes[1]
     if pixels.ndim != 4 or pixels.shape[0] != channels or pixels.shape[1] < 1 or min(pixels.shape[2:]) < least:
         raise InputError(
