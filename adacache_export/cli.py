@@ -57,12 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         help="T5 in a Hugging Face folder, to take prompts as text; of a bundle, too",
     )
     add("--text-precision", choices=("fp32", "bf16"), help="of the text encoder (default: fp32, as published)")
-    add(
-        "--vae",
-        metavar="DIR",
-        type=Path,
-        help="AutoencoderKL in a diffusers folder, to get videos and not latents; of a bundle, too",
-    )
+    add("--vae", metavar="DIR", type=Path, help="folder of the model's VAE, to get videos and not latents; likewise")
     add(
         "--conditioning",
         action="store_true",

@@ -52,7 +52,7 @@ class Options:
         force: replace an existing bundle.
         text_encoder: a Hugging Face folder with a T5 encoder.
         text_precision: of that.
-        vae: a diffusers folder with an AutoencoderKL.
+        vae: a folder with the model's VAE.
         family: of the checkpoint, where its tensors and ``config.json`` leave that open.
         config: a ``config.json``, instead of the one in the checkpoint's folder.
         conditioning: the model may keep frames that are given.

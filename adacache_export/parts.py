@@ -19,11 +19,11 @@ from adacache_engines.ort import OrtBackend
 from adacache_export.bundle_writer import file_entries, scratch
 from adacache_export.graphs import Sizes, export_graphs
 from adacache_export.mapped import taken
-from adacache_export.parity import decoder_sizes, encoder_sizes
+from adacache_export.parity import decoder_sizes, encoder_sizes, vae_encoder_sizes
 from adacache_export.phases import Progress, running_total
 from adacache_export.stages import Stage
 from adacache_export.text_encoder import TextEncoder, open_text_encoder
-from adacache_export.vae import Vae, check_latents, open_vae
+from adacache_export.vaes import Vae, open_vae, recognise_vae
 from adacache_export.weights_file import TORCH_DTYPES, write_weights
 
 WEIGHTS = "weights.safetensors"
@@ -55,10 +55,9 @@ class Part:
 def write_part(
     bundle: Path,
     name: PartName,
-    stages: Sequence[Stage],
+    stages: Sequence[tuple[Sequence[Stage], Sequence[Sizes]]],
     tensors: Mapping[str, Tensor],
     precision: Precision,
-    sizes: Sequence[Sizes],
     progress: Progress,
     others: Mapping[str, bytes] | None = None,
 ) -> Part:
@@ -67,10 +66,9 @@ def write_part(
     Args:
         bundle: the folder that gets a folder with the part.
         name: of the part.
-        stages: with modules on the meta device.
+        stages: with modules on the meta device, those that are verified at the same sizes of the dynamic axes together.
         tensors: the weights under the stages' keys, mapped from their files.
         precision: of the stages.
-        sizes: of the dynamic axes, to verify each engine at.
         progress: told of every phase.
         others: further files of the part: name -> content.
 
@@ -89,7 +87,9 @@ def write_part(
         what = name.replace("_", " ") if name == "text_encoder" else "VAE"
         step = progress.phase(f"writing the weights of the {what}", nbytes)
         locations = write_weights(weights, shapes, dict.fromkeys(shapes, DTYPES[precision]), read, step)
-        graphs = export_graphs(stages, precision, weights, locations, read, sizes, OrtBackend(bundle), progress)
+        graphs: dict[str, Graph] = {}
+        for some, sizes in stages:
+            graphs |= export_graphs(some, precision, weights, locations, read, sizes, OrtBackend(bundle), progress)
         for file, content in (others or {}).items():
             (building / file).write_bytes(content)
         entries = file_entries(building, progress.phase(f"hashing the {what}", nbytes))
@@ -139,7 +139,7 @@ def add_encoder(
     sizes = encoder_sizes(text.max_length, encoder.config.vocab_size)
     others = {TOKENIZER: encoder.tokenizer}
     tensors = encoder.checkpoint.tensors
-    part = write_part(bundle, "text_encoder", encoder.stages, tensors, precision, sizes, progress, others)
+    part = write_part(bundle, "text_encoder", [(encoder.stages, sizes)], tensors, precision, progress, others)
     changes = {
         "tokenizer": f"{part.folder}/{TOKENIZER}",
         "encoder": None,
@@ -156,14 +156,15 @@ def open_decoder(folder: Path, latent: LatentSpace, progress: Progress) -> Vae:
         CheckpointError: the folder holds no whole VAE of a known kind.
         InputError: the model's latents are not what it decodes.
     """
-    check_latents(folder, latent)
+    recognise_vae(folder, latent)
     size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
     return open_vae(folder, latent, running_total(progress.phase("checking the VAE", size)))
 
 
 def add_decoder(bundle: Path, vae: Vae, latent: LatentSpace, progress: Progress) -> tuple[Part, LatentSpace]:
     """Writes the part, and gives what the manifest says of it."""
-    part = write_part(bundle, "vae", [vae.stage], vae.checkpoint.tensors, "fp32", decoder_sizes(latent), progress)
-    config = vae.config.model_dump(mode="json")
-    changes = {"decoder": "autoencoder-kl", "decoder_graph": part.graphs["decoder"], "decoder_config": config}
-    return part, latent.model_copy(update=changes)
+    fed, coding = vae.added_to(latent, {}), vae.coding
+    stages = [(coding.decoding, decoder_sizes(fed)), (coding.encoding, vae_encoder_sizes(fed))]
+    # float32 whatever the model's precision: a VAE's activations overflow float16
+    part = write_part(bundle, "vae", [one for one in stages if one[0]], vae.checkpoint.tensors, "fp32", progress)
+    return part, vae.added_to(latent, part.graphs)

@@ -19,11 +19,11 @@ from adacache_export.families import FAMILIES, maker
 from adacache_export.graphs import verified
 from adacache_export.mapped import taken
 from adacache_export.models.t5 import T5Config
-from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes
+from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes, vae_encoder_sizes
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
 from adacache_export.text_encoder import encoder_stages, whole_encoder_stage
-from adacache_export.vae import VaeConfig, decoder_stage
+from adacache_export.vaes import coding_of
 
 
 def verify(folder: Path, progress: Progress) -> list[Graph]:
@@ -82,7 +82,8 @@ def _jobs(
         jobs += [
             (stage, graph, text_precision, text_sizes) for stage, graph in zip(text_stages, text_graphs, strict=True)
         ]
-    if manifest.latent.decoder_graph:
-        decoder = decoder_stage(VaeConfig.model_validate(manifest.latent.decoder_config))
-        jobs.append((decoder, manifest.latent.decoder_graph, "fp32", decoder_sizes(manifest.latent)))
+    if vae := {graph.name: graph for graph in manifest.vae_graphs()}:
+        coding = coding_of(manifest.latent)
+        for some, vae_sizes in ((coding.decoding, decoder_sizes), (coding.encoding, vae_encoder_sizes)):
+            jobs += [(stage, vae[stage.name], "fp32", vae_sizes(manifest.latent)) for stage in some]
     return jobs

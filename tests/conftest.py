@@ -120,6 +120,24 @@ def vae_folder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
+def open_sora_vae_folder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """Open-Sora's VAE as it is published: the reference's temporal half, over a random spatial one that doubles rows
+    and columns once. Not to be changed.
+    """
+    from vae_bundle import write_open_sora_vae  # here: it imports torch, which few tests need
+
+    return once("open-sora-vae", lambda folder: write_open_sora_vae(folder, levels=2))
+
+
+@pytest.fixture(scope="session")
+def open_sora_vae_bundle(once: Callable[[str, Callable[[Path], object]], Path], open_sora_vae_folder: Path) -> Path:
+    """A bundle of that VAE and no model. Not to be changed."""
+    from vae_bundle import OPEN_SORA_LATENT, write_vae_bundle
+
+    return once("bundle-open-sora-vae", lambda folder: write_vae_bundle(folder, open_sora_vae_folder, OPEN_SORA_LATENT))
+
+
+@pytest.fixture(scope="session")
 def t5_folder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     """A T5 encoder with random weights that gives captions for the reference Latte, and its tokenizer in a folder of
     its own, as diffusers saves them. Not to be changed.

@@ -1,7 +1,9 @@
 """Latents to pixels at run time: frame by frame through the decoder, or latents where a bundle has none."""
 
 import io
+import json
 import shutil
+import tracemalloc
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,22 +18,24 @@ from fake_model import WIDTH, fake_pipeline, functions, graph, manifest, request
 from fake_tensorrt import Module, library, write_plans
 from reference import DATA, arrays
 
-from adacache_engines.buffers import Array
-from adacache_engines.bundle import Bundle, open_bundle, read_manifest, sha256_file
+from adacache_engines.buffers import Array, HostBuffer, HostDevice
+from adacache_engines.bundle import MANIFEST, Bundle, _canonical, _digest, open_bundle, read_manifest, sha256_file
 from adacache_engines.cuda import CudaDevice
-from adacache_engines.errors import InputError, NonFiniteError
+from adacache_engines.errors import InputError, NonFiniteError, OutOfRangeError
+from adacache_engines.latent_space import Windows
 from adacache_engines.manifest import FileEntry, LatentSpace
+from adacache_engines.ort import OrtBackend
 from adacache_engines.plan_builder import build_plans
 from adacache_engines.shape_profiles import shape_profile
 from adacache_engines.trt import TrtBackend
 from adacache_engines.trt_build import BuildOptions
 from adacache_engines.trt_library import open_library
 from adacache_runtime.cli import main as run
-from adacache_runtime.decode import decode, render
+from adacache_runtime.decode import decode, render, stream
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.progress import frame_progress
-from adacache_runtime.video import to_pixels
+from adacache_runtime.video import to_pixels, writing_video
 
 Capture = pytest.CaptureFixture[str]
 FACTOR = 2
@@ -47,7 +51,7 @@ SPACE = LatentSpace(
     spatial_factor=FACTOR,
     frames="identity",
     decoder="autoencoder-kl",
-    decoder_graph=DECODER,
+    decoding=(DECODER,),
 )
 
 
@@ -58,6 +62,11 @@ def run_decoder(given: Mapping[str, Array]) -> dict[str, Array]:
 
 def decoding(folder: Path, space: LatentSpace = SPACE) -> tuple[Pipeline, list[str]]:
     return fake_pipeline(folder, {**functions(), "decoder": run_decoder}, latent=space)
+
+
+def alone(bundle: Bundle, **changes: object) -> Bundle:
+    latent = bundle.manifest.latent.model_copy(update=changes)
+    return replace(bundle, manifest=bundle.manifest.model_copy(update={"latent": latent}))
 
 
 def noise(*shape: int) -> np.ndarray:
@@ -74,7 +83,7 @@ def test_each_frame_by_itself(tmp_path: Path) -> None:
     assert log == ["decoder"] * 4
     wanted = latents.repeat(FACTOR, 2).repeat(FACTOR, 3) / 2
     np.testing.assert_array_equal(np.concatenate(frames, axis=1), wanted)
-    video = render(pipeline.bundle, pipeline.backend, latents, lambda: counted.append(1))
+    video = render(pipeline.bundle, pipeline.backend, latents, on_frame=lambda: counted.append(1))
     np.testing.assert_array_equal(video, to_pixels(wanted))
     assert video.shape == (4, 2 * FACTOR, 5 * FACTOR, 3)
     assert len(counted) == 4
@@ -95,10 +104,15 @@ def test_pixels_are_taken_as_they_are(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("frames", "message"), [("identity", "--vae DIR"), ("open-sora-vae", "the VAE of this model is not supported yet")]
+    ("frames", "message"),
+    [
+        ("identity", "--vae DIR"),
+        ("open-sora-vae", "--vae DIR"),
+        ("causal-vae", "the VAE of this model is not supported yet"),
+    ],
 )
 def test_no_decoder(tmp_path: Path, frames: str, message: str) -> None:
-    space = SPACE.model_copy(update={"frames": frames, "decoder": "none", "decoder_graph": None})
+    space = SPACE.model_copy(update={"frames": frames, "decoder": "none", "decoding": ()})
     pipeline, _ = decoding(tmp_path / "bundle", space)
     with pytest.raises(InputError, match=f"this bundle has no decoder; .*{message}"):
         render(pipeline.bundle, pipeline.backend, noise(WIDTH, 1, 2, 2))
@@ -120,6 +134,139 @@ def test_progress_in_about_ten_lines() -> None:
     assert stream.getvalue().splitlines() == [f"decoded frame {count}/20" for count in range(2, 21, 2)]
 
 
+@pytest.fixture
+def in_a_row(tmp_path: Path) -> tuple[Pipeline, list[str]]:
+    """A fake of Open-Sora's decoder: a graph of windows that stretches by 4, then one of images."""
+    over_time = graph(
+        "decoder.temporal",
+        (spec("latents", 1, WIDTH, "frames", "height", "width"),),
+        (spec("stretched", 1, WIDTH, "pixel_frames", "height", "width"),),
+    )
+    windows = Windows(frames=17, latents=5, stretch=4, spare="first")
+    changes = {"frames": "open-sora-vae", "decoding": (over_time, DECODER), "windows": windows, "images": 4}
+    engines = {
+        **functions(),
+        "decoder.temporal": lambda given: {"stretched": given["latents"].repeat(4, 2)},
+        "decoder": lambda given: {"pixels": given["latents"].repeat(FACTOR, 2).repeat(FACTOR, 3) / 2},
+    }
+    return fake_pipeline(tmp_path / "bundle", engines, latent=SPACE.model_copy(update=changes))
+
+
+def test_a_video_is_never_held_whole(in_a_row: tuple[Pipeline, list[str]]) -> None:
+    pipeline, log = in_a_row
+    latents = noise(WIDTH, 7, 2, 5)
+    parts, seen = decode(pipeline.bundle, pipeline.backend, latents, 22), []
+    for part in parts:
+        seen.append((part.shape[1], list(log)))
+        log.clear()
+    image, window = "decoder", "decoder.temporal"
+    assert seen == [
+        (4, [window, image]),
+        *[(4, [image])] * 3,
+        (1, [image]),
+        (4, [window, image]),
+        (1, [image]),
+    ]
+    assert log == []
+
+
+@pytest.mark.parametrize("name", ["long.npz", "long.mp4"])
+def test_a_long_video_takes_the_memory_of_a_short_one(
+    name: str, in_a_row: tuple[Pipeline, list[str]], tmp_path: Path
+) -> None:
+    pipeline, _ = in_a_row
+
+    def peak(groups: int) -> int:
+        latents, frames = noise(WIDTH, 5 * groups, 16, 16), 17 * groups
+        tracemalloc.start()
+        with writing_video(tmp_path / name, frames, (32, 32), 24) as write:
+            for part in stream(pipeline.bundle, pipeline.backend, latents, frames):
+                write(part)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(1)  # what is imported and cached
+    grown = peak(40) - peak(2)
+    assert grown < 38 * 17 * 32 * 32 * 3 // 4  # of the frames themselves, in bytes
+
+
+def test_frames_beyond_the_video_are_dropped(in_a_row: tuple[Pipeline, list[str]]) -> None:
+    pipeline, _ = in_a_row
+    latents = noise(WIDTH, 7, 2, 5)
+    stretched = latents.repeat(4, 1).repeat(FACTOR, 2).repeat(FACTOR, 3) / 2
+    for frames in range(22, 26):
+        kept = [*range(3, 20), *range(28 - (frames - 17), 28)]
+        given = render(pipeline.bundle, pipeline.backend, latents, frames)
+        np.testing.assert_array_equal(given, to_pixels(stretched[:, kept]))
+
+
+@pytest.mark.parametrize("tile", [None, 8])
+@pytest.mark.parametrize("frames", [1, 17, 22, 25])
+def test_the_memory_of_a_decoder_is_planned(
+    frames: int, tile: int | None, in_a_row: tuple[Pipeline, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline, _ = in_a_row
+    allocated: list[int] = []
+    empty = HostDevice.empty
+
+    def counted(self: HostDevice, shape: tuple[int, ...], dtype: np.dtype) -> HostBuffer:
+        buffer = empty(self, shape, dtype)
+        allocated.append(buffer.nbytes)
+        return buffer
+
+    whole = request(height=10, width=14, frames=frames, tile=tile, policy=NeverReuse())
+    plan = pipeline.memory(whole)
+    latents = noise(WIDTH, SPACE.model_copy(update={"frames": "open-sora-vae"}).latent_frames(frames), 5, 7)
+    monkeypatch.setattr(HostDevice, "empty", counted)
+    list(decode(pipeline.bundle, pipeline.backend, latents, frames, tile))
+    assert plan.decoder == sum(allocated) > 0
+
+
+def test_tiles_of_a_bundle(in_a_row: tuple[Pipeline, list[str]]) -> None:
+    """Of Open-Sora-Plan's kind: one window of one tile is decoded whole, several are not."""
+    pipeline, log = in_a_row
+    bundle = alone(pipeline.bundle, tile=8, tiles_windows=True)  # of 4 latent columns, a step of 3
+
+    def images(latents: np.ndarray, tile: int | None = None) -> int:
+        log.clear()
+        whole = render(pipeline.bundle, pipeline.backend, latents)
+        usual = log.count("decoder")
+        log.clear()
+        np.testing.assert_allclose(render(bundle, pipeline.backend, latents, tile=tile), whole, atol=1)
+        return log.count("decoder") // usual
+
+    assert images(noise(WIDTH, 5, 4, 4)) == 1
+    assert images(noise(WIDTH, 6, 4, 4)) == 4
+    assert images(noise(WIDTH, 6, 4, 4), tile=8) == 1
+    assert images(noise(WIDTH, 5, 4, 5)) == 4
+
+
+def test_tiles_that_cannot_be(in_a_row: tuple[Pipeline, list[str]]) -> None:
+    pipeline, log = in_a_row
+    with pytest.raises(OutOfRangeError, match="tiles of 12 pixels are not possible with this model"):
+        pipeline.generate(request(height=10, width=14, tile=12))
+    assert log == []
+
+
+def test_bundles_of_before_are_decoded(decoding_folder: Path, tmp_path: Path) -> None:
+    """They had one graph of images, and nothing said of windows."""
+    content = json.loads((decoding_folder / MANIFEST).read_text())
+    del content["digest"]
+    latent = content["latent"]
+    (latent["decoder_graph"],) = latent.pop("decoding")
+    for name in ("encoding", "windows", "images", "tile", "tiles_windows"):
+        del latent[name]
+    folder = Path(shutil.copytree(decoding_folder, tmp_path / "bundle"))
+    (folder / MANIFEST).write_text(_canonical({**content, "digest": _digest(content)}))
+    old, new = open_bundle(folder), open_bundle(decoding_folder)
+    assert old.manifest == new.manifest
+    latents = noise(4, 2, 3, 3)
+    pictures = [render(bundle, OrtBackend(bundle.folder), latents) for bundle in (old, new)]
+    np.testing.assert_array_equal(*pictures)
+    assert LatentSpace.model_validate({**latent, "decoder": "none", "decoder_graph": None}).decoding == ()
+
+
 # memory and plans
 
 
@@ -135,7 +282,8 @@ def test_weights_of_the_decoder_are_counted_apart(tmp_path: Path) -> None:
     plan = pipeline.memory(request(height=4, width=10, policy=NeverReuse()))
     (made,) = with_decoder.manifest.plans.values()
     nbytes = {entry.graph: entry.nbytes for entry in made.plans}
-    assert plan.decoder == nbytes.pop("decoder") > 0
+    buffers = 4 * (WIDTH * 2 * 5 + 3 * 4 * 10)  # a frame's latents and pixels
+    assert plan.decoder == nbytes.pop("decoder") + buffers > buffers
     assert plan.weights == sum(nbytes.values())
     assert plan.beside_weights == max(plan.run, plan.decoder)
 
@@ -196,6 +344,19 @@ def test_a_run_ends_in_videos(
     assert pictures == [(128, 128, 3)] * 5
 
 
+def test_tiles_of_a_run(decoding_folder: Path, inputs: list[str], tmp_path: Path, capsys: Capture) -> None:
+    videos = []
+    for index, tile in enumerate(["64", "32"]):
+        output = tmp_path / f"{index}.npz"
+        assert run([str(decoding_folder), *inputs, "-o", str(output), "--tile", tile]) == 0
+        videos.append(arrays(output.with_stem(f"{index}-1"))["frames"].astype(int))
+    whole, tiled = videos
+    assert tiled.shape == whole.shape == (5, 64, 64, 3)
+    assert np.abs(tiled - whole).max() > 0
+    assert run([str(decoding_folder), *inputs, "-o", str(tmp_path / "no.npz"), "--tile", "40"]) == 1
+    assert "tiles of 40 pixels are not possible with this model; choose a multiple of 32" in capsys.readouterr().err
+
+
 def test_the_size_of_a_video_is_in_pixels(
     decoding_folder: Path, inputs: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
@@ -229,7 +390,7 @@ def test_one_prompt_is_one_file_with_what_to_do(
 ) -> None:
     def opened(folder: Path) -> Bundle:
         bundle = open_bundle(folder)
-        space = bundle.manifest.latent.model_copy(update={"decoder": "none", "decoder_graph": None})
+        space = bundle.manifest.latent.model_copy(update={"decoder": "none", "decoding": ()})
         return replace(bundle, manifest=bundle.manifest.model_copy(update={"latent": space}))
 
     monkeypatch.setattr("adacache_runtime.cli.open_bundle", opened)

@@ -21,6 +21,8 @@ from adacache_engines.cuda import CudaDevice
 from adacache_engines.errors import InputError, MissingDependencyError
 from adacache_engines.trt import TrtBackend
 from adacache_runtime.cli import main as run
+from adacache_runtime.fit import check_fit
+from adacache_runtime.memory import MemoryPlan
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies.adacache import AdaCache, MoReg
 from adacache_runtime.policies.delta_dit import DeltaDiT
@@ -30,6 +32,7 @@ from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.policies.teacache import TeaCache
 from adacache_runtime.policies.wrappers import Extrapolate
+from adacache_runtime.request import Request, settle
 
 SPREAD = AdaCache(
     codebook=[(0.3, 3), (1.0, 1)], probe=("spatial.0.attn", "temporal.1.attn"), moreg=MoReg(strides=(1, 2))
@@ -225,6 +228,19 @@ def test_a_smaller_size_is_offered(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--size 48x32 \(") as caught:
         pipeline.generate(asked)
     assert "--policy never" not in str(caught.value)
+
+
+def test_tiles_are_offered_where_the_decoder_is_too_large(tmp_path: Path) -> None:
+    pipeline, _ = fake_pipeline(tmp_path / "bundle", functions())
+    usual = pipeline.memory(request())
+
+    def plan(asked: Request) -> MemoryPlan:
+        return replace(usual, decoder=10**6 * (asked.tile or 600))
+
+    for tile, message in ((None, r"--tile 512 \(512\.0 MB\)"), (512, r"--tile 256 \(256\.0 MB\)")):
+        asked = request(tile=tile)
+        with pytest.raises(InputError, match=message):
+            check_fit(asked, settle(pipeline.bundle, request()), plan(asked), (tile or 600) * 10**6 - 1, plan)
 
 
 def test_memory_that_nobody_knows_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

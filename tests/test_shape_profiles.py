@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from adacache_engines.errors import InputError, OutOfRangeError
-from adacache_engines.manifest import LatentSpace, Manifest
-from adacache_engines.shape_profiles import covers, fixed_profile, shape_profile
+from adacache_engines.latent_space import Windows
+from adacache_engines.manifest import Graph, LatentSpace, Manifest
+from adacache_engines.shape_profiles import covers, fixed_profile, shape_profile, vae_ranges
 
 LIMITS = {"samples": (1, 4), "text": (1, 300), "frames": (1, 128), "height": (1, 135), "width": (1, 240)}
 
@@ -102,3 +103,17 @@ def test_names_that_are_none(open_sora: Manifest, name: str, message: str) -> No
 def test_sizes_that_the_model_does_not_have(open_sora: Manifest, name: str) -> None:
     with pytest.raises(OutOfRangeError, match="no profile of this bundle fits"):
         shape_profile(open_sora, name)
+
+
+def test_ranges_of_a_vae(open_sora: Manifest) -> None:
+    """Windows, a few images at once, and tiles of any size; what encodes takes also a part of a latent row."""
+    windows = Windows(frames=17, latents=5, stretch=4, spare="first")
+    axes = ("frames", "pixel_frames", "images", "height", "pixel_width")
+    decoder, encoder = (Graph(name=name, path=name, inputs=(), outputs=()) for name in ("decoder", "encoder"))
+    fed = {"decoding": (decoder,), "encoding": (encoder,), "windows": windows, "images": 4}
+    space = open_sora.latent.model_copy(update=fed)
+    profile = shape_profile(open_sora, "144p..240p..480p:2s")
+    by_graph = {graph.name: vae_ranges(space, graph, profile) for graph in (decoder, encoder)}
+    assert [by_graph["decoder"][axis] for axis in axes[:4]] == [(1, 5, 5), (1, 17, 17), (1, 4, 4), (1, 30, 60)]
+    assert by_graph["encoder"]["height"] == (18, 30, 60)
+    assert by_graph["encoder"]["pixel_width"] == (256, 424, 855)

@@ -173,7 +173,7 @@ def test_a_bundle_without_an_encoder(command: list[str], tmp_path: Path, capsys:
     write_bundle(other, **fake_model.conditioned(manifest()), latent=latent)
     path, _ = picture(tmp_path, "a.png")
     assert cli.main([str(other), *command[1:], "--image", str(path)]) == 1
-    assert "this bundle has no encoder that turns images and clips into latents" in capsys.readouterr().err
+    assert "no encoder of images and clips: export the checkpoint with --vae DIR" in capsys.readouterr().err
     assert cli.main([str(other), *command[1:], "--loops", "2"]) == 0
     assert latents(tmp_path).shape[2] == 2 * FRAMES - CONTINUED
 

@@ -19,7 +19,8 @@ from adacache_engines.manifest import LatentSpace
 from adacache_engines.ort import OrtBackend
 from adacache_export.cli import main as export
 from adacache_export.convert import Options, convert
-from adacache_export.vae import PREFIX, Vae, check_latents, open_vae
+from adacache_export.vaes import Vae, open_vae, recognise_vae
+from adacache_export.vaes.coding import PREFIX
 from adacache_runtime.decode import decode
 
 Capture = pytest.CaptureFixture[str]
@@ -51,11 +52,9 @@ def decoded(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
 
 
 def loaded(vae: Vae) -> Callable[[torch.Tensor], torch.Tensor]:
-    tensors = vae.checkpoint.tensors
-    vae.stage.module.load_state_dict(
-        {name: tensors[key].float() for name, key in vae.stage.keys().items()}, assign=True
-    )
-    return torch.no_grad()(vae.stage.module)
+    (stage,), tensors = vae.coding.decoding, vae.checkpoint.tensors
+    stage.module.load_state_dict({name: tensors[key].float() for name, key in stage.keys().items()}, assign=True)
+    return torch.no_grad()(stage.module)
 
 
 def set_config(folder: Path, **changes: object) -> None:
@@ -93,15 +92,16 @@ def test_the_bundle_has_the_decoder_alone_and_in_float32(decoding_folder: Path, 
     assert not [name for name in model if name.startswith(PREFIX)]
     space = manifest.latent
     assert space.decoder == "autoencoder-kl"
-    assert space.decoder_graph is not None
-    assert [str(spec) for spec in (*space.decoder_graph.inputs, *space.decoder_graph.outputs)] == [
+    (graph,) = space.decoding
+    assert [str(spec) for spec in (*graph.inputs, *graph.outputs)] == [
         "latents float32 (images, 4, height, width)",
         "pixels float32 (images, 3, pixel_height, pixel_width)",
     ]
-    assert space.decoder_graph.check is not None
-    assert space.decoder_graph.check.error < TOLERANCE
-    assert manifest.graphs()[-1] == space.decoder_graph
-    assert (decoding_folder / space.decoder_graph.path).stat().st_size < 200_000  # no weights in it
+    assert graph.check is not None
+    assert graph.check.error < TOLERANCE
+    assert manifest.graphs()[-1] == graph
+    assert space.encoding == ()
+    assert (decoding_folder / graph.path).stat().st_size < 200_000  # no weights in it
 
 
 def test_inspect_and_verify(decoding_folder: Path, tmp_path: Path, capsys: Capture) -> None:
@@ -154,9 +154,10 @@ def test_layouts(layout: str, file: str, folder: Path, reference: AutoencoderKL)
         torch.save(load_file(folder / WEIGHTS), folder / file)
         (folder / WEIGHTS).unlink()
     vae = open_vae(folder, LATENT)
-    assert set(vae.checkpoint.tensors) == set(vae.stage.keys().values())
-    assert all(parameter.is_meta for parameter in vae.stage.module.parameters())
-    assert not list(vae.stage.module.buffers())
+    (stage,) = vae.coding.decoding
+    assert set(vae.checkpoint.tensors) == set(stage.keys().values())
+    assert all(parameter.is_meta for parameter in stage.module.parameters())
+    assert not list(stage.module.buffers())
     assert (loaded(vae)(images()) - decoded(reference, images())).abs().max() < TOLERANCE
 
 
@@ -196,7 +197,7 @@ def add(name: str) -> Callable[[Path], None]:
 
 CONV = "decoder.conv_in.weight"
 SPOILED: dict[str, tuple[Callable[[Path], object], type[AdaCacheError], str]] = {
-    "no folder": (shutil.rmtree, CheckpointError, r"no config\.json; expected a diffusers folder"),
+    "no folder": (shutil.rmtree, CheckpointError, r"no config\.json; expected the folder of a VAE"),
     "no config": (lambda folder: (folder / CONFIG).unlink(), CheckpointError, r"no config\.json"),
     "damaged config": (lambda folder: (folder / CONFIG).write_text("{"), CheckpointError, "not valid JSON"),
     "no weights": (lambda folder: (folder / WEIGHTS).unlink(), CheckpointError, "no weights"),
@@ -242,13 +243,13 @@ SPOILED: dict[str, tuple[Callable[[Path], object], type[AdaCacheError], str]] = 
     ),
     "Open-Sora's VAE": (
         lambda folder: set_config(folder, _class_name="absent", architectures=["VideoAutoencoderPipeline"]),
-        CheckpointError,
-        "VideoAutoencoderPipeline, which cannot be decoded yet: export without --vae",
+        InputError,
+        "other latent frames to VideoAutoencoderPipeline than to this model; pass a folder with AutoencoderKL",
     ),
     "Open-Sora's VAE by another name": (
         lambda folder: set_config(folder, _class_name="absent", model_type="OpenSoraVAE_V1_2"),
-        CheckpointError,
-        "OpenSoraVAE_V1_2, which cannot be decoded yet",
+        InputError,
+        "other latent frames to OpenSoraVAE_V1_2 than to this model",
     ),
     "another activation": (lambda folder: set_config(folder, act_fn="tanh"), CheckpointError, "act_fn"),
     "several faults": (
@@ -291,11 +292,13 @@ def test_spoiled_folder(case: str, folder: Path, capsys: Capture) -> None:
 
 
 def test_models_that_no_autoencoder_kl_belongs_to(vae_folder: Path) -> None:
-    check_latents(vae_folder, LATENT)
+    recognise_vae(vae_folder, LATENT)
     with pytest.raises(InputError, match=r"makes pixels itself .*leave --vae out"):
-        check_latents(vae_folder, LATENT.model_copy(update={"decoder": "pixels"}))
-    with pytest.raises(InputError, match=r"stands for several frames.*export without --vae"):
-        check_latents(vae_folder, LATENT.model_copy(update={"frames": "open-sora-vae"}))
+        recognise_vae(vae_folder, LATENT.model_copy(update={"decoder": "pixels"}))
+    with pytest.raises(InputError, match=r"other latent frames to AutoencoderKL .* a folder with OpenSoraVAE_V1_2"):
+        recognise_vae(vae_folder, LATENT.model_copy(update={"frames": "open-sora-vae"}))
+    with pytest.raises(InputError, match="its own VAE is not supported yet: export without --vae"):
+        recognise_vae(vae_folder, LATENT.model_copy(update={"frames": "causal-vae"}))
 
 
 def test_export_says_so_before_it_reads_the_weights(checkpoint: Path, vae_folder: Path, tmp_path: Path) -> None:
@@ -306,7 +309,7 @@ def test_export_says_so_before_it_reads_the_weights(checkpoint: Path, vae_folder
             phases.append(name)
             return lambda _units: None
 
-    with pytest.raises(InputError, match="stands for several frames"):
+    with pytest.raises(InputError, match="other latent frames"):
         convert(checkpoint, tmp_path / "bundle", Options(vae=vae_folder), Phases())
     assert phases == []
     assert list(tmp_path.iterdir()) == []

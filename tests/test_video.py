@@ -8,7 +8,7 @@ import pytest
 
 from adacache_engines.errors import InputError, NonFiniteError, OutOfRangeError
 from adacache_runtime.files import writing
-from adacache_runtime.video import check_video, to_pixels, write_video
+from adacache_runtime.video import check_video, to_pixels, write_video, writing_video
 
 
 def smooth(count: int, height: int, width: int) -> np.ndarray:
@@ -112,6 +112,45 @@ def test_same_frames_same_bytes(tmp_path, name):
     assert len(contents) == 1
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.npz"])
+@pytest.mark.parametrize("parts", [(20,), (1,) * 20, (17, 3), (4, 4, 4, 4, 1, 3)])
+def test_parts_give_the_bytes_of_the_whole(tmp_path, name, parts):
+    frames = smooth(20, 30, 46)
+    write_video(tmp_path / f"whole{name}", frames, 8, zoom=2)
+    with writing_video(tmp_path / name, 20, (30, 46), 8, zoom=2) as write:
+        for start, count in zip(np.cumsum((0, *parts)), parts, strict=False):
+            write(np.asfortranarray(frames[start : start + count]))
+    assert (tmp_path / name).read_bytes() == (tmp_path / f"whole{name}").read_bytes()
+
+
+def test_an_archive_is_what_numpy_writes(tmp_path):
+    frames, saved = smooth(3, 8, 9), io.BytesIO()
+    write_video(tmp_path / "out.npz", frames, 8)
+    np.savez(saved, frames=frames)
+    assert (tmp_path / "out.npz").read_bytes() == saved.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.npz"])
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([smooth(2, 8, 8)], "2 frames came; expected 3"),
+        ([smooth(2, 8, 8)] * 2, "4 so far; expected 3"),
+        ([smooth(3, 8, 10)], r"frames \(3, 8, 10\)"),
+        ([smooth(3, 8, 8).astype(float)], "expected uint8"),
+        ([], "0 frames came"),
+    ],
+)
+def test_other_frames_than_were_said(tmp_path, name, parts, message):
+    with (
+        pytest.raises(InputError, match=message),
+        writing_video(tmp_path / name, 3, (8, 8), 8) as write,
+    ):
+        for part in parts:
+            write(part)
+    assert not list(tmp_path.iterdir())
+
+
 def test_one_frame(tmp_path):
     frame = smooth(1, 15, 16)
     write_video(tmp_path / "out.PNG", frame, 24, zoom=3)
@@ -188,7 +227,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
     def full(*_args, **_kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "savez", full)
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", full)
     with pytest.raises(InputError, match=r"out\.npz cannot be written: No space left"):
         write_video(tmp_path / "out.npz", smooth(2, 16, 16), 8)
     assert not list(tmp_path.iterdir())

@@ -3,12 +3,15 @@
 Within schema version 1, fields may be added with a default; anything else makes a new version.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from adacache_engines.entries import Check as Check
+from adacache_engines.entries import Entry
+from adacache_engines.entries import Graph as Graph
+from adacache_engines.latent_space import LatentSpace as LatentSpace
 from adacache_engines.tensors import DType, TensorSpec
 
 SCHEMA_VERSION = 1
@@ -23,35 +26,6 @@ X_MASK = "x_mask"  # input (batch, patch_frames) of a model that may keep frames
 
 # of Check.error: rounding of the precision, through one stage
 TOLERANCES: Mapping[Precision, float] = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1.5e-1}
-
-
-class Entry(BaseModel):
-    """Base of the manifest's parts."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Check(Entry):
-    """How an engine's outputs compared with its torch stage at export: max |engine - torch| / max(1, rms(torch))."""
-
-    error: float
-    tolerance: float
-    engine: str
-
-
-class Graph(Entry):
-    """One ONNX file.
-
-    Attributes:
-        weights_nbytes: of its weights, in the file that it points to; None = exported before they were counted.
-    """
-
-    name: str
-    path: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    check: Check | None = None
-    weights_nbytes: int | None = None
 
 
 class Term(Entry):
@@ -72,7 +46,7 @@ class StageEntry(Entry):
 
     graph: Graph
     block: bool = False
-    probes: dict[str, str] = {}
+    probes: dict[str, str] = Field(default_factory=dict)
     flops: tuple[Term, ...] | None = None
 
     def probe_spec(self, site: str) -> TensorSpec:
@@ -116,57 +90,6 @@ class GuidanceRule(Entry):
     null_captions: str | None
 
 
-class LatentSpace(Entry):
-    """From pixels and frames to the latent's axes, and on to tokens.
-
-    Attributes:
-        channels: of the latent; a prediction's further channels are ignored.
-        patch: latent (frames, rows, columns) of a token.
-        whole_patches: a size that is no multiple of the patch is refused; else it is padded.
-        spatial_factor: pixels of a latent row or column.
-        frames: how frames become latent frames.
-        decoder: what turns latents into pixels: ``pixels`` where they are pixels already, -1 to 1;
-            ``autoencoder-kl`` for Stable Diffusion's, frame by frame.
-        decoder_graph: of a decoder: ``latents`` (images, channels, height, width) float32 to ``pixels`` (images, 3,
-            pixel_height, pixel_width) float32, about -1 to 1.
-        decoder_config: of a decoder, under its published names.
-    """
-
-    channels: int
-    patch: tuple[int, int, int]
-    spatial_factor: int
-    frames: Literal["identity", "open-sora-vae", "causal-vae"]
-    decoder: Literal["none", "pixels", "autoencoder-kl"]
-    whole_patches: bool = False
-    decoder_graph: Graph | None = None
-    decoder_config: dict[str, Any] | None = None
-
-    def latent_frames(self, frames: int) -> int:
-        """Open-Sora's VAE turns each 17 frames into 5 and a shorter rest into a quarter, rounded up; a causal one
-        keeps the first of an odd number, and turns the others into a quarter, rounded up.
-        """
-        if self.frames == "identity":
-            return frames
-        if self.frames == "causal-vae":
-            return math.ceil((frames - frames % 2) / 4) + frames % 2
-        return 5 * (frames // 17) + math.ceil(frames % 17 / 4)
-
-    def token_axes(self, frames: int, height: int, width: int) -> dict[str, int]:
-        """Sizes of the axes ``patch_frames`` and ``tokens`` for a latent size; parts of a patch count as one."""
-        sizes = (frames, height, width)
-        grid = [math.ceil(size / patch) for size, patch in zip(sizes, self.patch, strict=True)]
-        return {"patch_frames": grid[0], "tokens": grid[1] * grid[2]}
-
-    def image_axes(self, height: int, width: int, images: int = 1) -> dict[str, int]:
-        """Sizes of the decoder's axes for images of a latent size."""
-        pixels = {"pixel_height": height * self.spatial_factor, "pixel_width": width * self.spatial_factor}
-        return {"images": images, "height": height, "width": width, **pixels}
-
-    def frame_by_frame(self) -> bool:
-        """Whether a decoder of images, Stable Diffusion's AutoencoderKL, can turn them into pixels."""
-        return self.frames == "identity" and self.decoder != "pixels"
-
-
 class TextRule(Entry):
     """From a prompt to captions (length, width).
 
@@ -205,7 +128,7 @@ class Preset(Entry):
 
     policy: dict[str, Any]
     note: str = ""
-    measured: dict[str, float] = {}
+    measured: dict[str, float] = Field(default_factory=dict)
 
 
 class FileEntry(Entry):
@@ -260,7 +183,7 @@ class PlanSet(Entry):
     targets: tuple[str, ...]
     precision: Precision
     profiles: dict[str, dict[str, tuple[int, int, int]]]
-    options: dict[str, str | int | float | bool] = {}
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
     plans: tuple[PlanEntry, ...]
 
 
@@ -289,31 +212,33 @@ class Manifest(Entry):
     stages: tuple[StageEntry, ...]
     arithmetic: dict[str, Graph]
     default_probes: tuple[str, ...]
-    policies: dict[str, Preset] = {}
+    policies: dict[str, Preset] = Field(default_factory=dict)
     sampler: SamplerDefaults
     video: VideoDefaults
     guidance: GuidanceRule
     latent: LatentSpace
     text: TextRule
     weights: str
-    part_weights: dict[PartName, str] = {}
+    part_weights: dict[PartName, str] = Field(default_factory=dict)
     checkpoint: CheckpointEntry
     files: dict[str, FileEntry]
-    plans: dict[str, PlanSet] = {}
+    plans: dict[str, PlanSet] = Field(default_factory=dict)
 
     def loop_graphs(self) -> list[Graph]:
         """Of the stages in order, and of arithmetic: what stays loaded from one generation to the next."""
         return [*(stage.graph for stage in self.stages), *self.arithmetic.values()]
 
     def graphs(self) -> list[Graph]:
-        """Those of the loop, and of the text encoder and the decoder where there are."""
+        """Those of the loop, and of the text encoder and the VAE where there are."""
         return [*self.loop_graphs(), *self.part_graphs("text_encoder"), *self.part_graphs("vae")]
+
+    def vae_graphs(self) -> list[Graph]:
+        """Of the decoder and the encoder of pixels."""
+        return [*self.latent.decoding, *self.latent.encoding]
 
     def part_graphs(self, part: PartName) -> list[Graph]:
         """Of the text encoder or the VAE; none where the bundle has none."""
-        if part == "text_encoder":
-            return [*self.text.encoder_graphs()]
-        return [self.latent.decoder_graph] if self.latent.decoder_graph else []
+        return [*self.text.encoder_graphs()] if part == "text_encoder" else self.vae_graphs()
 
     def weight_files(self) -> dict[str, str]:
         """Graph -> path of the file with its weights."""

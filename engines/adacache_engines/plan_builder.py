@@ -20,7 +20,7 @@ from adacache_engines.errors import EngineError, InputError
 from adacache_engines.manifest import Graph, Manifest, PlanEntry, PlanSet, Variant
 from adacache_engines.plan_jobs import TIMING_CACHE, Built, Job, record_finished, run_jobs
 from adacache_engines.plans import ENGINES, check_plans
-from adacache_engines.shape_profiles import ShapeProfile
+from adacache_engines.shape_profiles import ShapeProfile, vae_ranges
 from adacache_engines.trt_build import CURRENT, USUAL_TARGETS, BuildOptions, check_options
 from adacache_engines.trt_library import TensorRT, gpu_target
 
@@ -161,8 +161,8 @@ def _ranges(manifest: Manifest, graph: Graph, profile: ShapeProfile) -> ShapePro
     """A profile's ranges of the axes as one graph has them."""
     if graph in manifest.text.encoder_graphs():  # reads each prompt once, and by itself
         return {**profile, "batch": (1, 1, 1)}
-    if graph == manifest.latent.decoder_graph:
-        return {**profile, "images": (1, 1, 1)}
+    if graph in manifest.vae_graphs():
+        return vae_ranges(manifest.latent, graph, profile)
     return profile
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from adacache_engines.errors import InputError, OutOfRangeError
-from adacache_engines.manifest import Manifest, VideoDefaults
+from adacache_engines.manifest import Graph, LatentSpace, Manifest, VideoDefaults
 from adacache_engines.video_sizes import DURATIONS, IMAGE, RESOLUTIONS, USUAL_ASPECT
 
 Range = tuple[int, int, int]  # smallest, usual, largest
@@ -103,6 +103,22 @@ def possible_frames(manifest: Manifest) -> list[int]:
         for count in range(1, MOST_FRAMES + 1)
         if any(low <= latent.latent_frames(count) <= high for low, high in ranges)
     ]
+
+
+def vae_ranges(latent: LatentSpace, graph: Graph, profile: ShapeProfile) -> ShapeProfile:
+    """A profile's ranges of the axes that a graph of the VAE has: windows of a video, or some of its images; and what
+    makes pixels also makes tiles of any size.
+    """
+    windows, factor = latent.windows, latent.spatial_factor
+    ranges = {**profile, "images": (1, latent.images, latent.images)}
+    ranges |= {"frames": (1, windows.latents, windows.latents), "pixel_frames": (1, windows.frames, windows.frames)}
+    for axis in ("height", "width"):
+        least, usual, most = profile[axis]
+        if graph in latent.decoding[-1:]:
+            ranges[axis] = (1, usual, most)
+        # an encoder leaves what is no whole latent row or column
+        ranges[f"pixel_{axis}"] = (least * factor, usual * factor, most * factor + factor - 1)
+    return ranges
 
 
 def covers(profile: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> bool:

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from adacache_engines.bundle import Bundle, open_bundle
 from adacache_engines.errors import InputError
 from adacache_engines.manifest import LatentSpace, TextRule
 from adacache_runtime import start
-from adacache_runtime.clips import CONTINUED, generate_clips
+from adacache_runtime.clips import generate_clips, joined_frames
 from adacache_runtime.command import run
-from adacache_runtime.decode import render, without_decoder
+from adacache_runtime.decode import stream, without_decoder
 from adacache_runtime.files import check_folder, writing
 from adacache_runtime.memory import table
 from adacache_runtime.options import add_engine, add_size, video_size
@@ -34,7 +34,8 @@ from adacache_runtime.report import summary
 from adacache_runtime.request import Captions, Request, Settled, settle
 from adacache_runtime.schedule_plot import check_plot, plot_schedule
 from adacache_runtime.text_cleaning import with_scores
-from adacache_runtime.video import check_video, write_video
+from adacache_runtime.video import check_video, writing_video
+from adacache_runtime.windows import video_frames
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -106,6 +107,12 @@ def _parser() -> argparse.ArgumentParser:
         help=".mp4, .png (one frame) or .npz; several get -1, -2, ...; latents as .npz where the bundle has no decoder"
         "; - = raw RGB frames to standard output",
     )
+    output(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="decode larger frames by blended tiles of this side, which take less memory (default: whole)",
+    )
     output("--zoom", type=int, default=1, help="side of the square that a pixel becomes (default: 1)")
     output("--save-latents", metavar="FILE.npz", type=Path, help="the final latents")
     output("--save-every-call", action="store_true", help="with --save-latents: also calls, the latents before each")
@@ -135,12 +142,13 @@ def _run(options: argparse.Namespace) -> None:
         scope=options.scope,
         keep_calls=options.save_every_call,
         idle_call=options.idle_call,
+        tile=options.tile,
     )
     settled = settle(bundle, request)
     begins_with = start.read_start(options, bundle, settled)
     outputs = _outputs(options, settled.samples)
     if not options.plan_memory:
-        _check_outputs(options, outputs, bundle.manifest.latent, _size(settled, options.loops), settled.fps.tolist())
+        _check_outputs(options, outputs, bundle.manifest.latent, settled)
     opened = open_backend(
         bundle,
         options.backend,
@@ -219,12 +227,6 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise InputError(f"{path} is not a .npz file of numbers ({error}); write it with numpy.savez") from error
 
 
-def _size(settled: Settled, clips: int) -> tuple[int, ...]:
-    """Latent (frames, height, width) of the whole video."""
-    frames, *size = settled.latents.shape[2:]
-    return (frames + (clips - 1) * (frames - CONTINUED), *size)
-
-
 def _outputs(options: argparse.Namespace, samples: int) -> list[Path]:
     path: Path | None = options.output
     if path is None:
@@ -234,25 +236,22 @@ def _outputs(options: argparse.Namespace, samples: int) -> list[Path]:
     return [path] if samples == 1 else [path.with_stem(f"{path.stem}-{index + 1}") for index in range(samples)]
 
 
-def _check_outputs(
-    options: argparse.Namespace, outputs: list[Path], latent: LatentSpace, size: Sequence[int], fps: Sequence[float]
-) -> None:
+def _check_outputs(options: argparse.Namespace, outputs: list[Path], latent: LatentSpace, settled: Settled) -> None:
     """What can be known before the long work."""
     wanted = (options.output, options.save_latents, options.trace, options.plot)
     if not any(wanted):
         raise InputError("nothing would be written: give -o FILE, --save-latents, --trace or --plot")
     if options.save_every_call and not options.save_latents:
         raise InputError("--save-every-call adds to --save-latents FILE.npz: give that, too")
-    frames, height, width = size
-    pixels = (height * latent.spatial_factor, width * latent.spatial_factor)
+    frames, height, width = _video_shape(latent, settled, options.loops)
     raw = outputs == [STANDARD_OUTPUT]
     if raw:
         check_standard_output()
         if latent.decoder == "none":
             raise InputError(f"-o - writes frames, and this bundle has no decoder; {without_decoder(latent)}")
-    for path, rate in zip(outputs, fps, strict=False):
+    for path, rate in zip(outputs, settled.fps.tolist(), strict=False):
         # raw frames may be as many and as large as those of an array
-        check_video(Path("frames.npz") if raw else path, frames, pixels, rate, options.zoom)
+        check_video(Path("frames.npz") if raw else path, frames, (height, width), rate, options.zoom)
     files = [] if raw else outputs if latent.decoder != "none" else [_instead(path) for path in outputs]
     if options.save_latents and options.save_latents.resolve() in [path.resolve() for path in files]:
         raise InputError(
@@ -290,21 +289,33 @@ def _write_videos(
 ) -> None:
     if not outputs:
         return
-    if bundle.manifest.latent.decoder == "pixels":
-        videos = [render(bundle, backend, latents) for latents in result.latents]
-    else:
-        samples, _, frames, *_ = result.latents.shape
-        with frame_progress(samples * frames) as progress:
-            videos = [render(bundle, backend, latents, progress) for latents in result.latents]
-    for path, video, fps in zip(outputs, videos, settled.fps.tolist(), strict=True):
-        if path == STANDARD_OUTPUT:
-            write_raw(video, options.zoom)
-            count, height, width, _ = video.shape
-            size = f"{options.zoom * width}x{options.zoom * height}"
-            print(f"standard output: {count} frames rgb24 {size} (width x height), {fps:g} a second", file=sys.stderr)
-        else:
-            write_video(path, video, fps, options.zoom)
-            print(path)
+    count, height, width = _video_shape(bundle.manifest.latent, settled, options.loops)
+    pixels = bundle.manifest.latent.decoder == "pixels"
+    with nullcontext(lambda: None) if pixels else frame_progress(len(outputs) * count) as progress:
+        for path, latents, fps in zip(outputs, result.latents, settled.fps.tolist(), strict=True):
+            frames = stream(bundle, backend, latents, count, options.tile, progress)
+            if path == STANDARD_OUTPUT:
+                for some in frames:
+                    write_raw(some, options.zoom)
+                continue
+            with writing_video(path, count, (height, width), fps, options.zoom) as write:
+                for some in frames:
+                    write(some)
+    if outputs == [STANDARD_OUTPUT]:
+        size = f"{options.zoom * width}x{options.zoom * height}"
+        rate = f"{settled.fps.tolist()[0]:g} a second"
+        print(f"standard output: {count} frames rgb24 {size} (width x height), {rate}", file=sys.stderr)
+        return
+    for path in outputs:
+        print(path)
+
+
+def _video_shape(latent: LatentSpace, settled: Settled, clips: int) -> tuple[int, int, int]:
+    """Frames, height and width in pixels of a video of several clips."""
+    latent_frames, height, width = settled.latents.shape[2:]
+    factor = latent.spatial_factor
+    frames = video_frames(latent, *joined_frames(latent, latent_frames, settled.frames, clips))
+    return frames, height * factor, width * factor
 
 
 def _write_reports(options: argparse.Namespace, result: Result) -> None:

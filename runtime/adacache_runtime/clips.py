@@ -67,6 +67,12 @@ def check_continues(space: LatentSpace, frames: int) -> None:
         )
 
 
+def joined_frames(space: LatentSpace, latent_frames: int, frames: int, clips: int) -> tuple[int, int]:
+    """Latent frames and frames of a video of so many clips, each of ``latent_frames`` and ``frames``."""
+    again = CHUNK_FRAMES if alignment(space) > 1 else CONTINUED
+    return latent_frames + (clips - 1) * (latent_frames - CONTINUED), frames + (clips - 1) * (frames - again)
+
+
 def joined(clips: Sequence[Result]) -> Result:
     """Clips that continue one another as one generation: of each after the first without the frames it began with."""
     first, *others = clips

@@ -12,6 +12,7 @@ Measure = Callable[[Request], MemoryPlan]
 
 EIGHTHS = range(7, 0, -1)  # of what was asked for: the frames and sizes that are tried
 PIXELS = 16  # that a smaller height and width are multiples of
+TILES = (512, 256)  # pixels
 
 
 def check_fit(request: Request, settled: Settled, plan: MemoryPlan, free: int | None, measure: Measure) -> None:
@@ -57,6 +58,7 @@ def _options(request: Request, settled: Settled, free: int, measure: Measure) ->
                 yield text, plan
                 return
 
+    yield from first(_by_tiles(request))
     if settled.granularity not in ("model", "stack"):
         yield from first(iter([("--granularity stack", replace(request, granularity="stack"))]))
     yield from first(_fewer_prompts(request, settled))
@@ -65,6 +67,12 @@ def _options(request: Request, settled: Settled, free: int, measure: Measure) ->
         yield from first(_smaller(request, settled))
     if request.policy.needs.residuals:
         yield from first(iter([("--policy never", replace(request, policy=NeverReuse()))]))
+
+
+def _by_tiles(request: Request) -> Iterator[tuple[str, Request]]:
+    for side in TILES:
+        if request.tile is None or side < request.tile:
+            yield f"--tile {side}", replace(request, tile=side)
 
 
 def _fewer_prompts(request: Request, settled: Settled) -> Iterator[tuple[str, Request]]:

@@ -14,10 +14,13 @@ from rich.table import Table
 from adacache_engines.base import Backend, Engine, check_binding
 from adacache_engines.buffers import Array, Buffer, Call, in_turn
 from adacache_engines.bundle import Bundle
-from adacache_engines.manifest import Graph
+from adacache_engines.manifest import Graph, LatentSpace
 from adacache_runtime.assembly import assemble
+from adacache_runtime.bound import allocate
+from adacache_runtime.decode import decoder_sizes
 from adacache_runtime.plan import Engines
 from adacache_runtime.request import Request, Settled
+from adacache_runtime.windows import video_frames
 
 GROWS = "grows as needed"
 
@@ -30,7 +33,8 @@ class MemoryPlan:
         weights: of the engines, which stay loaded for all runs.
         encoder: weights of the text encoder that are loaded at once, before the run only; 0 where the run needs none,
             has none here, or the bundle does not say.
-        decoder: weights of the decoder, likewise, which is there after the run only.
+        decoder: weights of the decoder, likewise, and what one prompt's windows or tiles are decoded in; it is there
+            after the run only, and its activations are not counted.
         arena: activations of the engine that takes most; None = it grows as needed.
         hidden: hidden states between blocks.
         residuals: that the policy reuses.
@@ -61,7 +65,7 @@ class MemoryPlan:
 KINDS: Mapping[str, str] = {
     "weights": "weights of the engines",
     "encoder": "weights of the text encoder, before the run",
-    "decoder": "weights of the decoder, after the run",
+    "decoder": "decoder and its buffers, after the run",
     "arena": "activations",
     "hidden": "hidden states",
     "residuals": "cached residuals",
@@ -104,7 +108,7 @@ def plan_memory(
     return MemoryPlan(
         weights=bundle.path(manifest.weights).stat().st_size if weights is None else weights,
         encoder=_most_weights(backend, manifest.part_graphs("text_encoder")) if encodes else 0,
-        decoder=_most_weights(backend, manifest.part_graphs("vae")),
+        decoder=_weights(backend, manifest.latent.decoding) + _decoder_buffers(manifest.latent, request, settled),
         arena=max(known) if len(known) == len(needs) else None,
         **nbytes,
         latents=device.nbytes - sum(nbytes.values()),
@@ -112,8 +116,25 @@ def plan_memory(
 
 
 def _most_weights(backend: Backend, graphs: Sequence[Graph]) -> int:
-    """Of the graph that has most: a part's are loaded one at a time."""
-    return max((backend.weights_nbytes([graph]) or graph.weights_nbytes or 0 for graph in graphs), default=0)
+    """Of the graph that has most: a text encoder's are loaded one at a time."""
+    return max((_weights(backend, [graph]) for graph in graphs), default=0)
+
+
+def _weights(backend: Backend, graphs: Sequence[Graph]) -> int:
+    """Of graphs that are loaded together."""
+    known = backend.weights_nbytes(graphs) if graphs else 0
+    return sum(graph.weights_nbytes or 0 for graph in graphs) if known is None else known
+
+
+def _decoder_buffers(space: LatentSpace, request: Request, settled: Settled) -> int:
+    """Bytes that :func:`adacache_runtime.decode.decode` allocates for a prompt; videos are decoded one by one."""
+    if not space.decoding:
+        return 0
+    shape = settled.latents.shape[1:]
+    device = _Paper()
+    for graph, sizes in decoder_sizes(space, shape, video_frames(space, shape[1], settled.frames), request.tile):
+        allocate(graph, sizes, device)
+    return device.nbytes
 
 
 def table(plan: MemoryPlan, free: int | None, place: str) -> Table:

@@ -18,6 +18,7 @@ from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.policy import GRANULARITIES, SCOPES, Granularity, Measure, Policy, Run, Scope
 from adacache_runtime.samplers import Update, check_guidance, check_steps
 from adacache_runtime.sampling import updates
+from adacache_runtime.tiles import check_tile
 
 MAX_SEED = 2**63 - 1
 
@@ -69,6 +70,7 @@ class Request:
         scope: whether the ``batch`` decides as one, or each ``prompt`` for itself and the most cautious for all.
         keep_calls: keep the latents before each call, too.
         idle_call: make the call, too, with which PNDM originally ends and which changes nothing.
+        tile: pixels, side of the tiles that larger frames are to be decoded by; None = what the bundle says.
     """
 
     height: int | None = None
@@ -89,6 +91,7 @@ class Request:
     scope: Scope = "batch"
     keep_calls: bool = False
     idle_call: bool = False
+    tile: int | None = None
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,7 @@ def settle(bundle: Bundle, request: Request) -> Settled:
         )
     if not 0 <= request.seed <= MAX_SEED:
         raise OutOfRangeError(f"seed {request.seed} is not possible; choose 0 to {MAX_SEED}")
+    check_tile(manifest.latent, request.tile)
     shape = _latent_shape(manifest, request, samples, **video)
     axes = dict(zip(("frames", "height", "width"), shape[2:], strict=True))
     check_profiles(manifest, {"samples": samples, **axes})

@@ -11,7 +11,7 @@ from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime.clips import CONTINUED, check_continues
-from adacache_runtime.encode import check_encoder, encode
+from adacache_runtime.encode import check_encoder, drawn, encode
 from adacache_runtime.masking import check_conditioned
 from adacache_runtime.pictures import fit, read_image, read_last_frames
 from adacache_runtime.references import Placement, alignment, latent_index, placed, snapped
@@ -82,7 +82,7 @@ def read_start(options: argparse.Namespace, bundle: Bundle, settled: Settled) ->
     if not options.image and options.video is None:
         return None
     check_conditioned(manifest)
-    check_encoder(manifest)
+    check_encoder(space)
     if not 0 <= options.edit < 1:
         raise OutOfRangeError(f"--edit {options.edit} is not possible; choose 0 or more, below 1")
     if settled.masking is not None:
@@ -117,5 +117,6 @@ def _check_places(placements: list[Placement], frames: int, edit: float) -> None
 
 def begin(start: Start, request: Request, settled: Settled, bundle: Bundle, backend: Backend) -> Request:
     """The request with the references in place, encoded."""
-    references = [encode(bundle, backend, pixels, request.seed) for pixels in start.pixels]
+    noise = drawn(request.seed)
+    references = [encode(bundle, backend, pixels, noise) for pixels in start.pixels]
     return placed(request, settled.latents, references, start.placements, alignment(bundle.manifest.latent))

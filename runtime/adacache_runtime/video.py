@@ -2,7 +2,9 @@
 
 import io
 import math
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +19,8 @@ from adacache_engines.errors import InputError, NonFiniteError, OutOfRangeError
 from adacache_runtime.files import check_folder, writing
 
 Frames = NDArray[np.uint8]  # (frames, height, width, 3), RGB
+Shape = tuple[int, int, int, int]  # of all frames
+Add = Callable[[Frames], None]
 
 MIN_FPS, MAX_FPS = 0.01, 240
 MAX_SIDE = 16384  # pixels, of an H.264 picture
@@ -53,7 +57,7 @@ def to_pixels(latents: NDArray[np.float32]) -> Frames:
 
 
 def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1) -> None:
-    """Writes a video; the same frames give the same bytes.
+    """Writes a video that is there whole; the same frames give the same bytes, in one piece or in several.
 
     A failure leaves nothing behind, and an older file of that name as it was.
 
@@ -68,14 +72,51 @@ def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1) -> None:
         InputError: unknown suffix, no folder to write in, no frames, or several of them for a ``.png``.
         OutOfRangeError: fps, zoom, or the size of the zoomed picture.
     """
+    _check_frames(frames)
+    count, height, width, _ = frames.shape
+    with writing_video(path, count, (height, width), fps, zoom) as write:
+        write(frames)
+
+
+@contextmanager
+def writing_video(
+    path: Path, frame_count: int, size: tuple[int, int], fps: float, zoom: int = 1
+) -> Iterator[Callable[[Frames], None]]:
+    """Writes a video part by part, none of which is kept: the function that is yielded takes some frames at a time.
+
+    Args:
+        path, fps, zoom: as of :func:`write_video`, which says more.
+        frame_count: of all parts together.
+        size: (height, width) in pixels.
+
+    Raises:
+        InputError: as of :func:`write_video`, or the frames are not as many and as large as was said.
+        OutOfRangeError: as of :func:`write_video`.
+    """
+    check_video(path, frame_count, size, fps, zoom)
+    written = 0
+    with writing(path) as file, _WRITERS[path.suffix.lower()](file, (frame_count, *size, 3), fps, zoom) as add:
+
+        def write(frames: Frames) -> None:
+            nonlocal written
+            _check_frames(frames)
+            written += len(frames)
+            if frames.shape[1:3] != size or written > frame_count:
+                raise InputError(
+                    f"{path}: frames {frames.shape[:3]}, {written} so far; expected {frame_count} of {size}"
+                )
+            add(frames)
+
+        yield write
+        if written != frame_count:
+            raise InputError(f"{path}: {written} frames came; expected {frame_count}")
+
+
+def _check_frames(frames: Frames) -> None:
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or frames.size == 0:
         raise InputError(
             f"frames are {frames.dtype} {frames.shape}: expected uint8 (frames, height, width, 3), none of them 0"
         )
-    count, height, width, _ = frames.shape
-    check_video(path, count, (height, width), fps, zoom)
-    with writing(path) as file:
-        _WRITERS[path.suffix.lower()](file, frames, fps, zoom)
 
 
 def check_video(path: Path, frame_count: int, size: tuple[int, int], fps: float, zoom: int = 1) -> None:
@@ -93,40 +134,58 @@ def check_video(path: Path, frame_count: int, size: tuple[int, int], fps: float,
     check_folder(path)
 
 
-def _write_mp4(file: BinaryIO, frames: Frames, fps: float, zoom: int) -> None:
+@contextmanager
+def _mp4(file: BinaryIO, shape: Shape, fps: float, zoom: int) -> Iterator[Add]:
     encoded = io.BytesIO()  # the muxer goes back to fill in sizes; on the disk its errors would be FFmpeg's
     with av.open(encoded, "w", format="mp4", options=MP4) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=H264)
         assert isinstance(stream, VideoStream)
-        height, width = (zoom * side for side in frames.shape[1:3])
+        height, width = (zoom * side for side in shape[1:3])
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         context = stream.codec_context
         context.thread_count, context.colorspace, context.color_range = 1, BT601, LIMITED
-        for frame in frames:
-            picture = av.VideoFrame.from_ndarray(_even(_zoomed(frame, zoom)), format="rgb24")
-            container.mux(stream.encode(picture))
+
+        def add(frames: Frames) -> None:
+            for frame in frames:
+                picture = av.VideoFrame.from_ndarray(_even(_zoomed(frame, zoom)), format="rgb24")
+                container.mux(stream.encode(picture))
+
+        yield add
         container.mux(stream.encode())
     file.write(encoded.getbuffer())
 
 
-def _write_png(file: BinaryIO, frames: Frames, _fps: float, zoom: int) -> None:
-    picture = np.ascontiguousarray(_zoomed(frames[0], zoom))
-    context: Any = av.CodecContext.create("png", "w")
-    context.height, context.width, _ = picture.shape
-    context.pix_fmt, context.time_base = "rgb24", Fraction(1)
-    frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-    for packet in [*context.encode(frame), *context.encode()]:
-        file.write(bytes(packet))
+@contextmanager
+def _png(file: BinaryIO, _shape: Shape, _fps: float, zoom: int) -> Iterator[Add]:
+    def add(frames: Frames) -> None:
+        picture = np.ascontiguousarray(_zoomed(frames[0], zoom))
+        context: Any = av.CodecContext.create("png", "w")
+        context.height, context.width, _ = picture.shape
+        context.pix_fmt, context.time_base = "rgb24", Fraction(1)
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        for packet in [*context.encode(frame), *context.encode()]:
+            file.write(bytes(packet))
+
+    yield add
 
 
-def _write_npz(file: BinaryIO, frames: Frames, _fps: float, _zoom: int) -> None:
-    np.savez(file, frames=frames)
+@contextmanager
+def _npz(file: BinaryIO, shape: Shape, _fps: float, _zoom: int) -> Iterator[Add]:
+    """The bytes of ``numpy.savez(file, frames=frames)``."""
+    with zipfile.ZipFile(file, "w") as archive, archive.open("frames.npy", "w", force_zip64=True) as entry:
+        described = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(entry, described)
+
+        def add(frames: Frames) -> None:
+            entry.write(np.ascontiguousarray(frames).data)
+
+        yield add
 
 
-_WRITERS: dict[str, Callable[[BinaryIO, Frames, float, int], None]] = {
-    ".mp4": _write_mp4,
-    ".png": _write_png,
-    ".npz": _write_npz,
+_WRITERS: dict[str, Callable[[BinaryIO, Shape, float, int], AbstractContextManager[Add]]] = {
+    ".mp4": _mp4,
+    ".png": _png,
+    ".npz": _npz,
 }
 
 

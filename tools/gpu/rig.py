@@ -37,7 +37,10 @@ def graph_sizes(bundle: Bundle, graph: Graph, text: int = 0) -> dict[str, int]:
     if graph in manifest.text.encoder_graphs():
         sizes["batch"] = 1
     rest = {"text": text or manifest.text.max_length, "calls": 2, "pairs": max(sizes["patch_frames"] - 1, 1)}
-    return {**sizes, **rest, **manifest.latent.image_axes(sizes["height"], sizes["width"])}
+    space = manifest.latent
+    window = min(sizes["frames"], space.windows.latents)
+    vae = space.window_axes(window, sizes["height"], sizes["width"]) if graph in manifest.vae_graphs() else {}
+    return {**sizes, **rest, **vae}
 
 
 def stage_outputs(backend: Backend, graph: Graph, sizes: Mapping[str, int], seed: int = 0) -> Arrays:

@@ -24,6 +24,7 @@ from adacache_runtime.policy import Policy
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord
 from adacache_runtime.video import Frames
+from adacache_runtime.windows import video_frames
 
 FULL = "never"  # the label of full compute, which is always the first row
 
@@ -178,7 +179,9 @@ def _compared(pipeline: Pipeline, request: Request, results: Mapping[str, Result
     latents: dict[str, NDArray[np.float32]] = {label: result.latents[0] for label, result in results.items()}
     frames = {}
     if pipeline.bundle.manifest.latent.decoder != "none":
-        frames = {label: render(pipeline.bundle, pipeline.backend, one) for label, one in latents.items()}
+        space, asked = pipeline.bundle.manifest.latent, request.frames or pipeline.bundle.manifest.video.frames
+        count = video_frames(space, latents[FULL].shape[1], asked)
+        frames = {label: render(pipeline.bundle, pipeline.backend, one, count) for label, one in latents.items()}
     prompt = request.prompts[0] if request.prompts else ""
     rows = [
         Row(

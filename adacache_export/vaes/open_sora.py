@@ -1,0 +1,168 @@
+"""The VAE of Open-Sora 1.2 (``OpenSoraVAE_V1_2``): an AutoencoderKL for images, and over it a causal one in time.
+
+Each 17 frames, and the rest behind the last 17, are coded by themselves. Sizes follow from the tensors' shapes; the
+folder's ``config.json`` says nothing of them.
+"""
+
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from torch import Tensor, nn
+
+from adacache_engines.errors import CheckpointError
+from adacache_engines.latent_space import Windows
+from adacache_engines.tensors import TensorSpec
+from adacache_export.models.open_sora_vae import STRETCH, TemporalConfig, TemporalDecoder, TemporalEncoder
+from adacache_export.stages import Stage
+from adacache_export.vaes import autoencoder_kl
+from adacache_export.vaes.autoencoder_kl import TOLERANCE, VaeConfig
+from adacache_export.vaes.coding import PREFIX, Coding, settled
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+NAME = "open-sora-vae"
+CLASSES = ("OpenSoraVAE_V1_2", "VideoAutoencoderPipeline")
+FRAMES = ("open-sora-vae",)
+WINDOW_FRAMES = 17
+IMAGES = 4  # at once, as in the original
+SPATIAL, TEMPORAL = "spatial_vae.module.", "temporal_vae."
+FACTOR = 0.18215  # of the spatial latents: the original's own number, not that of the spatial VAE's config.json
+USUAL_CHANNELS = (128, 256, 512, 512)  # of the spatial VAE, that of SDXL
+
+
+class _Groups(BaseModel):
+    """Of the part of ``config.json`` on one half: what its tensors do not show."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    norm_num_groups: PositiveInt = 32
+    num_groups: PositiveInt = 32
+
+
+class _Json(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    vae_2d: _Groups = Field(default_factory=_Groups)
+    vae_temporal: _Groups = Field(default_factory=_Groups)
+    micro_frame_size: Literal[17] = 17
+
+
+class OpenSoraVaeConfig(BaseModel):
+    """Sizes of both halves."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spatial: VaeConfig
+    temporal: TemporalConfig
+
+
+CONFIG = OpenSoraVaeConfig
+
+
+def config_from(given: Mapping[str, Any], shapes: Shapes) -> OpenSoraVaeConfig:
+    """
+    Raises:
+        CheckpointError: groups that do not divide channels, or windows of another length.
+    """
+    json = settled(_Json, {name: value for name, value in given.items() if value is not None})
+    config = OpenSoraVaeConfig(
+        spatial=_spatial(shapes, json.vae_2d.norm_num_groups),
+        temporal=_temporal(shapes, json.vae_temporal.num_groups),
+    )
+    problems = [
+        f"{place} {groups}: expected a divisor of the channels {', '.join(map(str, channels))}"
+        for place, groups, channels in (
+            ("vae_2d.norm_num_groups", config.spatial.norm_num_groups, config.spatial.block_out_channels),
+            ("vae_temporal.num_groups", config.temporal.groups, config.temporal.channels),
+        )
+        if any(width % groups for width in channels)
+    ]
+    if 1 << sum(config.temporal.halving) != STRETCH:
+        problems.append(f"{sum(config.temporal.halving)} levels of the temporal VAE halve the frames: expected 2")
+    if problems:
+        raise CheckpointError("; ".join(problems))
+    return config
+
+
+def coding(config: OpenSoraVaeConfig) -> Coding:
+    spatial, temporal = config.spatial, config.temporal
+    inside = ("height", "width")
+    coded = _spec("frames_of_latents", temporal.coded_channels, "pixel_frames", *inside)
+    latents = _spec("latents", temporal.latent_channels, "frames", *inside)
+    distribution = tuple(latents.model_copy(update={"name": name}) for name in ("mean", "deviation"))
+    return Coding(
+        channels=temporal.latent_channels,
+        spatial_factor=spatial.spatial_factor,
+        decoding=(
+            _stage("decoder.temporal", lambda: TemporalDecoder(temporal), (latents,), (coded,)),
+            autoencoder_kl.decoder_stage(spatial, "decoder.spatial", PREFIX + SPATIAL),
+        ),
+        encoding=(
+            autoencoder_kl.encoder_stage(spatial, "vae_encoder.spatial", PREFIX + SPATIAL),
+            _stage("vae_encoder.temporal", lambda: TemporalEncoder(temporal), (coded,), distribution),
+        ),
+        windows=Windows(frames=WINDOW_FRAMES, latents=-(-WINDOW_FRAMES // STRETCH), stretch=STRETCH, spare="first"),
+        images=IMAGES,
+    )
+
+
+def tensors(given: Mapping[str, Tensor], _config: OpenSoraVaeConfig) -> dict[str, Tensor]:
+    """All of them, under today's names."""
+    return autoencoder_kl.today(given)
+
+
+def _spatial(shapes: Shapes, groups: int) -> VaeConfig:
+    blocks = f"{SPATIAL}encoder.down_blocks.{{}}.resnets.0.conv1.weight"
+    layers = f"{SPATIAL}encoder.down_blocks.0.resnets.{{}}.conv1.weight"
+    channels = _outputs(shapes, blocks) or USUAL_CHANNELS
+    kind: Literal["UpDecoderBlock2D"] = "UpDecoderBlock2D"
+    return VaeConfig(
+        block_out_channels=channels,
+        up_block_types=(kind,) * len(channels),
+        latent_channels=_size(shapes, f"{SPATIAL}post_quant_conv.weight", 0, 4),
+        layers_per_block=len(_outputs(shapes, layers)) or 2,
+        norm_num_groups=groups,
+        scaling_factor=FACTOR,
+    )
+
+
+def _temporal(shapes: Shapes, groups: int) -> TemporalConfig:
+    """What is not there to be seen is taken to be as published, so that it is found missing later."""
+    usual, levels = TemporalConfig(), f"{TEMPORAL}encoder.block_res_blocks."
+    channels = _outputs(shapes, levels + "{}.0.conv1.conv.weight") or usual.channels
+    between = [f"{TEMPORAL}encoder.conv_blocks.{index}.conv.weight" in shapes for index in range(len(channels) - 1)]
+    return TemporalConfig(
+        channels=channels,
+        halving=tuple(between) if any(between) else usual.halving,
+        blocks=len(_outputs(shapes, levels + "0.{}.conv1.conv.weight")) or usual.blocks,
+        coded_channels=_size(shapes, f"{TEMPORAL}encoder.conv_in.conv.weight", 1, usual.coded_channels),
+        latent_channels=_size(shapes, f"{TEMPORAL}post_quant_conv.conv.weight", 0, usual.latent_channels),
+        groups=groups,
+    )
+
+
+def _outputs(shapes: Shapes, name: str) -> tuple[int, ...]:
+    """The first axis of all tensors of a numbered name, from 0 on."""
+    numbered = itertools.takewhile(shapes.__contains__, (name.format(index) for index in itertools.count()))
+    return tuple(shapes[tensor][0] for tensor in numbered if shapes[tensor])
+
+
+def _size(shapes: Shapes, name: str, axis: int, usual: int) -> int:
+    shape = shapes.get(name, ())
+    return shape[axis] if len(shape) > axis else usual
+
+
+def _stage(
+    name: str, make: Callable[[], nn.Module], inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]
+) -> Stage:
+    with torch.device("meta"):
+        module = make().eval()
+    return Stage(name, name, module, PREFIX, inputs, outputs, tolerance=TOLERANCE)
+
+
+def _spec(name: str, *axes: int | str) -> TensorSpec:
+    """Of one window."""
+    return TensorSpec(name=name, dtype="float32", axes=(1, *axes))
