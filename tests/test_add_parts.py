@@ -252,7 +252,7 @@ def test_a_part_that_does_not_fit(whole: Path, vae_folder: Path) -> None:
     manifest = read_manifest(whole)
     latent = LatentSpace.model_validate({**manifest.latent.model_dump(), "frames": "causal-vae"})
     replace_manifest(whole, manifest.model_copy(update={"latent": latent}))
-    with pytest.raises(InputError, match="stands for several frames"):
+    with pytest.raises(InputError, match="are other latent frames to AutoencoderKL"):
         add_parts(whole, None, vae_folder, "fp32", Progress())
 
 
