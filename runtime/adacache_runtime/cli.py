@@ -3,39 +3,31 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 
 from adacache_engines.backends import open_backend, open_text_backend
-from adacache_engines.base import Backend
-from adacache_engines.bundle import Bundle, open_bundle
+from adacache_engines.bundle import open_bundle
 from adacache_engines.errors import InputError
-from adacache_engines.manifest import LatentSpace, TextRule
+from adacache_engines.manifest import TextRule
 from adacache_runtime import start
-from adacache_runtime.clips import generate_clips, joined_frames
+from adacache_runtime.arrays_file import read_captions, read_latents
+from adacache_runtime.clips import generate_clips
 from adacache_runtime.command import run
-from adacache_runtime.decode import stream, without_decoder
-from adacache_runtime.files import check_folder, writing
 from adacache_runtime.memory import table
 from adacache_runtime.options import add_engine, add_size, video_size
-from adacache_runtime.pipeline import Pipeline, Result
+from adacache_runtime.outputs import check_outputs, output_files, write_latents, write_reports, write_videos
+from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies import POLICY_HELP, policy_from
 from adacache_runtime.policy import GRANULARITIES
-from adacache_runtime.progress import call_progress, frame_progress
+from adacache_runtime.progress import call_progress
 from adacache_runtime.prompt_loops import prompts_by_loop
-from adacache_runtime.raw_frames import STANDARD_OUTPUT, check_standard_output, write_raw
 from adacache_runtime.report import summary
-from adacache_runtime.request import Captions, Request, Settled, settle
-from adacache_runtime.schedule_plot import check_plot, plot_schedule
+from adacache_runtime.request import Request, settle
 from adacache_runtime.text_cleaning import with_scores
-from adacache_runtime.video import check_video, writing_video
-from adacache_runtime.windows import video_frames
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -131,12 +123,12 @@ def _run(options: argparse.Namespace) -> None:
         **video_size(options, bundle.manifest, options.fps[0] if options.fps else None),
         prompts=_prompts(options, bundle.manifest.text),
         negative_prompts=tuple(options.negative_prompt),
-        captions=_captions(options.text_embeddings) if options.text_embeddings else None,
+        captions=read_captions(options.text_embeddings) if options.text_embeddings else None,
         fps=tuple(options.fps) if options.fps else None,
         steps=options.steps,
         guidance=options.guidance,
         seed=options.seed,
-        **(_latents(options.latents) if options.latents else {}),
+        **(read_latents(options.latents) if options.latents else {}),
         policy=policy_from(options.policy, bundle.manifest.policies),
         granularity=options.granularity,
         scope=options.scope,
@@ -146,9 +138,9 @@ def _run(options: argparse.Namespace) -> None:
     )
     settled = settle(bundle, request)
     begins_with = start.read_start(options, bundle, settled)
-    outputs = _outputs(options, settled.samples)
+    outputs = output_files(options, settled.samples)
     if not options.plan_memory:
-        _check_outputs(options, outputs, bundle.manifest.latent, settled)
+        check_outputs(options, outputs, bundle.manifest.latent, settled)
     opened = open_backend(
         bundle,
         options.backend,
@@ -177,11 +169,11 @@ def _run(options: argparse.Namespace) -> None:
         ]
         with call_progress(len(clips) * len(settled.updates)) as progress:
             result = generate_clips(pipeline, clips, progress)
-        _write_reports(options, result)  # first: there may be no memory to decode in, and the run was long
+        write_reports(options, result)  # first: there may be no memory to decode in, and the run was long
         if bundle.manifest.latent.decoder == "none":
-            _write_latents(outputs, bundle, result)
+            write_latents(outputs, bundle, result)
         else:
-            _write_videos(options, outputs, bundle, backend, settled, result)
+            write_videos(options, outputs, bundle, backend, settled, result)
     Console(stderr=True).print(summary(result.trace, bundle.manifest))
 
 
@@ -191,145 +183,3 @@ def _prompts(options: argparse.Namespace, rule: TextRule, loop: int = 0) -> tupl
     if rule.cleaning != "open-sora" and any(score is not None for score in scores):
         raise InputError("--aesthetic, --motion and --camera are for models that were trained with them: Open-Sora's")
     return tuple(with_scores(prompts_by_loop(text, loop + 1)[loop], *scores) for text in options.prompt)
-
-
-def _captions(path: Path) -> Captions:
-    arrays = _arrays(path)
-    embeddings = _number(path, arrays, "embeddings")
-    mask = arrays["mask"] != 0 if "mask" in arrays else np.ones(embeddings.shape[:2], np.bool_)
-    return Captions(embeddings, mask, _number(path, arrays, "negative") if "negative" in arrays else None)
-
-
-def _latents(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Those of a file, and what else of a generation's beginning it has, under the names of a request."""
-    arrays = _arrays(path)
-    if "mask" in arrays and arrays["mask"].dtype == np.bool_:
-        arrays["mask"] = arrays["mask"].astype(np.float32)
-    names = ["latents", *(name for name in ("mask", "noise") if name in arrays)]
-    return {name: _number(path, arrays, name) for name in names}
-
-
-def _number(path: Path, arrays: dict[str, NDArray[Any]], name: str) -> NDArray[np.float32]:
-    if name not in arrays:
-        raise InputError(f"{path} has no array {name}; it has {', '.join(arrays) or 'none'}")
-    if arrays[name].dtype.kind not in "fiu":
-        raise InputError(f"{path}: {name} is {arrays[name].dtype}; expected numbers")
-    return arrays[name].astype(np.float32)
-
-
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file.items())
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-        raise InputError(f"{path} is not a .npz file of numbers ({error}); write it with numpy.savez") from error
-
-
-def _outputs(options: argparse.Namespace, samples: int) -> list[Path]:
-    path: Path | None = options.output
-    if path is None:
-        return []
-    if path == STANDARD_OUTPUT and samples > 1:
-        raise InputError(f"-o - is one video, and there are {samples} prompts; give one, or name a file")
-    return [path] if samples == 1 else [path.with_stem(f"{path.stem}-{index + 1}") for index in range(samples)]
-
-
-def _check_outputs(options: argparse.Namespace, outputs: list[Path], latent: LatentSpace, settled: Settled) -> None:
-    """What can be known before the long work."""
-    wanted = (options.output, options.save_latents, options.trace, options.plot)
-    if not any(wanted):
-        raise InputError("nothing would be written: give -o FILE, --save-latents, --trace or --plot")
-    if options.save_every_call and not options.save_latents:
-        raise InputError("--save-every-call adds to --save-latents FILE.npz: give that, too")
-    frames, height, width = _video_shape(latent, settled, options.loops)
-    raw = outputs == [STANDARD_OUTPUT]
-    if raw:
-        check_standard_output()
-        if latent.decoder == "none":
-            raise InputError(f"-o - writes frames, and this bundle has no decoder; {without_decoder(latent)}")
-    for path, rate in zip(outputs, settled.fps.tolist(), strict=False):
-        # raw frames may be as many and as large as those of an array
-        check_video(Path("frames.npz") if raw else path, frames, (height, width), rate, options.zoom)
-    files = [] if raw else outputs if latent.decoder != "none" else [_instead(path) for path in outputs]
-    if options.save_latents and options.save_latents.resolve() in [path.resolve() for path in files]:
-        raise InputError(
-            f"-o and --save-latents would both write {options.save_latents}: give one of them another name"
-        )
-    if options.plot:
-        check_plot(options.plot)
-    for path in (*files, options.save_latents, options.trace):
-        if path:
-            check_folder(path)
-
-
-def _instead(video: Path) -> Path:
-    """The file for latents that cannot become a video."""
-    return video.with_suffix(".npz")
-
-
-def _write_latents(outputs: list[Path], bundle: Bundle, result: Result) -> None:
-    files = [_instead(path) for path in outputs]
-    for index, path in enumerate(files):
-        with writing(path) as file:
-            np.savez(file, latents=result.latents[index : index + 1])
-        print(path)
-    if files:
-        space = bundle.manifest.latent
-        print(
-            f"adacache-run: this bundle has no decoder, so latents were written to {', '.join(map(str, files))} "
-            f"instead of a video; {without_decoder(space)}",
-            file=sys.stderr,
-        )
-
-
-def _write_videos(
-    options: argparse.Namespace, outputs: list[Path], bundle: Bundle, backend: Backend, settled: Settled, result: Result
-) -> None:
-    if not outputs:
-        return
-    count, height, width = _video_shape(bundle.manifest.latent, settled, options.loops)
-    pixels = bundle.manifest.latent.decoder == "pixels"
-    with nullcontext(lambda: None) if pixels else frame_progress(len(outputs) * count) as progress:
-        for path, latents, fps in zip(outputs, result.latents, settled.fps.tolist(), strict=True):
-            frames = stream(bundle, backend, latents, count, options.tile, progress)
-            if path == STANDARD_OUTPUT:
-                for some in frames:
-                    write_raw(some, options.zoom)
-                continue
-            with writing_video(path, count, (height, width), fps, options.zoom) as write:
-                for some in frames:
-                    write(some)
-    if outputs == [STANDARD_OUTPUT]:
-        size = f"{options.zoom * width}x{options.zoom * height}"
-        rate = f"{settled.fps.tolist()[0]:g} a second"
-        print(f"standard output: {count} frames rgb24 {size} (width x height), {rate}", file=sys.stderr)
-        return
-    for path in outputs:
-        print(path)
-
-
-def _video_shape(latent: LatentSpace, settled: Settled, clips: int) -> tuple[int, int, int]:
-    """Frames, height and width in pixels of a video of several clips."""
-    latent_frames, height, width = settled.latents.shape[2:]
-    factor = latent.spatial_factor
-    frames = video_frames(latent, *joined_frames(latent, latent_frames, settled.frames, clips))
-    return frames, height * factor, width * factor
-
-
-def _write_reports(options: argparse.Namespace, result: Result) -> None:
-    if options.save_latents:
-        arrays: dict[str, Any] = {"latents": result.latents}
-        if result.calls is not None:
-            arrays["calls"] = result.calls
-        with writing(options.save_latents) as file:
-            np.savez(file, **arrays)
-    if options.trace:
-        with writing(options.trace) as file:
-            file.write(result.trace.to_json().encode())
-    if options.plot:
-        plot_schedule(result.trace, options.plot, f"{options.bundle.name}, policy {Path(options.policy).stem}")
-    for path in (options.save_latents, options.trace, options.plot):
-        if path:
-            print(path, file=sys.stderr if options.output == STANDARD_OUTPUT else sys.stdout)
