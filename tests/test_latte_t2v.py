@@ -295,6 +295,7 @@ def gate_of(gate: np.ndarray, like: np.ndarray | None) -> np.ndarray:
     return np.repeat(gate, len(like) // len(gate), axis=0)[:, None]
 
 
+@pytest.mark.slow
 def test_engines_with_open_sora_plans_spatial_mask(tmp_path: Path) -> None:
     """Bundles leave it out; the blocks of its training's variant are exported here by themselves."""
     original = ORIGINALS["open-sora-plan"]

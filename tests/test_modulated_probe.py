@@ -102,7 +102,9 @@ def test_the_probe_changes_nothing_else(model: Model) -> None:
 # exports
 
 
-@pytest.mark.parametrize("name", ["open-sora", "latte", "open-sora-plan"])
+@pytest.mark.parametrize(
+    "name", ["open-sora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("latte", "open-sora-plan"))]
+)
 def test_default_probes(name: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TeaCache's probe does not take the place of the one that AdaCache measures unless it is told otherwise."""
     Stubs().install(monkeypatch)

@@ -127,7 +127,14 @@ def test_equals_transformers(proj, tmp_path, tokenizer_json):
         assert (got - reference(model, tokens, mask)).abs().max() < TOLERANCE
 
 
-@pytest.mark.parametrize(("proj", "precision"), [("relu", "fp32"), ("gated-gelu", "fp32"), ("gated-gelu", "bf16")])
+@pytest.mark.parametrize(
+    ("proj", "precision"),
+    [
+        ("gated-gelu", "fp32"),
+        pytest.param("relu", "fp32", marks=pytest.mark.slow),
+        pytest.param("gated-gelu", "bf16", marks=pytest.mark.slow),
+    ],
+)
 def test_engines_equal_transformers(proj, precision, tmp_path, tokenizer_json):
     """Those of a part, one after another as the runtime runs them."""
     model = random_t5(transformers.T5EncoderModel, proj)
@@ -154,6 +161,7 @@ def test_engines_equal_transformers(proj, precision, tmp_path, tokenizer_json):
     assert error < TOLERANCE if precision == "fp32" else TOLERANCE < error < 0.1
 
 
+@pytest.mark.slow
 def test_whole_graph_of_before(tmp_path, folder):
     """Bundles used to have the encoder in one graph: it still runs, and gives the same."""
     encoder = open_text_encoder(folder)

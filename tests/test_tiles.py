@@ -25,7 +25,9 @@ def enlarged(latents: Floats) -> Floats:
     return latents.repeat(FACTOR, -1).repeat(FACTOR, -2)
 
 
-@pytest.mark.parametrize("size", [(9, 15), (12, 6), (21, 3), (8, 14), (16, 9)])
+@pytest.mark.parametrize(
+    "size", [(9, 15), *(pytest.param(size, marks=pytest.mark.slow) for size in [(12, 6), (21, 3), (8, 14), (16, 9)])]
+)
 def test_as_diffusers_does_it(size: tuple[int, int], vae_folder: Path) -> None:
     vae = AutoencoderKL.from_pretrained(vae_folder).eval()
     vae.tile_sample_min_size, vae.tile_latent_min_size = 8 * FACTOR, 8
