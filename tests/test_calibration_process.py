@@ -10,7 +10,7 @@ from test_forecast import wandering
 
 from adacache_engines.errors import InputError
 from adacache_runtime.calibration import process
-from adacache_runtime.calibration.baseline import intervals_around, quality_at
+from adacache_runtime.calibration.baseline import better, intervals_around
 from adacache_runtime.calibration.forecast import Forecaster
 from adacache_runtime.calibration.goal import Goal
 from adacache_runtime.calibration.process import Task, calibrate
@@ -129,9 +129,9 @@ def test_what_a_fixed_interval_does_better_is_left_out(monkeypatch: pytest.Monke
     assert [one.found.method for one in found.policies] == ["adacache-scaled"]
     (one,) = found.policies
     assert found.intervals.keys() == set(runs[-1]) - {"listed", "adacache-scaled"}
-    assert one.trial.quality_db.mean >= quality_at(one.trial.speed_up, found.intervals)
+    assert better(one.trial, found.intervals) is None
     assert said[-1].startswith("without listed: ")
-    assert " times the speed, where a fixed interval gives " in said[-1]
+    assert " times the speed, where interval-" in said[-1]
 
 
 def test_a_fixed_interval_does_better_than_all(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +141,7 @@ def test_a_fixed_interval_does_better_than_all(monkeypatch: pytest.MonkeyPatch) 
         return 10.0 if label.startswith("interval-") and len(runs) == CONFIRMING else 0.0
 
     runs: Runs = made_up(monkeypatch, off_db)
-    message = "at equal speed a fixed interval does better than each of listed; add interval or others to --methods"
+    message = "a fixed interval is faster and does better than each of listed; add interval or others to --methods"
     with pytest.raises(InputError, match=message):
         calibrate(task(Goal(quality_db=20.0), ["listed"], 1, []))
     runs.clear()
@@ -167,10 +167,18 @@ def test_intervals_around_numbers_of_calls() -> None:
     assert intervals_around([2.0], wandering(3, 0)) == {"interval-2": FixedInterval(every=2)}
 
 
-def test_the_quality_of_intervals_at_a_speed() -> None:
+def test_an_interval_that_is_better() -> None:
     def trial(speed_up: float, quality_db: float) -> Trial:
         return Trial(Estimate(quality_db), None, speed_up, 1.0, 12, 0.0, 2)
 
     intervals = {"slow": trial(2.0, 40.0), "fast": trial(4.0, 30.0), "middle": trial(3.0, 34.0)}
-    levels = [quality_at(speed_up, intervals) for speed_up in (1.0, 2.0, 2.5, 3.0, 3.25, 4.0, 9.0)]
-    assert levels == pytest.approx([40, 40, 37, 34, 33, 30, 30])
+    for speed_up, quality_db, expected in (
+        (1.5, 39.0, "slow"),
+        (2.0, 40.0, None),  # the same is no worse
+        (2.1, 35.0, None),  # between two of them, below the line
+        (2.1, 33.0, "middle"),
+        (3.0, 29.0, "middle"),
+        (4.1, 1.0, None),
+    ):
+        assert better(trial(speed_up, quality_db), intervals) == expected
+    assert better(trial(1.0, 1.0), {}) is None

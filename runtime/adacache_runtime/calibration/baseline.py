@@ -2,8 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 
-import numpy as np
-
 from adacache_runtime.calibration.records import Record
 from adacache_runtime.calibration.trials import Trial
 from adacache_runtime.policies.interval import FixedInterval
@@ -28,10 +26,13 @@ def intervals_around(computed: Iterable[float], record: Record) -> dict[str, Fix
     return {f"interval-{every}": one for every, one in intervals.items() if every in chosen}
 
 
-def quality_at(speed_up: float, intervals: Mapping[str, Trial]) -> float:
-    """What fixed intervals give at a speed, in dB: between two of them, on the line that joins them; beyond the
-    slowest or the fastest, what that one gives.
+def better(trial: Trial, intervals: Mapping[str, Trial]) -> str | None:
+    """The label of a fixed interval that is as fast as what was tried, or faster, and gives more; of several the one
+    that gives most. None where there is none.
     """
-    points = sorted((trial.speed_up, trial.quality_db.mean) for trial in intervals.values())
-    speeds, levels = zip(*points, strict=True)
-    return float(np.interp(speed_up, speeds, levels))
+    found = [
+        (other.quality_db.mean, label)
+        for label, other in intervals.items()
+        if other.speed_up >= trial.speed_up and other.quality_db.mean > trial.quality_db.mean
+    ]
+    return max(found)[1] if found else None

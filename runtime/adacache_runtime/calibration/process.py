@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from adacache_engines.errors import InputError
-from adacache_runtime.calibration.baseline import intervals_around, quality_at
+from adacache_runtime.calibration.baseline import better, intervals_around
 from adacache_runtime.calibration.forecast import Forecaster
 from adacache_runtime.calibration.goal import Goal
 from adacache_runtime.calibration.methods import BASELINE, CONTAINS, EXTRAPOLATED, Found, Polynomial, find
@@ -88,7 +88,7 @@ class Calibrated:
     """What came out.
 
     Attributes:
-        policies: confirmed, the best first; none does worse than a fixed interval at its speed.
+        policies: confirmed, the best first; no fixed interval is as fast as one of them and gives more.
         intervals: what fixed intervals of about these speeds did on the same prompts, by label.
     """
 
@@ -196,23 +196,24 @@ def _best(method: str, tried: Mapping[str, Sequence[Confirmed]]) -> Confirmed:
 
 
 def _worthwhile(task: Task, confirmed: Sequence[Confirmed], intervals: Mapping[str, Trial]) -> list[Confirmed]:
-    """Those that do at least as well as a fixed interval at the same speed; says why others are left out."""
+    """Those that no fixed interval makes superfluous; says why others are left out."""
     kept = []
     for one in confirmed:
-        level, plain = one.trial.quality_db.mean, quality_at(one.trial.speed_up, intervals)
-        if one.found.method == BASELINE or level >= plain:
+        label = None if one.found.method == BASELINE else better(one.trial, intervals)
+        if label is None:
             kept.append(one)
         else:
-            task.say(
-                f"without {one.found.method}: {level:.1f} dB at {one.trial.speed_up:.2f} times the speed, where a "
-                f"fixed interval gives {plain:.1f} dB"
-            )
+            task.say(f"without {one.found.method}: {_shown(one.trial)}, where {label} gives {_shown(intervals[label])}")
     if not kept:
         raise InputError(
-            f"at equal speed a fixed interval does better than each of {', '.join(task.methods)}; add {BASELINE} or "
+            f"a fixed interval is faster and does better than each of {', '.join(task.methods)}; add {BASELINE} or "
             "others to --methods"
         )
     return kept
+
+
+def _shown(trial: Trial) -> str:
+    return f"{trial.quality_db.mean:.1f} dB at {trial.speed_up:.2f} times the speed"
 
 
 def _score(goal: Goal, trial: Trial) -> float:
@@ -231,7 +232,7 @@ def _missed(goal: Goal, best: Confirmed) -> str:
     trial = best.trial
     return (
         f"no policy kept {goal.text()} on the held-out prompts: the best, {best.found.method}, gave "
-        f"{trial.quality_db.mean:.1f} dB at {trial.speed_up:.2f} times the speed; ask for less, or give more prompts"
+        f"{_shown(trial)}; ask for less, or give more prompts"
     )
 
 
