@@ -1,4 +1,5 @@
-"""Open-Sora-Plan's CausalVAE written down once more: functions over a state dict, with loops over frames.
+"""The decoder of Open-Sora-Plan's CausalVAE written down once more: functions over a state dict, with loops over
+frames.
 
 Values are (C, T, H, W) of one clip. Names of tensors are the published ones.
 """
@@ -35,27 +36,22 @@ PUBLISHED: dict[str, Any] = {  # of the weights of v1.1.0
 
 
 class Reference:
-    """``encode`` and ``decode`` without scaling, quantisation included."""
+    """Without scaling, ``post_quant_conv`` included."""
 
     def __init__(self, tensors: Tensors, config: Mapping[str, Any]) -> None:
         self.tensors, self.config = tensors, config
 
-    def get(self, name: str) -> Tensor | None:
-        return self.tensors.get(name)
-
-    def conv(self, name: str, x: Tensor, padding: int = 1, stride: int = 1) -> Tensor:
+    def conv(self, name: str, x: Tensor) -> Tensor:
         """Frame by frame, out of the weights of one moment each; those of the first moments see the first frame."""
-        if self.get(f"{name}.conv.weight") is not None:
-            name += ".conv"
-        weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
-        moments = [weight] if weight.ndim == 4 else list(weight.unbind(2))
-        padding = padding if weight.shape[-1] == 3 else 0
+        weight, bias = self.tensors[f"{name}.conv.weight"], self.tensors[f"{name}.conv.bias"]
+        moments = list(weight.unbind(2))
+        padding = 1 if weight.shape[-1] == 3 else 0
         made = []
         for frame in range(x.shape[1]):
             total = bias[:, None, None]
             for back, moment in enumerate(reversed(moments)):
                 seen = x[:, max(frame - back, 0)]
-                total = total + F.conv2d(seen[None], moment, padding=padding, stride=stride)[0]
+                total = total + F.conv2d(seen[None], moment, padding=padding)[0]
             made.append(total)
         return torch.stack(made, 1)
 
@@ -67,17 +63,15 @@ class Reference:
         weight, bias = (self.tensors[f"{name}.{part}"][:, None, None, None] for part in ("weight", "bias"))
         return normed * weight + bias
 
-    def active(self, name: str, x: Tensor, by_frame: bool = False) -> Tensor:
-        pieces = [x[:, i : i + 1] for i in range(x.shape[1])] if by_frame else [x]
-        normed = torch.cat([self.norm(name, piece) for piece in pieces], 1)
+    def active(self, name: str, x: Tensor) -> Tensor:
+        normed = self.norm(name, x)
         return normed * torch.sigmoid(normed)
 
     def resnet(self, name: str, x: Tensor) -> Tensor:
-        by_frame = self.tensors.get(f"{name}.conv1.weight") is not None
-        hidden = self.conv(f"{name}.conv1", self.active(f"{name}.norm1", x, by_frame))
-        hidden = self.conv(f"{name}.conv2", self.active(f"{name}.norm2", hidden, by_frame))
+        hidden = self.conv(f"{name}.conv1", self.active(f"{name}.norm1", x))
+        hidden = self.conv(f"{name}.conv2", self.active(f"{name}.norm2", hidden))
         skipped = f"{name}.nin_shortcut"
-        return hidden + (self.conv(skipped, x) if any(key.startswith(skipped) for key in self.tensors) else x)
+        return hidden + (self.conv(skipped, x) if f"{skipped}.conv.weight" in self.tensors else x)
 
     def attention(self, name: str, x: Tensor, kind: str) -> Tensor:
         channels, frames, rows, columns = x.shape
@@ -109,19 +103,6 @@ class Reference:
         share = torch.sigmoid(self.tensors[f"{name}.mix_factor"])
         return share * x + (1 - share) * self.conv(f"{name}.conv", x)
 
-    def shorter(self, name: str, kind: str, x: Tensor) -> Tensor:
-        made = []
-        for last in range(0, x.shape[1], 2):
-            three = [x[:, max(last - back, 0)] for back in (2, 1, 0)]
-            frame = sum(three) / 3
-            if kind != "TimeDownsample2x":
-                share = torch.sigmoid(self.tensors[f"{name}.mix_factor"])
-                weight, bias = self.tensors[f"{name}.conv.weight"], self.tensors[f"{name}.conv.bias"]
-                seen = [F.conv2d(three[i][None], weight[:, :, i], padding=1)[0] for i in range(3)]
-                frame = share * frame + (1 - share) * (sum(seen) + bias[:, None, None])
-            made.append(frame)
-        return torch.stack(made, 1)
-
     def decode(self, latents: Tensor) -> Tensor:
         x = self.conv("decoder.conv_in", self.conv("post_quant_conv", latents))
         x = self.middle("decoder", x)
@@ -135,16 +116,3 @@ class Reference:
             if kind := self.config["decoder_temporal_upsample"][i]:
                 x = self.longer(f"{level}.time_upsample", kind, x)
         return self.conv("decoder.conv_out", self.active("decoder.norm_out", x))
-
-    def encode(self, pixels: Tensor) -> Tensor:
-        x = self.conv("encoder.conv_in", pixels)
-        for i in range(len(self.config["hidden_size_mult"])):
-            level = f"encoder.down.{i}"
-            for block in range(self.config["num_res_blocks"]):
-                x = self.resnet(f"{level}.block.{block}", x)
-            if self.config["encoder_spatial_downsample"][i]:
-                x = self.conv(f"{level}.downsample.conv", F.pad(x, (0, 1, 0, 1)), padding=0, stride=2)
-            if kind := self.config["encoder_temporal_downsample"][i]:
-                x = self.shorter(f"{level}.time_downsample", kind, x)
-        x = self.conv("encoder.conv_out", self.active("encoder.norm_out", self.middle("encoder", x)))
-        return self.conv("quant_conv", x)

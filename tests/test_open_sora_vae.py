@@ -12,8 +12,17 @@ import torch
 from conftest import convert_quietly
 from diffusers import AutoencoderKL
 from reference import OPEN_SORA, arrays, worst
-from safetensors.torch import load_file, save_file
-from vae_bundle import OPEN_SORA_LATENT, SCALE, SHIFT, alone, random_spatial_vae, write_open_sora_vae
+from safetensors.torch import load_file
+from vae_bundle import (
+    OPEN_SORA_LATENT,
+    SCALE,
+    SHIFT,
+    alone,
+    random_spatial_vae,
+    set_config,
+    set_weights,
+    write_open_sora_vae,
+)
 
 from adacache_engines.bundle import Bundle, open_bundle, read_manifest
 from adacache_engines.errors import AdaCacheError, CheckpointError, InputError, OutOfRangeError
@@ -226,17 +235,6 @@ def test_what_else_cannot_be_encoded(whole: Bundle, backend: OrtBackend) -> None
 
 
 # what a folder may hold
-
-
-def set_config(folder: Path, **changes: object) -> None:
-    config = json.loads((folder / CONFIG).read_text()) | changes
-    (folder / CONFIG).write_text(json.dumps(config))
-
-
-def set_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS)
 
 
 def test_sizes_follow_from_the_tensors(open_sora_vae_folder: Path) -> None:

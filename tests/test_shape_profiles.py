@@ -117,3 +117,5 @@ def test_ranges_of_a_vae(open_sora: Manifest) -> None:
     assert [by_graph["decoder"][axis] for axis in axes[:4]] == [(1, 5, 5), (1, 17, 17), (1, 4, 4), (1, 30, 60)]
     assert by_graph["encoder"]["height"] == (18, 30, 60)
     assert by_graph["encoder"]["pixel_width"] == (256, 424, 855)
+    tiled = space.model_copy(update={"tile": 256})
+    assert [vae_ranges(tiled, decoder, profile)[axis] for axis in ("height", "width")] == [(1, 30, 32), (1, 32, 32)]

@@ -1,6 +1,5 @@
 """The AutoencoderKL as a stage: its engine is diffusers' decoder, and what it cannot be is refused by name."""
 
-import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,21 +10,20 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from vae_bundle import LATTE_LATENT, set_config, set_weights, stage_of
 
 from adacache_engines.bundle import open_bundle
 from adacache_engines.errors import AdaCacheError, CheckpointError, InputError, MissingDependencyError
-from adacache_engines.manifest import LatentSpace
 from adacache_engines.ort import OrtBackend
 from adacache_export.cli import main as export
 from adacache_export.convert import Options, convert
-from adacache_export.vaes import Vae, open_vae, recognise_vae
+from adacache_export.vaes import open_vae, recognise_vae
 from adacache_export.vaes.coding import PREFIX
 from adacache_runtime.decode import decode
 
 Capture = pytest.CaptureFixture[str]
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
-LATENT = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=8, frames="identity", decoder="none")
 TOLERANCE = 2e-5
 SCALE = 0.18215
 ATTENTION = "decoder.mid_block.attentions.0."
@@ -49,23 +47,6 @@ def images(count: int = 2, height: int = 3, width: int = 5) -> torch.Tensor:
 def decoded(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
     with torch.no_grad():
         return vae.decode(latents / SCALE).sample
-
-
-def loaded(vae: Vae) -> Callable[[torch.Tensor], torch.Tensor]:
-    (stage,), tensors = vae.coding.decoding, vae.checkpoint.tensors
-    stage.module.load_state_dict({name: tensors[key].float() for name, key in stage.keys().items()}, assign=True)
-    return torch.no_grad()(stage.module)
-
-
-def set_config(folder: Path, **changes: object) -> None:
-    config = json.loads((folder / CONFIG).read_text()) | changes
-    (folder / CONFIG).write_text(json.dumps({name: value for name, value in config.items() if value != "absent"}))
-
-
-def set_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / WEIGHTS)
-    change(tensors)
-    save_file(tensors, folder / WEIGHTS)
 
 
 # the engine
@@ -153,21 +134,21 @@ def test_layouts(layout: str, file: str, folder: Path, reference: AutoencoderKL)
     if file != WEIGHTS:
         torch.save(load_file(folder / WEIGHTS), folder / file)
         (folder / WEIGHTS).unlink()
-    vae = open_vae(folder, LATENT)
+    vae = open_vae(folder, LATTE_LATENT)
     (stage,) = vae.coding.decoding
     assert set(vae.checkpoint.tensors) == set(stage.keys().values())
     assert all(parameter.is_meta for parameter in stage.module.parameters())
     assert not list(stage.module.buffers())
-    assert (loaded(vae)(images()) - decoded(reference, images())).abs().max() < TOLERANCE
+    assert (stage_of(vae)(images()) - decoded(reference, images())).abs().max() < TOLERANCE
 
 
 def test_scale_and_shift_are_the_configs(folder: Path, reference: AutoencoderKL) -> None:
     set_config(folder, scaling_factor=0.5, shift_factor=0.25)
     with torch.no_grad():
         wanted = reference.decode(images() / 0.5 + 0.25).sample
-    assert (loaded(open_vae(folder, LATENT))(images()) - wanted).abs().max() < TOLERANCE
+    assert (stage_of(open_vae(folder, LATTE_LATENT))(images()) - wanted).abs().max() < TOLERANCE
     set_config(folder, scaling_factor="absent", shift_factor=None)
-    assert (loaded(open_vae(folder, LATENT))(images()) - decoded(reference, images())).abs().max() < TOLERANCE
+    assert (stage_of(open_vae(folder, LATTE_LATENT))(images()) - decoded(reference, images())).abs().max() < TOLERANCE
 
 
 def test_without_the_convolution_before(folder: Path, reference: AutoencoderKL) -> None:
@@ -175,7 +156,7 @@ def test_without_the_convolution_before(folder: Path, reference: AutoencoderKL) 
     set_weights(folder, lambda tensors: [tensors.pop(f"post_quant_conv.{kind}") for kind in ("weight", "bias")])
     with torch.no_grad():
         wanted = reference.decoder(images() / SCALE)
-    assert (loaded(open_vae(folder, LATENT))(images()) - wanted).abs().max() < TOLERANCE
+    assert (stage_of(open_vae(folder, LATTE_LATENT))(images()) - wanted).abs().max() < TOLERANCE
 
 
 # what is refused
@@ -232,14 +213,14 @@ SPOILED: dict[str, tuple[Callable[[Path], object], type[AdaCacheError], str]] = 
     ),
     "no class": (lambda folder: set_config(folder, _class_name="absent"), CheckpointError, "describes no class"),
     "Latte's other VAE": (
-        lambda folder: set_config(folder, _class_name="AutoencoderKLTemporalDecoder"),
+        lambda folder: set_config(folder, _class_name="AutoencoderKLTemporalDecoder", block_out_channels=[32] * 4),
         CheckpointError,
-        r"AutoencoderKLTemporalDecoder, which cannot be decoded yet: for Latte, pass the folder vae/ instead",
+        r"(?s)missing.*vae\.decoder\.mid_block\.resnets\.0\.temporal_res_block\.norm1\.weight, expected \(32,\)",
     ),
     "Open-Sora-Plan's VAE": (
         lambda folder: set_config(folder, _class_name="CausalVAEModel"),
-        CheckpointError,
-        "CausalVAEModel, which cannot be decoded yet: export without --vae",
+        InputError,
+        "other latent frames to CausalVAEModel than to this model; pass a folder with AutoencoderKL or AutoencoderKLT",
     ),
     "Open-Sora's VAE": (
         lambda folder: set_config(folder, _class_name="absent", architectures=["VideoAutoencoderPipeline"]),
@@ -286,19 +267,19 @@ def test_spoiled_folder(case: str, folder: Path, capsys: Capture) -> None:
     spoil, kind, message = SPOILED[case]
     spoil(folder)
     with pytest.raises(kind, match=message) as raised:
-        open_vae(folder, LATENT)
+        open_vae(folder, LATTE_LATENT)
     assert str(folder) in str(raised.value)
     assert "was run" not in capsys.readouterr().out
 
 
 def test_models_that_no_autoencoder_kl_belongs_to(vae_folder: Path) -> None:
-    recognise_vae(vae_folder, LATENT)
+    recognise_vae(vae_folder, LATTE_LATENT)
     with pytest.raises(InputError, match=r"makes pixels itself .*leave --vae out"):
-        recognise_vae(vae_folder, LATENT.model_copy(update={"decoder": "pixels"}))
+        recognise_vae(vae_folder, LATTE_LATENT.model_copy(update={"decoder": "pixels"}))
     with pytest.raises(InputError, match=r"other latent frames to AutoencoderKL .* a folder with OpenSoraVAE_V1_2"):
-        recognise_vae(vae_folder, LATENT.model_copy(update={"frames": "open-sora-vae"}))
-    with pytest.raises(InputError, match="its own VAE is not supported yet: export without --vae"):
-        recognise_vae(vae_folder, LATENT.model_copy(update={"frames": "causal-vae"}))
+        recognise_vae(vae_folder, LATTE_LATENT.model_copy(update={"frames": "open-sora-vae"}))
+    with pytest.raises(InputError, match=r"other latent frames to AutoencoderKL .* a folder with CausalVAEModel"):
+        recognise_vae(vae_folder, LATTE_LATENT.model_copy(update={"frames": "causal-vae"}))
 
 
 def test_export_says_so_before_it_reads_the_weights(checkpoint: Path, vae_folder: Path, tmp_path: Path) -> None:
@@ -318,4 +299,4 @@ def test_export_says_so_before_it_reads_the_weights(checkpoint: Path, vae_folder
 def test_diffusers_is_needed(vae_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(MissingDependencyError, match=r'diffusers .*pip install "adacache-export\[export\]"'):
-        open_vae(vae_folder, LATENT)
+        open_vae(vae_folder, LATTE_LATENT)

@@ -1,11 +1,9 @@
-"""Layers of Open-Sora-Plan's CausalVAE, under the original's parameter names.
+"""Layers of the decoder of Open-Sora-Plan's CausalVAE, under the original's parameter names.
 
 Source: PKU-YuanGroup/Open-Sora-Plan v1.1.0, ``opensora/models/ae/videobase/modules``.
 Axes: B batch, C channels, T frames, H x W rows and columns. Every layer takes and returns (B, C, T, H, W) for any T,
 one frame included, in one graph: nothing is decided by the number of frames while tracing.
 """
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -15,33 +13,11 @@ from adacache_export.layers import attend
 
 NORM_GROUPS = 32
 NORM_EPS = 1e-6
-EDGE = (0, 1, 0, 1)  # one column on the right and one row at the bottom, before a stride of 2
 MIX_FACTOR = 2.0  # before training
 
 
 def norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(NORM_GROUPS, channels, eps=NORM_EPS)
-
-
-def each_frame(layer: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A layer of images (B T, C, H, W) on every frame by itself."""
-    frames: Tensor = layer(x.transpose(1, 2).flatten(0, 1)).unflatten(0, (x.shape[0], x.shape[2]))
-    return frames.transpose(1, 2)
-
-
-def begin_twice_before(x: Tensor) -> Tensor:
-    """Two more copies of the first frame in front: (B, C, T + 2, H, W)."""
-    return torch.cat([x[:, :, :1], x[:, :, :1], x], dim=2)
-
-
-class Conv2d(nn.Conv2d):
-    """A convolution of every frame by itself, of the frame's size."""
-
-    def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
-        super().__init__(channels_in, channels_out, kernel, padding=kernel // 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return each_frame(super().forward, x)
 
 
 class CausalConv3d(nn.Module):
@@ -62,35 +38,21 @@ class CausalConv3d(nn.Module):
 class ResnetBlock3D(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), statistics of a norm over all frames."""
 
-    conv: type[nn.Module] = CausalConv3d
-
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.norm1 = norm(channels_in)
-        self.conv1 = self.conv(channels_in, channels_out, 3)
+        self.conv1 = CausalConv3d(channels_in, channels_out, 3)
         self.norm2 = norm(channels_out)
-        self.conv2 = self.conv(channels_out, channels_out, 3)
+        self.conv2 = CausalConv3d(channels_out, channels_out, 3)
         if channels_in != channels_out:
-            self.nin_shortcut = self.conv(channels_in, channels_out, 1)
+            self.nin_shortcut: nn.Module = CausalConv3d(channels_in, channels_out, 1)
         else:
             self.nin_shortcut = nn.Identity()
 
-    def normed(self, layer: nn.GroupNorm, x: Tensor) -> Tensor:
-        return F.silu(layer(x))
-
     def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv2(self.normed(self.norm2, self.conv1(self.normed(self.norm1, x))))
+        hidden = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
         out: Tensor = self.nin_shortcut(x) + hidden
         return out
-
-
-class ResnetBlock2D(ResnetBlock3D):
-    """The same on every frame by itself."""
-
-    conv = Conv2d
-
-    def normed(self, layer: nn.GroupNorm, x: Tensor) -> Tensor:
-        return F.silu(each_frame(layer, x))
 
 
 class AttnBlock3DFix(nn.Module):
@@ -134,29 +96,6 @@ class AttnBlock3D(AttnBlock3DFix):
         return images.reshape(x.shape)
 
 
-class Downsample(nn.Module):
-    """Half the rows and columns, every frame by itself."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return each_frame(self.conv, F.pad(x, EDGE))
-
-
-class SpatialDownsample2x(nn.Module):
-    """The same with the weight of a convolution over (T, H, W)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.ModuleDict({"conv": nn.Conv3d(channels, channels, (1, 3, 3), stride=(1, 2, 2))})
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv["conv"](F.pad(x, EDGE))
-        return out
-
-
 class SpatialUpsample2x(nn.Module):
     """Twice the rows and columns: each pixel four times, then a convolution."""
 
@@ -167,30 +106,6 @@ class SpatialUpsample2x(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         larger = F.interpolate(x.flatten(1, 2), scale_factor=2.0, mode="nearest").unflatten(1, x.shape[1:3])
         out: Tensor = self.conv["conv"](larger)
-        return out
-
-
-class TimeDownsample2x(nn.Module):
-    """T -> (T - 1) // 2 + 1 frames: means of three, the first frame being repeated twice in front."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.avg_pool3d(begin_twice_before(x), (3, 1, 1), stride=(2, 1, 1))
-
-
-class TimeDownsampleRes2x(nn.Module):
-    """a * mean + (1 - a) * convolution of the same three frames, a = sigmoid(mix_factor)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv3d(channels, channels, 3, stride=(2, 1, 1), padding=(0, 1, 1))
-        self.mix_factor = nn.Parameter(torch.full((1,), MIX_FACTOR))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x, share = begin_twice_before(x), torch.sigmoid(self.mix_factor)
-        out: Tensor = share * F.avg_pool3d(x, (3, 1, 1), stride=(2, 1, 1)) + (1 - share) * self.conv(x)
         return out
 
 

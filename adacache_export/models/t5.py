@@ -13,11 +13,12 @@ from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adacache_engines.errors import CheckpointError
+from adacache_export.checkpoint.config import settled
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {  # feed_forward_proj -> f
     "relu": F.relu,
@@ -62,14 +63,10 @@ class T5Config(BaseModel):
         if not isinstance(kind, str) or kind not in DEFAULTS:
             raise CheckpointError(f"model_type is {kind!r}; expected a T5 encoder: {', '.join(DEFAULTS)}")
         given = {name: value for name, value in config.items() if value is not None}
-        try:
-            settled = cls(**{**DEFAULTS[kind], **given})
-        except ValidationError as error:
-            problems = [f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors()]
-            raise CheckpointError("; ".join(problems)) from error
-        if settled.relative_attention_max_distance <= settled.relative_attention_num_buckets // 4:
+        made = settled(cls, {**DEFAULTS[kind], **given})
+        if made.relative_attention_max_distance <= made.relative_attention_num_buckets // 4:
             raise CheckpointError("relative_attention_max_distance: expected more than a quarter of the buckets")
-        return settled
+        return made
 
 
 def position_buckets(config: T5Config) -> tuple[int, ...]:

@@ -2,22 +2,19 @@
 that decodes one window of frames.
 
 Its encoder is AutoencoderKL's, image by image; its decoder mixes the frames of a window (Blattmann et al., arXiv
-2311.15127, appendix D). A model's sampling code decides on the window: Latte's decodes 14 frames at a time, each window
-by itself, the last one being shorter (16 frames: 14 and 2).
+2311.15127, appendix D).
 """
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from adacache_engines.errors import CheckpointError, require
+from adacache_export.checkpoint.config import settled
 
-KIND = "AutoencoderKLTemporalDecoder"
-WINDOW = 14  # frames that Latte decodes at a time
 NORM_GROUPS = 32
-OTHER_HALF = ("encoder.", "quant_conv.")
 
 
 class TemporalDecoderConfig(BaseModel):
@@ -40,14 +37,10 @@ class TemporalDecoderConfig(BaseModel):
         Raises:
             CheckpointError: lists all fields that are missing or not supported.
         """
-        try:
-            settled = cls.model_validate(config)
-        except ValidationError as error:
-            problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
-            raise CheckpointError("; ".join(problems)) from error
-        if any(channels % NORM_GROUPS for channels in settled.block_out_channels):
+        made = settled(cls, config)
+        if any(channels % NORM_GROUPS for channels in made.block_out_channels):
             raise CheckpointError(f"block_out_channels: expected multiples of {NORM_GROUPS}")
-        return settled
+        return made
 
     @property
     def spatial_factor(self) -> int:
@@ -72,8 +65,9 @@ class WindowDecoder(nn.Module):
         self.scale = config.scaling_factor
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(frames, C, H, W) of one window -> (frames, 3, factor * H, factor * W), about -1 to 1 and not cut off."""
-        frames = latents.shape[0]
-        of_video = latents.new_zeros(1, frames)  # diffusers' word for it: none of them is an image of its own
-        pixels: Tensor = self.decoder(latents / self.scale, image_only_indicator=of_video, num_frames=frames)
-        return pixels
+        """(1, C, frames, H, W) of one window -> (1, 3, frames, factor * H, factor * W), about -1 to 1, not cut off."""
+        images = latents[0].transpose(0, 1)
+        frames = images.shape[0]
+        of_video = images.new_zeros(1, frames)  # diffusers' word for it: none of them is an image of its own
+        pixels: Tensor = self.decoder(images / self.scale, image_only_indicator=of_video, num_frames=frames)
+        return pixels.transpose(0, 1)[None]

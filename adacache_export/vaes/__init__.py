@@ -14,14 +14,8 @@ from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json
 from adacache_export.checkpoint.layout import CONFIG
 from adacache_export.stages import weight_shapes
-from adacache_export.vaes import autoencoder_kl, open_sora
+from adacache_export.vaes import autoencoder_kl, causal_vae, open_sora, temporal_decoder
 from adacache_export.vaes.coding import PREFIX, Coding
-
-OWN_CODE = "export without --vae, and decode the latents that adacache-run writes with the model's own code"
-NOT_YET: Mapping[str, str] = {  # of those that published video models come with -> what to do
-    "AutoencoderKLTemporalDecoder": "for Latte, pass the folder vae/ instead of vae_temporal_decoder/",
-    "CausalVAEModel": OWN_CODE,
-}
 
 
 class Kind(Protocol):
@@ -53,7 +47,7 @@ class Kind(Protocol):
         """Its stages, and how they are fed."""
 
 
-KINDS: dict[str, Kind] = {kind.NAME: kind for kind in (autoencoder_kl, open_sora)}
+KINDS: dict[str, Kind] = {kind.NAME: kind for kind in (autoencoder_kl, temporal_decoder, open_sora, causal_vae)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,10 +96,6 @@ def recognise_vae(folder: Path, latent: LatentSpace) -> Kind:
         raise InputError(f"--vae {folder}: this model makes pixels itself and needs no decoder; leave --vae out")
     fitting = [kind for kind in KINDS.values() if latent.frames in kind.FRAMES]
     named = _class(_config(folder))
-    if named in NOT_YET:
-        raise CheckpointError(
-            f"{folder / CONFIG} cannot be used: it describes {named}, which cannot be decoded yet: {NOT_YET[named]}"
-        )
     kind = next((kind for kind in KINDS.values() if named in kind.CLASSES), None)
     classes = " or ".join(kind.CLASSES[0] for kind in fitting)
     if kind is None:
@@ -114,9 +104,9 @@ def recognise_vae(folder: Path, latent: LatentSpace) -> Kind:
             " of the model's VAE"
         )
     if kind not in fitting:
-        instead = f"pass a folder with {classes}" if fitting else f"its own VAE is not supported yet: {OWN_CODE}"
         raise InputError(
-            f"--vae {folder}: the frames of a video are other latent frames to {named} than to this model; {instead}"
+            f"--vae {folder}: the frames of a video are other latent frames to {named} than to this model; pass a "
+            f"folder with {classes}"
         )
     return kind
 

@@ -10,19 +10,17 @@ from torch import Tensor, nn
 
 from adacache_engines.errors import CheckpointError, require
 from adacache_engines.tensors import TensorSpec
+from adacache_export.checkpoint.config import settled
 from adacache_export.stages import Stage
-from adacache_export.vaes.coding import PREFIX, Coding, settled
+from adacache_export.vaes.coding import ENCODER, PREFIX, TOLERANCE, Coding
 
 NAME = "autoencoder-kl"
 CLASSES = ("AutoencoderKL",)
 FRAMES = ("identity",)
-OTHER_HALF = ("encoder.", "quant_conv.")
 ATTENTION = re.compile(r"(.+\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # older diffusers' names
 ATTENTION_WEIGHT = re.compile(r".+\.attentions\.\d+\.(to_q|to_k|to_v|to_out\.0)\.weight")
 LOG_VARIANCE = (-30.0, 20.0)  # beyond, it is cut off
-# 1/26 of a grey level. Float32 sums in another order through some forty layers in a row: 9e-6 with random weights
-TOLERANCE = 3e-4
 
 
 class VaeConfig(BaseModel):
@@ -111,7 +109,7 @@ def coding(config: VaeConfig) -> Coding:
 
 def tensors(given: Mapping[str, Tensor], _config: VaeConfig) -> dict[str, Tensor]:
     """The decoder's."""
-    return today({name: tensor for name, tensor in given.items() if not name.startswith(OTHER_HALF)})
+    return today({name: tensor for name, tensor in given.items() if not name.startswith(ENCODER)})
 
 
 def today(given: Mapping[str, Tensor]) -> dict[str, Tensor]:

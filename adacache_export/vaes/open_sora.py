@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from adacache_engines.errors import CheckpointError
 from adacache_engines.latent_space import Windows
 from adacache_engines.tensors import TensorSpec
+from adacache_export.checkpoint.config import settled
 from adacache_export.models.open_sora_vae import STRETCH, TemporalConfig, TemporalDecoder, TemporalEncoder
 from adacache_export.stages import Stage
 from adacache_export.vaes import autoencoder_kl
-from adacache_export.vaes.autoencoder_kl import TOLERANCE, VaeConfig
-from adacache_export.vaes.coding import PREFIX, Coding, settled
+from adacache_export.vaes.autoencoder_kl import VaeConfig
+from adacache_export.vaes.coding import PREFIX, TOLERANCE, Coding
 
 Shapes = Mapping[str, tuple[int, ...]]
 

@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         "--tile",
         type=int,
         metavar="PIXELS",
-        help="decode larger frames by blended tiles of this side, which take less memory (default: whole)",
+        help="decode larger frames by blended tiles of this side, to save memory (default: as the VAE asks, or whole)",
     )
     output("--zoom", type=int, default=1, help="side of the square that a pixel becomes (default: 1)")
     output("--save-latents", metavar="FILE.npz", type=Path, help="the final latents")
@@ -171,7 +171,7 @@ def _run(options: argparse.Namespace) -> None:
             result = generate_clips(pipeline, clips, progress)
         write_reports(options, result)  # first: there may be no memory to decode in, and the run was long
         if bundle.manifest.latent.decoder == "none":
-            write_latents(outputs, bundle, result)
+            write_latents(outputs, result)
         else:
             write_videos(options, outputs, bundle, backend, settled, result)
     Console(stderr=True).print(summary(result.trace, bundle.manifest))

@@ -16,6 +16,8 @@ from adacache_runtime.tiles import by_tiles, check_tile, spans
 from adacache_runtime.video import Frames, to_pixels
 from adacache_runtime.windows import Window, decoded_windows
 
+WITHOUT_DECODER = "to get videos, export the checkpoint with --vae DIR (the folder of the model's VAE)"  # what to do
+
 
 def decode(
     bundle: Bundle, backend: Backend, latents: Floats, frames: int | None = None, tile: int | None = None
@@ -39,7 +41,7 @@ def decode(
     """
     space = bundle.manifest.latent
     if not space.decoding:
-        raise InputError(f"this bundle has no decoder; {without_decoder(space)}")
+        raise InputError(f"this bundle has no decoder; {WITHOUT_DECODER}")
     windows = decoded_windows(space, latents.shape[1], frames)
     side = _side(space, tile, latents.shape[2:], len(windows))
     engines = [Bound(graph, backend) for graph in space.decoding]
@@ -145,10 +147,3 @@ def render(
 ) -> Frames:
     """All of :func:`stream`: (frames, height, width, 3) RGB."""
     return np.concatenate(list(stream(bundle, backend, latents, frames, tile, on_frame)))
-
-
-def without_decoder(space: LatentSpace) -> str:
-    """What to do about a bundle that has none."""
-    if space.frames == "causal-vae":
-        return "the VAE of this model is not supported yet: decode the latents with the model's own code"
-    return "to get videos, export the checkpoint with --vae DIR (the folder of the model's VAE)"

@@ -13,7 +13,7 @@ from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError
 from adacache_engines.manifest import LatentSpace
 from adacache_runtime.clips import joined_frames
-from adacache_runtime.decode import stream, without_decoder
+from adacache_runtime.decode import WITHOUT_DECODER, stream
 from adacache_runtime.files import check_folder, writing
 from adacache_runtime.pipeline import Result
 from adacache_runtime.progress import frame_progress
@@ -54,7 +54,7 @@ def check_outputs(options: argparse.Namespace, outputs: list[Path], latent: Late
     if raw:
         check_standard_output()
         if latent.decoder == "none":
-            raise InputError(f"-o - writes frames, and this bundle has no decoder; {without_decoder(latent)}")
+            raise InputError(f"-o - writes frames, and this bundle has no decoder; {WITHOUT_DECODER}")
     for path, rate in zip(outputs, settled.fps.tolist(), strict=False):
         # raw frames may be as many and as large as those of an array
         check_video(Path("frames.npz") if raw else path, frames, (height, width), rate, options.zoom)
@@ -75,7 +75,7 @@ def _instead(video: Path) -> Path:
     return video.with_suffix(".npz")
 
 
-def write_latents(outputs: list[Path], bundle: Bundle, result: Result) -> None:
+def write_latents(outputs: list[Path], result: Result) -> None:
     """Of a bundle without a decoder, instead of videos; says so."""
     files = [_instead(path) for path in outputs]
     for index, path in enumerate(files):
@@ -83,10 +83,9 @@ def write_latents(outputs: list[Path], bundle: Bundle, result: Result) -> None:
             np.savez(file, latents=result.latents[index : index + 1])
         print(path)
     if files:
-        space = bundle.manifest.latent
         print(
             f"adacache-run: this bundle has no decoder, so latents were written to {', '.join(map(str, files))} "
-            f"instead of a video; {without_decoder(space)}",
+            f"instead of a video; {WITHOUT_DECODER}",
             file=sys.stderr,
         )
 

@@ -38,9 +38,12 @@ def graph_sizes(bundle: Bundle, graph: Graph, text: int = 0) -> dict[str, int]:
         sizes["batch"] = 1
     rest = {"text": text or manifest.text.max_length, "calls": 2, "pairs": max(sizes["patch_frames"] - 1, 1)}
     space = manifest.latent
-    window = min(sizes["frames"], space.windows.latents)
-    vae = space.window_axes(window, sizes["height"], sizes["width"]) if graph in manifest.vae_graphs() else {}
-    return {**sizes, **rest, **vae}
+    if graph not in manifest.vae_graphs():
+        return {**sizes, **rest}
+    height, width = (sizes[axis] for axis in ("height", "width"))
+    if space.tile:
+        height, width = (min(side, space.tile // space.spatial_factor) for side in (height, width))
+    return {**sizes, **rest, **space.window_axes(min(sizes["frames"], space.windows.latents), height, width)}
 
 
 def stage_outputs(backend: Backend, graph: Graph, sizes: Mapping[str, int], seed: int = 0) -> Arrays:

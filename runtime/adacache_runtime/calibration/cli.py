@@ -21,7 +21,7 @@ from adacache_runtime.calibration.trials import Advance
 from adacache_runtime.command import run
 from adacache_runtime.comparison.inputs import header, read_prompts
 from adacache_runtime.comparison.quality import check_ssim
-from adacache_runtime.decode import without_decoder
+from adacache_runtime.decode import WITHOUT_DECODER
 from adacache_runtime.options import add_engine, add_video, video_size
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.progress import even_progress
@@ -180,8 +180,7 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
 def _check(options: argparse.Namespace, manifest: Manifest) -> None:
     if options.target_psnr is not None and manifest.latent.decoder == "none":
         raise InputError(
-            f"--target-psnr needs pixels, and this bundle has no decoder; {without_decoder(manifest.latent)}, or give "
-            "--target-speedup"
+            f"--target-psnr needs pixels, and this bundle has no decoder; {WITHOUT_DECODER}, or give --target-speedup"
         )
     for name, value, least in (
         ("--target-speedup", options.target_speedup, 1.01),

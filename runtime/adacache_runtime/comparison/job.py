@@ -13,7 +13,7 @@ from adacache_runtime.comparison.measure import Yardsticks
 from adacache_runtime.comparison.quality import Lpips, check_ssim
 from adacache_runtime.comparison.score import score_from
 from adacache_runtime.comparison.side_by_side import largest_zoom, usual_zoom
-from adacache_runtime.decode import without_decoder
+from adacache_runtime.decode import WITHOUT_DECODER
 from adacache_runtime.options import video_size
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policy import Policy
@@ -86,7 +86,7 @@ def settle_job(options: argparse.Namespace, pipeline: Pipeline, prompts: Sequenc
         "score": options.score,
     }
     decodes = manifest.latent.decoder != "none"
-    missing = f"this bundle has no decoder, so no PSNR, SSIM and videos; {without_decoder(manifest.latent)}"
+    missing = f"this bundle has no decoder, so no PSNR, SSIM and videos; {WITHOUT_DECODER}"
     pixels = tuple(side * manifest.latent.spatial_factor for side in settled.latents.shape[3:])
     lpips = _lpips(options, pixels, decodes)
     shown = prompts[: options.videos] if decodes else []

@@ -1,0 +1,22 @@
+"""The fields of a ``config.json`` as a pydantic model."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from adacache_engines.errors import CheckpointError
+
+Config = TypeVar("Config", bound=BaseModel)
+
+
+def settled(kind: type[Config], fields: Mapping[str, Any]) -> Config:
+    """
+    Raises:
+        CheckpointError: lists all fields that are missing or not supported.
+    """
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
+        raise CheckpointError("; ".join(problems)) from error
