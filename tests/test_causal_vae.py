@@ -331,7 +331,7 @@ def test_plans(exported: tuple[Path, Bundle], tmp_path: Path) -> None:
 def test_a_run_ends_in_a_video(folder: Path, tmp_path: Path) -> None:
     convert_quietly(DATA / "open-sora-plan", tmp_path / "bundle", vae=folder)
     given = arrays(DATA / "open-sora-plan" / "inputs.npz")
-    np.savez(tmp_path / "text.npz", embeddings=given["text"][:1], mask=given["mask"][:1])
+    np.savez(tmp_path / "text.npz", embeddings=given["cfg_text"], negative=given["cfg_neg"])
     command = [str(tmp_path / "bundle"), "--text-embeddings", str(tmp_path / "text.npz"), "--steps", "4"]
     command += ["--size", "32x48", "--frames", "17", "--save-latents", str(tmp_path / "latents.npz")]
     assert run_command([*command, "-o", str(tmp_path / "clip.npz")]) == 0

@@ -214,7 +214,7 @@ def test_a_run_ends_in_a_video(tmp_path: Path) -> None:
     write_temporal_decoder(tmp_path / "vae", levels=4)
     convert_quietly(DATA / "latte", tmp_path / "bundle", vae=tmp_path / "vae")
     given = arrays(DATA / "latte" / "inputs.npz")
-    np.savez(tmp_path / "text.npz", embeddings=given["text"][:1], mask=given["mask"][:1])
+    np.savez(tmp_path / "text.npz", embeddings=given["cfg_text"], negative=given["cfg_neg"])
     command = [str(tmp_path / "bundle"), "--text-embeddings", str(tmp_path / "text.npz"), "--steps", "2"]
     command += ["--save-latents", str(tmp_path / "latents.npz"), "-o", str(tmp_path / "clip.npz")]
     assert run_command(command) == 0
