@@ -26,6 +26,7 @@ from adacache_export.verify import verify
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 
+pytestmark = pytest.mark.slow  # an export with both parts
 TRACED: dict[tuple[str, torch.dtype], ir.Model] = {}
 NORM = "encoder.final_layer_norm.weight"
 Once = Callable[[str, Callable[[Path], object]], Path]
@@ -98,7 +99,6 @@ def add_text(folder: Path, encoder: Path) -> Added:
     return add_parts(folder, encoder, None, "fp32", Progress())
 
 
-@pytest.mark.slow
 def test_the_same_as_with_the_model(bare: Path, decoding_folder: Path, t5_folder: Path, vae_folder: Path) -> None:
     assert export([str(bare), "--text-encoder", str(t5_folder), "--vae", str(vae_folder)]) == 0
     assert read_manifest(bare) == read_manifest(decoding_folder)
@@ -155,7 +155,6 @@ def test_the_same_again_changes_nothing(whole: Path, t5_folder: Path) -> None:
     assert content(whole) == before
 
 
-@pytest.mark.slow
 def test_bfloat16(bare: Path, t5_folder: Path, whole: Path) -> None:
     add_parts(bare, t5_folder, None, "bf16", Progress())
     half, full = open_bundle(bare).manifest, read_manifest(whole)

@@ -71,6 +71,7 @@ def request(**options: object) -> Request:
     return Request(**{"captions": captions, "latents": given["noise"], **options})  # type: ignore[arg-type]
 
 
+@pytest.mark.slow  # the export
 def test_weights_are_stored_once(latte: Path, latte_bundle: Callable[[str], Path]) -> None:
     whole, parts = (open_bundle(folder).manifest for folder in (latte_bundle("latte"), latte))
     assert (whole.granularity, parts.granularity) == ("block", "module")
@@ -78,6 +79,7 @@ def test_weights_are_stored_once(latte: Path, latte_bundle: Callable[[str], Path
     assert len(parts.stages) == 3 + 3 * (3 + 2)
 
 
+@pytest.mark.slow  # the export
 def test_verify_knows_the_granularity(latte: Path) -> None:
     from adacache_export.phases import Progress
 
@@ -85,6 +87,7 @@ def test_verify_knows_the_granularity(latte: Path) -> None:
     assert all(graph.check and graph.check.error <= graph.check.tolerance for graph in graphs)
 
 
+@pytest.mark.slow  # the export
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_the_sampling_run_is_the_originals(latte: Path, granularity: Granularity) -> None:
     pipeline = Pipeline.open(latte)
@@ -95,6 +98,7 @@ def test_the_sampling_run_is_the_originals(latte: Path, granularity: Granularity
         assert np.linalg.norm(mine - original) <= 1e-5 * np.linalg.norm(original)
 
 
+@pytest.mark.slow  # the export
 def test_all_granularities_give_the_same(latte: Path, latte_bundle: Callable[[str], Path]) -> None:
     whole, parts = Pipeline.open(latte_bundle("latte")), Pipeline.open(latte)
     policy = AdaCache(codebook=[(0.3, 3), (1.0, 2)], moreg=MoReg(h0=0.05, exponent=1.0))
@@ -117,6 +121,7 @@ def test_a_bundle_of_blocks_has_no_modules(pipeline: Pipeline) -> None:
     assert list(pipeline.residual_nbytes(open_sora_request())) == ["model", "stack", "first", "block"]
 
 
+@pytest.mark.slow  # the export
 def test_residuals_of_modules_take_more(latte: Path) -> None:
     pipeline = Pipeline.open(latte)
     sizes = pipeline.residual_nbytes(request())
@@ -138,6 +143,7 @@ def test_sites_are_those_of_modules(tmp_path: Path) -> None:
         ("delta-dit-as-released", "sample_deltadit_asis"),
     ],
 )
+@pytest.mark.slow  # the export
 def test_published_schedules_give_the_originals_latents(latte: Path, preset: str, sampled: str) -> None:
     pipeline = Pipeline.open(latte)
     policy = policy_from(preset, pipeline.bundle.manifest.policies)

@@ -30,6 +30,7 @@ from adacache_export.convert import Options, convert
 from tools.speed.checkpoint import config_of, write_checkpoint
 from tools.speed.size import Size
 
+pytestmark = pytest.mark.slow  # an export, and plans that TensorRT-RTX builds
 DEMO = Path(__file__).parent.parent / "tools" / "demo" / "model"
 ARITHMETIC = {"add", "subtract", "distance", "motion", "guide", "combine"}
 Once = Callable[[str, Callable[[Path], object]], Path]
@@ -124,7 +125,6 @@ def test_what_a_set_lacks_is_built(bundle: Path, rtx: TensorRT, monkeypatch: pyt
     assert {entry for entry in after.plans if entry.graph not in lacking} == {*kept}
 
 
-@pytest.mark.slow
 def test_the_demo_model(tmp_path: Path, rtx: TensorRT, capsys: pytest.CaptureFixture[str]) -> None:
     """In bf16; the tests of the README do it in fp16."""
     folder = tmp_path / "demo.adacache"
@@ -137,7 +137,6 @@ def test_the_demo_model(tmp_path: Path, rtx: TensorRT, capsys: pytest.CaptureFix
     assert "tensorrt-rtx" in capsys.readouterr().out
 
 
-@pytest.mark.slow
 def test_blocks_of_full_width(tmp_path: Path, rtx: TensorRT) -> None:
     write_checkpoint(tmp_path / "wide.safetensors", config_of(Size(depth=1, caption_width=256)))
     folder = tmp_path / "wide.adacache"
@@ -149,7 +148,6 @@ def test_blocks_of_full_width(tmp_path: Path, rtx: TensorRT) -> None:
     assert sum(files.values()) < 1.3 * weights, "two profiles share their weights"
 
 
-@pytest.mark.slow
 def test_fp32_is_spelled_out(exported: Callable[..., Path], tmp_path: Path, rtx: TensorRT) -> None:
     folder = Path(shutil.copytree(exported("fp32"), tmp_path / "bundle"))
     build_plans(folder, rtx, profiles(folder), BuildOptions(), workers=1)

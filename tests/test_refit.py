@@ -81,7 +81,7 @@ def library(**options: Any) -> TensorRT:
     return TensorRT("tensorrt", Api(**options), "11.0", None, [])
 
 
-@pytest.fixture(params=["fp32", "fp16", pytest.param("bf16", marks=pytest.mark.slow)])
+@pytest.fixture(params=["fp32", *(pytest.param(precision, marks=pytest.mark.slow) for precision in ("fp16", "bf16"))])
 def folder(request: pytest.FixtureRequest, exported: Callable[..., Path]) -> Path:
     return exported(request.param)
 
