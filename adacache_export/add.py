@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import get_args
 
 from adacache_engines.bundle import open_bundle, read_manifest, replace_manifest
+from adacache_engines.latent_space import VaePrecision
 from adacache_engines.manifest import Graph, Manifest, PartName, PlanSet, Precision
 from adacache_export.bundle_writer import PARTIAL
 from adacache_export.parts import DIGITS, Part, add_decoder, add_encoder, open_decoder, open_encoder
@@ -32,7 +33,12 @@ class Added:
 
 
 def add_parts(
-    folder: Path, text_encoder: Path | None, vae: Path | None, text_precision: Precision, progress: Progress
+    folder: Path,
+    text_encoder: Path | None,
+    vae: Path | None,
+    text_precision: Precision,
+    progress: Progress,
+    vae_precision: VaePrecision = "fp32",
 ) -> Added:
     """Adds parts to the bundle in ``folder``; at least one is given.
 
@@ -42,6 +48,7 @@ def add_parts(
         vae: a folder with the model's VAE.
         text_precision: of the text encoder.
         progress: told of every phase.
+        vae_precision: of the VAE.
 
     Raises:
         BundleError: the bundle was changed.
@@ -52,7 +59,7 @@ def add_parts(
     size = sum(entry.nbytes for entry in read_manifest(folder).files.values())
     manifest = open_bundle(folder, progress.phase("checking the bundle", size)).manifest
     latent, text = manifest.latent, manifest.text
-    opened_vae = open_decoder(vae, latent, progress) if vae else None
+    opened_vae = open_decoder(vae, latent, vae_precision, progress) if vae else None
     encoder = open_encoder(text_encoder, text, text_precision, progress) if text_encoder else None
     _sweep(folder)
     parts: dict[PartName, Part] = {}

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from adacache_engines.bundle import MANIFEST, read_manifest
 from adacache_engines.errors import InputError, require
+from adacache_engines.latent_space import VaePrecision
 from adacache_engines.manifest import DTYPES, ExportGranularity, Graph, Manifest, Precision
 from adacache_export import computation, plans
 from adacache_export.progress import PhaseProgress
@@ -56,8 +57,14 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="T5 in a Hugging Face folder, to take prompts as text; of a bundle, too",
     )
-    add("--text-precision", choices=("fp32", "bf16"), help="of the text encoder (default: fp32, as published)")
+    add("--text-precision", choices=tuple(DTYPES), help="of the text encoder (default: fp32, as published)")
     add("--vae", metavar="DIR", type=Path, help="folder of the model's VAE, to get videos and not latents; likewise")
+    add(
+        "--vae-precision",
+        metavar="{fp32,bf16}",
+        type=_vae_precision,
+        help="of the VAE (default: fp32, as published; fp16 overflows)",
+    )
     add(
         "--conditioning",
         action="store_true",
@@ -80,7 +87,7 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
     from adacache_export.convert import Options, convert
 
     source: Path = options.source
-    _check_text_precision(options)
+    _check_part_precisions(options)
     library, build = plans.asked(options)
     output: Path = options.output or Path(f"{source.resolve().stem}.adacache")
     choices = Options(
@@ -92,6 +99,7 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
         text_encoder=options.text_encoder,
         text_precision=options.text_precision or "fp32",
         vae=options.vae,
+        vae_precision=options.vae_precision or "fp32",
         family=options.family,
         config=options.config,
         conditioning=options.conditioning,
@@ -117,7 +125,7 @@ def _extend(options: argparse.Namespace, check: Callable[[], None]) -> None:
             f"{options.source} is a bundle, and {', '.join(foreign)} belongs to the export of a checkpoint; "
             "export that again, or leave it out"
         )
-    _check_text_precision(options)
+    _check_part_precisions(options)
     library, build = plans.asked(options)
     if options.backend == "auto":
         print(plans.explain(library))
@@ -133,7 +141,9 @@ def _extend(options: argparse.Namespace, check: Callable[[], None]) -> None:
 
         with PhaseProgress(check=check) as progress:
             precision: Precision = options.text_precision or "fp32"
-            added = add_parts(options.source, options.text_encoder, options.vae, precision, progress)
+            added = add_parts(
+                options.source, options.text_encoder, options.vae, precision, progress, options.vae_precision or "fp32"
+            )
         console.print(_errors(added.graphs))
         manifest = read_manifest(options.source)
         print(f"{options.source}: {len(manifest.files)} files, {_gigabytes(manifest)}")
@@ -145,9 +155,21 @@ def _extend(options: argparse.Namespace, check: Callable[[], None]) -> None:
         console.print(plans.plan_table([made]))
 
 
-def _check_text_precision(options: argparse.Namespace) -> None:
+def _vae_precision(text: str) -> str:
+    if text == "fp16":
+        raise argparse.ArgumentTypeError(
+            "convolutions of a VAE give values beyond 65504, which fp16 cannot hold; choose bf16 or fp32"
+        )
+    if text not in get_args(VaePrecision):
+        raise argparse.ArgumentTypeError(f"{text!r} is unknown; choose bf16 or fp32")
+    return text
+
+
+def _check_part_precisions(options: argparse.Namespace) -> None:
     if options.text_precision and not options.text_encoder:
         raise InputError("--text-precision is that of an encoder that is added: give --text-encoder DIR, too")
+    if options.vae_precision and not options.vae:
+        raise InputError("--vae-precision is that of a VAE that is added: give --vae DIR, too")
 
 
 def _require_exporter() -> None:
@@ -185,7 +207,7 @@ def _inspect(options: argparse.Namespace) -> None:
         **counted.facts(),
         "text": f"up to {manifest.text.max_length} tokens, width {manifest.text.width}, "
         + (f"with encoder in {manifest.text.precision}" if manifest.text.encoder_graphs() else "no encoder"),
-        "decoder": manifest.latent.decoder,
+        "decoder": manifest.latent.decoder + (f" in {manifest.latent.precision}" if manifest.vae_graphs() else ""),
         "conditioning": "frames may be given and kept" if manifest.conditioned() else "none",
         "probes": ", ".join(manifest.probes()) or "none",
         **_presets(manifest),

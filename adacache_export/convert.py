@@ -1,6 +1,5 @@
 """From a checkpoint to a bundle, in one line: load, check, write weights, trace, verify, publish."""
 
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -10,7 +9,8 @@ import torch
 from torch import Tensor
 
 from adacache_engines.bundle import MANIFEST, dump_manifest
-from adacache_engines.errors import ExportError, InputError
+from adacache_engines.errors import InputError
+from adacache_engines.latent_space import VaePrecision
 from adacache_engines.manifest import (
     DTYPES,
     SCHEMA_VERSION,
@@ -29,13 +29,12 @@ from adacache_export.checkpoint import check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json
 from adacache_export.families import maker, recognise
 from adacache_export.graphs import export_graphs
-from adacache_export.mapped import taken
 from adacache_export.models.residual_block import sites_of
 from adacache_export.parity import check_sizes
 from adacache_export.parts import SMALL_FILES, add_decoder, add_encoder, open_decoder, open_encoder, weights_nbytes
 from adacache_export.phases import Progress, running_total
 from adacache_export.stages import MODULATED, Stage
-from adacache_export.weights_file import TORCH_DTYPES, write_weights
+from adacache_export.weights_file import reader, write_weights
 
 WEIGHTS = "onnx/weights.safetensors"
 
@@ -53,6 +52,7 @@ class Options:
         text_encoder: a Hugging Face folder with a T5 encoder.
         text_precision: of that.
         vae: a folder with the model's VAE.
+        vae_precision: of that.
         family: of the checkpoint, where its tensors and ``config.json`` leave that open.
         config: a ``config.json``, instead of the one in the checkpoint's folder.
         conditioning: the model may keep frames that are given.
@@ -66,6 +66,7 @@ class Options:
     text_encoder: Path | None = None
     text_precision: Precision = "fp32"
     vae: Path | None = None
+    vae_precision: VaePrecision = "fp32"
     family: str | None = None
     config: Path | None = None
     conditioning: bool = False
@@ -105,7 +106,7 @@ def convert(
     note(f"family {family.NAME}: " + ", ".join(f"{field} {value}" for field, value in asdict(config).items()))
     described = family.describe(config, checkpoint.scheduler)
     dtype, latent, guidance, text = DTYPES[options.precision], described.latent, described.guidance, described.text
-    vae = open_decoder(options.vae, latent, progress) if options.vae else None
+    vae = open_decoder(options.vae, latent, options.vae_precision, progress) if options.vae else None
     # TeaCache's probe comes beside that of AdaCache, not in its place
     probes = options.probes if {*options.probes} - {MODULATED} else (described.probe, *options.probes)
     expected = family.expected(config)
@@ -122,10 +123,10 @@ def convert(
     keys = [*_keys(stages), *([guidance.null_captions] if guidance.null_captions else [])]
     dtypes: dict[str, DType] = dict.fromkeys(keys, dtype)
     tensors: dict[str, Tensor] = {key: checkpoint.tensors[key] for key in keys}
-    nbytes = sum(tensor.numel() * TORCH_DTYPES[dtypes[key]].itemsize for key, tensor in tensors.items())
-    read = functools.partial(_read, tensors, dtypes)
-    beside = weights_nbytes(encoder.checkpoint.tensors, options.text_precision) if encoder else 0
-    beside += weights_nbytes(vae.checkpoint.tensors, "fp32") if vae else 0
+    nbytes = weights_nbytes(tensors, dtypes)
+    read = reader(tensors, dtypes)
+    beside = weights_nbytes(encoder.checkpoint.tensors, encoder.dtypes()) if encoder else 0
+    beside += weights_nbytes(vae.checkpoint.tensors, vae.dtypes()) if vae else 0
 
     with building(output, nbytes + beside + SMALL_FILES, options.force) as folder:
         weights = folder / WEIGHTS
@@ -187,13 +188,6 @@ def convert(
 
 def _keys(stages: Iterable[Stage]) -> list[str]:
     return [key for stage in stages for key in stage.keys().values()]
-
-
-def _read(tensors: Mapping[str, Tensor], dtypes: Mapping[str, DType], key: str) -> Tensor:
-    tensor = taken(tensors[key], TORCH_DTYPES[dtypes[key]])
-    if dtypes[key] == "float16" and not tensor.isfinite().all():
-        raise ExportError(f"{key} has values beyond 65504, which fp16 cannot hold: use --precision bf16 or fp32")
-    return tensor
 
 
 def _check_probes(

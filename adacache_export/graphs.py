@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adacache_engines.base import Backend
 from adacache_engines.errors import ExportError
-from adacache_engines.manifest import DTYPES, TOLERANCES, Check, Graph, Precision
+from adacache_engines.manifest import TOLERANCES, Check, Graph, Precision
 from adacache_export.onnx_export import trace, write_graph, written_down
 from adacache_export.parity import compare
 from adacache_export.phases import Progress
@@ -32,10 +32,10 @@ def export_graphs(
 
     Args:
         stages: with modules on the meta device.
-        precision: of their weights.
+        precision: theirs, which says how far an engine may be from its stage.
         weights: the file that the graphs point into; its folder receives them.
-        locations: of the weights in that file.
-        read: a weight of the checkpoint by its key, in ``precision``.
+        locations: of the weights in that file, each with its dtype.
+        read: a weight of the checkpoint by its key, in that dtype.
         sizes: of the dynamic axes, to verify each engine at; the first ones, without any 1, serve for tracing.
         backend: opened on the folder above that of ``weights``.
         progress: told of both phases.
@@ -47,7 +47,9 @@ def export_graphs(
     step = progress.phase("tracing", len(kinds))
     traced: dict[str, ir.Model] = {}
     for kind, stage in kinds.items():
-        stage.module.to(TORCH_DTYPES[DTYPES[precision]])
+        for name, key in stage.keys().items():
+            parameter = stage.module.get_parameter(name)
+            parameter.data = parameter.to(TORCH_DTYPES[locations[key].dtype])
         traced[kind] = trace(stage, sizes[0]) if stage.nodes is None else written_down(stage)
         step(1)
     step = progress.phase("verifying", len(stages))
@@ -60,6 +62,7 @@ def export_graphs(
             inputs=stage.inputs,
             outputs=stage.outputs,
             weights_nbytes=sum(locations[key].nbytes for key in stage.keys().values()),
+            weight_dtypes=tuple(sorted({locations[key].dtype for key in stage.keys().values()})),
         )
         write_graph(path, traced[stage.kind], stage, weights, locations)
         graphs[stage.name] = verified(stage, graph, precision, backend, read, sizes)
@@ -95,5 +98,6 @@ def check_errors(graphs: Iterable[Graph]) -> None:
         raise ExportError(
             "these engines disagree with their torch stages:\n"
             + "\n".join(lines)
-            + "\nTry --precision fp32; if it persists, the installed onnxruntime or torch is at fault."
+            + "\nTry fp32 (--precision, --text-precision, --vae-precision); if it persists, the installed onnxruntime "
+            "or torch is at fault."
         )

@@ -14,6 +14,8 @@ from adacache_export.onnx_export import example
 from adacache_export.stages import Stage
 from adacache_export.weights_file import TORCH_DTYPES
 
+HALVES = ("float16", "bfloat16")
+
 
 def check_sizes(latent: LatentSpace) -> list[dict[str, int]]:
     """Two shapes for a model: several frames that, if they may, do not fill whole patches, and one that does."""
@@ -47,15 +49,17 @@ def vae_encoder_sizes(latent: LatentSpace) -> list[dict[str, int]]:
 def compare(
     stage: Stage, graph: Graph, backend: Backend, read: Callable[[str], Tensor], shapes: Sequence[Mapping[str, int]]
 ) -> float:
-    """Runs both on the same seeded inputs, the torch stage with the checkpoint's weights.
+    """Runs both on the same seeded inputs, the torch stage as :class:`adacache_engines.entries.Check` says.
 
-    ``read`` gives a weight by its key, in the precision of the graph.
+    ``read`` gives a weight by its key, in the dtype that it has in the graph.
 
     Returns:
         Worst max |engine - torch| / max(1, rms(torch)) over all outputs and shapes; NaN where either gave one.
     """
+    wide = not any(spec.dtype in HALVES for spec in (*stage.inputs, *stage.outputs))
+    weights = {name: read(key).float() if wide else read(key) for name, key in stage.keys().items()}
     # assigned, not copied: what is mapped from the checkpoint's file stays mapped
-    stage.module.load_state_dict({name: read(key) for name, key in stage.keys().items()}, assign=True)
+    stage.module.load_state_dict(weights, assign=True)
     engine = backend.load(graph)
     generator = torch.Generator().manual_seed(0)
     errors = []

@@ -14,17 +14,18 @@ from pathlib import Path
 from torch import Tensor
 
 from adacache_engines.errors import InputError
+from adacache_engines.latent_space import VaePrecision
 from adacache_engines.manifest import DTYPES, FileEntry, Graph, LatentSpace, PartName, Precision, TextRule
 from adacache_engines.ort import OrtBackend
+from adacache_engines.tensors import DType
 from adacache_export.bundle_writer import file_entries, scratch
 from adacache_export.graphs import Sizes, export_graphs
-from adacache_export.mapped import taken
 from adacache_export.parity import decoder_sizes, encoder_sizes, vae_encoder_sizes
 from adacache_export.phases import Progress, running_total
 from adacache_export.stages import Stage
 from adacache_export.text_encoder import TextEncoder, open_text_encoder
 from adacache_export.vaes import Vae, open_vae, recognise_vae
-from adacache_export.weights_file import TORCH_DTYPES, write_weights
+from adacache_export.weights_file import TORCH_DTYPES, reader, write_weights
 
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
@@ -57,6 +58,7 @@ def write_part(
     name: PartName,
     stages: Sequence[tuple[Sequence[Stage], Sequence[Sizes]]],
     tensors: Mapping[str, Tensor],
+    dtypes: Mapping[str, DType],
     precision: Precision,
     progress: Progress,
     others: Mapping[str, bytes] | None = None,
@@ -68,6 +70,7 @@ def write_part(
         name: of the part.
         stages: with modules on the meta device, those that are verified at the same sizes of the dynamic axes together.
         tensors: the weights under the stages' keys, mapped from their files.
+        dtypes: to write them in.
         precision: of the stages.
         progress: told of every phase.
         others: further files of the part: name -> content.
@@ -75,18 +78,14 @@ def write_part(
     Raises:
         ExportError: a stage cannot be traced, an engine disagrees with its stage, or the disk is full; nothing is left.
     """
-    dtype = TORCH_DTYPES[DTYPES[precision]]
-
-    def read(key: str) -> Tensor:
-        return taken(tensors[key], dtype)
-
+    read = reader(tensors, dtypes)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
-    nbytes = weights_nbytes(tensors, precision)
+    nbytes = weights_nbytes(tensors, dtypes)
     with scratch(bundle, name, nbytes + SMALL_FILES) as building:
         weights = building / WEIGHTS
         what = name.replace("_", " ") if name == "text_encoder" else "VAE"
         step = progress.phase(f"writing the weights of the {what}", nbytes)
-        locations = write_weights(weights, shapes, dict.fromkeys(shapes, DTYPES[precision]), read, step)
+        locations = write_weights(weights, shapes, dtypes, read, step)
         graphs: dict[str, Graph] = {}
         for some, sizes in stages:
             graphs |= export_graphs(some, precision, weights, locations, read, sizes, OrtBackend(bundle), progress)
@@ -106,9 +105,9 @@ def write_part(
     )
 
 
-def weights_nbytes(tensors: Mapping[str, Tensor], precision: Precision) -> int:
-    """Of a part."""
-    return sum(tensor.numel() for tensor in tensors.values()) * TORCH_DTYPES[DTYPES[precision]].itemsize
+def weights_nbytes(tensors: Mapping[str, Tensor], dtypes: Mapping[str, DType]) -> int:
+    """Of tensors, each in its dtype."""
+    return sum(tensor.numel() * TORCH_DTYPES[dtypes[key]].itemsize for key, tensor in tensors.items())
 
 
 def _digest(entries: Mapping[str, FileEntry]) -> str:
@@ -139,7 +138,8 @@ def add_encoder(
     sizes = encoder_sizes(text.max_length, encoder.config.vocab_size)
     others = {TOKENIZER: encoder.tokenizer}
     tensors = encoder.checkpoint.tensors
-    part = write_part(bundle, "text_encoder", [(encoder.stages, sizes)], tensors, precision, progress, others)
+    stages, dtypes = [(encoder.stages, sizes)], encoder.dtypes()
+    part = write_part(bundle, "text_encoder", stages, tensors, dtypes, precision, progress, others)
     changes = {
         "tokenizer": f"{part.folder}/{TOKENIZER}",
         "encoder": None,
@@ -150,7 +150,7 @@ def add_encoder(
     return part, text.model_copy(update=changes)
 
 
-def open_decoder(folder: Path, latent: LatentSpace, progress: Progress) -> Vae:
+def open_decoder(folder: Path, latent: LatentSpace, precision: VaePrecision, progress: Progress) -> Vae:
     """
     Raises:
         CheckpointError: the folder holds no whole VAE of a known kind.
@@ -158,13 +158,13 @@ def open_decoder(folder: Path, latent: LatentSpace, progress: Progress) -> Vae:
     """
     recognise_vae(folder, latent)
     size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
-    return open_vae(folder, latent, running_total(progress.phase("checking the VAE", size)))
+    return open_vae(folder, latent, precision, running_total(progress.phase("checking the VAE", size)))
 
 
 def add_decoder(bundle: Path, vae: Vae, latent: LatentSpace, progress: Progress) -> tuple[Part, LatentSpace]:
     """Writes the part, and gives what the manifest says of it."""
     fed, coding = vae.added_to(latent, {}), vae.coding
     stages = [(coding.decoding, decoder_sizes(fed)), (coding.encoding, vae_encoder_sizes(fed))]
-    # float32 whatever the model's precision: a VAE's activations overflow float16
-    part = write_part(bundle, "vae", [one for one in stages if one[0]], vae.checkpoint.tensors, "fp32", progress)
+    tensors, used = vae.checkpoint.tensors, [one for one in stages if one[0]]
+    part = write_part(bundle, "vae", used, tensors, vae.dtypes(), vae.precision, progress)
     return part, vae.added_to(latent, part.graphs)

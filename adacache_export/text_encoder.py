@@ -15,7 +15,7 @@ from adacache_engines.errors import BundleError, CheckpointError, require
 from adacache_engines.tensors import DType, TensorSpec
 from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
 from adacache_export.checkpoint.formats import unreadable
-from adacache_export.models.t5 import Block, Embed, Final, T5Config, T5Encoder
+from adacache_export.models.t5 import FLOAT32_IN_FLOAT16, Block, Embed, Final, T5Config, T5Encoder
 from adacache_export.stages import OUT, Stage, weight_shapes
 from adacache_runtime.tokenizer import Tokenizer
 
@@ -38,12 +38,19 @@ class TextEncoder:
         checkpoint: the weights under the stages' keys, mapped from their files.
         tokenizer: content of ``tokenizer.json``.
         config: the encoder's configuration.
+        precision: of its products' weights, but for some that float16 is too narrow for.
     """
 
     stages: tuple[Stage, ...]
     checkpoint: Checkpoint
     tokenizer: bytes
     config: T5Config
+    precision: DType
+
+    def dtypes(self) -> dict[str, DType]:
+        """Of the weights, by key."""
+        wide = FLOAT32_IN_FLOAT16 if self.precision == "float16" else ()
+        return {key: "float32" if key.endswith(wide) else self.precision for key in self.checkpoint.tensors}
 
 
 def open_text_encoder(
@@ -56,7 +63,7 @@ def open_text_encoder(
 
     Args:
         folder: the folder.
-        precision: of the stages; not float16, which T5's activations overflow.
+        precision: of the stages; in float16, what goes beyond its range stays float32.
         progress: called with the bytes of weights checked so far.
 
     Raises:
@@ -75,14 +82,14 @@ def open_text_encoder(
     stages = encoder_stages(config, precision)
     checkpoint = replace(opened, tensors=_encoder_tensors(opened.tensors))
     check(checkpoint, weight_shapes(stages), progress=progress)
-    return TextEncoder(stages, checkpoint, _tokenizer(folder, config), config)
+    return TextEncoder(stages, checkpoint, _tokenizer(folder, config), config, precision)
 
 
 def encoder_stages(config: T5Config, precision: DType) -> tuple[Stage, ...]:
     """``encoder.embed``, ``encoder.00``, ..., ``encoder.final``: from ``tokens`` (batch, text) int64 and ``mask``
     (batch, text) bool, True = a token, to ``captions`` (batch, text, width) float32. Modules are on the meta device.
     """
-    spec = _specs(config, precision)
+    spec = _specs(config, "float32" if precision == "float16" else precision)
     hidden, bias = spec["hidden"], spec["bias"]
     after = hidden.model_copy(update={"name": hidden.name + OUT})
     with torch.device("meta"):

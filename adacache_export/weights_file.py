@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adacache_engines.errors import ExportError
 from adacache_engines.tensors import DType
+from adacache_export.mapped import taken
 
 ALIGNMENT = 64  # bytes; of the data section
 SAFETENSORS_NAMES: Mapping[DType, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -32,6 +34,20 @@ class Location:
     dtype: DType
     offset: int  # bytes from the beginning of the file
     nbytes: int
+
+
+def reader(tensors: Mapping[str, Tensor], dtypes: Mapping[str, DType]) -> Callable[[str], Tensor]:
+    """Gives a weight by its key, in its dtype and in memory of its own. It raises ExportError where float16 cannot hold
+    a value.
+    """
+
+    def read(key: str) -> Tensor:
+        tensor = taken(tensors[key], TORCH_DTYPES[dtypes[key]])
+        if dtypes[key] == "float16" and not tensor.isfinite().all():
+            raise ExportError(f"{key} has values beyond 65504, which fp16 cannot hold: use bf16 or fp32 instead")
+        return tensor
+
+    return read
 
 
 def write_weights(

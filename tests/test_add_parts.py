@@ -155,16 +155,18 @@ def test_the_same_again_changes_nothing(whole: Path, t5_folder: Path) -> None:
     assert content(whole) == before
 
 
-def test_bfloat16(bare: Path, t5_folder: Path, whole: Path) -> None:
-    add_parts(bare, t5_folder, None, "bf16", Progress())
+def test_bfloat16(bare: Path, t5_folder: Path, vae_folder: Path, whole: Path) -> None:
+    add_parts(bare, t5_folder, vae_folder, "bf16", Progress(), vae_precision="bf16")
     half, full = open_bundle(bare).manifest, read_manifest(whole)
-    assert half.text.precision == "bf16"
-    weights = {
-        kind.part_weights["text_encoder"]: kind.files[kind.part_weights["text_encoder"]] for kind in (half, full)
-    }
-    small, large = (entry.nbytes for entry in weights.values())
-    assert small < 0.75 * large
-    assert all(graph.check and graph.check.error <= graph.check.tolerance for graph in verify(bare, Progress()))
+    assert (half.text.precision, half.latent.precision) == ("bf16", "bf16")
+    assert (full.text.precision, full.latent.precision) == ("fp32", "fp32")
+    for part, weights in half.part_weights.items():
+        assert half.files[weights].nbytes < 0.75 * full.files[full.part_weights[part]].nbytes
+    checks = {graph.name: graph.check for graph in verify(bare, Progress())}
+    assert all(check and check.error <= check.tolerance for check in checks.values())
+    decoder = checks["decoder"]
+    assert decoder
+    assert decoder.error > 1e-3  # against float32
 
 
 # what fails, or is stopped
@@ -239,6 +241,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "an option of checkpoints": (["--text-encoder", "t5", "--probe", "temporal.0.attn"], "--probe belongs to the"),
     "nothing to add": ([], "add parts with --text-encoder or --vae"),
     "precision of nothing": (["--text-precision", "bf16", "--vae", "vae"], "give --text-encoder DIR, too"),
+    "precision of no VAE": (["--vae-precision", "bf16", "--text-encoder", "t5"], "give --vae DIR, too"),
 }
 
 

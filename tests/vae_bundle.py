@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adacache_engines.bundle import MANIFEST, Bundle, dump_manifest
+from adacache_engines.latent_space import VaePrecision
 from adacache_engines.manifest import LatentSpace
 from adacache_engines.ort import OrtBackend
 from adacache_export.models.causal_vae import CausalVaeConfig, ClipDecoder
@@ -120,13 +121,13 @@ def write_temporal_decoder(folder: Path, levels: int) -> None:
     part.rename(folder)
 
 
-def write_vae_bundle(output: Path, source: Path, latent: LatentSpace) -> None:
+def write_vae_bundle(output: Path, source: Path, latent: LatentSpace, precision: VaePrecision = "fp32") -> None:
     """Of the VAE in a folder, written as export does it."""
     folder = output.with_suffix(".part")
     folder.mkdir(parents=True)
     logging.disable()
     try:
-        part, made = add_decoder(folder, open_vae(source, latent), latent, Progress())
+        part, made = add_decoder(folder, open_vae(source, latent, precision), latent, Progress())
     finally:
         logging.disable(logging.NOTSET)
     manifest = fake_model.manifest(dict(part.files)).model_copy(

@@ -77,7 +77,7 @@ class AttnBlock3DFix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.norm(x)
-        q, k, v = (self.images(layer(hidden)).transpose(1, 2)[:, :, None] for layer in (self.q, self.k, self.v))
+        q, k, v = (self.images(layer(hidden).float()).transpose(1, 2)[:, :, None] for layer in (self.q, self.k, self.v))
         attended = attend(q, k, v).transpose(1, 2)
         out: Tensor = x + self.proj_out(self.video(attended, x))
         return out

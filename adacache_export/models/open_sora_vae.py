@@ -163,7 +163,7 @@ class TemporalEncoder(nn.Module):
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, F, H, W) -> mean and standard deviation (B, C, T, H, W)."""
         moments = self.temporal_vae["quant_conv"](self.temporal_vae["encoder"](frames))
-        mean, log_variance = moments.chunk(2, dim=1)
+        mean, log_variance = moments.float().chunk(2, dim=1)
         deviation = torch.exp(0.5 * log_variance.clamp(*LOG_VARIANCE))
         return (mean - self.shift) / self.scale, deviation / self.scale
 

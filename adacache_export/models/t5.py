@@ -3,6 +3,9 @@
 transformers' own module reshapes attention in a way that torch.onnx cannot trace with a dynamic length (transformers 5,
 torch 2.13), and leaves the logarithm behind the position buckets to the engine, where its last bit decides a bucket.
 
+Weights may be of several dtypes: a product is computed in that of its weights, and what blocks exchange is in that of
+the norms and of the position bias.
+
 Source: Raffel et al., arXiv 1910.10683; T5 1.1: Shazeer, arXiv 2002.05202. Parameters have transformers' names.
 Axes: B prompts, L tokens, D width, h heads, K width of a head.
 """
@@ -30,6 +33,9 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {  # feed_forward_proj -
 }
 GATED = "gated-"
 BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"  # by distance, of all blocks
+# beside float16 weights: the feed-forward of T5 1.1 XXL, and so the sum that blocks add to, goes beyond 65504.
+# transformers keeps "wo" in float32, too
+FLOAT32_IN_FLOAT16 = ("norm.weight", "relative_attention_bias.weight", "wo.weight")
 DEFAULTS: Mapping[str, Mapping[str, str]] = {  # by model type, for fields that a config leaves out
     "t5": {"feed_forward_proj": "relu"},
     "mt5": {"feed_forward_proj": "gated-gelu"},
@@ -99,6 +105,7 @@ class SelfAttention(nn.Module):
         """``x`` (B, L, D), ``bias`` (B, h, L, L) added to the scores -> (B, L, D)."""
         batch, length, _ = x.shape
         shape = (batch, length, *self.heads)
+        x = x.to(self.q.weight.dtype)
         q, k, v = (project(x).view(shape).transpose(1, 2) for project in (self.q, self.k, self.v))
         # Written out: TensorRT has no float32 kernel for the one Attention node that the fused function becomes.
         weights = torch.softmax((q @ k.transpose(2, 3) + bias).float(), dim=-1).to(x.dtype)
@@ -121,8 +128,9 @@ class FeedForward(nn.Module):
         self.wo = nn.Linear(config.d_ff, config.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.activation(self.wi_0(x)) * self.wi_1(x) if self.gated else self.activation(self.wi(x))
-        out: Tensor = self.wo(inner)
+        x = x.to((self.wi_0 if self.gated else self.wi).weight.dtype)
+        inner = self.activation(self.wi_0(x) if self.gated else self.wi(x)).to(self.wo.weight.dtype)
+        out: Tensor = self.wo(inner * self.wi_1(x) if self.gated else inner)
         return out
 
 
@@ -191,10 +199,10 @@ class Embed(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """``tokens`` (B, L) int64, ``mask`` (B, L) bool, True = a token -> hidden (B, L, D), bias (B, h, L, L)."""
-        hidden: Tensor = self.shared(tokens)
+        bias = self.position_bias(tokens.shape[1], tokens.device)
         # the lowest number and not -inf: a row without any token then has some value, and not NaN
-        padding = torch.where(mask, 0.0, torch.finfo(hidden.dtype).min).to(hidden.dtype)[:, None, None, :]
-        return hidden, self.position_bias(tokens.shape[1], tokens.device) + padding
+        padding = torch.where(mask, 0.0, torch.finfo(bias.dtype).min).to(bias.dtype)[:, None, None, :]
+        return self.shared(tokens).to(bias.dtype), bias + padding
 
 
 class Final(nn.Module):

@@ -9,13 +9,16 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from adacache_engines.errors import CheckpointError, InputError
+from adacache_engines.latent_space import VaePrecision
 from adacache_engines.manifest import Graph, LatentSpace
+from adacache_engines.tensors import DType
 from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json
 from adacache_export.checkpoint.layout import CONFIG
 from adacache_export.stages import weight_shapes
 from adacache_export.vaes import autoencoder_kl, causal_vae, open_sora, temporal_decoder
 from adacache_export.vaes.coding import PREFIX, Coding
+from adacache_export.vaes.precision import in_precision, weight_dtypes
 
 
 class Kind(Protocol):
@@ -59,12 +62,18 @@ class Vae:
         config: the VAE's configuration.
         coding: its stages, and how they are fed.
         checkpoint: the weights under the stages' keys, mapped from their files.
+        precision: of its convolutions and matrix products.
     """
 
     kind: str
     config: BaseModel
     coding: Coding
     checkpoint: Checkpoint
+    precision: VaePrecision = "fp32"
+
+    def dtypes(self) -> dict[str, DType]:
+        """Of the weights, by key."""
+        return weight_dtypes(self.coding, self.precision)
 
     def added_to(self, latent: LatentSpace, graphs: Mapping[str, Graph]) -> LatentSpace:
         """A model's latent space with the VAE; ``graphs`` are those of its stages, none of them yet where it is only to
@@ -75,6 +84,7 @@ class Vae:
             update={
                 "decoder": self.kind,
                 "decoder_config": self.config.model_dump(mode="json"),
+                "precision": self.precision,
                 "decoding": tuple(graphs[stage.name] for stage in coding.decoding if stage.name in graphs),
                 "encoding": tuple(graphs[stage.name] for stage in coding.encoding if stage.name in graphs),
                 "windows": coding.windows,
@@ -111,13 +121,19 @@ def recognise_vae(folder: Path, latent: LatentSpace) -> Kind:
     return kind
 
 
-def open_vae(folder: Path, latent: LatentSpace, progress: Callable[[int], None] | None = None) -> Vae:
+def open_vae(
+    folder: Path,
+    latent: LatentSpace,
+    precision: VaePrecision = "fp32",
+    progress: Callable[[int], None] | None = None,
+) -> Vae:
     """Opens the VAE of a folder with ``config.json`` and weights in any layout that
     :func:`adacache_export.checkpoint.open_checkpoint` knows. Reads every value once, to find NaN.
 
     Args:
         folder: the folder.
         latent: of the model that it is to decode for.
+        precision: of its convolutions and matrix products.
         progress: called with the bytes of weights checked so far.
 
     Raises:
@@ -131,7 +147,7 @@ def open_vae(folder: Path, latent: LatentSpace, progress: Callable[[int], None] 
         config = kind.config_from(json, opened.shapes())
     except CheckpointError as error:
         raise CheckpointError(f"{folder / CONFIG} cannot be used: {error}") from error
-    coding = kind.coding(config)
+    coding = in_precision(kind.coding(config), precision)
     made, wanted = (coding.channels, coding.spatial_factor), (latent.channels, latent.spatial_factor)
     if made != wanted:
         raise InputError(
@@ -141,13 +157,13 @@ def open_vae(folder: Path, latent: LatentSpace, progress: Callable[[int], None] 
     tensors = {PREFIX + name: tensor for name, tensor in kind.tensors(opened.tensors, config).items()}
     checkpoint = replace(opened, tensors=tensors)
     check(checkpoint, weight_shapes((*coding.decoding, *coding.encoding)), progress=progress)
-    return Vae(kind.NAME, config, coding, checkpoint)
+    return Vae(kind.NAME, config, coding, checkpoint, precision)
 
 
 def coding_of(latent: LatentSpace) -> Coding:
     """Of the VAE that a bundle has."""
     kind = KINDS[latent.decoder]
-    return kind.coding(kind.CONFIG.model_validate(latent.decoder_config))
+    return in_precision(kind.coding(kind.CONFIG.model_validate(latent.decoder_config)), latent.precision)
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class FrameEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> mean and standard deviation (B, C, H / factor, W / factor)."""
-        mean, log_variance = self.quant_conv(self.encoder(pixels)).chunk(2, dim=1)
+        mean, log_variance = self.quant_conv(self.encoder(pixels)).float().chunk(2, dim=1)
         deviation = torch.exp(0.5 * log_variance.clamp(*LOG_VARIANCE))
         return (mean - self.shift) * self.scale, deviation * self.scale
 

@@ -24,8 +24,8 @@ class Coding:
         channels: of the latents.
         spatial_factor: pixels of a latent row or column.
         decoding, encoding: stages as :class:`adacache_engines.latent_space.LatentSpace` describes their graphs, with
-            modules on the meta device, and parameters under ``PREFIX`` and their names in the VAE's folder. All are
-            exported in float32 whatever the model's precision: activations overflow float16.
+            modules on the meta device, and parameters under ``PREFIX`` and their names in the VAE's folder, written
+            for float32; :mod:`adacache_export.vaes.precision` narrows them.
         windows, images, tile, tiles_windows: as of ``LatentSpace``.
     """
 

@@ -2,7 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from adacache_engines.tensors import TensorSpec
+from adacache_engines.tensors import DType, TensorSpec
 
 
 class Entry(BaseModel):
@@ -12,7 +12,11 @@ class Entry(BaseModel):
 
 
 class Check(Entry):
-    """How an engine's outputs compared with its torch stage at export: max |engine - torch| / max(1, rms(torch))."""
+    """How an engine's outputs compared with its torch stage at export: max |engine - torch| / max(1, rms(torch)).
+
+    Both have the weights as the bundle has them. Torch computes in float32 where none of the graph's inputs and outputs
+    is narrower, so that the error of one that is narrower inside is that of its precision; else as the engine does.
+    """
 
     error: float
     tolerance: float
@@ -24,6 +28,7 @@ class Graph(Entry):
 
     Attributes:
         weights_nbytes: of its weights, in the file that it points to; None = exported before they were counted.
+        weight_dtypes: of its weights, each once; empty = it has none, or was exported before they were noted.
     """
 
     name: str
@@ -32,3 +37,4 @@ class Graph(Entry):
     outputs: tuple[TensorSpec, ...]
     check: Check | None = None
     weights_nbytes: int | None = None
+    weight_dtypes: tuple[DType, ...] = ()

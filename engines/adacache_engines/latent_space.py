@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from adacache_engines.entries import Entry, Graph
 
 IMAGES = "images"
+VaePrecision = Literal["fp32", "bf16"]
 LEGACY = "decoder_graph"
 
 
@@ -59,6 +60,7 @@ class LatentSpace(Entry):
         decoder: what turns latents into pixels: ``pixels`` where they are pixels already, -1 to 1; ``none`` where the
             bundle has nothing that does; else the kind of its VAE.
         decoder_config: of the VAE, by which export knows it again.
+        precision: of the VAE's convolutions and matrix products, inside of its graphs.
         decoding: graphs from latents to pixels, one after another, all float32. Each takes the output of the one
             before, the first ``latents`` (1, channels, frames, height, width) or (images, channels, height, width);
             the last gives ``pixels`` (1, 3, pixel_frames, pixel_height, pixel_width) or (images, 3, pixel_height,
@@ -79,6 +81,7 @@ class LatentSpace(Entry):
     decoder: str
     whole_patches: bool = False
     decoder_config: dict[str, Any] | None = None
+    precision: VaePrecision = "fp32"
     decoding: tuple[Graph, ...] = ()
     encoding: tuple[Graph, ...] = ()
     windows: Windows = Windows()

@@ -149,11 +149,11 @@ class OrtBackend:
         if trace:
             options.enable_profiling, options.profile_file_prefix = True, str(trace)
         path = self._folder / graph.path
-        half = {spec.dtype for spec in (*graph.inputs, *graph.outputs)}
+        dtypes = {*(spec.dtype for spec in (*graph.inputs, *graph.outputs)), *graph.weight_dtypes}
         try:
             model: str | bytes = str(path)
             if self._rewrites and self._provider == PROVIDERS["cpu"]:
-                model = (widened(path) if "bfloat16" in half else tiled(path)) or model
+                model = (widened(path) if "bfloat16" in dtypes else tiled(path)) or model
             if isinstance(model, bytes):
                 folder = str(path.parent)
                 options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
