@@ -289,7 +289,17 @@ class IExecutionContext:
             sizes.setdefault("patch_frames", sizes["frames"])
         if {"height", "width"} <= sizes.keys():
             sizes.setdefault("tokens", sizes["height"] * sizes["width"])
-        return sizes
+        return self._coded(sizes, self._engine.plan.get("factor", 1), self._engine.plan.get("stretch", 1))
+
+    def _coded(self, sizes: Mapping[str, int], factor: int, stretch: int) -> dict[str, int]:
+        """What a VAE makes of the sizes of its inputs."""
+        times = {"height": factor, "width": factor, "frames": stretch}
+        larger = {f"pixel_{axis}": sizes[axis] * n for axis, n in times.items() if axis in sizes}
+        padded = {"height": 0, "width": 0, "frames": stretch - 1}
+        smaller = {
+            axis: (sizes[f"pixel_{axis}"] + padded[axis]) // n for axis, n in times.items() if f"pixel_{axis}" in sizes
+        }
+        return {**larger, **smaller, **sizes}
 
     def get_tensor_shape(self, name: str) -> Dims:
         return Dims(self._engine.specs[name].shape(self._sizes()))

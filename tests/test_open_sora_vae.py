@@ -36,7 +36,7 @@ from adacache_export.models.open_sora_vae import TemporalConfig, TemporalDecoder
 from adacache_export.vaes import open_vae
 from adacache_runtime.cli import main as run
 from adacache_runtime.decode import decode, render
-from adacache_runtime.encode import drawn, encode, no_noise
+from adacache_runtime.encode import drawn, encode
 from adacache_runtime.pictures import fit, read_image, read_last_frames
 from adacache_runtime.samplers import Floats
 from adacache_runtime.video import write_video
@@ -78,6 +78,11 @@ def folder(open_sora_vae_folder: Path, tmp_path: Path) -> Path:
 
 def noise(*shape: int) -> Floats:
     return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def no_noise(shape: tuple[int, ...]) -> Floats:
+    """Takes the mean of each distribution for its sample."""
+    return np.zeros(shape, np.float32)
 
 
 def video(bundle: Bundle, backend: OrtBackend, latents: Floats, frames: int | None = None, tile: int | None = None):

@@ -1,4 +1,4 @@
-"""Where references go: mask strategies as Open-Sora has them, and clips that continue one another."""
+"""Where references go, and clips that continue one another."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from adacache_engines.manifest import LatentSpace
 from adacache_runtime.clips import CONTINUED, check_continues, continued, generate_clips
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies.interval import FixedInterval
-from adacache_runtime.references import Placement, alignment, latent_index, parse_strategy, place, placed, snapped
+from adacache_runtime.references import Placement, alignment, latent_index, place, placed, snapped
 
 PIXELS = manifest().latent
 VAE = PIXELS.model_copy(update={"frames": "open-sora-vae", "decoder": "none"})
@@ -22,31 +22,6 @@ VAE = PIXELS.model_copy(update={"frames": "open-sora-vae", "decoder": "none"})
 
 def drawn(seed: int, *shape: int) -> NDArray[np.float32]:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
-
-
-def test_a_strategy_is_read_as_the_original_writes_it() -> None:
-    assert parse_strategy("") == parse_strategy(" ") == ()
-    assert parse_strategy("0") == (Placement(0, 0, 0, 0, 1, 0.0),)
-    assert parse_strategy("0,0,0,0,8,0.3") == (Placement(length=8, edit_ratio=0.3),)
-    expected = (Placement(), Placement(0, 1, 0, -1), Placement(2, 0, -5, 0, 5, 0.25))
-    assert parse_strategy("0;0,1,0,-1,1;2,0,-5,0,5,0.25") == expected
-
-
-@pytest.mark.parametrize("text", ["a", "0,1.5", "0,0,0,0,1,0,7", "0;", "0,0,0,0,1,x"])
-def test_what_is_no_strategy(text: str) -> None:
-    with pytest.raises(InputError, match="is not loop,reference,reference_start,start,length,edit_ratio"):
-        parse_strategy(text)
-
-
-@pytest.mark.parametrize("ratio", ["1.5", "-0.1", "nan"])
-def test_an_edit_ratio_that_is_none(ratio: str) -> None:
-    with pytest.raises(InputError, match=r"edit ratio .* is not 0 to 1"):
-        parse_strategy(f"0,0,0,0,1,{ratio}")
-
-
-def test_a_length_that_is_none() -> None:
-    with pytest.raises(InputError, match="a length of 0 is not possible"):
-        parse_strategy("0,0,0,0,0")
 
 
 @pytest.mark.parametrize(
@@ -64,7 +39,7 @@ def test_starts_are_the_nearest_beginnings_of_groups(index: int, frames: int, ex
 
 def test_references_take_the_place_of_noise() -> None:
     noise, long, short = drawn(1, 4, 15, 2, 3), drawn(2, 4, 10, 2, 3), drawn(3, 4, 1, 2, 3)
-    placements = (Placement(0, 0, -4, 0, 8, 0.5), Placement(0, 1, 0, -1, 3), Placement(1, 1, 0, 5))
+    placements = (Placement(0, -4, 0, 8, 0.5), Placement(1, 0, -1, 3))
     latents, mask = place(noise, [long, short], placements, align=5)
     np.testing.assert_array_equal(latents[:, :5], long[:, 5:])  # -4 of 10 begins at 6, the nearest group at 5
     np.testing.assert_array_equal(latents[:, 10:11], short)
@@ -75,9 +50,6 @@ def test_references_take_the_place_of_noise() -> None:
     np.testing.assert_array_equal(freely[:, :4], long[:, 6:])
     np.testing.assert_array_equal(freely[:, 14:], short)
     np.testing.assert_array_equal(mask, [0.5] * 4 + [1] * 10 + [0])
-    later, mask = place(noise, [long, short], placements, loop=1, align=5)
-    np.testing.assert_array_equal(later[:, 5:6], short)
-    np.testing.assert_array_equal(np.flatnonzero(mask != 1), [5])
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,12 @@ def test_ranges_of_a_vae(open_sora: Manifest) -> None:
     profile = shape_profile(open_sora, "144p..240p..480p:2s")
     by_graph = {graph.name: vae_ranges(space, graph, profile) for graph in (decoder, encoder)}
     assert [by_graph["decoder"][axis] for axis in axes[:4]] == [(1, 5, 5), (1, 17, 17), (1, 4, 4), (1, 30, 60)]
-    assert by_graph["encoder"]["height"] == (18, 30, 60)
-    assert by_graph["encoder"]["pixel_width"] == (256, 424, 855)
+    assert by_graph["encoder"]["height"] == (1, 30, 60)
+    assert by_graph["encoder"]["pixel_width"] == (8, 424, 855)
     tiled = space.model_copy(update={"tile": 256})
-    assert [vae_ranges(tiled, decoder, profile)[axis] for axis in ("height", "width")] == [(1, 30, 32), (1, 32, 32)]
+    for graph in (decoder, encoder):
+        assert [vae_ranges(tiled, graph, profile)[axis] for axis in ("height", "width")] == [(1, 30, 32), (1, 32, 32)]
+    assert vae_ranges(tiled, encoder, profile)["pixel_width"] == (8, 256, 263)
+    inner = Graph(name="encoder.temporal", path="", inputs=(), outputs=())
+    both = space.model_copy(update={"encoding": (encoder, inner)})
+    assert vae_ranges(both, inner, profile)["height"] == (18, 30, 60)  # tiles end where pixels do

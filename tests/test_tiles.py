@@ -39,20 +39,20 @@ def test_as_diffusers_does_it(size: tuple[int, int], vae_folder: Path) -> None:
     latents = noise(2, 4, *size)
     with torch.no_grad():
         tiled = vae.tiled_decode(torch.from_numpy(latents)).sample.numpy()
-    given = by_tiles(decode, latents, 8, FACTOR)
+    given = by_tiles(decode, latents, 8, given=FACTOR)
     np.testing.assert_allclose(given, tiled, rtol=0, atol=1e-5)
     assert np.abs(given - decode(latents)).max() > 1e-3  # the statistics of a tile are its own
 
 
 def test_without_tiles() -> None:
     latents = noise(2, 4, 9, 11)
-    np.testing.assert_array_equal(by_tiles(enlarged, latents, None, FACTOR), enlarged(latents))
+    np.testing.assert_array_equal(by_tiles(enlarged, latents, None, given=FACTOR), enlarged(latents))
 
 
 @pytest.mark.parametrize("size", [(9, 9), (30, 17), (8, 40), (53, 30)])
 def test_blending_changes_nothing_where_tiles_agree(size: tuple[int, int]) -> None:
     latents = noise(1, 3, 2, *size)
-    np.testing.assert_allclose(by_tiles(enlarged, latents, 8, FACTOR), enlarged(latents), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(by_tiles(enlarged, latents, 8, given=FACTOR), enlarged(latents), rtol=0, atol=1e-6)
 
 
 def test_seams_are_small() -> None:
@@ -63,7 +63,7 @@ def test_seams_are_small() -> None:
 
     slope = np.broadcast_to(np.linspace(0, 1, 40, dtype=np.float32), (1, 3, 1, 40, 40))
     step = np.abs(np.diff([slope[..., start:stop].mean() for start, stop in spans(40, 16)])).max()
-    tiled = by_tiles(decode, slope, 16, FACTOR)
+    tiled = by_tiles(decode, slope, 16, given=FACTOR)
     overlap = 4 * FACTOR
     # corners are blended twice: a parabola, and a step of a quarter at their upper edge
     assert np.abs(np.diff(tiled, axis=-1)).max() < 2 * step / overlap

@@ -69,9 +69,9 @@ class LatentSpace(Entry):
             distribution, which the next takes a sample of.
         windows: of the video that the graphs are fed with.
         images: that a graph of images gets at once; their number changes no value.
-        tile: pixels, side of the square tiles that larger frames are decoded by, unless a run asks for others; None =
-            frames are decoded whole.
-        tiles_windows: frames of a video of several windows are decoded by these tiles even where one would hold them.
+        tile: pixels, side of the square tiles that larger frames are coded by, unless a run asks for others; None =
+            frames are coded whole.
+        tiles_windows: frames of a video of several windows are coded by these tiles even where one would hold them.
     """
 
     channels: int

@@ -107,16 +107,16 @@ def possible_frames(manifest: Manifest) -> list[int]:
 
 def vae_ranges(latent: LatentSpace, graph: Graph, profile: ShapeProfile) -> ShapeProfile:
     """A profile's ranges of the axes that a graph of the VAE has: windows of a video, or some of its images; and what
-    makes pixels also makes tiles of any size, or none that are larger than those of the bundle.
+    makes or takes pixels also does so with tiles of any size, or none that are larger than those of the bundle.
     """
     windows, factor = latent.windows, latent.spatial_factor
     ranges = {**profile, "images": (1, latent.images, latent.images)}
     ranges |= {"frames": (1, windows.latents, windows.latents), "pixel_frames": (1, windows.frames, windows.frames)}
     for axis in ("height", "width"):
         least, usual, most = profile[axis]
-        if graph in latent.decoding[-1:]:
+        if graph in (*latent.decoding[-1:], *latent.encoding[:1]):
             largest = latent.tile // factor if latent.tile else most
-            ranges[axis] = (1, min(usual, largest), min(most, largest))
+            least, usual, most = ranges[axis] = (1, min(usual, largest), min(most, largest))
         # an encoder leaves what is no whole latent row or column
         ranges[f"pixel_{axis}"] = (least * factor, usual * factor, most * factor + factor - 1)
     return ranges

@@ -103,7 +103,8 @@ def _parser() -> argparse.ArgumentParser:
         "--tile",
         type=int,
         metavar="PIXELS",
-        help="decode larger frames by blended tiles of this side, to save memory (default: as the VAE asks, or whole)",
+        help="decode larger frames, and encode those that are given, by blended tiles of this side, to save memory "
+        "(default: as the VAE asks, or whole)",
     )
     output("--zoom", type=int, default=1, help="side of the square that a pixel becomes (default: 1)")
     output("--save-latents", metavar="FILE.npz", type=Path, help="the final latents")
@@ -155,11 +156,17 @@ def _run(options: argparse.Namespace) -> None:
         if begins_with is not None:
             for note in begins_with.notes:
                 print(note, file=sys.stderr)
-            request = start.begin(begins_with, request, settled, bundle, backend)
+            request = (
+                start.begin_on_paper(begins_with, request, settled, bundle)
+                if options.plan_memory
+                else start.begin(begins_with, request, settled, bundle, backend)
+            )
         text_backend = open_text_backend(bundle, backend, options.text_device, options.threads)
         pipeline = Pipeline(bundle, backend, text_backend=text_backend, embedding_cache=options.embedding_cache)
         if options.plan_memory:
-            Console().print(table(pipeline.memory(request), backend.device.free_nbytes(), backend.name))
+            references = [pixels.shape for pixels in begins_with.pixels] if begins_with else []
+            plan = pipeline.memory(request, references)
+            Console().print(table(plan, backend.device.free_nbytes(), backend.name))
             return
         memory = ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in pipeline.residual_nbytes(request).items())
         print(f"memory of cached residuals by granularity: {memory}; chosen: {settled.granularity}", file=sys.stderr)

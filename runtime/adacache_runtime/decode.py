@@ -1,7 +1,7 @@
 """Latents to pixels, by the decoder that a bundle has: window by window, so that a long video is never held whole."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -10,9 +10,9 @@ from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError
 from adacache_engines.latent_space import takes_images
 from adacache_engines.manifest import Graph, LatentSpace
-from adacache_runtime.bound import Bound, shapes
+from adacache_runtime.bound import Bound, batches
 from adacache_runtime.samplers import Floats
-from adacache_runtime.tiles import by_tiles, check_tile, spans
+from adacache_runtime.tiles import by_tiles, spans, tile_side
 from adacache_runtime.video import Frames, to_pixels
 from adacache_runtime.windows import Window, decoded_windows
 
@@ -43,8 +43,8 @@ def decode(
     if not space.decoding:
         raise InputError(f"this bundle has no decoder; {WITHOUT_DECODER}")
     windows = decoded_windows(space, latents.shape[1], frames)
-    side = _side(space, tile, latents.shape[2:], len(windows))
-    engines = [Bound(graph, backend) for graph in space.decoding]
+    side = tile_side(space, tile, latents.shape[2:], len(windows))
+    engines = [Bound(graph, backend, at) for graph, at in decoder_sizes(space, latents.shape, frames, tile)]
     for window in windows:
         parts = iter([latents[:, window.start : window.stop]])
         for engine in engines:
@@ -64,17 +64,17 @@ def _through(
 
     for part in parts:
         if not takes_images(engine.graph):
-            yield by_tiles(run, part[None], side, space.spatial_factor)[0][:, window.kept]
+            yield by_tiles(run, part[None], side, given=space.spatial_factor)[0][:, window.kept]
             continue
-        for start in range(0, part.shape[1], space.images):
-            images = part[:, start : start + space.images].swapaxes(0, 1)
-            yield by_tiles(run, images, side, space.spatial_factor).swapaxes(0, 1)
+        for batch in batches(part.shape[1], space.images):
+            images = part[:, batch.start : batch.stop].swapaxes(0, 1)
+            yield by_tiles(run, images, side, given=space.spatial_factor).swapaxes(0, 1)
 
 
 def decoder_sizes(
     space: LatentSpace, shape: Sequence[int], frames: int | None = None, tile: int | None = None
-) -> list[tuple[Graph, dict[str, int]]]:
-    """At which sizes of the axes :func:`decode` binds its engines, once each.
+) -> list[tuple[Graph, list[dict[str, int]]]]:
+    """Each graph of :func:`decode`, and the sizes of the axes that it is called at.
 
     Args:
         space: of the bundle.
@@ -82,43 +82,27 @@ def decoder_sizes(
         frames, tile: as of :func:`decode`.
     """
     _, latent_frames, *whole = shape
-    found: dict[object, tuple[Graph, dict[str, int]]] = {}
     windows = decoded_windows(space, latent_frames, frames)
-    tiled = _side(space, tile, whole, len(windows))
-    for window in windows:
-        stretched = any(not takes_images(graph) for graph in space.decoding)
-        count = window.count if stretched else window.stop - window.start
-        batches = {space.images, count % space.images} - {0} if count > space.images else {count}
-        for graph in space.decoding:
-            side = tiled if graph is space.decoding[-1] else None
-            heights, widths = ({stop - start for start, stop in spans(length, side)} for length in whole)
-            for images, height, width in itertools.product(batches, heights, widths):
-                sizes = space.window_axes(window.stop - window.start, height, width, images)
-                found[graph.name, shapes(graph, sizes)] = graph, sizes
-    return list(found.values())
-
-
-def _side(space: LatentSpace, tile: int | None, size: Sequence[int], windows: int) -> int | None:
-    """Of a tile in latent rows and columns; None where frames of this latent size are not cut."""
-    check_tile(space, tile)
-    side = (tile or space.tile or 0) // space.spatial_factor
-    cut = max(size) > side or (space.tiles_windows and tile is None and windows > 1)
-    return side if side and cut else None
+    tiled = tile_side(space, tile, whole, len(windows))
+    stretched = any(not takes_images(graph) for graph in space.decoding)
+    fed = {  # latent frames of a window, images at once
+        (window.stop - window.start, len(batch))
+        for window in windows
+        for batch in batches(window.count if stretched else window.stop - window.start, space.images)
+    }
+    found = []
+    for graph in space.decoding:
+        side = tiled if graph is space.decoding[-1] else None
+        heights, widths = ({stop - start for start, stop in spans(length, side)} for length in whole)
+        sizes = itertools.product(sorted(fed), sorted(heights), sorted(widths))
+        found.append((graph, [space.window_axes(some, height, width, n) for (some, n), height, width in sizes]))
+    return found
 
 
 def stream(
-    bundle: Bundle,
-    backend: Backend,
-    latents: Floats,
-    frames: int | None = None,
-    tile: int | None = None,
-    on_frame: Callable[[], None] = lambda: None,
+    bundle: Bundle, backend: Backend, latents: Floats, frames: int | None = None, tile: int | None = None
 ) -> Iterator[Frames]:
-    """The video of one prompt in parts: decoded, or the latents themselves where they are pixels.
-
-    Args:
-        bundle, backend, latents, frames, tile: as of :func:`decode`.
-        on_frame: called after each frame that is decoded.
+    """The video of one prompt in parts: what :func:`decode` gives, or the latents themselves where they are pixels.
 
     Yields:
         (some frames, height, width, 3) RGB.
@@ -127,23 +111,12 @@ def stream(
         InputError, OutOfRangeError: as of :func:`decode`.
         NonFiniteError: NaN or infinity among the values.
     """
-    if bundle.manifest.latent.decoder == "pixels":
-        yield to_pixels(latents)
-        return
-    for pixels in decode(bundle, backend, latents, frames, tile):
-        part = to_pixels(pixels)
-        for _ in part:
-            on_frame()
-        yield part
+    pixels = bundle.manifest.latent.decoder == "pixels"
+    return map(to_pixels, [latents] if pixels else decode(bundle, backend, latents, frames, tile))
 
 
 def render(
-    bundle: Bundle,
-    backend: Backend,
-    latents: Floats,
-    frames: int | None = None,
-    tile: int | None = None,
-    on_frame: Callable[[], None] = lambda: None,
+    bundle: Bundle, backend: Backend, latents: Floats, frames: int | None = None, tile: int | None = None
 ) -> Frames:
     """All of :func:`stream`: (frames, height, width, 3) RGB."""
-    return np.concatenate(list(stream(bundle, backend, latents, frames, tile, on_frame)))
+    return np.concatenate(list(stream(bundle, backend, latents, frames, tile)))

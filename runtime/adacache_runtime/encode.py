@@ -1,6 +1,7 @@
 """Pixels to latents, by the encoder that a bundle has: what a generation is to begin or go on with."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -8,10 +9,13 @@ from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError
 from adacache_engines.latent_space import takes_images
-from adacache_engines.manifest import LatentSpace
-from adacache_runtime.bound import Bound
+from adacache_engines.manifest import Graph, LatentSpace
+from adacache_runtime.bound import Bound, batches
 from adacache_runtime.samplers import Floats
+from adacache_runtime.tiles import by_tiles, spans, tile_side
 from adacache_runtime.windows import encoded_windows
+
+LEAST = np.finfo(np.float32).tiny  # deviation, so that it has a logarithm
 
 Noise = Callable[[tuple[int, ...]], Floats]  # a shape to float32 values of a standard normal distribution
 
@@ -20,11 +24,6 @@ def drawn(seed: int) -> Noise:
     """Noise of a generator; the same seed gives the same latents."""
     generator = np.random.default_rng(seed)
     return lambda shape: generator.standard_normal(shape, np.float32)
-
-
-def no_noise(shape: tuple[int, ...]) -> Floats:
-    """Takes the mean of each distribution for its sample."""
-    return np.zeros(shape, np.float32)
 
 
 def check_encoder(space: LatentSpace) -> None:
@@ -39,12 +38,12 @@ def check_encoder(space: LatentSpace) -> None:
         )
 
 
-def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise) -> Floats:
-    """Runs the bundle's encoder. It is loaded for the call and let go of.
+def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise, tile: int | None = None) -> Floats:
+    """Runs the bundle's encoder, some images and then a window at a time. Each of its graphs is loaded for its turn and
+    let go of.
 
-    Each of its graphs gives a normal distribution, and the next takes a sample of it; noise is drawn once for all
-    images, (frames, channels, height, width), and once for every window, (1, channels, latent frames, height, width),
-    in order.
+    Each graph gives a normal distribution, and the next takes a sample of it; noise is drawn once for all images,
+    (frames, channels, height, width), and once for every window, (1, channels, latent frames, height, width), in order.
 
     Args:
         bundle: with an encoder.
@@ -52,12 +51,15 @@ def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise) -> Fl
         pixels: (3, frames, height, width), -1 to 1; of a height and width that latents make no whole multiple of, what
             is beyond is seen but gives no latents.
         noise: what the samples deviate by.
+        tile: pixels, side of the tiles that larger frames are encoded by; None = what the bundle says. Over the
+            overlaps of tiles the means and log variances of the first graph are blended.
 
     Returns:
         (channels, latent frames, latent height, latent width), as the model has them.
 
     Raises:
         InputError: the bundle has no encoder, and what to do; or these are no pixels.
+        OutOfRangeError: there are no such tiles.
     """
     space = bundle.manifest.latent
     if space.decoder == "pixels":
@@ -71,29 +73,93 @@ def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise) -> Fl
         )
     if not np.isfinite(pixels).all():
         raise InputError("the pixels to encode contain NaN or infinity")
-    height, width = (side // space.spatial_factor for side in pixels.shape[2:])
-    sizes = {"height": height, "width": width, "pixel_height": pixels.shape[2], "pixel_width": pixels.shape[3]}
     value: Floats = pixels
-    for graph in space.encoding:
+    for graph, at in encoder_sizes(space, pixels.shape, tile):
+        side = _side(space, pixels.shape, tile) if graph is space.encoding[0] else None
         through = _images if takes_images(graph) else _windows
-        value = through(Bound(graph, backend), space, value, sizes, noise)
+        value = through(Bound(graph, backend, at), space, value, side, noise)
     return value
 
 
-def _images(engine: Bound, space: LatentSpace, value: Floats, sizes: dict[str, int], noise: Noise) -> Floats:
+def encoder_sizes(
+    space: LatentSpace, shape: Sequence[int], tile: int | None = None
+) -> list[tuple[Graph, list[dict[str, int]]]]:
+    """Each graph of :func:`encode`, and the sizes of the axes that it is called at.
+
+    Args:
+        space: of the bundle.
+        shape: of the pixels.
+        tile: as of :func:`encode`.
+    """
+    _, frames, *size = shape
+    found = []
+    for graph in space.encoding:
+        unit = _unit(space, graph)
+        side = _side(space, shape, tile) if graph is space.encoding[0] else None
+        if takes_images(graph):
+            counts = {len(batch) for batch in batches(frames, space.images)}
+        else:
+            windows = encoded_windows(space.windows, frames)
+            counts, frames = {window.stop - window.start for window in windows}, sum(one.count for one in windows)
+        heights, widths = ({stop - start for start, stop in spans(length, side, unit)} for length in size)
+        sizes = itertools.product(sorted(counts), sorted(heights), sorted(widths))
+        found.append((graph, [_axes(space, unit, *some) for some in sizes]))
+        size = [length // unit for length in size]
+    return found
+
+
+def _unit(space: LatentSpace, graph: Graph) -> int:
+    """Rows of what a graph takes that become a latent row."""
+    return space.spatial_factor if graph is space.encoding[0] else 1
+
+
+def _side(space: LatentSpace, shape: Sequence[int], tile: int | None) -> int | None:
+    size = [length // space.spatial_factor for length in shape[2:]]
+    return tile_side(space, tile, size, len(encoded_windows(space.windows, shape[1])))
+
+
+def _axes(space: LatentSpace, unit: int, count: int, height: int, width: int) -> dict[str, int]:
+    """Sizes of the axes of a graph that gets so many images or frames, rows and columns."""
+    time = {"images": count, "pixel_frames": count, "frames": space.windows.encoded(count)}
+    inside = {"height": height // unit, "width": width // unit}
+    return {**time, **inside, "pixel_height": height, "pixel_width": width}
+
+
+def _images(engine: Bound, space: LatentSpace, value: Floats, side: int | None, noise: Noise) -> Floats:
     """A sample of what a graph of images makes of (channels, frames, height, width), of the same axes."""
     images = value.swapaxes(0, 1)
-    parts = [images[start : start + space.images] for start in range(0, len(images), space.images)]
-    given = [engine(part, {**sizes, "images": len(part)}) for part in parts]
+    parts = [images[batch.start : batch.stop] for batch in batches(len(images), space.images)]
+    given = [_distribution(engine, space, part, len(part), side) for part in parts]
     mean, deviation = (np.concatenate(some) for some in zip(*given, strict=True))
     return (mean + deviation * noise(mean.shape)).swapaxes(0, 1)
 
 
-def _windows(engine: Bound, space: LatentSpace, value: Floats, sizes: dict[str, int], noise: Noise) -> Floats:
+def _windows(engine: Bound, space: LatentSpace, value: Floats, side: int | None, noise: Noise) -> Floats:
     """Likewise of a graph of windows."""
     samples = []
     for window in encoded_windows(space.windows, value.shape[1]):
         part = value[None, :, window.start : window.stop]
-        mean, deviation = engine(part, {**sizes, "pixel_frames": part.shape[2], "frames": window.made})
+        mean, deviation = _distribution(engine, space, part, part.shape[2], side)
         samples.append((mean + deviation * noise(mean.shape))[0, :, window.kept])
     return np.concatenate(samples, 1)
+
+
+def _distribution(
+    engine: Bound, space: LatentSpace, value: Floats, count: int, side: int | None
+) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of the latents of so many images or frames."""
+    unit = _unit(space, engine.graph)
+
+    def run(part: Floats) -> list[Floats]:
+        return engine(part, _axes(space, unit, count, *part.shape[-2:]))
+
+    if side is None:
+        mean, deviation = run(value)
+        return mean, deviation
+
+    def moments(part: Floats) -> Floats:
+        mean, deviation = run(part)
+        return np.concatenate([mean, np.log(np.maximum(deviation, LEAST))], 1)
+
+    mean, log_deviation = np.split(by_tiles(moments, value, side, taken=unit), 2, 1)
+    return mean, np.exp(log_deviation)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from adacache_engines.errors import EngineError, InputError, PolicyError
-from adacache_runtime.memory import KINDS, MemoryPlan, megabytes
+from adacache_runtime.memory import KINDS, MemoryPlan, PartMemory, megabytes
 from adacache_runtime.policies.never import NeverReuse
 from adacache_runtime.request import Request, Settled
 
@@ -41,6 +41,36 @@ def check_fit(request: Request, settled: Settled, plan: MemoryPlan, free: int | 
     )
 
 
+def check_encoder_fit(tile: int | None, free: int | None, measure: Callable[[int | None], PartMemory]) -> None:
+    """
+    Args:
+        tile: pixels, side of the tiles that is asked for.
+        free: bytes, before the engines are loaded; None = unknown, and everything fits.
+        measure: what encoding takes by tiles of a side; raises for one that cannot be.
+
+    Raises:
+        InputError: it does not fit; says which tiles would make it fit.
+    """
+    if free is None:
+        return
+    needed = measure(tile)
+    if needed.nbytes <= free:
+        return
+
+    def fits(side: int) -> bool:
+        try:
+            return measure(side).nbytes <= free
+        except (InputError, EngineError):  # outside of what the model or its plans allow
+            return False
+
+    smaller = next(filter(fits, _smaller_tiles(tile)), None)
+    raise InputError(
+        f"encoding what is given does not fit into memory: it takes {megabytes(needed.nbytes)} MB, of which "
+        f"{megabytes(needed.arena or 0)} MB are activations, and {megabytes(free)} MB are free; "
+        + (f"it would fit with --tile {smaller}" if smaller else "choose a smaller --size")
+    )
+
+
 def _options(request: Request, settled: Settled, free: int, measure: Measure) -> Iterator[tuple[str, MemoryPlan]]:
     """Changes that make it fit, each with what it takes then."""
 
@@ -70,9 +100,12 @@ def _options(request: Request, settled: Settled, free: int, measure: Measure) ->
 
 
 def _by_tiles(request: Request) -> Iterator[tuple[str, Request]]:
-    for side in TILES:
-        if request.tile is None or side < request.tile:
-            yield f"--tile {side}", replace(request, tile=side)
+    for side in _smaller_tiles(request.tile):
+        yield f"--tile {side}", replace(request, tile=side)
+
+
+def _smaller_tiles(tile: int | None) -> list[int]:
+    return [side for side in TILES if tile is None or side < tile]
 
 
 def _fewer_prompts(request: Request, settled: Settled) -> Iterator[tuple[str, Request]]:

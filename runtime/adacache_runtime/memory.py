@@ -1,28 +1,46 @@
 """What a run will take of its device's memory, before anything is allocated.
 
-The numbers are those of the run itself by construction: the same code assembles the generation, on a device that
-hands out buffers without memory and engines that only say what they need.
+The numbers are those of the run itself by construction: the same code assembles the generation, the decoder and the
+encoder, on a device that hands out buffers without memory and engines that only say what they need.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from rich.table import Table
 
-from adacache_engines.base import Backend, Engine, check_binding
-from adacache_engines.buffers import Array, Buffer, Call, in_turn
+from adacache_engines.base import Backend
 from adacache_engines.bundle import Bundle
+from adacache_engines.errors import EngineError, OutOfRangeError
 from adacache_engines.manifest import Graph, LatentSpace
 from adacache_runtime.assembly import assemble
-from adacache_runtime.bound import allocate
+from adacache_runtime.bound import Bound
 from adacache_runtime.decode import decoder_sizes
+from adacache_runtime.encode import encoder_sizes
+from adacache_runtime.paper import Asked, Known, Paper, PaperBackend, arena_nbytes
 from adacache_runtime.plan import Engines
 from adacache_runtime.request import Request, Settled
 from adacache_runtime.windows import video_frames
 
 GROWS = "grows as needed"
+
+
+@dataclass(frozen=True)
+class PartMemory:
+    """Bytes of engines that are there for a while only.
+
+    Attributes:
+        held: weights and buffers.
+        arena: activations; None = they grow as needed.
+    """
+
+    held: int = 0
+    arena: int | None = 0
+
+    @property
+    def nbytes(self) -> int:
+        """All that is known."""
+        return self.held + (self.arena or 0)
 
 
 @dataclass(frozen=True)
@@ -32,9 +50,13 @@ class MemoryPlan:
     Attributes:
         weights: of the engines, which stay loaded for all runs.
         encoder: weights of the text encoder that are loaded at once, before the run only; 0 where the run needs none,
-            has none here, or the bundle does not say.
-        decoder: weights of the decoder, likewise, and what one prompt's windows or tiles are decoded in; it is there
-            after the run only, and its activations are not counted.
+            has none here, or the bundle does not say. Its activations are those of one prompt, and not counted.
+        pixel_encoder: weights of the encoder of images and clips, and what it encodes them in; it is there before the
+            weights of the engines are. 0 where nothing is to be encoded.
+        pixel_encoder_arena: its activations; None = they grow as needed.
+        decoder: weights of the decoder, and what one prompt's windows or tiles are decoded in; it is there after the
+            run only.
+        decoder_arena: its activations, likewise.
         arena: activations of the engine that takes most; None = it grows as needed.
         hidden: hidden states between blocks.
         residuals: that the policy reuses.
@@ -44,7 +66,10 @@ class MemoryPlan:
 
     weights: int
     encoder: int
+    pixel_encoder: int
+    pixel_encoder_arena: int | None
     decoder: int
+    decoder_arena: int | None
     arena: int | None
     hidden: int
     residuals: int
@@ -58,14 +83,18 @@ class MemoryPlan:
 
     @property
     def beside_weights(self) -> int:
-        """The most that there is at once beside the engines' weights."""
-        return max(self.encoder, self.run, self.decoder)
+        """The most that there is at once beside the engines' weights, whose place the encoder of pixels has first."""
+        pixel_encoder = self.pixel_encoder + (self.pixel_encoder_arena or 0) - self.weights
+        return max(self.encoder, self.run, self.decoder + (self.decoder_arena or 0), pixel_encoder)
 
 
 KINDS: Mapping[str, str] = {
     "weights": "weights of the engines",
     "encoder": "weights of the text encoder, before the run",
+    "pixel_encoder": "encoder of pixels and its buffers, before the weights are loaded",
+    "pixel_encoder_arena": "activations of the encoder of pixels",
     "decoder": "decoder and its buffers, after the run",
+    "decoder_arena": "activations of the decoder",
     "arena": "activations",
     "hidden": "hidden states",
     "residuals": "cached residuals",
@@ -82,22 +111,24 @@ def plan_memory(
     settled: Settled,
     sizes: Mapping[str, int],
     encodes: bool,
+    references: Sequence[Sequence[int]],
+    known: Known,
 ) -> MemoryPlan:
-    """What :func:`adacache_runtime.assembly.assemble` would allocate; same arguments, the back end, and whether the
-    text encoder runs before.
+    """What :func:`adacache_runtime.assembly.assemble` would allocate; same arguments, the back end, whether the text
+    encoder runs before, and the shapes of the pixels that are encoded before. ``known`` remembers what engines need
+    that are loaded to be asked.
 
     Raises:
         EngineError: an engine does not run at these sizes.
+        OutOfRangeError: nor does the decoder or the encoder at these tiles.
     """
-    device = _Paper()
-    needs: list[int | None] = []
+    device, needs = Paper(), list[int | None]()
     asked = Engines(
-        {name: _Asked(engine, needs) for name, engine in engines.stages.items()},
-        {name: _Asked(engine, needs) for name, engine in engines.arithmetic.items()},
+        {name: Asked(engine, needs) for name, engine in engines.stages.items()},
+        {name: Asked(engine, needs) for name, engine in engines.arithmetic.items()},
     )
     manifest = bundle.manifest
     assembly = assemble(manifest, asked, device, request, settled, sizes)
-    known = [need for need in needs if need is not None]
     plan = assembly.plan
     probes = [*assembly.probed.values(), *(probe.cached for probe in assembly.probes)]
     if plan.unwatched is not None:
@@ -105,14 +136,71 @@ def plan_memory(
     kinds = {"hidden": plan.hidden, "residuals": assembly.residuals, "probes": probes}
     nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
     weights = backend.weights_nbytes(manifest.loop_graphs())
+    encoder = encoder_memory(bundle, backend, references, request.tile, known)
+    decoder = _decoder_memory(manifest.latent, backend, request, settled, known)
     return MemoryPlan(
         weights=bundle.path(manifest.weights).stat().st_size if weights is None else weights,
         encoder=_most_weights(backend, manifest.part_graphs("text_encoder")) if encodes else 0,
-        decoder=_weights(backend, manifest.latent.decoding) + _decoder_buffers(manifest.latent, request, settled),
-        arena=max(known) if len(known) == len(needs) else None,
+        pixel_encoder=encoder.held,
+        pixel_encoder_arena=encoder.arena,
+        decoder=decoder.held,
+        decoder_arena=decoder.arena,
+        arena=arena_nbytes(needs),
         **nbytes,
         latents=device.nbytes - sum(nbytes.values()),
     )
+
+
+def encoder_memory(
+    bundle: Bundle, backend: Backend, references: Sequence[Sequence[int]], tile: int | None, known: Known
+) -> PartMemory:
+    """What :func:`adacache_runtime.encode.encode` takes for pixels of these shapes, one after another: its graphs are
+    loaded one at a time. Raises what :func:`plan_memory` raises.
+    """
+    space = bundle.manifest.latent
+    steps = [step for shape in references for step in encoder_sizes(space, shape, tile)]
+    parts = [_part_memory(space, backend, [step], tile, known) for step in steps]
+    return max(parts, key=lambda part: part.nbytes, default=PartMemory())
+
+
+def _decoder_memory(
+    space: LatentSpace, backend: Backend, request: Request, settled: Settled, known: Known
+) -> PartMemory:
+    """What :func:`adacache_runtime.decode.decode` takes for a prompt; videos are decoded one by one."""
+    if not space.decoding:
+        return PartMemory()
+    shape = settled.latents.shape[1:]
+    steps = decoder_sizes(space, shape, video_frames(space, shape[1], settled.frames), request.tile)
+    return _part_memory(space, backend, steps, request.tile, known)
+
+
+def _part_memory(
+    space: LatentSpace,
+    backend: Backend,
+    steps: Sequence[tuple[Graph, Sequence[Mapping[str, int]]]],
+    tile: int | None,
+    known: Known,
+) -> PartMemory:
+    """Of graphs of the VAE that are there together, each at its sizes.
+
+    A back end that knows its weights knows its activations, too; another is not loaded to be asked, and neither is what
+    does not fit anyway.
+    """
+    graphs = [graph for graph, _ in steps]
+    weights, free = _weights(backend, graphs), backend.device.free_nbytes()
+    asks = backend.weights_nbytes(graphs) is not None and (free is None or weights <= free)
+    paper = PaperBackend(backend, asks, known)
+    try:
+        for graph, at in steps:
+            Bound(graph, paper, at)
+    except EngineError as error:
+        if tile is None or space.tile is None or tile <= space.tile:
+            raise
+        raise OutOfRangeError(
+            f"the compiled plans of this bundle's VAE take tiles of {space.tile} pixels at most, and not {tile}: "
+            f"choose --tile {space.tile} or less, or leave it out"
+        ) from error
+    return PartMemory(weights + paper.device.nbytes, arena_nbytes(paper.needs))
 
 
 def _most_weights(backend: Backend, graphs: Sequence[Graph]) -> int:
@@ -124,17 +212,6 @@ def _weights(backend: Backend, graphs: Sequence[Graph]) -> int:
     """Of graphs that are loaded together."""
     known = backend.weights_nbytes(graphs) if graphs else 0
     return sum(graph.weights_nbytes or 0 for graph in graphs) if known is None else known
-
-
-def _decoder_buffers(space: LatentSpace, request: Request, settled: Settled) -> int:
-    """Bytes that :func:`adacache_runtime.decode.decode` allocates for a prompt; videos are decoded one by one."""
-    if not space.decoding:
-        return 0
-    shape = settled.latents.shape[1:]
-    device = _Paper()
-    for graph, sizes in decoder_sizes(space, shape, video_frames(space, shape[1], settled.frames), request.tile):
-        allocate(graph, sizes, device)
-    return device.nbytes
 
 
 def table(plan: MemoryPlan, free: int | None, place: str) -> Table:
@@ -159,93 +236,3 @@ def table(plan: MemoryPlan, free: int | None, place: str) -> Table:
 def megabytes(nbytes: int) -> str:
     """For people: 10^6 bytes, one decimal."""
     return f"{nbytes / 1e6:.1f}"
-
-
-@dataclass(frozen=True)
-class _Sheet:
-    """A buffer without memory."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    address: int = 0
-
-    @property
-    def nbytes(self) -> int:
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def part(self, start: int, stop: int) -> "_Sheet":
-        return _Sheet((len(range(self.shape[0])[start:stop]), *self.shape[1:]), self.dtype)
-
-    def row(self, index: int) -> "_Sheet":
-        return _Sheet(self.shape[1:], self.dtype)
-
-    def write(self, array: Array) -> None:
-        pass
-
-    def read(self) -> Array:
-        raise NotImplementedError("there is nothing to read")
-
-
-@dataclass(frozen=True)
-class _NoReadback:
-    def start(self) -> None:
-        pass
-
-    def result(self) -> Array:
-        raise NotImplementedError("there is nothing to read")
-
-
-@dataclass
-class _Paper:
-    """A device that only counts."""
-
-    nbytes: int = 0
-    kind: str = "paper"
-    index: int = 0
-
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> _Sheet:
-        sheet = _Sheet(shape, dtype)
-        self.nbytes += sheet.nbytes
-        return sheet
-
-    def copy(self, source: Buffer, target: Buffer) -> Call:
-        return _nothing
-
-    def readback(self, source: Buffer) -> _NoReadback:
-        return _NoReadback()
-
-    def sequence(self, calls: Sequence[Call], name: str = "calls") -> Call:
-        return in_turn(calls)
-
-    def free_nbytes(self) -> None:
-        """Paper is never short."""
-
-    def mark(self) -> None:
-        """Nothing runs."""
-
-    def milliseconds(self, start: object, stop: object) -> float:
-        return 0.0
-
-
-def _nothing() -> None:
-    pass
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """An engine that is asked for its need instead of being bound."""
-
-    engine: Engine
-    needs: list[int | None]
-
-    @property
-    def graph(self) -> Graph:
-        return self.engine.graph
-
-    def bind(self, tensors: Mapping[str, Buffer]) -> Call:
-        check_binding(self.graph, tensors)
-        self.needs.append(self.workspace_nbytes({spec.name: tensors[spec.name].shape for spec in self.graph.inputs}))
-        return _nothing
-
-    def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-        return self.engine.workspace_nbytes(shapes)

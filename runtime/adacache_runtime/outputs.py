@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from adacache_runtime.progress import frame_progress
 from adacache_runtime.raw_frames import STANDARD_OUTPUT, check_standard_output, write_raw
 from adacache_runtime.request import Settled
 from adacache_runtime.schedule_plot import check_plot, plot_schedule
-from adacache_runtime.video import check_video, writing_video
+from adacache_runtime.video import Frames, check_video, writing_video
 from adacache_runtime.windows import video_frames
 
 
@@ -100,7 +101,7 @@ def write_videos(
     pixels = bundle.manifest.latent.decoder == "pixels"
     with nullcontext(lambda: None) if pixels else frame_progress(len(outputs) * count) as progress:
         for path, latents, fps in zip(outputs, result.latents, settled.fps.tolist(), strict=True):
-            frames = stream(bundle, backend, latents, count, options.tile, progress)
+            frames = _counted(stream(bundle, backend, latents, count, options.tile), progress)
             if path == STANDARD_OUTPUT:
                 for some in frames:
                     write_raw(some, options.zoom)
@@ -115,6 +116,14 @@ def write_videos(
         return
     for path in outputs:
         print(path)
+
+
+def _counted(parts: Iterator[Frames], step: Callable[[], None]) -> Iterator[Frames]:
+    """The same, with a step for each frame."""
+    for part in parts:
+        for _ in part:
+            step()
+        yield part
 
 
 def _video_shape(latent: LatentSpace, settled: Settled, clips: int) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@
 >>> write_video(Path("boat.mp4"), render(pipeline.bundle, pipeline.backend, result.latents[0]), fps=24)
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from adacache_runtime.fit import check_fit
 from adacache_runtime.latents import Latents
 from adacache_runtime.loop import Generation, denoise
 from adacache_runtime.memory import MemoryPlan, plan_memory
+from adacache_runtime.paper import Known
 from adacache_runtime.plan import Engines, granularities, residual_nbytes
 from adacache_runtime.policy import Granularity
 from adacache_runtime.request import Request, Settled, settle
@@ -98,6 +99,7 @@ class Pipeline:
         """
         self.bundle, self.backend, self.text_backend = bundle, backend, text_backend or backend
         self._cache = EmbeddingCache(embedding_cache, bundle.manifest) if embedding_cache else None
+        self._known: Known = {}
         manifest = bundle.manifest
         stages, arithmetic = {}, {}
         for stage in manifest.stages:
@@ -189,15 +191,19 @@ class Pipeline:
         sizes = self._sizes(settled, read)
         return Started(self._prepare(request, settled, read, sizes), settled, sizes)
 
-    def memory(self, request: Request) -> MemoryPlan:
+    def memory(self, request: Request, references: Sequence[Sequence[int]] = ()) -> MemoryPlan:
         """What a generation will take, by kind; nothing is allocated.
+
+        Args:
+            request: of the generation.
+            references: shapes of pixels that are encoded before the engines are loaded.
 
         Raises:
             OutOfRangeError, InputError: as :meth:`generate`, but for the memory.
             EngineError: an engine does not run at this size.
         """
         settled = settle(self.bundle, request)
-        return self._memory(request, settled, text.read_text(self.bundle, request))
+        return self._memory(request, settled, text.read_text(self.bundle, request), references)
 
     def residual_nbytes(self, request: Request) -> dict[Granularity, int]:
         """Memory that cached residuals take, by granularity."""
@@ -205,10 +211,14 @@ class Pipeline:
         manifest = self.bundle.manifest
         return {choice: residual_nbytes(manifest, sizes, choice) for choice in granularities(manifest)}
 
-    def _memory(self, request: Request, settled: Settled, read: text.Text) -> MemoryPlan:
+    def _memory(
+        self, request: Request, settled: Settled, read: text.Text, references: Sequence[Sequence[int]] = ()
+    ) -> MemoryPlan:
         sizes = self._sizes(settled, read)
         encodes = self.text_backend is self.backend and not cached(read.tokens, self._cache)
-        return plan_memory(self.bundle, self.backend, self.engines, request, settled, sizes, encodes)
+        return plan_memory(
+            self.bundle, self.backend, self.engines, request, settled, sizes, encodes, references, self._known
+        )
 
     def _sizes(self, settled: Settled, read: text.Text) -> dict[str, int]:
         """Of all dynamic axes."""

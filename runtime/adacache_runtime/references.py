@@ -1,4 +1,4 @@
-"""Where frames that are given go: Open-Sora's mask strategies.
+"""Where frames that are given go, as Open-Sora's mask strategies say it.
 
 Latents come as its VAE makes them, 5 of each 17 frames. Such a group decodes by itself, so references begin where one
 does.
@@ -26,45 +26,17 @@ class Placement:
     """Latent frames of a reference that take the place of noise.
 
     Attributes:
-        loop: number of the clip, from 0, in a video of several.
         reference: number of the reference, from 0.
         reference_start, start: first latent frame in the reference and in the clip; negative = from the end.
         length: in latent frames, less where the reference or the clip ends.
         edit_ratio: 0 = keep them; else as of :mod:`adacache_runtime.masking`, where 1 takes them for the noise itself.
     """
 
-    loop: int = 0
     reference: int = 0
     reference_start: int = 0
     start: int = 0
     length: int = 1
     edit_ratio: float = 0.0
-
-
-def parse_strategy(text: str) -> tuple[Placement, ...]:
-    """A mask strategy: ``loop,reference,reference_start,start,length,edit_ratio;...``, what is missing at the end of a
-    group as :class:`Placement` has it.
-
-    Raises:
-        InputError: it is not of that form, an edit ratio is not 0 to 1, or a length not at least 1.
-    """
-    return tuple(_placement(group) for group in text.split(";")) if text.strip() else ()
-
-
-def _placement(group: str) -> Placement:
-    words = group.split(",")
-    try:
-        placement = Placement(*map(int, words[:5]), *map(float, words[5:]))
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"mask strategy {group!r} is not loop,reference,reference_start,start,length,edit_ratio: five whole "
-            "numbers and a ratio, fewer where the rest is 0,0,0,0,1,0"
-        ) from error
-    if not 0 <= placement.edit_ratio <= 1:
-        raise InputError(f"mask strategy {group!r}: edit ratio {placement.edit_ratio} is not 0 to 1")
-    if placement.length < 1:
-        raise InputError(f"mask strategy {group!r}: a length of {placement.length} is not possible; choose at least 1")
-    return placement
 
 
 def alignment(space: LatentSpace) -> int:
@@ -83,14 +55,13 @@ def snapped(index: int, frames: int, align: int) -> int:
 
 
 def place(
-    latents: Floats, references: Sequence[Floats], placements: Sequence[Placement], loop: int = 0, align: int = 1
+    latents: Floats, references: Sequence[Floats], placements: Sequence[Placement], align: int = 1
 ) -> tuple[Floats, Floats]:
     """
     Args:
         latents: noise of one prompt (channels, frames, height, width).
         references: each (channels, frames, height, width).
-        placements: where they go; those of other loops do not count, and later ones come on top.
-        loop: number of the clip.
+        placements: where they go; later ones come on top.
         align: see :func:`alignment`.
 
     Returns:
@@ -102,8 +73,6 @@ def place(
     """
     out, mask = latents.copy(), np.ones(latents.shape[1], np.float32)
     for placement in placements:
-        if placement.loop != loop:
-            continue
         if not 0 <= placement.reference < len(references):
             raise InputError(f"there is no reference {placement.reference}, of {len(references)} counted from 0")
         given = references[placement.reference]

@@ -70,7 +70,7 @@ class Request:
         scope: whether the ``batch`` decides as one, or each ``prompt`` for itself and the most cautious for all.
         keep_calls: keep the latents before each call, too.
         idle_call: make the call, too, with which PNDM originally ends and which changes nothing.
-        tile: pixels, side of the tiles that larger frames are to be decoded by; None = what the bundle says.
+        tile: pixels, side of the tiles that larger frames are to be coded by; None = what the bundle says.
     """
 
     height: int | None = None

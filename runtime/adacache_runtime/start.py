@@ -1,6 +1,7 @@
 """What a video starts from, on the command line: images at some of its frames, a clip that it continues."""
 
 import argparse
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime.clips import CONTINUED, check_continues
 from adacache_runtime.encode import check_encoder, drawn, encode
+from adacache_runtime.fit import check_encoder_fit
 from adacache_runtime.masking import check_conditioned
+from adacache_runtime.memory import encoder_memory
 from adacache_runtime.pictures import fit, read_image, read_last_frames
 from adacache_runtime.references import Placement, alignment, latent_index, placed, snapped
 from adacache_runtime.request import Request, Settled
@@ -116,7 +119,24 @@ def _check_places(placements: list[Placement], frames: int, edit: float) -> None
 
 
 def begin(start: Start, request: Request, settled: Settled, bundle: Bundle, backend: Backend) -> Request:
-    """The request with the references in place, encoded."""
+    """The request with the references in place, encoded.
+
+    Raises:
+        InputError: there is not the memory to encode them; nothing has run then.
+    """
+    shapes, known = [pixels.shape for pixels in start.pixels], dict[Hashable, int | None]()
+    check_encoder_fit(
+        request.tile, backend.device.free_nbytes(), lambda tile: encoder_memory(bundle, backend, shapes, tile, known)
+    )
     noise = drawn(request.seed)
-    references = [encode(bundle, backend, pixels, noise) for pixels in start.pixels]
+    references = [encode(bundle, backend, pixels, noise, request.tile) for pixels in start.pixels]
     return placed(request, settled.latents, references, start.placements, alignment(bundle.manifest.latent))
+
+
+def begin_on_paper(start: Start, request: Request, settled: Settled, bundle: Bundle) -> Request:
+    """A request of the same shapes with zeros for the references, to plan its memory."""
+    space = bundle.manifest.latent
+    channels, _, *inside = settled.latents.shape[1:]
+    counts = [space.latent_frames(pixels.shape[1]) for pixels in start.pixels]
+    references = [np.zeros((channels, count, *inside), np.float32) for count in counts]
+    return placed(request, settled.latents, references, start.placements, alignment(space))
