@@ -65,8 +65,9 @@ def check_encoder_fit(tile: int | None, free: int | None, measure: Callable[[int
 
     smaller = next(filter(fits, _smaller_tiles(tile)), None)
     raise InputError(
-        f"encoding what is given does not fit into memory: it takes {megabytes(needed.nbytes)} MB, of which "
-        f"{megabytes(needed.arena or 0)} MB are activations, and {megabytes(free)} MB are free; "
+        f"encoding what is given does not fit into memory: it takes {megabytes(needed.nbytes)} MB"
+        + (f", {megabytes(needed.arena)} MB of them activations" if needed.arena else "")
+        + f", and {megabytes(free)} MB are free; "
         + (f"it would fit with --tile {smaller}" if smaller else "choose a smaller --size")
     )
 

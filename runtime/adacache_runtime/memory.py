@@ -95,7 +95,7 @@ KINDS: Mapping[str, str] = {
     "pixel_encoder_arena": "activations of the encoder of pixels",
     "decoder": "decoder and its buffers, after the run",
     "decoder_arena": "activations of the decoder",
-    "arena": "activations",
+    "arena": "activations of the engines",
     "hidden": "hidden states",
     "residuals": "cached residuals",
     "probes": "probes",
@@ -122,7 +122,8 @@ def plan_memory(
         EngineError: an engine does not run at these sizes.
         OutOfRangeError: nor does the decoder or the encoder at these tiles.
     """
-    device, needs = Paper(), list[int | None]()
+    device = Paper()
+    needs: list[int | None] = []
     asked = Engines(
         {name: Asked(engine, needs) for name, engine in engines.stages.items()},
         {name: Asked(engine, needs) for name, engine in engines.arithmetic.items()},
@@ -183,8 +184,8 @@ def _part_memory(
 ) -> PartMemory:
     """Of graphs of the VAE that are there together, each at its sizes.
 
-    A back end that knows its weights knows its activations, too; another is not loaded to be asked, and neither is what
-    does not fit anyway.
+    A back end that knows its weights knows its activations, too; engines of another are not loaded to be asked, and
+    neither is what does not fit anyway.
     """
     graphs = [graph for graph, _ in steps]
     weights, free = _weights(backend, graphs), backend.device.free_nbytes()

@@ -1,7 +1,6 @@
 """What a video starts from, on the command line: images at some of its frames, a clip that it continues."""
 
 import argparse
-from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from adacache_runtime.encode import check_encoder, drawn, encode
 from adacache_runtime.fit import check_encoder_fit
 from adacache_runtime.masking import check_conditioned
 from adacache_runtime.memory import encoder_memory
+from adacache_runtime.paper import Known
 from adacache_runtime.pictures import fit, read_image, read_last_frames
 from adacache_runtime.references import Placement, alignment, latent_index, placed, snapped
 from adacache_runtime.request import Request, Settled
@@ -124,7 +124,8 @@ def begin(start: Start, request: Request, settled: Settled, bundle: Bundle, back
     Raises:
         InputError: there is not the memory to encode them; nothing has run then.
     """
-    shapes, known = [pixels.shape for pixels in start.pixels], dict[Hashable, int | None]()
+    known: Known = {}
+    shapes = [pixels.shape for pixels in start.pixels]
     check_encoder_fit(
         request.tile, backend.device.free_nbytes(), lambda tile: encoder_memory(bundle, backend, shapes, tile, known)
     )
