@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fake_model import WIDTH, fake_pipeline, functions, graph, spec
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 from test_decode import SPACE
 from vae_bundle import alone, random_spatial_vae
@@ -93,6 +93,7 @@ def fake(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return encoding(tmp_path_factory.mktemp("bundle"), CAUSAL if request.param == "windows" else CHAIN)
 
 
+@settings(deadline=None)
 @given(
     frames=some.integers(1, 20),
     height=some.integers(2, 45),
