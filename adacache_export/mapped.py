@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 MAPS = Path("/proc/self/maps")  # of Linux: one line for each mapping: addresses, permissions, offset, device, inode
+LEAST_BYTES = 1 << 16  # of a tensor that is worth looking up in that file, which takes milliseconds
 
 
 def taken(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -25,9 +26,11 @@ def taken(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def give_back(tensor: Tensor) -> None:
-    """Lets go of the pages of a tensor that is mapped from a file and was not written to; nothing for any other."""
+    """Lets go of the pages of a tensor that is mapped from a file and was not written to; nothing for any other, nor
+    for one of less than ``LEAST_BYTES``.
+    """
     advise = _madvise()
-    if advise is None or not tensor.nbytes:
+    if advise is None or tensor.nbytes < LEAST_BYTES:
         return
     start = tensor.data_ptr()
     storage = tensor.untyped_storage()
