@@ -1,10 +1,11 @@
 """What several test files need: bundles of the reference model, each exported once for all of them."""
 
+import contextlib
 import fcntl
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,14 @@ import pytest
 
 from adacache_runtime.pipeline import Pipeline
 
+# on all blocks alike: each kind of block is traced once
 PROBES = (
-    *("spatial.1.attn", "spatial.1.cross+mlp", "temporal.1.attn", "temporal.1.cross+mlp"),
+    *(
+        f"{kind}.{layer}.{site}"
+        for kind in ("spatial", "temporal")
+        for layer in range(3)
+        for site in ("attn", "cross+mlp")
+    ),
     "spatial.0.modulated",
 )
 DATA = Path(__file__).parent / "data"
@@ -74,9 +81,16 @@ def exported(once: Callable[[str, Callable[[Path], object]], Path], checkpoint: 
 def convert_quietly(source: Path, folder: Path, **options: Any) -> None:
     from adacache_export.convert import Options, convert  # here: it imports torch, which few tests need
 
-    logging.disable()  # pytest collects all that torch logs while tracing, which takes longer than tracing
-    try:
+    with unlogged():
         convert(source, folder, Options(**options))
+
+
+@contextlib.contextmanager
+def unlogged() -> Iterator[None]:
+    """Pytest collects all that torch logs while tracing, which takes longer than tracing."""
+    logging.disable()
+    try:
+        yield
     finally:
         logging.disable(logging.NOTSET)
 
@@ -167,8 +181,29 @@ def t5_folder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def decoding_folder(once: Callable[[str, Callable[[Path], object]], Path], vae_folder: Path, t5_folder: Path) -> Path:
-    """The reference Latte in float16 with a text encoder and a decoder. Not to be changed."""
+def decoding_folder(
+    once: Callable[[str, Callable[[Path], object]], Path],
+    latte_bundle: Callable[[str], Path],
+    vae_folder: Path,
+    t5_folder: Path,
+) -> Path:
+    """The bundle of the reference Latte, with a text encoder and a decoder. Not to be changed."""
+
+    def build(folder: Path) -> None:
+        from adacache_export.add import add_parts  # here: it imports torch, which few tests need
+        from adacache_export.phases import Progress
+
+        part = Path(shutil.copytree(latte_bundle("latte"), folder.with_suffix(".part")))
+        with unlogged():
+            add_parts(part, t5_folder, vae_folder, "fp32", Progress())
+        part.rename(folder)
+
+    return once("bundle-latte-decoding", build)
+
+
+@pytest.fixture(scope="session")
+def half_latte(once: Callable[[str, Callable[[Path], object]], Path], vae_folder: Path, t5_folder: Path) -> Path:
+    """The reference Latte in float16, exported with a text encoder and a decoder: for slow tests. Not to be changed."""
     chosen = {"precision": "fp16", "vae": vae_folder, "text_encoder": t5_folder}
     return once("bundle-latte-fp16", lambda folder: convert_quietly(DATA / "latte", folder, **chosen))
 

@@ -65,6 +65,12 @@ def take_parts_out(folder: Path) -> None:
     replace_manifest(folder, manifest.model_copy(update=changes))
 
 
+@pytest.fixture(scope="module")
+def decoding_folder(half_latte: Path) -> Path:
+    """Exported with its parts, not one to which they were added."""
+    return half_latte
+
+
 @pytest.fixture
 def bare(decoding_folder: Path, tmp_path: Path) -> Path:
     """The reference Latte without parts, to change."""

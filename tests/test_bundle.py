@@ -9,8 +9,10 @@ from typing import Any
 
 import fake_model
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import DATA
 
 from adacache_engines import bundle as bundle_module
 from adacache_engines.bundle import MANIFEST, Bundle, dump_manifest, open_bundle, read_manifest
@@ -253,6 +255,23 @@ def test_an_export_is_a_bundle(checkpoint: Path, room: Path) -> None:
     assert manifest.family == "open-sora-1.2"
     assert set(manifest.probes()) == {"temporal.1.attn"}
     assert (room / "new").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("folder", ["latte", "open-sora-plan"])
+def test_an_export_with_a_text_encoder_and_a_vae(folder: str, vae_folder: Path, t5_folder: Path, room: Path) -> None:
+    """The other parts stay float32 where the model does not."""
+    from safetensors.torch import load_file
+
+    options = {"precision": "fp16", "text_encoder": t5_folder, "vae": vae_folder}
+    if folder == "open-sora-plan":
+        del options["vae"]  # has another one
+    export(DATA / folder, room / "new", **options)
+    manifest = open_bundle(room / "new").manifest
+    weights = {"model": manifest.weights, **manifest.part_weights}
+    assert set(weights) == {"model", *options} - {"precision"}
+    for part, name in weights.items():
+        dtypes = {value.dtype for value in load_file(room / "new" / name).values()}
+        assert dtypes == {torch.float16 if part == "model" else torch.float32}
 
 
 FAULTS: dict[str, tuple[Any, str]] = {

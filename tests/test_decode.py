@@ -287,8 +287,8 @@ def test_a_bundle_without_a_decoder_needs_no_memory_for_one(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_a_plan_of_the_decoder(decoding_folder: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(decoding_folder, tmp_path / "bundle"))
+def test_a_plan_of_the_decoder(half_latte: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(half_latte, tmp_path / "bundle"))
     profile = shape_profile(read_manifest(folder), "64x64..64x128:5f:1..2")
     plans = build_plans(folder, open_library("tensorrt-rtx"), {"any": profile}, BuildOptions(), workers=1)
     (entry,) = [entry for entry in plans.plans if entry.graph == "decoder"]
@@ -362,7 +362,7 @@ def test_latents_instead_of_videos(
     name: str, latte_bundle: Callable[[str], Path], inputs: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
     saved = tmp_path / "latents.npz"
-    command = [str(latte_bundle("open-sora-plan")), *inputs, "--steps", "4", "-o", str(tmp_path / name)]
+    command = [str(latte_bundle("latte")), *inputs, "-o", str(tmp_path / name)]
     assert run([*command, "--save-latents", str(saved)]) == 0
     out, error = capsys.readouterr()
     files = [tmp_path / f"clip-{index}.npz" for index in (1, 2)]
@@ -422,5 +422,5 @@ def test_refused_before_the_work(
     (tmp_path / "sub").mkdir()
     (tmp_path / "taken-1.npz").mkdir()
     options, message = CLASHES[case]
-    assert run([str(latte_bundle("open-sora-plan")), *inputs, "--steps", "4", *options]) == 1
+    assert run([str(latte_bundle("latte")), *inputs, *options]) == 1
     assert message in capsys.readouterr().err

@@ -80,7 +80,7 @@ VARIANTS = [
 HOOKED = [(name, key) for name, original in ORIGINALS.items() for key in original.outputs if not key.endswith(".out")]
 
 
-@pytest.fixture(scope="module", params=ORIGINALS)
+@pytest.fixture(scope="module", params=["latte", pytest.param("open-sora-plan", marks=pytest.mark.slow)])
 def name(request: pytest.FixtureRequest) -> str:
     chosen: str = request.param
     return chosen

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 REAL = ("opensora.", "Latte-1")
 ELSEWHERE = ("pip install", *(f"adacache-{what} {name}" for what in ("export", "run") for name in REAL), "make test")
-MEASURING = "## Which one? Measure, and calibrate\n"  # a section whose commands take longer than the others'
+# sections whose commands take longer than the others', or are of interest to few
+MEASURING = "## Which one? Measure, and calibrate\n"
+PLANS, PROFILING = "## Compiled plans\n", "## Profiling\n"
 BIN = Path(sys.executable).parent
 
 
@@ -26,8 +28,8 @@ def commands(text: str = README) -> list[str]:
     return [line.partition("#")[0].strip() for block in blocks("sh", text) for line in block.splitlines()]
 
 
-def measuring() -> list[str]:
-    return commands(README.partition(MEASURING)[2].partition("\n## ")[0])
+def commands_of(*titles: str) -> list[str]:
+    return [command for title in titles for command in commands(README.partition(title)[2].partition("\n## ")[0])]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +62,13 @@ def demo(checkout: Path) -> str:
     return outputs[-1]
 
 
+def make_mine(checkout: Path) -> None:
+    """The bundle that the commands of later sections take."""
+    if not (checkout / "out" / "mine.adacache").exists():
+        (checkout / "out").mkdir(exist_ok=True)
+        typed(next(command for command in commands() if "-o out/mine.adacache" in command), checkout)
+
+
 def typed(command: str, checkout: Path) -> None:
     words = shlex.split(command)
     program = next(index for index, word in enumerate(words) if "=" not in word)
@@ -79,12 +88,9 @@ def test_commands(checkout: Path) -> None:
                 assert line.startswith(what)
                 assert (checkout / line.split()[-1]).stat().st_size > 0
             assert re.match(r"speed-up +\d+\.\d+ times", ratio)
-        elif not command.startswith(ELSEWHERE) and command not in measuring():
+        elif not command.startswith(ELSEWHERE) and command not in commands_of(MEASURING, PLANS, PROFILING):
             typed(command, checkout)
     assert (checkout / "out" / "mine.mp4").stat().st_size > 0
-    assert (checkout / "out" / "profile.html").stat().st_size > 0
-    assert (checkout / "out" / "00.plan").stat().st_size > 0
-    assert list((checkout / "out" / "mine.adacache" / "engines").glob("tensorrt-rtx-*/spatial.00.plan"))
     for block in blocks("python"):
         if not block.startswith("# "):
             computed = run([sys.executable, "-c", block], checkout)
@@ -94,11 +100,24 @@ def test_commands(checkout: Path) -> None:
 
 
 @pytest.mark.slow
+def test_commands_for_plans_and_profiles(checkout: Path) -> None:
+    make_mine(checkout)
+    here = [command for command in commands_of(PLANS, PROFILING) if not command.startswith(ELSEWHERE)]
+    assert {"adacache-export", "adacache-profile", "polygraphy"} <= {command.split()[0] for command in here}
+    for command in here:
+        typed(command, checkout)
+    assert (checkout / "out" / "profile.html").stat().st_size > 0
+    assert (checkout / "out" / "00.plan").stat().st_size > 0
+    assert list((checkout / "out" / "mine.adacache" / "engines").glob("tensorrt-rtx-*/spatial.00.plan"))
+
+
+@pytest.mark.slow
 def test_commands_that_measure(checkout: Path) -> None:
     if not (checkout / "out" / "demo.adacache").exists():
         demo(checkout)
-    assert [command.split()[0] for command in measuring()] == ["adacache-compare", "adacache-calibrate", "adacache-run"]
-    for command in measuring():
+    here = commands_of(MEASURING)
+    assert [command.split()[0] for command in here] == ["adacache-compare", "adacache-calibrate", "adacache-run"]
+    for command in here:
         typed(command, checkout)
     for name in ("calibrated.mp4", "cmp/frontier.png", "cmp/videos/001.mp4", "cal/calibrated.json"):
         assert (checkout / "out" / name).stat().st_size > 0

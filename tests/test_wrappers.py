@@ -110,7 +110,7 @@ def streaks(decisions: Sequence[Decision], group: int) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(wraps=WRAPS, calls=st.integers(1, 20), changes=CHANGES)
 def test_what_a_wrapper_says_holds_in_any_order(
     kind: str, wraps: list[Wrap], calls: int, changes: Sequence[float]
@@ -133,7 +133,7 @@ def test_what_a_wrapper_says_holds_in_any_order(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(wraps=WRAPS, calls=st.integers(1, 20), changes=CHANGES)
 def test_extrapolation_changes_no_decision(kind: str, wraps: list[Wrap], calls: int, changes: Sequence[float]) -> None:
     """But where groups differ and there is a limit around it: it then takes all groups along."""
@@ -146,7 +146,7 @@ def test_extrapolation_changes_no_decision(kind: str, wraps: list[Wrap], calls: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     before=WRAPS,
     after=WRAPS,
