@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := adacache_export engines/adacache_engines runtime/adacache_runtime tools
-EXTRAS := compare,cpu,export,plot,profile,trt-rtx,dev
+SOURCES := adacache_export engines/adacache_engines runtime/adacache_runtime runtime/adacache_serve tools
+EXTRAS := compare,cpu,export,otel,plot,postgresql,profile,s3,serve,trt-rtx,dev
 
 .PHONY: demo test test-slow table frontier bench clean
 
@@ -35,7 +35,7 @@ bench: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tensorrt-stubs
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tensorrt-stubs nvidia-pytriton
 	touch $@
 
 clean:

@@ -1,6 +1,7 @@
 """What a video starts from, on the command line: images at some of its frames, a clip that it continues."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,16 @@ from adacache_runtime.pictures import fit, read_image, read_last_frames
 from adacache_runtime.references import Placement, alignment, latent_index, placed, snapped
 from adacache_runtime.request import Request, Settled
 from adacache_runtime.samplers import CHUNK_FRAMES
+from adacache_runtime.video import Frames
+
+
+@dataclass(frozen=True)
+class Image:
+    """A frame that is given: what to call it, (1, height, width, 3) RGB, and where it goes, -1 = the last frame."""
+
+    name: str
+    frames: Frames
+    at: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,26 +95,56 @@ def read_start(options: argparse.Namespace, bundle: Bundle, settled: Settled) ->
         raise InputError(f"{len(options.image)} of --image and {len(places)} of --image-at: give one of these for each")
     if not options.image and options.video is None:
         return None
-    check_conditioned(manifest)
-    check_encoder(space)
+    check_start(bundle)
     if not 0 <= options.edit < 1:
         raise OutOfRangeError(f"--edit {options.edit} is not possible; choose 0 or more, below 1")
     if settled.masking is not None:
         raise InputError("the mask in --latents says already what is given: leave it out, or the images and the clip")
+    count = CHUNK_FRAMES if space.frames == "open-sora-vae" else CONTINUED
+    clip = None if options.video is None else read_last_frames(options.video, count)
+    images = [Image(str(path), read_image(path), at) for path, at in zip(options.image, places, strict=True)]
+    return start_with(bundle, settled, images, clip, options.edit)
+
+
+def check_start(bundle: Bundle) -> None:
+    """
+    Raises:
+        InputError: videos of this bundle cannot start from anything.
+    """
+    check_conditioned(bundle.manifest)
+    check_encoder(bundle.manifest.latent)
+
+
+def start_with(
+    bundle: Bundle, settled: Settled, images: Sequence[Image], clip: Frames | None = None, edit: float = 0.0
+) -> Start:
+    """Places what a video is to start from.
+
+    Args:
+        bundle: that can start from something.
+        settled: the video.
+        images: at frames of it.
+        clip: frames that it goes on from.
+        edit: ratio of what may change; 0 = nothing.
+
+    Raises:
+        InputError: two fall on the same frame, or nothing is left to generate.
+        OutOfRangeError: a frame that the video has not.
+    """
+    space, frames = bundle.manifest.latent, settled.latents.shape[2]
     pixels, placements, notes = [], [], []
-    if options.video is not None:
-        count = CHUNK_FRAMES if space.frames == "open-sora-vae" else CONTINUED
-        pixels.append(fit(read_last_frames(options.video, count), settled.height, settled.width))
-        placements.append(Placement(length=CONTINUED, edit_ratio=options.edit))
-    for path, at in zip(options.image, places, strict=True):
-        asked = latent_index(space, at, settled.frames)
+    if clip is not None:
+        pixels.append(fit(clip, settled.height, settled.width))
+        placements.append(Placement(length=CONTINUED, edit_ratio=edit))
+    for image in images:
+        asked = latent_index(space, image.at, settled.frames)
         start = snapped(asked, frames, alignment(space))
         if start != asked:
             frame = start // alignment(space) * CHUNK_FRAMES
-            notes.append(f"{path}: at frame {frame}, the nearest to {at} where {CHUNK_FRAMES} frames begin")
-        placements.append(Placement(reference=len(pixels), start=start, edit_ratio=options.edit))
-        pixels.append(fit(read_image(path), settled.height, settled.width))
-    _check_places(placements, frames, options.edit)
+            notes.append(f"{image.name}: at frame {frame}, the nearest to {image.at} where {CHUNK_FRAMES} frames begin")
+        placements.append(Placement(reference=len(pixels), start=start, edit_ratio=edit))
+        pixels.append(fit(image.frames, settled.height, settled.width))
+    _check_places(placements, frames, edit)
     return Start(tuple(pixels), tuple(placements), tuple(notes))
 
 

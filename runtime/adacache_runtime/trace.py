@@ -67,7 +67,7 @@ class Trace:
         """An object with ``sizes``, ``granularity`` and ``calls``; distance, motion, metric and rate are there where
         they were measured.
         """
-        calls = [_entry(record) for record in self.calls]
+        calls = [entry(record) for record in self.calls]
         return json.dumps({"sizes": dict(self.sizes), "granularity": self.granularity, "calls": calls}, indent=1)
 
 
@@ -81,11 +81,11 @@ def read_trace(path: Path) -> Trace:
         content = json.loads(path.read_text(encoding="utf-8"))
         calls = [
             {
-                **entry,
-                "compute": entry["groups"],
-                "observation": {part.name: entry.get(part.name) for part in fields(Observation)},
+                **call,
+                "compute": call["groups"],
+                "observation": {part.name: call.get(part.name) for part in fields(Observation)},
             }
-            for entry in content["calls"]
+            for call in content["calls"]
         ]
         rest = {"sizes": content.get("sizes", {}), "granularity": content.get("granularity")}
         return TypeAdapter(Trace).validate_python({"calls": calls, **rest})
@@ -99,7 +99,8 @@ def read_trace(path: Path) -> Trace:
         raise InputError(f"trace {path} is not one of adacache-run --trace: {error!r}") from error
 
 
-def _entry(record: CallRecord) -> dict[str, Any]:
+def entry(record: CallRecord) -> dict[str, Any]:
+    """A call as :meth:`Trace.to_json` has it."""
     measured = {key: value for key, value in asdict(record.observation).items() if value is not None}
     # JSON has no NaN: a single frame has no motion
     numbers = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in measured.items()}

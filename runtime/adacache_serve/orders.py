@@ -1,0 +1,186 @@
+"""What a client asks for, as a request to the runtime; every refusal names the field that it is about."""
+
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from adacache_engines.bundle import Bundle
+from adacache_engines.errors import AdaCacheError, InputError
+from adacache_engines.manifest import Manifest
+from adacache_engines.shape_profiles import possible_frames
+from adacache_engines.video_sizes import RESOLUTIONS, frames_of, size_of
+from adacache_runtime import text
+from adacache_runtime.policies import PRESETS, policy_from
+from adacache_runtime.policy import Policy
+from adacache_runtime.request import Request, Settled, settle
+from adacache_runtime.start import Image, check_start, start_with
+from adacache_runtime.video import Frames
+from adacache_serve.schema import CreateVideo
+from adacache_serve.settings import Settings
+
+SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
+POLICY = re.compile(r"([A-Za-z0-9_.-]+)((?:\+[a-z-]+(?:=[0-9.]+)?)*)", re.ASCII)
+DRAWN = 2**53  # seeds above are no longer whole numbers in JavaScript
+
+
+class FieldError(InputError):
+    """A field of an order is not possible."""
+
+    def __init__(self, field: str | None, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@dataclass(frozen=True)
+class Checked:
+    """
+    Attributes:
+        request: to the runtime, without the picture.
+        settled: the same with every default.
+    """
+
+    request: Request
+    settled: Settled
+
+
+def with_seed(order: CreateVideo) -> CreateVideo:
+    """Draws a seed where there is none, so that the same video comes when it has to be made again."""
+    return order if order.seed is not None else order.model_copy(update={"seed": secrets.randbelow(DRAWN)})
+
+
+def check(order: CreateVideo, bundle: Bundle, settings: Settings, picture: Frames | None = None) -> Checked:
+    """
+    Args:
+        order: of a client.
+        bundle: that it is for.
+        settings: limits.
+        picture: that the video is to begin with (1, height, width, 3).
+
+    Raises:
+        FieldError: it is not possible; names the field, and says what is.
+    """
+    request = Request(prompts=(order.prompt,))
+    for field, apply in _FIELDS.items():
+        with _about(field):
+            request = apply(request, order, bundle.manifest)
+    _check_limits(request, bundle.manifest, settings)
+    try:
+        settled = settle(bundle, request)
+    except AdaCacheError as error:
+        raise FieldError(_culprit(order, bundle), str(error)) from error
+    with _about("prompt"):
+        text.read_text(bundle, request)
+    if picture is not None:
+        with _about("image"):
+            check_start(bundle)
+        with _about("image_at"):
+            start_with(bundle, settled, [Image("the image", picture, order.image_at)])
+    return Checked(request, settled)
+
+
+def _check_limits(request: Request, manifest: Manifest, settings: Settings) -> None:
+    """Those of this server, before anything of that size is made."""
+    usual = manifest.video
+    height, width, frames = request.height or usual.height, request.width or usual.width, request.frames or usual.frames
+    if (pixels := frames * height * width) > settings.max_pixels:
+        raise FieldError(
+            "size",
+            f"{frames} frames of {width}x{height} are {pixels} pixels, and this server makes at most "
+            f"{settings.max_pixels}; choose a smaller size or fewer seconds",
+        )
+    if request.steps and request.steps > settings.max_steps:
+        raise FieldError("steps", f"{request.steps} steps: this server makes at most {settings.max_steps}")
+
+
+def _culprit(order: CreateVideo, bundle: Bundle) -> str | None:
+    """The first field with which it is refused, the others being added one by one; None where none is to blame."""
+    request = Request(prompts=(order.prompt,))
+    for field, apply in _FIELDS.items():
+        request = apply(request, order, bundle.manifest)
+        try:
+            settle(bundle, request)
+        except AdaCacheError:
+            return field
+    return None
+
+
+def _size(request: Request, order: CreateVideo, _manifest: Manifest) -> Request:
+    if order.size is None:
+        if order.aspect:
+            raise FieldError("aspect", f"aspect {order.aspect} is of a named size: give one, such as 480p, too")
+        return request
+    if order.size in RESOLUTIONS:
+        try:
+            height, width = size_of(order.size, order.aspect)
+        except InputError as error:
+            raise FieldError("aspect", str(error)) from error
+        return replace(request, height=height, width=width)
+    match = SIZE.fullmatch(order.size)
+    if not match:
+        raise InputError(
+            f"size {order.size!r} is unknown; give WIDTHxHEIGHT in pixels, such as 854x480, or one of "
+            f"{', '.join(RESOLUTIONS)}"
+        )
+    if order.aspect:
+        raise FieldError("aspect", f"size {order.size} has an aspect already; leave this one out")
+    width, height = map(int, match.groups())
+    return replace(request, height=height, width=width)
+
+
+def _frames(request: Request, order: CreateVideo, manifest: Manifest) -> Request:
+    if order.seconds is None:
+        return replace(request, frames=order.frames)
+    if order.frames is not None:
+        raise InputError("give either seconds or frames, and not both")
+    named = manifest.latent.frames == "open-sora-vae"
+    duration = f"{order.seconds:g}s"
+    return replace(request, frames=frames_of(duration, manifest.video.fps, possible_frames(manifest), named))
+
+
+def policy_of(choice: str, manifest: Manifest) -> Policy[Any]:
+    """A preset by name, with wrappers; unlike on the command line, neither files nor modules can be named.
+
+    Raises:
+        InputError: there is none of that name; lists what there is.
+    """
+    match = POLICY.fullmatch(choice)
+    known = {*PRESETS, *manifest.policies}
+    if not match or match.group(1) not in known:
+        raise InputError(f"policy {choice!r} is unknown; choose one of {', '.join(sorted(known))}")
+    return policy_from(choice, manifest.policies)
+
+
+def _negative(request: Request, order: CreateVideo, _manifest: Manifest) -> Request:
+    return replace(request, negative_prompts=(order.negative_prompt,)) if order.negative_prompt else request
+
+
+_FIELDS: Mapping[str, Callable[[Request, CreateVideo, Manifest], Request]] = {
+    "prompt": lambda request, _order, _manifest: request,
+    "size": _size,
+    "seconds": _frames,
+    "seed": lambda request, order, _manifest: replace(request, seed=order.seed or 0),
+    "steps": lambda request, order, _manifest: replace(request, steps=order.steps),
+    "guidance": lambda request, order, _manifest: replace(request, guidance=order.guidance),
+    "negative_prompt": _negative,
+    "policy": lambda request, order, manifest: replace(request, policy=policy_of(order.policy, manifest)),
+}
+
+
+@contextmanager
+def _about(field: str) -> Iterator[None]:
+    """What is refused inside is refused because of this field."""
+    try:
+        yield
+    except FieldError:
+        raise
+    except AdaCacheError as error:
+        raise FieldError(field, str(error)) from error
+
+
+def policies(manifest: Manifest) -> list[tuple[str, str]]:
+    """Names of the presets that a model has, with their notes."""
+    own = manifest.policies
+    return [(name, own[name].note if name in own else "") for name in sorted({*PRESETS, *own})]

@@ -1,0 +1,284 @@
+"""The jobs, in a database: SQLite, or whatever SQLAlchemy has a URL for.
+
+Every change of a job's status is one statement that names the status it may come from, so that of two that change the
+same job, one wins and the other knows.
+"""
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    Row,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    create_engine,
+    event,
+    func,
+    select,
+    update,
+)
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import IntegrityError
+
+from adacache_serve.schema import CreateVideo, Status
+
+metadata = MetaData()
+jobs = Table(
+    "jobs",
+    metadata,
+    # in the order in which they came
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("client", String(200), nullable=False),
+    Column("idempotency_key", String(200)),
+    Column("fingerprint", String(64), nullable=False),  # of the request's body
+    Column("order", Text, nullable=False),
+    Column("picture", Text),
+    Column("model", String(200), nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("deadline", Float),
+    Column("started", Float),
+    Column("ended", Float),
+    Column("error", Text),
+    Column("trace", Text),
+    Column("calls", Text),  # one by one; read by themselves
+    Column("made", Text),  # file with the video, which is not among the results yet
+    Column("content", Text),  # name of the result; None = there is none, or no longer
+    Column("nbytes", BigInteger),
+    UniqueConstraint("client", "idempotency_key"),
+    Index("jobs_next", "status", "priority", "number"),
+)
+
+
+READ = [column for column in jobs.c if column.name not in ("idempotency_key", "calls")]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row; the times are seconds since 1970, ``error`` and ``trace`` as of :class:`adacache_serve.schema.Video`.
+
+    A job that is ``made`` is still in progress: its video has to become a result, which needs no worker.
+    """
+
+    number: int
+    id: str
+    client: str
+    fingerprint: str
+    order: CreateVideo
+    picture: str | None
+    model: str
+    status: Status
+    priority: int
+    attempts: int
+    created: float
+    deadline: float | None
+    started: float | None
+    ended: float | None
+    error: dict[str, Any] | None
+    trace: dict[str, Any] | None
+    made: str | None
+    content: str | None
+    nbytes: int | None
+
+
+class Store:
+    """Of jobs; any thread may call it."""
+
+    def __init__(self, url: str) -> None:
+        """Opens the database, and makes the table where it is missing.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: it cannot be opened.
+        """
+        self._engine = create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            event.listen(self._engine, "connect", _durable)
+        metadata.create_all(self._engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    def add(
+        self,
+        name: str,
+        client: str,
+        order: CreateVideo,
+        model: str,
+        fingerprint: str,
+        idempotency_key: str | None = None,
+        picture: str | None = None,
+        priority: int = 0,
+    ) -> tuple[Job, bool]:
+        """A new job, or the one that this client has under the same idempotency key already; and whether it is new."""
+        now = time.time()
+        values = {
+            "id": name,
+            "client": client,
+            "idempotency_key": idempotency_key,
+            "fingerprint": fingerprint,
+            "order": order.model_dump_json(exclude={"image"}),
+            "picture": picture,
+            "model": model,
+            "status": "queued",
+            "priority": priority,
+            "attempts": 0,
+            "created": now,
+            "deadline": None if order.deadline_seconds is None else now + order.deadline_seconds,
+        }
+        try:
+            with self._engine.begin() as connection:
+                connection.execute(jobs.insert().values(values))
+        except IntegrityError:
+            found = self.by_key(client, idempotency_key) if idempotency_key else None
+            if found is None:
+                raise
+            return found, False
+        job = self.get(name)
+        assert job is not None
+        return job, True
+
+    def by_key(self, client: str, idempotency_key: str) -> Job | None:
+        return self._one(jobs.c.client == client, jobs.c.idempotency_key == idempotency_key)
+
+    def get(self, name: str) -> Job | None:
+        return self._one(jobs.c.id == name)
+
+    def newest(self, client: str | None, limit: int, after: int | None = None, status: str | None = None) -> list[Job]:
+        """Those of a client (None = all), the newest first, ``after`` a job's number."""
+        query = select(*READ).order_by(jobs.c.number.desc()).limit(limit)
+        if client is not None:
+            query = query.where(jobs.c.client == client)
+        if after is not None:
+            query = query.where(jobs.c.number < after)
+        if status is not None:
+            query = query.where(jobs.c.status == status)
+        return self._all(query)
+
+    def count(self, *statuses: Status, client: str | None = None) -> int:
+        query = select(func.count()).select_from(jobs).where(jobs.c.status.in_(statuses))
+        if client is not None:
+            query = query.where(jobs.c.client == client)
+        with self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def claim(self) -> Job | None:
+        """The next job, which is in progress from now on."""
+        query = (
+            select(jobs.c.id).where(jobs.c.status == "queued").order_by(jobs.c.priority.desc(), jobs.c.number).limit(1)
+        )
+        while True:
+            with self._engine.begin() as connection:
+                name = connection.execute(query).scalar()
+                if name is None:
+                    return None
+                claimed = connection.execute(
+                    update(jobs)
+                    .where(jobs.c.id == name, jobs.c.status == "queued")
+                    .values(status="in_progress", started=time.time(), attempts=jobs.c.attempts + 1)
+                )
+            if claimed.rowcount:  # else it was cancelled in between
+                return self.get(name)
+
+    def made(
+        self, name: str, attempt: int, file: str, nbytes: int, trace: Mapping[str, Any], calls: Sequence[object]
+    ) -> bool:
+        """The attempt that is under way has its video in a file; False where another status came first."""
+        texts = {"trace": json.dumps(trace), "calls": json.dumps(calls)}
+        return self._change(name, ("in_progress",), attempt, made=file, nbytes=nbytes, **texts)
+
+    def complete(self, name: str, content: str) -> bool:
+        """What was made is a result now; False where another status came first."""
+        return self._change(name, ("in_progress",), status="completed", ended=time.time(), content=content, made=None)
+
+    def calls(self, name: str) -> list[dict[str, Any]]:
+        """Of a job whose video was made; else none."""
+        with self._engine.connect() as connection:
+            text = connection.execute(select(jobs.c.calls).where(jobs.c.id == name)).scalar()
+        return json.loads(text) if text else []
+
+    def fail(self, name: str, code: str, message: str, attempt: int | None = None) -> bool:
+        error = json.dumps({"code": code, "message": message})
+        return self._change(name, ("queued", "in_progress"), attempt, status="failed", ended=time.time(), error=error)
+
+    def cancel(self, name: str) -> bool:
+        """False where it has ended already, or was never there."""
+        return self._change(name, ("queued", "in_progress"), status="cancelled", ended=time.time())
+
+    def requeue(self, name: str, attempt: int) -> bool:
+        """Its worker is gone."""
+        return self._change(name, ("in_progress",), attempt, status="queued", started=None)
+
+    def recover(self) -> list[Job]:
+        """After a restart: what was in progress is queued again; but for what was made, which is given back."""
+        with self._engine.begin() as connection:
+            connection.execute(
+                update(jobs)
+                .where(jobs.c.status == "in_progress", jobs.c.made.is_(None))
+                .values(status="queued", started=None)
+            )
+        return self._all(select(*READ).where(jobs.c.status == "in_progress"))
+
+    def overdue(self) -> list[Job]:
+        """That should have been completed by now."""
+        open_ones = jobs.c.status.in_(("queued", "in_progress"))
+        return self._all(select(*READ).where(open_ones, jobs.c.deadline < time.time()))
+
+    def with_content(self) -> list[Job]:
+        """Whose results are there, the oldest first."""
+        return self._all(select(*READ).where(jobs.c.content.is_not(None)).order_by(jobs.c.ended))
+
+    def forget_content(self, name: str) -> bool:
+        """Its result is about to be deleted."""
+        with self._engine.begin() as connection:
+            return bool(
+                connection.execute(
+                    update(jobs).where(jobs.c.id == name, jobs.c.content.is_not(None)).values(content=None)
+                ).rowcount
+            )
+
+    def _change(self, name: str, before: Sequence[Status], attempt: int | None = None, **values: object) -> bool:
+        statement = update(jobs).where(jobs.c.id == name, jobs.c.status.in_(before)).values(**values)
+        if attempt is not None:
+            statement = statement.where(jobs.c.attempts == attempt)
+        with self._engine.begin() as connection:
+            return bool(connection.execute(statement).rowcount)
+
+    def _one(self, *conditions: Any) -> Job | None:
+        found = self._all(select(*READ).where(*conditions))
+        return found[0] if found else None
+
+    def _all(self, query: Any) -> list[Job]:
+        with self._engine.connect() as connection:
+            return [_job(row) for row in connection.execute(query)]
+
+
+def _job(row: Row[Any]) -> Job:
+    values = dict(row._mapping)
+    values["order"] = CreateVideo.model_validate_json(values["order"])
+    for name in ("error", "trace"):
+        values[name] = None if values[name] is None else json.loads(values[name])
+    return Job(**values)
+
+
+def _durable(connection: Any, _record: object) -> None:
+    """Readers and the writer do not wait for one another, and what was committed survives a power cut."""
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
