@@ -78,7 +78,7 @@ def _limited() -> None:
         resource.setrlimit(kind, (most, most))
     content = sys.stdin.buffer.read()
     (file_format,) = [name for begins, name in FORMATS.items() if content.startswith(begins)]
-    with av.open(io.BytesIO(content), format=file_format) as container:
+    with av.open(io.BytesIO(content), "r", format=file_format) as container:
         (stream,) = container.streams.video
         if max(stream.width, stream.height) > SIDE:
             raise SystemExit(1)
