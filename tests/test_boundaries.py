@@ -14,11 +14,15 @@ ROOT = Path(__file__).parent.parent
 SOURCES = {
     "adacache_engines": ROOT / "engines" / "adacache_engines",
     "adacache_runtime": ROOT / "runtime" / "adacache_runtime",
+    "adacache_serve": ROOT / "runtime" / "adacache_serve",
     "adacache_export": ROOT / "adacache_export",
 }
 LAYERS = list(SOURCES)  # from the lowest up
 OFFLINE = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "sentencepiece", "diffusers")
 OPTIONAL = ("onnxruntime", "cuda", "tensorrt", "tensorrt_rtx", "matplotlib", "polygraphy", "skimage", "PIL")
+WEB = ("anyio", "fastapi", "httpx", "opentelemetry", "prometheus_client", "s3fs", "sqlalchemy", "starlette", "uvicorn")
+# what a server is made of; what makes a video is there without it, for other servers
+SERVER = {"app", "metrics", "operations", "page", "problems", "service", "start", "store", "supervisor", "videos"}
 FILES = sorted((layer, path) for layer, folder in SOURCES.items() for path in folder.rglob("*.py"))
 IDS = [path.relative_to(ROOT).as_posix() for _, path in FILES]
 
@@ -59,7 +63,8 @@ ONLINE = [(layer, path) for layer, path in FILES if layer != "adacache_export"]
 def test_the_runtime_needs_no_optional_package_to_be_imported(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert [name for name in imports(tree) if is_of(name, OFFLINE)] == []
-    assert [name for name in at_import(tree) if is_of(name, OPTIONAL)] == []
+    web = () if path.parent.name == "adacache_serve" and path.stem in SERVER else WEB
+    assert [name for name in at_import(tree) if is_of(name, (*OPTIONAL, *web))] == []
 
 
 def test_source_roots_are_no_packages() -> None:
@@ -83,6 +88,7 @@ def test_the_extra_that_a_message_names_brings_the_module() -> None:
     project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
     distributions = {
         ("onnxruntime", "gpu"): "onnxruntime-gpu",
+        ("prometheus_client", "serve"): "prometheus-client",
         ("cuda", "gpu"): "cuda-bindings",
         ("PIL", "compare"): "pillow",
         ("skimage", "compare"): "scikit-image",
@@ -108,7 +114,7 @@ sys.meta_path.insert(0, Blocked())
 MODULES = sorted(
     ".".join(("adacache_" + name.split("adacache_", 1)[1]).removesuffix(".py").removesuffix("/__init__").split("/"))
     for name in IDS
-    if not name.startswith("adacache_export")
+    if not name.startswith("adacache_export") and not ("adacache_serve" in name and Path(name).stem in SERVER)
 )
 
 
@@ -118,10 +124,16 @@ def python(code: str, *blocked: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_runtime_is_imported_without_torch_and_everything_optional() -> None:
-    done = python(f"import {', '.join(MODULES)}", *OFFLINE, *OPTIONAL)
+    done = python(f"import {', '.join(MODULES)}", *OFFLINE, *OPTIONAL, *WEB)
     assert done.returncode == 0, done.stderr
-    assert "adacache_runtime.pipeline" in MODULES
-    assert "adacache_runtime.cli" in MODULES
+    assert {"adacache_runtime.pipeline", "adacache_runtime.cli", "adacache_serve.film"} <= set(MODULES)
+
+
+def test_a_server_without_its_extra_says_which_it_is() -> None:
+    done = python("from adacache_serve.cli import main; raise SystemExit(main(['bundle']))", *WEB)
+    assert done.returncode == 1
+    assert done.stderr.startswith("adacache-serve: fastapi is not installed and is needed here: pip install")
+    assert "[serve]" in done.stderr
 
 
 def test_the_block_blocks() -> None:

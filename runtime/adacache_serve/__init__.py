@@ -2,7 +2,7 @@
 
 Layers, imports point down only:
 
-    cli
+    cli, start
     app, videos, operations, page        HTTP
     service                              what happens to a job
     supervisor, store, results, uploads  processes, the database, files

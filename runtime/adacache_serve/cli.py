@@ -8,22 +8,15 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import uvicorn
-from sqlalchemy.exc import SQLAlchemyError
-
 from adacache_engines.bundle import Bundle, open_bundle
-from adacache_engines.errors import InputError
+from adacache_engines.errors import InputError, require
 from adacache_runtime.command import run
 from adacache_runtime.options import add_engine
 from adacache_runtime.pipeline import Pipeline
-from adacache_serve.app import create_app
 from adacache_serve.keys import new_key, read_keys
-from adacache_serve.logs import configure
-from adacache_serve.results import open_results
-from adacache_serve.service import Service
 from adacache_serve.settings import Engine, Settings
-from adacache_serve.store import Store
 
+WEB = ("fastapi", "prometheus_client", "sqlalchemy", "uvicorn")
 DEFAULTS = Settings(Path("adacache-serve"))
 
 
@@ -145,28 +138,20 @@ def _serve(options: argparse.Namespace) -> None:
         return
     if not options.bundles:
         raise InputError("give at least one BUNDLE")
+    for module in WEB:
+        require(module, "serve")
+    from adacache_serve.start import serve  # here: it needs what was just looked for
+
     settings = settings_of(options)
     clients = read_keys(options.keys) if options.keys else None
     bundles = open_bundles(options.bundles)
-    settings.data.mkdir(parents=True, exist_ok=True)
-    configure()
-    try:
-        store = Store(settings.database or f"sqlite:///{settings.data / 'jobs.sqlite'}")
-    except SQLAlchemyError as error:
-        raise InputError(f"the database cannot be opened: {error}") from error
-    results = open_results(settings.results or str(settings.data / "results"))
-    service = Service(settings, bundles, store, results, partial(open_models, options.bundles))
-    app = create_app(service, clients)
-    listening = _listen(options.host, options.port)
-    host, port = listening.getsockname()[:2]
-    print(f"adacache-serve: http://{host}:{port} serves {', '.join(bundles)}", file=sys.stderr)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=round(settings.drain_seconds) + 5)
-    )
-    server.run(sockets=[listening])
+    with _listening(options.host, options.port) as listening:
+        host, port = listening.getsockname()[:2]
+        print(f"adacache-serve: http://{host}:{port} serves {', '.join(bundles)}", file=sys.stderr)
+        serve(settings, clients, bundles, partial(open_models, options.bundles), listening)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listening(host: str, port: int) -> socket.socket:
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

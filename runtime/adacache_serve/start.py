@@ -1,0 +1,52 @@
+"""Puts a server together, and runs it until it is asked to stop."""
+
+import socket
+from collections.abc import Mapping
+
+import uvicorn
+from sqlalchemy.exc import SQLAlchemyError
+
+from adacache_engines.bundle import Bundle
+from adacache_engines.errors import InputError
+from adacache_serve.app import create_app
+from adacache_serve.keys import Client
+from adacache_serve.logs import configure
+from adacache_serve.results import open_results
+from adacache_serve.service import Service
+from adacache_serve.settings import Settings
+from adacache_serve.store import Store
+from adacache_serve.worker import Open
+
+LINGER = 5  # seconds for answers that are under way, beyond those for running jobs
+
+
+def serve(
+    settings: Settings,
+    clients: tuple[Client, ...] | None,
+    bundles: Mapping[str, Bundle],
+    open_models: Open,
+    listening: socket.socket,
+) -> None:
+    """
+    Args:
+        settings: of the server.
+        clients: who may come; None = everybody.
+        bundles: verified, by the name of their model.
+        open_models: loads them in a worker.
+        listening: bound to where clients come.
+
+    Raises:
+        InputError: the folder or the database cannot be opened.
+    """
+    configure()
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        store = Store(settings.database or f"sqlite:///{settings.data / 'jobs.sqlite'}")
+    except OSError as error:
+        raise InputError(f"--data {settings.data} cannot be written: {error.strerror or error}") from error
+    except SQLAlchemyError as error:
+        raise InputError(f"the database cannot be opened: {error}") from error
+    results = open_results(settings.results or str(settings.data / "results"))
+    app = create_app(Service(settings, bundles, store, results, open_models), clients)
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=round(settings.drain_seconds) + LINGER)
+    uvicorn.Server(config).run(sockets=[listening])
