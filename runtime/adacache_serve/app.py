@@ -3,16 +3,15 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from importlib import resources
 
 import anyio.to_thread
 from fastapi import FastAPI
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adacache_serve import videos
+from adacache_serve import page, videos
 from adacache_serve.keys import Client
 from adacache_serve.problems import add_problems, problem
 from adacache_serve.service import Service
@@ -34,6 +33,7 @@ def create_app(service: Service, clients: tuple[Client, ...] | None) -> FastAPI:
     app = FastAPI(title="adacache-serve", version="1", lifespan=life, redoc_url=None, docs_url=None)
     app.state.service, app.state.clients = service, clients
     app.include_router(videos.router)
+    app.include_router(page.router)
     add_problems(app)
     app.add_middleware(_Limited, most=service.settings.max_body)
 
@@ -54,10 +54,6 @@ def create_app(service: Service, clients: tuple[Client, ...] | None) -> FastAPI:
     def metrics() -> Response:
         """For Prometheus."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
-
-    @app.get("/", response_class=HTMLResponse, include_in_schema=False)
-    def page() -> str:
-        return resources.files("adacache_serve").joinpath("page.html").read_text(encoding="utf-8")
 
     return app
 

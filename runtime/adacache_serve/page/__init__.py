@@ -1,0 +1,69 @@
+"""The page at ``/``: a form, the schedule as it grows, videos side by side. Its files are sent as they are."""
+
+from importlib import resources
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from adacache_serve.results import Results
+from adacache_serve.videos import Serving
+
+PAGE = "page.html"
+FILES = {
+    "api.js": "text/javascript",
+    "form.js": "text/javascript",
+    "icon.svg": "image/svg+xml",
+    "job.js": "text/javascript",
+    "page.css": "text/css",
+    "page.js": "text/javascript",
+    "player.js": "text/javascript",
+    "plot.js": "text/javascript",
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/")
+def page(service: Serving) -> Response:
+    return _answer(PAGE, "text/html", service.results)
+
+
+@router.get("/page/{name}")
+def part(name: str, service: Serving) -> Response:
+    """One of the files that the page names."""
+    if name not in FILES:
+        raise HTTPException(404, f"the page has no file {name!r}")
+    return _answer(name, FILES[name], service.results)
+
+
+def _answer(name: str, media_type: str, results: Results) -> Response:
+    content = resources.files(__name__).joinpath(name).read_bytes()
+    headers = {
+        "Cache-Control": "no-cache",
+        "Content-Security-Policy": content_security_policy(results),
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Response(content, media_type=media_type, headers=headers)
+
+
+def content_security_policy(results: Results) -> str:
+    """This server is all that the page may speak to, and the place of the results where that is another."""
+    link = results.link("video")
+    elsewhere = " {0.scheme}://{0.netloc}".format(urlsplit(link)) if link else ""
+    rules = {
+        "default-src": "'none'",
+        "script-src": "'self'",
+        "style-src": "'self'",
+        "connect-src": f"'self'{elsewhere}",
+        "img-src": f"'self' blob:{elsewhere}",
+        "media-src": f"'self' blob:{elsewhere}",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+        "frame-ancestors": "'none'",
+        "require-trusted-types-for": "'script'",
+        "trusted-types": "'none'",
+    }
+    return "; ".join(f"{name} {allowed}" for name, allowed in rules.items())

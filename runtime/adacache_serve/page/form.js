@@ -1,0 +1,132 @@
+// The form: what can be asked of a model, what is asked, and what is wrong with it.
+
+const DRAWN = 2 ** 32;
+const NUMBERS = ["steps", "guidance", "seed"];
+const PLACES = { seconds: "duration", frames: "duration", aspect: "size", image_at: "image" };
+
+const form = document.getElementById("order");
+const inputs = form.elements;
+const $ = (id) => document.getElementById(id);
+
+// The models, the first chosen.
+export function offer(models) {
+  inputs.model.replaceChildren(...models.map((model) => new Option(model.id, model.id)));
+  const choose = () => offerModel(models.find((model) => model.id === inputs.model.value));
+  inputs.model.onchange = choose;
+  inputs.policy_b.onchange = tellHowMany;
+  choose();
+}
+
+function offerModel(model) {
+  const names = model.policies.map((policy) => policy.name);
+  const options = () =>
+    model.policies.map((policy) => {
+      const option = new Option(policy.name, policy.name);
+      option.title = policy.note;
+      return option;
+    });
+  const before = [inputs.policy.value, inputs.policy_b.value];
+  inputs.policy.replaceChildren(...options());
+  inputs.policy_b.replaceChildren(new Option("nothing", ""), ...options());
+  inputs.policy.value = [before[0], "adacache-fast", "never"].find((name) => names.includes(name));
+  inputs.policy_b.value = names.includes(before[1]) ? before[1] : "";
+  const { width, height, frames, fps, steps, guidance } = model.defaults;
+  inputs.size.placeholder = `${width}x${height}`;
+  inputs.duration.placeholder = inputs.unit.value === "frames" ? String(frames) : String(Number((frames / fps).toFixed(3)));
+  inputs.unit.onchange = () => offerModel(model);
+  inputs.steps.placeholder = String(steps);
+  inputs.guidance.placeholder = String(guidance);
+  $("negative-field").hidden = !model.negative_prompt;
+  $("image-field").hidden = !model.image;
+  tellHowMany();
+}
+
+function tellHowMany() {
+  $("make").textContent = inputs.policy_b.value ? "Make both videos" : "Make the video";
+}
+
+// One request for each policy, alike but for that, seed included; with the name of the field of its policy.
+export async function orders() {
+  const order = { prompt: inputs.prompt.value };
+  if (inputs.model.value) order.model = inputs.model.value;
+  if (!$("negative-field").hidden && inputs.negative_prompt.value) order.negative_prompt = inputs.negative_prompt.value;
+  if (inputs.size.value.trim()) order.size = inputs.size.value.trim();
+  if (inputs.duration.value.trim()) order[inputs.unit.value] = number(inputs.duration.value);
+  for (const name of NUMBERS) if (inputs[name].value.trim()) order[name] = number(inputs[name].value);
+  if (!$("image-field").hidden && inputs.image.files[0]) order.image = await dataUrl(inputs.image.files[0]);
+  order.seed ??= crypto.getRandomValues(new Uint32Array(1))[0] % DRAWN;
+  const first = { field: "policy", order: { ...order, policy: inputs.policy.value + wrappers(inputs.wrappers) } };
+  if (!inputs.policy_b.value) return [first];
+  return [first, { field: "policy_b", order: { ...order, policy: inputs.policy_b.value + wrappers(inputs.wrappers_b) } }];
+}
+
+const wrappers = (input) => input.value.trim().replace(/^(?=[^+])/, "+");
+
+// What is no number goes to the server as it is, which says what is wrong with it.
+const number = (text) => (Number.isFinite(Number(text)) ? Number(text) : text.trim());
+
+function dataUrl(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
+}
+
+// Fills the form with what was asked for.
+export function fill(video) {
+  const { request } = video;
+  inputs.model.value = video.model;
+  inputs.model.onchange();
+  inputs.prompt.value = request.prompt;
+  inputs.negative_prompt.value = request.negative_prompt ?? "";
+  inputs.size.value = request.size ?? "";
+  inputs.unit.value = request.frames != null ? "frames" : "seconds";
+  inputs.duration.value = request.frames ?? request.seconds ?? "";
+  for (const name of NUMBERS) inputs[name].value = request[name] ?? "";
+  fillPolicy(inputs.policy, inputs.wrappers, request.policy);
+  inputs.unit.onchange();
+  $("more").open = true;
+  inputs.prompt.focus();
+}
+
+export function fillSecond(video) {
+  fillPolicy(inputs.policy_b, inputs.wrappers_b, video?.request.policy ?? "");
+  tellHowMany();
+}
+
+function fillPolicy(select, input, policy) {
+  const [name, ...others] = policy.split("+");
+  select.value = name;
+  input.value = others.map((wrapper) => `+${wrapper}`).join("");
+}
+
+// Takes all errors back.
+export function clearErrors() {
+  for (const place of form.querySelectorAll(".error")) place.textContent = "";
+  for (const input of form.querySelectorAll("[aria-invalid]")) {
+    input.removeAttribute("aria-invalid");
+    input.removeAttribute("aria-describedby");
+  }
+}
+
+// Each error at the field that it names; the others beneath the form. `policyField` is where the policy was chosen.
+export function showErrors(fields, policyField = "policy") {
+  let first = null;
+  for (const { field, detail } of fields) {
+    const name = field === "policy" ? policyField : (PLACES[field] ?? field);
+    const input = name && inputs[name];
+    const place = $(`error-${name}`);
+    if (!input || !place || input.closest("[hidden]")) {
+      $("error-form").textContent = field ? `${field}: ${detail}` : detail;
+      continue;
+    }
+    place.textContent = detail;
+    input.setAttribute("aria-invalid", "true");
+    input.setAttribute("aria-describedby", place.id);
+    input.closest("details")?.setAttribute("open", "");
+    first ??= input;
+  }
+  first?.focus();
+}
