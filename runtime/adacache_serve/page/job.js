@@ -40,6 +40,7 @@ export async function follow(job) {
 async function listen(job) {
   try {
     for await (const { kind, data } of events(job.id, job.calls.length, job.stop.signal)) {
+      job.trouble = null;
       if (kind === "call") {
         job.calls.length = Math.min(job.calls.length, data.call - 1); // it is made again
         job.calls.push(data);
@@ -50,6 +51,8 @@ async function listen(job) {
     }
   } catch (error) {
     if (job.stop.signal.aborted || error instanceof Problem) throw error;
+    job.trouble = "the server cannot be reached; trying again";
+    job.changed(job);
   }
   return job.ended;
 }

@@ -44,7 +44,7 @@ function askForKey(error) {
     $("key").focus();
     return;
   }
-  $("trouble").textContent = error instanceof Problem ? error.message : `The server cannot be reached: ${error.message}`;
+  $("trouble").textContent = error instanceof TypeError ? "The server cannot be reached." : error.message;
   $("trouble").hidden = false;
 }
 
@@ -122,7 +122,8 @@ function redraw() {
   $("again").hidden = !known;
   $("legend").hidden = false;
   $("cancel").hidden = !jobs.some((job) => job.video && !job.ended);
-  $("verdict").hidden = !(jobs.length > 1 && jobs.every((job) => job.video?.status === "completed" && job.calls.length));
+  const all = jobs.every(({ video, calls }) => video?.status === "completed" && calls.length === video.trace?.calls);
+  $("verdict").hidden = jobs.length < 2 || !all;
   $("verdict").textContent = $("verdict").hidden ? "" : verdict(jobs);
   announce(jobs);
 }
@@ -178,6 +179,7 @@ async function list(after) {
   try {
     const page = await json(`v1/videos?limit=${LISTED}${after ? `&after=${encodeURIComponent(after)}` : ""}`);
     if (turn !== listing) return;
+    $("trouble").hidden = true;
     const rows = page.data.map(row);
     if (after) $("videos").append(...rows);
     else $("videos").replaceChildren(...rows);

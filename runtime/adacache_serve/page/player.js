@@ -50,13 +50,14 @@ export class Player {
       if (!this.wanted) video.pause();
       else video.play().catch(() => {}); // a video that is taken away while it begins
     }
-    if (this.wanted) requestAnimationFrame(() => this.moves());
+    this.moves();
   }
 
   moves() {
-    if (!this.wanted || this.videos[0]?.ended !== false) return;
+    cancelAnimationFrame(this.frame);
+    if (!this.wanted) return;
     this.moved();
-    requestAnimationFrame(() => this.moves());
+    this.frame = requestAnimationFrame(() => this.moves());
   }
 
   seek(seconds) {
