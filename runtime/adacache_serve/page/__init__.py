@@ -27,26 +27,25 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 def page(service: Serving) -> Response:
-    return _answer(PAGE, "text/html", service.results)
+    return _answer(PAGE, "text/html", content_security_policy(service.results))
 
 
 @router.get("/page/{name}")
-def part(name: str, service: Serving) -> Response:
+def part(name: str) -> Response:
     """One of the files that the page names."""
     if name not in FILES:
         raise HTTPException(404, f"the page has no file {name!r}")
-    return _answer(name, FILES[name], service.results)
+    return _answer(name, FILES[name], "default-src 'none'")
 
 
-def _answer(name: str, media_type: str, results: Results) -> Response:
-    content = resources.files(__name__).joinpath(name).read_bytes()
+def _answer(name: str, media_type: str, policy: str) -> Response:
     headers = {
         "Cache-Control": "no-cache",
-        "Content-Security-Policy": content_security_policy(results),
+        "Content-Security-Policy": policy,
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",
     }
-    return Response(content, media_type=media_type, headers=headers)
+    return Response(resources.files(__name__).joinpath(name).read_bytes(), media_type=media_type, headers=headers)
 
 
 def content_security_policy(results: Results) -> str:
