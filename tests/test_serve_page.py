@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
 from adacache_serve.keys import new_key, read_keys
-from adacache_serve.page import FILES, PAGE, content_security_policy
+from adacache_serve.page import FILES, FOLDER, PAGE, content_security_policy
 from adacache_serve.settings import Settings
 from tools.demo.browser import browser, console, missing, resize, servers
 
@@ -28,7 +27,7 @@ MEDIA = """return [...document.querySelectorAll('.screen video')].map((video) =>
 
 
 def text_of(name: str) -> str:
-    return resources.files("adacache_serve.page").joinpath(name).read_text(encoding="utf-8")
+    return FOLDER.joinpath(name).read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -141,8 +140,7 @@ def test_every_file_has_a_strict_policy(client: httpx.Client) -> None:
 
 
 def test_the_folder_has_what_is_sent_and_no_more() -> None:
-    found = {path.name for path in resources.files("adacache_serve.page").iterdir() if path.name[0] not in "._"}
-    assert found == {PAGE, *FILES}
+    assert {path.name for path in FOLDER.iterdir()} == {PAGE, *FILES}
 
 
 def test_nothing_comes_from_elsewhere_and_nothing_runs_inline() -> None:

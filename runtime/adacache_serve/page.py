@@ -1,4 +1,4 @@
-"""The page at ``/``: a form, the schedule as it grows, videos side by side. Its files are sent as they are."""
+"""The page at ``/``: a form, the schedule as it grows, videos side by side. Files are sent as they are."""
 
 from importlib import resources
 from urllib.parse import urlsplit
@@ -10,6 +10,7 @@ from starlette.responses import Response
 from adacache_serve.results import Results
 from adacache_serve.videos import Serving
 
+FOLDER = resources.files("adacache_serve") / "page_files"
 PAGE = "page.html"
 FILES = {
     "api.js": "text/javascript",
@@ -45,7 +46,7 @@ def _answer(name: str, media_type: str, policy: str) -> Response:
         "Referrer-Policy": "no-referrer",
         "X-Content-Type-Options": "nosniff",
     }
-    return Response(resources.files(__name__).joinpath(name).read_bytes(), media_type=media_type, headers=headers)
+    return Response(FOLDER.joinpath(name).read_bytes(), media_type=media_type, headers=headers)
 
 
 def content_security_policy(results: Results) -> str:
