@@ -33,11 +33,12 @@ export const json = async (path, options) => (await request(path, options)).json
 
 export const videoPath = (id) => `v1/videos/${encodeURIComponent(id)}`;
 
-// Events of a job as {kind, data}, from after the last call that was seen; ends when the stream does.
+// Events of a job as {kind, id, data}, from after the one of the id that was seen last; ends when the stream does.
 // EventSource would do this, but cannot send the key.
 export async function* events(id, seen, signal) {
-  const headers = seen ? { "Last-Event-ID": String(seen) } : {};
+  const headers = seen ? { "Last-Event-ID": seen } : {};
   const response = await request(`${videoPath(id)}/events`, { headers, signal });
+  if (!response.body) return;
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -53,12 +54,13 @@ export async function* events(id, seen, signal) {
 }
 
 function parsed(block) {
-  let kind = "message";
+  let [kind, id] = ["message", null];
   const data = [];
   for (const line of block.split(/\r?\n/)) {
     const [, name, value] = /^([^:]*):? ?(.*)$/s.exec(line);
     if (name === "event") kind = value;
+    if (name === "id") id = value;
     if (name === "data") data.push(value);
   }
-  return data.length ? { kind, data: JSON.parse(data.join("\n")) } : null; // a comment keeps the line open
+  return data.length ? { kind, id, data: JSON.parse(data.join("\n")) } : null; // a comment keeps the line open
 }

@@ -17,9 +17,19 @@ const WORDS = {
 
 // What is known of a job; `changed` is called whenever it is more.
 export function newJob(id, changed) {
-  return { id, changed, video: null, calls: [], of: 0, trouble: null, stop: new AbortController(), get ended() {
-    return ENDED.includes(this.video?.status);
-  } };
+  return {
+    id,
+    changed,
+    video: null,
+    calls: [],
+    of: 0,
+    seen: null, // id of the last event
+    trouble: null,
+    stop: new AbortController(),
+    get ended() {
+      return ENDED.includes(this.video?.status);
+    },
+  };
 }
 
 // Until it has ended, or nobody looks any more.
@@ -39,8 +49,9 @@ export async function follow(job) {
 
 async function listen(job) {
   try {
-    for await (const { kind, data } of events(job.id, job.calls.length, job.stop.signal)) {
+    for await (const { kind, id, data } of events(job.id, job.seen, job.stop.signal)) {
       job.trouble = null;
+      job.seen = id ?? job.seen;
       if (kind === "call") {
         job.calls.length = Math.min(job.calls.length, data.call - 1); // it is made again
         job.calls.push(data);
