@@ -8,12 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fake_server import served, service, until, write_model
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
+from adacache_runtime.video import write_video
 from adacache_serve.keys import new_key, read_keys
 from adacache_serve.page import FILES, FOLDER, PAGE, content_security_policy
 from adacache_serve.settings import Settings
@@ -300,6 +302,20 @@ def test_a_narrow_screen_has_all_of_it(page: Page) -> None:
         assert page.driver.execute_script("return document.documentElement.scrollWidth") == 360
     finally:
         resize(page.driver, 1240, 1000)
+
+
+@in_browser
+@pytest.mark.slow
+def test_a_picture_is_sent_along(driver: Chrome, tmp_path: Path) -> None:
+    write_model(tmp_path / "conditioned", conditioned=True)
+    picture = tmp_path / "picture.png"
+    write_video(picture, np.full((1, 16, 40, 3), 255, np.uint8), fps=1.0)
+    made = service(Settings(tmp_path / "data"), tmp_path / "conditioned")
+    with served(made) as client, watched(driver, client) as page:
+        (without,) = page.made(prompt="a boat", seed=1, policy="never")
+        page.find("#image").send_keys(str(picture))
+        (begun,) = page.made()
+        assert client.get(begun["content"]).content != client.get(without["content"]).content
 
 
 @in_browser
