@@ -4,7 +4,6 @@ python -m tools.demo.screenshot [--bundle FOLDER] [--out FILE.png]
 """
 
 import argparse
-import io
 import re
 import subprocess
 import sys
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from PIL import Image
 from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -92,11 +90,10 @@ def compare(driver: Chrome) -> None:
 
 
 def picture(driver: Chrome, path: Path) -> None:
-    """The whole page, in 256 colours: a third of the bytes."""
+    """The whole page."""
     resize(driver, WIDTH, int(driver.execute_script("return document.body.scrollHeight")))
     time.sleep(1)  # the plots are drawn anew
-    with Image.open(io.BytesIO(driver.get_screenshot_as_png())) as shot:
-        shot.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+    path.write_bytes(driver.get_screenshot_as_png())
 
 
 if __name__ == "__main__":

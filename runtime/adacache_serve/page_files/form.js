@@ -32,7 +32,7 @@ function offerModel(model) {
   inputs.policy_b.value = names.includes(before[1]) ? before[1] : "";
   const { width, height, frames, fps, steps, guidance } = model.defaults;
   inputs.size.placeholder = `${width}x${height}`;
-  inputs.duration.placeholder = inputs.unit.value === "frames" ? String(frames) : String(Number((frames / fps).toFixed(3)));
+  inputs.duration.placeholder = inputs.unit.value === "frames" ? String(frames) : String(Number((frames / fps).toFixed(2)));
   inputs.unit.onchange = () => offerModel(model);
   inputs.steps.placeholder = String(steps);
   inputs.guidance.placeholder = String(guidance);
