@@ -16,6 +16,9 @@ from adacache_export import computation, plans
 from adacache_export.progress import PhaseProgress
 from adacache_runtime.command import run
 
+OF_CHECKPOINTS = ("output", "precision", "granularity", "probe", "conditioning", "family", "config", "weights")
+OF_BUNDLES = ("text_encoder", "text_precision", "vae", "vae_precision", "profile", "force")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
@@ -26,6 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run("adacache-export", lambda _: _inspect(options))
     if options.verify:
         return run("adacache-export", lambda check: _verify(options.source, check))
+    if options.triton_device and not options.triton_repository:
+        parser.error("--triton-device is for --triton-repository DIR: give that, too")
+    if options.triton_repository:
+        return run("adacache-export", lambda check: _triton(options, check))
     if (options.source / MANIFEST).is_file():
         return run("adacache-export", lambda check: _extend(options, check))
     return run("adacache-export", lambda check: _export(options, check))
@@ -78,6 +85,17 @@ def _parser() -> argparse.ArgumentParser:
     look = parser.add_mutually_exclusive_group()
     look.add_argument("--inspect", action="store_true", help="show what is in a bundle, and stop")
     look.add_argument("--verify", action="store_true", help="check a bundle's hashes and engines again, and stop")
+    look.add_argument(
+        "--triton-repository", metavar="DIR", type=Path, help="write a bundle into Triton's model repository, and stop"
+    )
+    add(
+        "--triton-device",
+        metavar="N",
+        action="append",
+        default=[],
+        help="a GPU, with an instance of the model, repeatable; or cpu (default: every GPU for a bundle with plans, "
+        "else cpu)",
+    )
     computation.add_arguments(parser)
     return parser
 
@@ -118,8 +136,7 @@ def _export(options: argparse.Namespace, check: Callable[[], None]) -> None:
 
 def _extend(options: argparse.Namespace, check: Callable[[], None]) -> None:
     """Adds a text encoder, a VAE or plans to a bundle."""
-    of_checkpoints = ("output", "precision", "granularity", "probe", "conditioning", "family", "config", "weights")
-    foreign = [f"--{name.replace('_', '-')}" for name in of_checkpoints if getattr(options, name)]
+    foreign = _given(options, OF_CHECKPOINTS)
     if foreign:
         raise InputError(
             f"{options.source} is a bundle, and {', '.join(foreign)} belongs to the export of a checkpoint; "
@@ -153,6 +170,28 @@ def _extend(options: argparse.Namespace, check: Callable[[], None]) -> None:
         with PhaseProgress(check=check) as progress:
             made = plans.compile_bundle(options.source, library, build, options, progress.phase)
         console.print(plans.plan_table([made]))
+
+
+def _given(options: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """Those of these options that are there."""
+    return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name)]
+
+
+def _triton(options: argparse.Namespace, check: Callable[[], None]) -> None:
+    """Writes a bundle into a model repository of Triton Inference Server."""
+    foreign = _given(options, (*OF_CHECKPOINTS, *OF_BUNDLES))
+    if foreign or options.backend != plans.ONNX_ONLY:
+        raise InputError(
+            f"--triton-repository writes a bundle as it is; leave {', '.join(foreign) or '--backend'} out, or change "
+            "the bundle first"
+        )
+    from adacache_export.triton_repository import CONFIG, add_to_repository
+
+    with PhaseProgress(check=check) as progress:
+        made = add_to_repository(options.triton_repository, options.source, options.triton_device, progress)
+    print(f"{made.folder} {'is' if made.new else 'was there, and is'} {options.source}")
+    if made.config_differs:
+        print(f"{made.folder.parent / CONFIG} was left as it is; to have it made anew, delete it and repeat this")
 
 
 def _vae_precision(text: str) -> str:

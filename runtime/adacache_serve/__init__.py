@@ -6,6 +6,7 @@ Layers, imports point down only:
     app, videos, operations, page        HTTP
     service                              what happens to a job
     supervisor, store, results, uploads  processes, the database, files
+    triton                               instead of all above, in Triton's Python backend
     worker                               a process of its own: film, fair
     schema, orders, messages, settings   values
 """

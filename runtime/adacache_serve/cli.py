@@ -14,6 +14,7 @@ from adacache_runtime.command import run
 from adacache_runtime.options import add_engine
 from adacache_runtime.pipeline import Pipeline
 from adacache_serve.keys import new_key, read_keys
+from adacache_serve.orders import check_servable
 from adacache_serve.settings import Engine, Settings
 
 WEB = ("fastapi", "prometheus_client", "sqlalchemy", "uvicorn")
@@ -106,10 +107,7 @@ def open_bundles(folders: Sequence[Path]) -> dict[str, Bundle]:
         name = folder.resolve().name.removesuffix(".adacache")
         if name in found:
             raise InputError(f"two bundles are named {name}; give one folder another name")
-        if not bundle.manifest.text.encoder_graphs():
-            raise InputError(f"{folder} has no text encoder: add one with adacache-export {folder} --text-encoder DIR")
-        if bundle.manifest.latent.decoder == "none":
-            raise InputError(f"{folder} has no decoder: add one with adacache-export {folder} --vae DIR")
+        check_servable(folder, bundle.manifest)
         found[name] = bundle
     return found
 

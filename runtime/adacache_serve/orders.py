@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from adacache_engines.bundle import Bundle
@@ -44,6 +45,17 @@ class Checked:
 
     request: Request
     settled: Settled
+
+
+def check_servable(folder: Path, manifest: Manifest) -> None:
+    """
+    Raises:
+        InputError: the bundle in this folder takes no prompts, or gives no videos.
+    """
+    if not manifest.text.encoder_graphs():
+        raise InputError(f"{folder} has no text encoder: add one with adacache-export {folder} --text-encoder DIR")
+    if manifest.latent.decoder == "none":
+        raise InputError(f"{folder} has no decoder: add one with adacache-export {folder} --vae DIR")
 
 
 def with_seed(order: CreateVideo) -> CreateVideo:
