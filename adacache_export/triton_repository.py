@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adacache_engines.backends import ONNXRUNTIME
-from adacache_engines.bundle import MANIFEST, Bundle, open_bundle, read_manifest
+from adacache_engines.bundle import MANIFEST, open_bundle, read_manifest
 from adacache_engines.errors import InputError
 from adacache_engines.manifest import Manifest
 from adacache_engines.plans import check_plans
@@ -27,7 +27,7 @@ from adacache_serve.triton import INPUTS, MODEL, OUTPUTS, PARAMETERS
 
 CONFIG, CODE = "config.pbtxt", "model.py"
 CPU = "cpu"
-MODEL_PY = '''"""Made by adacache-export. The work is done by adacache-export's runtime, installed in Triton's Python."""
+MODEL_PY = '''"""Made by adacache-export, whose runtime, installed in Triton's Python, does the work."""
 
 from adacache_serve.triton import TritonPythonModel
 

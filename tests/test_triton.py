@@ -1,26 +1,25 @@
 """A bundle in Triton's model repository, and what the real Triton server makes of it."""
 
+import json
 import os
 import shutil
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_server import functions, until, write_model
-from triton_server import Asking, Client, triton
+from fake_server import functions, write_model
+from triton_server import Client, triton
 
 from adacache_engines.bundle import open_bundle
 from adacache_engines.errors import InputError
 from adacache_engines.fake import FakeBackend
-from adacache_export.bundle_writer import PARTIAL
 from adacache_export.cli import main
 from adacache_export.triton_repository import config_pbtxt
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies import PRESETS
 from adacache_runtime.request import Request
-from adacache_runtime.trace import read_trace
+from adacache_runtime.trace import CallRecord, read_trace
 from adacache_serve.film import film
 from adacache_serve.schema import CreateVideo
 from adacache_serve.triton import INPUTS, parameters_of, visible_device
@@ -63,12 +62,8 @@ def client(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[C
 
 def made_alone(pipeline: Pipeline, output: Path, **asked: Any) -> tuple[bytes, list[int]]:
     """By the runtime, in this process: the video, and the calls that were computed."""
-    steps = film(pipeline, Request(**asked), output)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return output.read_bytes(), end.value.computed()
+    records = [step for step in film(pipeline, Request(**asked), output) if isinstance(step, CallRecord)]
+    return output.read_bytes(), [record.call for record in records if record.computed]
 
 
 def alone(bundle: Path, output: Path, **asked: Any) -> tuple[bytes, list[int]]:
@@ -88,17 +83,17 @@ def test_progress_comes_call_by_call_and_then_the_video_of_the_runtime(
     assert answer.progress[-1]["frames"] == answer.progress[-1]["of"]
     assert (answer.error, answer.media_type, answer.seed) == (None, "video/mp4", 5)
     assert answer.video == video
-    (tmp_path / "trace.json").write_text(__import__("json").dumps(answer.trace))
+    (tmp_path / "trace.json").write_text(json.dumps(answer.trace))
     assert read_trace(tmp_path / "trace.json").computed() == computed
 
 
 def test_two_at_once_take_turns_and_are_what_each_is_alone(client: Client, bundle: Path, tmp_path: Path) -> None:
-    long, short = client.ask(prompt="slow", seed=1, steps=40), client.ask(prompt="boat slow", seed=2, steps=4)
+    long, short = client.ask(prompt="slow", seed=1, steps=15), client.ask(prompt="boat slow", seed=2, steps=4)
     short_answer = short.whole()
     assert not long.answer.ended
     long_answer = long.whole()
     assert short_answer.video == alone(bundle, tmp_path / "b.mp4", prompts=("boat slow",), seed=2, steps=4)[0]
-    assert long_answer.video == alone(bundle, tmp_path / "a.mp4", prompts=("slow",), seed=1, steps=40)[0]
+    assert long_answer.video == alone(bundle, tmp_path / "a.mp4", prompts=("slow",), seed=1, steps=15)[0]
 
 
 def test_what_is_cancelled_stops_between_two_calls(client: Client) -> None:
@@ -119,6 +114,7 @@ def test_what_is_cancelled_stops_between_two_calls(client: Client) -> None:
         ({"steps": 0}, "steps: Input should be greater than or equal to 1"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
         ({"prompt": " "}, "prompt: "),
+        ({"prompt": None, "steps": 2}, "prompt: Field required"),
         ({"prompt": b"\xff"}, "prompt: the text is no UTF-8"),
         ({"image": b"no picture"}, "image: the image is no PNG"),
         ({"negative_prompt": "dog", "steps": 3}, "negative_prompt: "),
@@ -126,13 +122,10 @@ def test_what_is_cancelled_stops_between_two_calls(client: Client) -> None:
     ],
 )
 def test_an_error_names_the_field(client: Client, fields: dict, error: str) -> None:
-    answer = client.ask(**{"prompt": "boat", **fields}).whole()
+    given = {name: value for name, value in {"prompt": "boat", **fields}.items() if value is not None}
+    answer = client.ask(**given).whole()
     assert answer.video is None
     assert error in (answer.error or "")
-
-
-def test_a_request_without_a_prompt_is_refused(client: Client) -> None:
-    assert "'prompt'" in (client.ask(steps=2).whole().error or "")
 
 
 def test_a_video_begins_with_a_picture(client: Client, bundle: Path, tmp_path: Path) -> None:
@@ -196,9 +189,8 @@ def test_a_copy_where_there_are_no_links(bundle: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(18, "another device")))
     assert main([str(bundle), "--triton-repository", str(tmp_path / "copied")]) == 0
     assert tree(tmp_path / "linked") == tree(tmp_path / "copied")
-    inode = (bundle / "manifest.json").stat().st_ino
-    found = [(tmp_path / name / "fake" / "1" / "bundle" / "manifest.json").stat().st_ino for name in ("linked", "copied")]
-    assert [one == inode for one in found] == [True, False]
+    manifests = [tmp_path / name / "fake" / "1" / "bundle" / "manifest.json" for name in ("linked", "copied")]
+    assert [path.samefile(bundle / "manifest.json") for path in manifests] == [True, False]
 
 
 def test_a_failure_leaves_nothing(
@@ -215,7 +207,7 @@ def test_a_failure_leaves_nothing(
 @pytest.mark.parametrize(
     ("change", "options", "error"),
     [
-        (lambda folder: (folder / "encoder.onnx").write_bytes(b"another"), [], "was changed after export"),
+        (lambda folder: (folder / "encoder.onnx").write_bytes(b"another"), [], "encoder.onnx has 7 bytes instead of"),
         (lambda folder: (folder / "manifest.json").unlink(), [], "is not a bundle"),
         (lambda _: None, ["--triton-device", "gpu"], "--triton-device gpu is not possible"),
         (lambda _: None, ["--force"], "leave --force out"),
@@ -236,7 +228,9 @@ def test_the_configuration_is_one_that_triton_reads(bundle: Path) -> None:
     from google.protobuf import text_format
     from tritonclient.grpc.model_config_pb2 import ModelConfig, ModelInstanceGroup
 
-    def read(devices: list[str], manifest: Any = open_bundle(bundle).manifest) -> Any:
+    manifest = open_bundle(bundle).manifest
+
+    def read(devices: list[str]) -> Any:
         return text_format.Parse(config_pbtxt(manifest, devices), ModelConfig())
 
     plain = read([])

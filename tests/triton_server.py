@@ -48,7 +48,7 @@ def python() -> str:
         return sys.executable
     found = shutil.which(f"python{VERSION}", path="/usr/bin")
     if found is None:
-        pytest.skip(f"Triton's Python backend needs libpython{VERSION}.so, which neither this Python nor the system has")
+        pytest.skip(f"Triton's Python backend needs libpython{VERSION}.so, and no Python here has it")
     return found
 
 

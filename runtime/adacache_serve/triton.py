@@ -252,10 +252,11 @@ class TritonPythonModel:
         self._places.release()
 
     def _send(self, sender: Any, last: bool = False, **outputs: Any) -> None:
-        tensors = [
-            self._triton.Tensor(name, value if isinstance(value, np.ndarray) else np.array([value.encode()], np.object_))
+        arrays = {
+            name: np.array([value.encode()], np.object_) if isinstance(value, str) else value
             for name, value in outputs.items()
-        ]
+        }
+        tensors = [self._triton.Tensor(name, array) for name, array in arrays.items()]
         flags = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0
         sender.send(self._triton.InferenceResponse(output_tensors=tensors), flags=flags)
 
