@@ -36,6 +36,8 @@ bench: .venv/installed
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$(EXTRAS)]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps tensorrt-stubs nvidia-pytriton
+	# the Triton in nvidia-pytriton reads arrays of numpy 1 only; where there is none, its tests are skipped
+	-$(BIN)/python -m pip install --quiet --no-deps --only-binary :all: --target .venv/triton numpy==1.26.4
 	touch $@
 
 clean:

@@ -3,12 +3,14 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_server import functions, write_model
+from fake_server import functions, until, write_model
 from triton_server import Client, triton
 
 from adacache_engines.bundle import open_bundle
@@ -22,21 +24,16 @@ from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord, read_trace
 from adacache_serve.film import film
 from adacache_serve.schema import CreateVideo
-from adacache_serve.triton import INPUTS, parameters_of, visible_device
+from adacache_serve.triton import INPUTS, settings_of, visible_device
 
 # the model of the repository, but for the engines
 FAKE = """
-from pathlib import Path
-from adacache_engines.bundle import open_bundle
-from adacache_engines.fake import FakeBackend
-from adacache_runtime.pipeline import Pipeline
+import fake_server
 from adacache_serve import triton
-from fake_server import functions
 
 
 class TritonPythonModel(triton.TritonPythonModel):
-    def open(self, folder, parameters):
-        return Pipeline(open_bundle(folder), FakeBackend(functions()))
+    open_models = staticmethod(fake_server.open_models)
 """
 
 
@@ -126,6 +123,14 @@ def test_an_error_names_the_field(client: Client, fields: dict, error: str) -> N
     answer = client.ask(**given).whole()
     assert answer.video is None
     assert error in (answer.error or "")
+
+
+def test_the_death_of_the_worker_is_an_error_of_what_it_makes(client: Client) -> None:
+    beside = client.ask(prompt="slow", steps=900)
+    beside.next()
+    assert "send the request again" in (client.ask(prompt="die").whole().error or "")
+    assert "send the request again" in (beside.whole().error or "")
+    assert until(lambda: client.ask(prompt="boat").whole().video)
 
 
 def test_a_video_begins_with_a_picture(client: Client, bundle: Path, tmp_path: Path) -> None:
@@ -241,7 +246,13 @@ def test_the_configuration_is_one_that_triton_reads(bundle: Path) -> None:
     assert list(gpus.instance_group[0].gpus) == [0, 2]
     assert gpus.instance_group[0].kind == ModelInstanceGroup.KIND_GPU
     assert gpus.parameters["provider"].string_value == "cuda"
-    parameters_of({name: value.string_value for name, value in gpus.parameters.items()})
+    settings_of({name: value.string_value for name, value in gpus.parameters.items()})
+
+
+def test_triton_needs_no_web_server() -> None:
+    code = "import sys, adacache_serve.triton; print({'fastapi', 'uvicorn', 'sqlalchemy', 'torch'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
 
 
 def test_every_field_of_an_order_is_an_input() -> None:
@@ -254,7 +265,7 @@ def test_every_field_of_an_order_is_an_input() -> None:
 )
 def test_a_wrong_parameter_is_named(given: dict[str, str], error: str) -> None:
     with pytest.raises(InputError, match=error):
-        parameters_of(given)
+        settings_of(given)
 
 
 def test_a_gpu_is_counted_among_those_that_triton_sees() -> None:

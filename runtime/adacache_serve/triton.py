@@ -1,7 +1,7 @@
-"""A bundle in Triton's Python backend. A request of Triton's is an order, and the worker of the HTTP server makes it,
-as a thread of Triton's process: so videos take turns on the device, within its memory, as they do there.
+"""A bundle in Triton's Python backend: requests of Triton's are orders to a worker as adacache-serve has it, a process
+of its own that makes several videos in turn, and is begun again when it dies.
 
-``adacache-export --triton-repository`` writes the model that imports this.
+``adacache-export --triton-repository`` writes the model that imports this. It needs no web server and no database.
 """
 
 import importlib
@@ -10,11 +10,10 @@ import logging
 import os
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -22,28 +21,20 @@ import numpy as np
 from pydantic import ValidationError
 
 from adacache_engines.backends import ONNXRUNTIME
-from adacache_engines.errors import InputError, MissingDependencyError
-from adacache_runtime.pipeline import Pipeline
-from adacache_serve.messages import (
-    Begin,
-    Called,
-    Cancel,
-    Cancelled,
-    Completed,
-    Decoded,
-    Failed,
-    Ready,
-    ToWorker,
-    from_worker,
-)
+from adacache_engines.bundle import open_bundle
+from adacache_engines.errors import EngineError, InputError, MissingDependencyError
+from adacache_runtime.video import Frames
+from adacache_serve.cli import open_models
+from adacache_serve.messages import Begin, Called, Cancel, Cancelled, Completed, Decoded, Failed, FromWorker, Ready
 from adacache_serve.orders import FieldError, check, with_seed
 from adacache_serve.schema import CreateVideo
-from adacache_serve.settings import Settings
+from adacache_serve.settings import Engine, Settings
+from adacache_serve.supervisor import Worker
 from adacache_serve.uploads import decode_picture, write_picture
-from adacache_serve.worker import Worker
+from adacache_serve.worker import Models
 
 log = logging.getLogger(__name__)
-MODEL = "bundle"  # the folder beside model.py, and what the worker calls the model
+MODEL = "bundle"  # the folder beside model.py, so also what the worker calls the model
 # what a request has, by Triton's types: fields of an order, the first of them required
 INPUTS: Mapping[str, str] = {
     "prompt": "TYPE_STRING",
@@ -69,7 +60,7 @@ OUTPUTS: Mapping[str, tuple[str, int]] = {
     "trace": ("TYPE_STRING", 1),
 }
 MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png"}
-POLL_SECONDS = 0.05  # between two looks for requests that were cancelled, while nothing happens
+POLL_SECONDS = 0.05  # between two looks for requests that were cancelled
 
 
 @dataclass
@@ -90,44 +81,49 @@ class Asked:
 
 
 class TritonPythonModel:
-    """What the Python backend calls: :meth:`initialize` once, :meth:`execute` for each request, :meth:`finalize`."""
+    """What the Python backend calls: :meth:`initialize` once, :meth:`execute` for each request, :meth:`finalize`.
+
+    Attributes:
+        open_models: loads the bundles of some folders, in the worker's process.
+    """
+
+    open_models: Callable[[Sequence[Path], Settings], Models] = staticmethod(open_models)
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Opens the bundle, and makes a short video.
+        """Begins the worker, and waits until it has made a short video.
 
         Raises:
-            AdaCacheError: the bundle was changed, or a parameter is not possible.
+            BundleError: the bundle was changed.
+            EngineError: the worker could not begin; its log says why.
+            InputError: a parameter is not possible.
+            MissingDependencyError: Triton cannot read arrays of this numpy.
         """
         self._triton = importlib.import_module("triton_python_backend_utils")
         _check_numpy(self._triton)
-        if args["model_instance_kind"] == "GPU":
-            seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-            os.environ["CUDA_VISIBLE_DEVICES"] = visible_device(int(args["model_instance_device_id"]), seen)
-        given = {name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()}
+        given = json.loads(args["model_config"])["parameters"]
+        self._settings = settings_of({name: value["string_value"] for name, value in given.items()})
         folder = Path(args["model_repository"], args["model_version"], MODEL)
-        parameters = parameters_of(given)
-        self._settings = settings_of(parameters)
-        pipeline = self.open(folder, parameters)
-        self._bundle = pipeline.bundle
+        self._bundle = open_bundle(folder)
         self._files = tempfile.TemporaryDirectory(prefix="adacache-triton-")
-        self._connection, theirs = Pipe()
-        self._sending = threading.Lock()
         self._asked: dict[str, Asked] = {}
+        # of what is asked, and whether there is a worker to ask; Triton itself dies when a sender is asked something
+        # after its last response
+        self._lock = threading.Lock()
         self._names = map(str, count(1))
         self._places = threading.Semaphore(self._settings.in_flight)
-        worker = Worker(theirs, {MODEL: pipeline}, self._settings)
-        worker.warm_up()
-        self._threads = [
-            threading.Thread(target=_work, args=(worker, theirs), daemon=True),
-            threading.Thread(target=self._listen, daemon=True),
-        ]
-        for thread in self._threads:
-            thread.start()
-
-    def open(self, folder: Path, parameters: Mapping[str, Any]) -> Pipeline:
-        """The bundle, on what the parameters say."""
-        backend, provider, threads = (parameters[name] for name in ("backend", "provider", "threads"))
-        return Pipeline.open(folder, backend, provider, threads)
+        self._began, self._ending = threading.Event(), threading.Event()
+        device = None
+        if args["model_instance_kind"] == "GPU":
+            device = visible_device(int(args["model_instance_device_id"]), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        opening = partial(self.open_models, (folder,))
+        self._worker = Worker(self._settings, device, opening, self._hear, self._died)
+        self._worker.begin()
+        self._began.wait()
+        if not self._worker.ready:
+            self._worker.stop()
+            raise EngineError(f"{folder}: the worker ended before its first video; what it says is in the log")
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+        self._watching.start()
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Begins each request; waits while ``in_flight`` are being made, so that Triton keeps the queue."""
@@ -139,20 +135,34 @@ class TritonPythonModel:
                 check(order, self._bundle, self._settings, picture)
             except FieldError as error:
                 self._refuse(sender, f"{error.field}: {error}" if error.field else str(error))
-                continue
             except ValidationError as error:
                 wrong = error.errors()[0]
                 self._refuse(sender, f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}")
-                continue
+            else:
+                self._places.acquire()
+                self._begin(sender, order, picture)
+
+    def finalize(self) -> None:
+        """After what is being made."""
+        for _ in range(self._settings.in_flight):
             self._places.acquire()
-            name = next(self._names)
-            file = None
-            if picture is not None:
-                file = self._path(f"{name}.npy")
-                write_picture(file, picture)
-            assert order.seed is not None
+        self._ending.set()
+        self._watching.join()
+        self._worker.stop()
+        self._files.cleanup()
+
+    def _begin(self, sender: Any, order: CreateVideo, picture: Frames | None) -> None:
+        name = next(self._names)
+        file = self._path(f"{name}.npy") if picture is not None else None
+        if file is not None and picture is not None:
+            write_picture(file, picture)
+        assert order.seed is not None
+        with self._lock:
             self._asked[name] = Asked(sender, order.seed)
-            self._tell(
+            if not self._worker.ready:
+                self._lost(name)
+                return
+            self._worker.send(
                 Begin(
                     job=name,
                     attempt=1,
@@ -163,19 +173,10 @@ class TritonPythonModel:
                 )
             )
 
-    def finalize(self) -> None:
-        """After what is being made."""
-        for _ in range(self._settings.in_flight):
-            self._places.acquire()
-        self._connection.close()
-        for thread in self._threads:
-            thread.join()
-        self._files.cleanup()
-
     def _path(self, name: str) -> Path:
         return Path(self._files.name, name)
 
-    def _order(self, request: Any) -> tuple[CreateVideo, Any]:
+    def _order(self, request: Any) -> tuple[CreateVideo, Frames | None]:
         """What a request asks for, and the pixels of its image.
 
         Raises:
@@ -200,32 +201,60 @@ class TritonPythonModel:
         except InputError as error:
             raise FieldError("image", str(error)) from error
 
-    def _tell(self, message: ToWorker) -> None:
-        with self._sending:
-            self._connection.send_bytes(message.model_dump_json().encode())
+    def _watch(self) -> None:
+        """Tells the worker of requests that were cancelled."""
+        while not self._ending.wait(POLL_SECONDS):
+            with self._lock:
+                for name, asked in self._asked.items():
+                    if not asked.cancelled and asked.sender.is_cancelled():
+                        asked.cancelled = True
+                        self._worker.send(Cancel(job=name))
 
-    def _listen(self) -> None:
-        """Passes on what the worker says, and tells it of requests that were cancelled."""
-        while True:
-            try:
-                if self._connection.poll(POLL_SECONDS):
-                    self._hear(from_worker.validate_json(self._connection.recv_bytes()))
-            except (EOFError, OSError):
-                return  # finalize
-            for name, asked in list(self._asked.items()):
-                if not asked.cancelled and asked.sender.is_cancelled():
-                    asked.cancelled = True
-                    self._tell(Cancel(job=name))
+    def _died(self, _worker: Worker) -> None:
+        with self._lock:
+            for name in list(self._asked):
+                self._lost(name)
+        self._began.set()
 
-    def _hear(self, message: Any) -> None:
-        if isinstance(message, Ready) or message.job not in self._asked:
+    def _lost(self, name: str) -> None:
+        message = "the process that makes videos died and is begun again; send the request again"
+        self._refuse(self._asked[name].sender, message, self._triton.TritonError.UNAVAILABLE)
+        self._forget(name)
+
+    def _hear(self, _worker: Worker, message: FromWorker) -> None:
+        """Passes on what the worker says."""
+        if isinstance(message, Ready):
+            self._began.set()
             return
-        asked, error = self._asked[message.job], self._triton.TritonError
+        with self._lock:
+            if message.job not in self._asked:
+                return
+            asked = self._asked[message.job]
+            try:
+                self._answer(asked, message)
+            except Exception as error:  # of Triton's, which may have too little shared memory
+                log.exception("a response that Triton does not take", extra={"job": message.job})
+                self._refuse(
+                    asked.sender, f"Triton does not take the response: {error}", self._triton.TritonError.INTERNAL
+                )
+                self._worker.send(Cancel(job=message.job))
+                self._forget(message.job)
+            else:
+                if isinstance(message, Completed | Failed | Cancelled):
+                    self._forget(message.job)
+
+    def _answer(self, asked: Asked, message: FromWorker) -> None:
+        error = self._triton.TritonError
         if isinstance(message, Called):
             asked.calls.append(message.call)
             self._send(asked.sender, progress=json.dumps({**message.call, "of": message.of}))
         elif isinstance(message, Decoded):
             self._send(asked.sender, progress=json.dumps({"frames": message.frames, "of": message.of}))
+        elif isinstance(message, Failed):
+            code = error.INTERNAL if message.code == "internal" else error.INVALID_ARG
+            self._refuse(asked.sender, message.message, code)
+        elif isinstance(message, Cancelled):
+            self._refuse(asked.sender, "the request was cancelled", error.CANCELLED)
         elif isinstance(message, Completed):
             file = self._path(message.file)
             self._send(
@@ -236,14 +265,6 @@ class TritonPythonModel:
                 seed=np.array([asked.seed]),
                 trace=json.dumps({"calls": asked.calls}),
             )
-            self._forget(message.job)
-        elif isinstance(message, Failed):
-            code = error.INTERNAL if message.code == "internal" else error.INVALID_ARG
-            self._refuse(asked.sender, message.message, code)
-            self._forget(message.job)
-        elif isinstance(message, Cancelled):
-            self._refuse(asked.sender, "the request was cancelled", error.CANCELLED)
-            self._forget(message.job)
 
     def _forget(self, name: str) -> None:
         for path in Path(self._files.name).glob(f"{name}.*"):
@@ -266,16 +287,6 @@ class TritonPythonModel:
         sender.send(response, flags=self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
 
 
-def _work(worker: Worker, connection: Connection) -> None:
-    try:
-        worker.run()
-    except (EOFError, OSError):
-        connection.close()  # finalize
-    except BaseException:
-        log.exception("the worker failed")
-        os._exit(1)  # Triton notices that its process is gone; it would wait for a thread for ever
-
-
 # of config.pbtxt: name -> default; the names are those of adacache-serve's options
 PARAMETERS: Mapping[str, str | int] = {
     "backend": ONNXRUNTIME,
@@ -288,34 +299,31 @@ PARAMETERS: Mapping[str, str | int] = {
 }
 
 
-def parameters_of(given: Mapping[str, str]) -> dict[str, Any]:
-    """Those of a config.pbtxt, with the defaults of the others.
+def settings_of(given: Mapping[str, str]) -> Settings:
+    """Of the worker, by the parameters of a config.pbtxt; ``memory_budget`` is in MB, 0 = what is free.
 
     Raises:
         InputError: one is unknown, or no whole number where it has to be.
     """
-    found: dict[str, Any] = dict(PARAMETERS)
-    for name, value in given.items():
+    text: dict[str, str] = {}
+    number: dict[str, int] = {}
+    for name, value in {**{name: str(default) for name, default in PARAMETERS.items()}, **given}.items():
         if name not in PARAMETERS:
             raise InputError(f"parameter {name!r} in config.pbtxt is unknown; known: {', '.join(PARAMETERS)}")
-        if isinstance(PARAMETERS[name], int):
-            if not value.isdecimal() or (not int(value) and name not in ("threads", "memory_budget")):
-                raise InputError(f"parameter {name} in config.pbtxt is {value!r}; expected a whole number, at least 1")
-            found[name] = int(value)
-        else:
-            found[name] = value
-    return found
-
-
-def settings_of(parameters: Mapping[str, Any]) -> Settings:
-    """Of the worker; ``memory_budget`` in MB, 0 = what is free."""
-    budget = parameters["memory_budget"]
+        if isinstance(PARAMETERS[name], str):
+            text[name] = value
+            continue
+        least = 0 if name in ("threads", "memory_budget") else 1
+        if not (value.isascii() and value.isdecimal() and int(value) >= least):
+            raise InputError(f"parameter {name} in config.pbtxt is {value!r}; expected a number from {least}")
+        number[name] = int(value)
     return Settings(
         Path(),
-        in_flight=parameters["in_flight"],
-        memory_budget=budget * 10**6 if budget else None,
-        max_pixels=parameters["max_pixels"],
-        max_steps=parameters["max_steps"],
+        engine=Engine(text["backend"], text["provider"], number["threads"]),
+        in_flight=number["in_flight"],
+        memory_budget=number["memory_budget"] * 10**6 or None,
+        max_pixels=number["max_pixels"],
+        max_steps=number["max_steps"],
     )
 
 
