@@ -148,8 +148,8 @@ class TritonPythonModel:
             self._places.acquire()
         self._ending.set()
         self._watching.join()
-        self._worker.stop()
         self._files.cleanup()
+        self._worker.stop()
 
     def _begin(self, sender: Any, order: CreateVideo, picture: Frames | None) -> None:
         name = next(self._names)
