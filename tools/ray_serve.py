@@ -49,6 +49,7 @@ class Job(BaseModel):
     made_by: Any = Field(None, exclude=True)  # the replica's stream, and the task that reads it
 
 
+# above the classes: Ray Serve pickles these where they are decorated
 async def _follow(job: Job, stream: Any) -> None:
     """Keeps what a replica says of a job, until the job has ended."""
     try:
