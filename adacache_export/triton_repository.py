@@ -23,7 +23,7 @@ from adacache_engines.plans import check_plans
 from adacache_export.bundle_writer import scratch
 from adacache_export.phases import Progress
 from adacache_serve.orders import check_servable
-from adacache_serve.triton import INPUTS, MODEL, OUTPUTS, PARAMETERS
+from adacache_serve.triton_config import INPUTS, MODEL, OUTPUTS, PARAMETERS
 
 CONFIG, CODE = "config.pbtxt", "model.py"
 CPU = "cpu"

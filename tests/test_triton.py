@@ -24,7 +24,8 @@ from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord, read_trace
 from adacache_serve.film import film
 from adacache_serve.schema import CreateVideo
-from adacache_serve.triton import INPUTS, settings_of, visible_device
+from adacache_serve.triton import visible_device
+from adacache_serve.triton_config import INPUTS, settings_of
 
 # the model of the repository, but for the engines
 FAKE = """

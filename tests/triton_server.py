@@ -95,7 +95,7 @@ class Asking:
     """A request under way."""
 
     def __init__(self, grpc: Any, address: str, name: str, fields: dict[str, Any]) -> None:
-        from adacache_serve.triton import INPUTS
+        from adacache_serve.triton_config import INPUTS
 
         self._client = grpc.InferenceServerClient(address)
         self._responses: queue.Queue = queue.Queue()

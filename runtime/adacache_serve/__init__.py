@@ -2,11 +2,11 @@
 
 Layers, imports point down only:
 
-    cli, start
+    cli, start; triton                   where it begins: a command, or Triton's Python backend
     app, videos, operations, page        HTTP
     service                              what happens to a job
     supervisor, store, results, uploads  processes, the database, files
-    triton                               instead of all above, in Triton's Python backend
     worker                               a process of its own: film, fair
-    schema, orders, messages, settings   values
+    schema, orders, messages, settings,  values
+    triton_config
 """

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from adacache_engines.backends import ONNXRUNTIME
 from adacache_engines.bundle import open_bundle
 from adacache_engines.errors import EngineError, InputError, MissingDependencyError
 from adacache_runtime.video import Frames
@@ -28,37 +27,13 @@ from adacache_serve.cli import open_models
 from adacache_serve.messages import Begin, Called, Cancel, Cancelled, Completed, Decoded, Failed, FromWorker, Ready
 from adacache_serve.orders import FieldError, check, with_seed
 from adacache_serve.schema import CreateVideo
-from adacache_serve.settings import Engine, Settings
+from adacache_serve.settings import Settings
 from adacache_serve.supervisor import Worker
+from adacache_serve.triton_config import INPUTS, MODEL, settings_of
 from adacache_serve.uploads import decode_picture, write_picture
 from adacache_serve.worker import Models
 
 log = logging.getLogger(__name__)
-MODEL = "bundle"  # the folder beside model.py, so also what the worker calls the model
-# what a request has, by Triton's types: fields of an order, the first of them required
-INPUTS: Mapping[str, str] = {
-    "prompt": "TYPE_STRING",
-    "negative_prompt": "TYPE_STRING",
-    "size": "TYPE_STRING",
-    "aspect": "TYPE_STRING",
-    "seconds": "TYPE_FP64",
-    "frames": "TYPE_INT64",
-    "seed": "TYPE_INT64",
-    "steps": "TYPE_INT64",
-    "guidance": "TYPE_FP64",
-    "policy": "TYPE_STRING",
-    "image": "TYPE_STRING",  # the bytes of a picture's file
-    "image_at": "TYPE_INT64",
-    "priority": "TYPE_INT64",
-}
-# a response has either progress, or everything else and is the last; type and dimensions
-OUTPUTS: Mapping[str, tuple[str, int]] = {
-    "progress": ("TYPE_STRING", 1),
-    "video": ("TYPE_UINT8", -1),
-    "media_type": ("TYPE_STRING", 1),
-    "seed": ("TYPE_INT64", 1),
-    "trace": ("TYPE_STRING", 1),
-}
 MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png"}
 POLL_SECONDS = 0.05  # between two looks for requests that were cancelled
 
@@ -285,46 +260,6 @@ class TritonPythonModel:
         error = self._triton.TritonError
         response = self._triton.InferenceResponse(error=error(message, error.INVALID_ARG if code is None else code))
         sender.send(response, flags=self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-
-
-# of config.pbtxt: name -> default; the names are those of adacache-serve's options
-PARAMETERS: Mapping[str, str | int] = {
-    "backend": ONNXRUNTIME,
-    "provider": "cpu",
-    "threads": 0,
-    "in_flight": 4,
-    "memory_budget": 0,
-    "max_pixels": Settings.max_pixels,
-    "max_steps": Settings.max_steps,
-}
-
-
-def settings_of(given: Mapping[str, str]) -> Settings:
-    """Of the worker, by the parameters of a config.pbtxt; ``memory_budget`` is in MB, 0 = what is free.
-
-    Raises:
-        InputError: one is unknown, or no whole number where it has to be.
-    """
-    text: dict[str, str] = {}
-    number: dict[str, int] = {}
-    for name, value in {**{name: str(default) for name, default in PARAMETERS.items()}, **given}.items():
-        if name not in PARAMETERS:
-            raise InputError(f"parameter {name!r} in config.pbtxt is unknown; known: {', '.join(PARAMETERS)}")
-        if isinstance(PARAMETERS[name], str):
-            text[name] = value
-            continue
-        least = 0 if name in ("threads", "memory_budget") else 1
-        if not (value.isascii() and value.isdecimal() and int(value) >= least):
-            raise InputError(f"parameter {name} in config.pbtxt is {value!r}; expected a number from {least}")
-        number[name] = int(value)
-    return Settings(
-        Path(),
-        engine=Engine(text["backend"], text["provider"], number["threads"]),
-        in_flight=number["in_flight"],
-        memory_budget=number["memory_budget"] * 10**6 or None,
-        max_pixels=number["max_pixels"],
-        max_steps=number["max_steps"],
-    )
 
 
 def visible_device(number: int, seen: str | None) -> str:
