@@ -4,9 +4,12 @@ Layers, imports point down only:
 
     cli, start; triton                   where it begins: a command, or Triton's Python backend
     app, videos, operations, page        HTTP
-    service                              what happens to a job
+    server                               the drain
+    service, housekeeping                what happens to a job
+    dispatching, publishing              who makes it, who keeps it
     supervisor, store, results, uploads  processes, the database, files
     worker                               a process of its own: film, fair
+    ownership, spool, files              what the server and its workers hold on the disk
     schema, orders, messages, settings,  values
     triton_config
 """

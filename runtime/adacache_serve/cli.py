@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--results", metavar="DIR|s3://BUCKET/PREFIX", help="where videos are kept (default: in --data)")
     add("--keep-hours", type=float, metavar="N", help="delete videos that are older (default: never)")
     add("--keep-gb", type=float, metavar="N", help="delete the oldest videos beyond that (default: never)")
+    add("--forget-days", type=float, metavar="N", help="delete jobs that ended so long ago (default: never)")
     add("--keys", metavar="FILE", type=Path, help="of API keys (default: everybody may come)")
     add("--new-key", metavar="NAME", help="print a new key, and its line for --keys to standard output, and stop")
     jobs = parser.add_argument_group("jobs").add_argument
@@ -55,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"of one API key (default: {DEFAULTS.queue_per_client})",
     )
     jobs("--attempts", type=int, default=DEFAULTS.attempts, help="of a job whose worker dies (default: 3)")
+    jobs(
+        "--hang-seconds",
+        type=float,
+        default=DEFAULTS.hang_seconds,
+        help=f"that a step may take before its worker is killed (default: {DEFAULTS.hang_seconds:.0f})",
+    )
     jobs("--drain-seconds", type=float, default=DEFAULTS.drain_seconds, help="that running jobs get at the end")
     jobs("--max-pixels", type=int, default=DEFAULTS.max_pixels, help="frames x height x width of a video")
     jobs("--max-steps", type=int, default=DEFAULTS.max_steps, help=f"(default: {DEFAULTS.max_steps})")
@@ -89,6 +96,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
         max_steps=options.max_steps,
         keep_seconds=None if options.keep_hours is None else options.keep_hours * 3600,
         keep_nbytes=None if options.keep_gb is None else round(options.keep_gb * 10**9),
+        forget_seconds=None if options.forget_days is None else options.forget_days * 86400,
+        hang_seconds=options.hang_seconds,
         drain_seconds=options.drain_seconds,
         keys=options.keys,
     )

@@ -2,6 +2,7 @@
 made again then.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +16,14 @@ class Live:
 
     Attributes:
         attempt: its number.
+        began: when a worker was given it, by the monotonic clock.
         of: calls that there will be; 0 = not known yet.
         calls: so far, each as :func:`adacache_runtime.trace.entry` has it.
         frames, frames_of: that were decoded.
     """
 
     attempt: int
+    began: float = field(default_factory=time.monotonic)
     of: int = 0
     calls: list[Mapping[str, Any]] = field(default_factory=list)
     frames: int = 0

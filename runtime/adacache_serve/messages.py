@@ -53,6 +53,12 @@ class Began(Of):
     nbytes: int | None
 
 
+class Turn(Of):
+    """The next steps are of this job, until another's turn; should the worker die in one, that job is to blame."""
+
+    kind: Literal["turn"] = "turn"
+
+
 class Called(Of):
     """A call of the denoiser, as :func:`adacache_runtime.trace.entry` describes it; of the first ``of``."""
 
@@ -93,6 +99,8 @@ class Cancelled(Of):
 
 
 ToWorker = Annotated[Begin | Cancel, Field(discriminator="kind")]
-FromWorker = Annotated[Ready | Began | Called | Decoded | Completed | Failed | Cancelled, Field(discriminator="kind")]
+FromWorker = Annotated[
+    Ready | Began | Turn | Called | Decoded | Completed | Failed | Cancelled, Field(discriminator="kind")
+]
 to_worker: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
 from_worker: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)

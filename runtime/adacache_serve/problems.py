@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from adacache_serve.orders import FieldError
 from adacache_serve.schema import Problem
-from adacache_serve.service import BusyError, ConflictError
+from adacache_serve.service import BusyError, ConflictError, StoppingError
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
@@ -39,6 +39,10 @@ def add_problems(app: FastAPI) -> None:
     @app.exception_handler(BusyError)
     def _busy(_request: Request, error: BusyError) -> Response:
         return problem(HTTPStatus.TOO_MANY_REQUESTS, str(error), headers={"Retry-After": str(error.retry_after)})
+
+    @app.exception_handler(StoppingError)
+    def _stopping(_request: Request, error: StoppingError) -> Response:
+        return problem(HTTPStatus.SERVICE_UNAVAILABLE, str(error), headers={"Retry-After": str(error.retry_after)})
 
     @app.exception_handler(ConflictError)
     def _conflict(_request: Request, error: ConflictError) -> Response:

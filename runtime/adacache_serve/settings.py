@@ -30,12 +30,14 @@ class Settings:
         memory_budget: bytes that these may take beside the weights; None = what is free.
         queue: jobs that may wait.
         queue_per_client: likewise, of one client.
-        attempts: how often a job is begun before a worker that dies with it fails it.
+        attempts: how many workers may die in a step of a job before it fails.
+        hang_seconds: that a step may take before its worker is killed.
         max_pixels: frames x height x width of a video.
         max_steps: of a generation.
         max_body: bytes of a request.
         keep_seconds, keep_nbytes: results that are older, or with which there are more, are deleted, the oldest first;
             None = kept.
+        forget_seconds: jobs that ended so long ago are deleted, with all that is known of them; None = kept.
         drain_seconds: that running jobs get at the end; what is not finished then, starts again with the next server.
         keys: file of API keys, see :mod:`adacache_serve.keys`; None = everybody may come.
     """
@@ -50,10 +52,12 @@ class Settings:
     queue: int = 1000
     queue_per_client: int = 100
     attempts: int = 3
+    hang_seconds: float = 3600.0
     max_pixels: int = 408 * 1080 * 1920
     max_steps: int = 1000
     max_body: int = 16 * 2**20
     keep_seconds: float | None = None
     keep_nbytes: int | None = None
+    forget_seconds: float | None = None
     drain_seconds: float = 30.0
     keys: Path | None = None

@@ -3,7 +3,6 @@
 import socket
 from collections.abc import Mapping
 
-import uvicorn
 from sqlalchemy.exc import SQLAlchemyError
 
 from adacache_engines.bundle import Bundle
@@ -12,12 +11,11 @@ from adacache_serve.app import create_app
 from adacache_serve.keys import Client
 from adacache_serve.logs import configure
 from adacache_serve.results import open_results
+from adacache_serve.server import run
 from adacache_serve.service import Service
 from adacache_serve.settings import Settings
 from adacache_serve.store import Store
 from adacache_serve.worker import Open
-
-LINGER = 5  # seconds for answers that are under way, beyond those for running jobs
 
 
 def serve(
@@ -36,7 +34,7 @@ def serve(
         listening: bound to where clients come.
 
     Raises:
-        InputError: the folder or the database cannot be opened.
+        InputError: the folder, the database or the results cannot be used, or another server uses them.
     """
     configure()
     try:
@@ -47,6 +45,5 @@ def serve(
     except SQLAlchemyError as error:
         raise InputError(f"the database cannot be opened: {error}") from error
     results = open_results(settings.results or str(settings.data / "results"))
-    app = create_app(Service(settings, bundles, store, results, open_models), clients)
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=round(settings.drain_seconds) + LINGER)
-    uvicorn.Server(config).run(sockets=[listening])
+    service = Service(settings, bundles, store, results, open_models)
+    run(create_app(service, clients), service, listening)

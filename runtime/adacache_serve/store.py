@@ -23,15 +23,17 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     create_engine,
+    delete,
     event,
     func,
     select,
     update,
 )
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import IntegrityError
 
-from adacache_serve.schema import CreateVideo, Status
+from adacache_engines.errors import require
+from adacache_serve.schema import ENDED, CreateVideo, Status
 
 metadata = MetaData()
 jobs = Table(
@@ -49,6 +51,7 @@ jobs = Table(
     Column("status", String(16), nullable=False),
     Column("priority", Integer, nullable=False),
     Column("attempts", Integer, nullable=False),
+    Column("deaths", Integer, nullable=False),  # of workers, in a step of this job
     Column("created", Float, nullable=False),
     Column("deadline", Float),
     Column("started", Float),
@@ -61,9 +64,13 @@ jobs = Table(
     Column("nbytes", BigInteger),
     UniqueConstraint("client", "idempotency_key"),
     Index("jobs_next", "status", "priority", "number"),
+    Index("jobs_of_client", "client", "number"),
+    Index("jobs_ended", "ended"),
 )
+OPEN: tuple[Status, ...] = ("queued", "in_progress")
+MANY = 500  # rows of one query, where it has to be cut
 
-
+NEXT = (jobs.c.priority.desc(), jobs.c.number)
 READ = [column for column in jobs.c if column.name not in ("idempotency_key", "calls")]
 
 
@@ -84,6 +91,7 @@ class Job:
     status: Status
     priority: int
     attempts: int
+    deaths: int
     created: float
     deadline: float | None
     started: float | None
@@ -104,7 +112,7 @@ class Store:
         Raises:
             sqlalchemy.exc.SQLAlchemyError: it cannot be opened.
         """
-        self._engine = create_engine(url)
+        self._engine = create_engine(_with_driver(url), pool_pre_ping=True)
         if self._engine.dialect.name == "sqlite":
             event.listen(self._engine, "connect", _durable)
         metadata.create_all(self._engine)
@@ -140,6 +148,7 @@ class Store:
             "status": "queued",
             "priority": priority,
             "attempts": 0,
+            "deaths": 0,
             "created": now,
             "deadline": None if order.deadline_seconds is None else now + order.deadline_seconds,
         }
@@ -179,11 +188,23 @@ class Store:
         with self._engine.connect() as connection:
             return int(connection.execute(query).scalar_one())
 
+    def ahead(self, client: str) -> int:
+        """Waiting jobs that are begun before the first of this client is, which waits."""
+        own = select(jobs.c.priority, jobs.c.number).where(jobs.c.status == "queued", jobs.c.client == client)
+        first = own.order_by(*NEXT).limit(1)
+        with self._engine.connect() as connection:
+            row = connection.execute(first).first()
+            if row is None:
+                return 0
+            before = (jobs.c.priority > row.priority) | (
+                (jobs.c.priority == row.priority) & (jobs.c.number < row.number)
+            )
+            query = select(func.count()).select_from(jobs).where(jobs.c.status == "queued", before)
+            return int(connection.execute(query).scalar_one())
+
     def claim(self) -> Job | None:
         """The next job, which is in progress from now on."""
-        query = (
-            select(jobs.c.id).where(jobs.c.status == "queued").order_by(jobs.c.priority.desc(), jobs.c.number).limit(1)
-        )
+        query = select(jobs.c.id).where(jobs.c.status == "queued").order_by(*NEXT).limit(1)
         while True:
             with self._engine.begin() as connection:
                 name = connection.execute(query).scalar()
@@ -204,9 +225,10 @@ class Store:
         texts = {"trace": json.dumps(trace), "calls": json.dumps(calls)}
         return self._change(name, ("in_progress",), attempt, made=file, nbytes=nbytes, **texts)
 
-    def complete(self, name: str, content: str) -> bool:
+    def complete(self, name: str, attempt: int, content: str) -> bool:
         """What was made is a result now; False where another status came first."""
-        return self._change(name, ("in_progress",), status="completed", ended=time.time(), content=content, made=None)
+        values = {"status": "completed", "ended": time.time(), "content": content, "made": None}
+        return self._change(name, ("in_progress",), attempt, **values)
 
     def calls(self, name: str) -> list[dict[str, Any]]:
         """Of a job whose video was made; else none."""
@@ -216,34 +238,34 @@ class Store:
 
     def fail(self, name: str, code: str, message: str, attempt: int | None = None) -> bool:
         error = json.dumps({"code": code, "message": message})
-        return self._change(name, ("queued", "in_progress"), attempt, status="failed", ended=time.time(), error=error)
+        return self._change(name, OPEN, attempt, status="failed", ended=time.time(), error=error, made=None)
 
     def cancel(self, name: str) -> bool:
         """False where it has ended already, or was never there."""
-        return self._change(name, ("queued", "in_progress"), status="cancelled", ended=time.time())
+        return self._change(name, OPEN, status="cancelled", ended=time.time(), made=None)
 
-    def requeue(self, name: str, attempt: int) -> bool:
-        """Its worker is gone."""
-        return self._change(name, ("in_progress",), attempt, status="queued", started=None)
+    def requeue(self, name: str, attempt: int, died: bool = False) -> bool:
+        """Its attempt came to nothing; ``died``: as a worker died of it."""
+        values = {"status": "queued", "started": None, "made": None, "nbytes": None, "trace": None, "calls": None}
+        return self._change(name, ("in_progress",), attempt, deaths=jobs.c.deaths + int(died), **values)
 
-    def recover(self) -> list[Job]:
-        """After a restart: what was in progress is queued again; but for what was made, which is given back."""
-        with self._engine.begin() as connection:
-            connection.execute(
-                update(jobs)
-                .where(jobs.c.status == "in_progress", jobs.c.made.is_(None))
-                .values(status="queued", started=None)
-            )
+    def in_progress(self) -> list[Job]:
         return self._all(select(*READ).where(jobs.c.status == "in_progress"))
 
     def overdue(self) -> list[Job]:
         """That should have been completed by now."""
-        open_ones = jobs.c.status.in_(("queued", "in_progress"))
-        return self._all(select(*READ).where(open_ones, jobs.c.deadline < time.time()))
+        return self._all(select(*READ).where(jobs.c.status.in_(OPEN), jobs.c.deadline < time.time()))
 
-    def with_content(self) -> list[Job]:
-        """Whose results are there, the oldest first."""
-        return self._all(select(*READ).where(jobs.c.content.is_not(None)).order_by(jobs.c.ended))
+    def kept_nbytes(self) -> int:
+        """Of all results."""
+        with self._engine.connect() as connection:
+            query = select(func.coalesce(func.sum(jobs.c.nbytes), 0)).where(jobs.c.content.is_not(None))
+            return int(connection.execute(query).scalar_one())
+
+    def with_content(self, before: float | None = None) -> list[Job]:
+        """Some of those whose results are there, the oldest first; that ended ``before``."""
+        query = select(*READ).where(jobs.c.content.is_not(None)).order_by(jobs.c.ended).limit(MANY)
+        return self._all(query if before is None else query.where(jobs.c.ended < before))
 
     def forget_content(self, name: str) -> bool:
         """Its result is about to be deleted."""
@@ -253,6 +275,22 @@ class Store:
                     update(jobs).where(jobs.c.id == name, jobs.c.content.is_not(None)).values(content=None)
                 ).rowcount
             )
+
+    def forget(self, before: float) -> int:
+        """Deletes the rows of jobs that ended ``before`` and have no result any more; gives how many."""
+        with self._engine.begin() as connection:
+            return int(
+                connection.execute(
+                    delete(jobs).where(jobs.c.status.in_(ENDED), jobs.c.ended < before, jobs.c.content.is_(None))
+                ).rowcount
+            )
+
+    def among(self, names: Sequence[str]) -> dict[str, Job]:
+        """Those of these names that there are."""
+        found: list[Job] = []
+        for start in range(0, len(names), MANY):
+            found += self._all(select(*READ).where(jobs.c.id.in_(names[start : start + MANY])))
+        return {job.id: job for job in found}
 
     def _change(self, name: str, before: Sequence[Status], attempt: int | None = None, **values: object) -> bool:
         statement = update(jobs).where(jobs.c.id == name, jobs.c.status.in_(before)).values(**values)
@@ -276,6 +314,15 @@ def _job(row: Row[Any]) -> Job:
     for name in ("error", "trace"):
         values[name] = None if values[name] is None else json.loads(values[name])
     return Job(**values)
+
+
+def _with_driver(url: str) -> URL:
+    """PostgreSQL's own way to write a URL names no driver; ours is psycopg."""
+    made = make_url(url)
+    if made.drivername in ("postgres", "postgresql"):
+        require("psycopg", "postgresql")
+        return made.set(drivername="postgresql+psycopg")
+    return made
 
 
 def _durable(connection: Any, _record: object) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import queue
 import threading
 import time
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from adacache_serve.settings import Settings
 from adacache_serve.worker import Open, work
 
 log = logging.getLogger(__name__)
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0  # seconds before a worker that died is begun again; doubles while it dies early
-LIVED = 60.0  # seconds after which a death is not an early one
+FIRST_PAUSE, LONGEST_PAUSE = (
+    0.2,
+    30.0,
+)  # seconds before a worker that died is begun again; doubles while it is never ready
 
 
 class Worker:
@@ -23,6 +26,7 @@ class Worker:
     Attributes:
         device: what CUDA_VISIBLE_DEVICES is; None = all there is.
         ready: it has made its warm-up videos.
+        heard: when it last said something, by the monotonic clock.
         restarts: processes after the first.
     """
 
@@ -41,10 +45,11 @@ class Worker:
             died: called when a process has ended without being asked to, after its last message.
         """
         self.device, self.ready, self.restarts = device, False, 0
+        self.heard = time.monotonic()
         self._settings, self._open, self._hear, self._died = settings, open_models, hear, died
         self._stopping = threading.Event()
-        self._sending = threading.Lock()
-        self._connection: Connection | None = None
+        self._lock = threading.Lock()
+        self._outbox: Outbox | None = None
         self._process: BaseProcess | None = None
         self._thread = threading.Thread(target=self._supervise, name=f"worker {device or 'default'}", daemon=True)
 
@@ -56,13 +61,10 @@ class Worker:
         self._thread.start()
 
     def send(self, message: ToWorker) -> None:
-        """To the process; to nobody where it has just died, which ``died`` tells."""
-        with self._sending:
-            try:
-                if self._connection is not None:
-                    self._connection.send_bytes(message.model_dump_json().encode())
-            except OSError:
-                log.info("a message to a worker that is gone", extra={"device": self.device})
+        """To the process; to nobody where it has just died, which ``died`` tells. Never waits."""
+        outbox = self._outbox
+        if outbox is not None:
+            outbox.put(message)
 
     def kill(self) -> None:
         """The process, which is begun again."""
@@ -71,50 +73,85 @@ class Worker:
 
     def stop(self) -> None:
         """Ends the process for good."""
-        self._stopping.set()
-        with self._sending:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
-        self.kill()
-        self._thread.join()
+        with self._lock:
+            self._stopping.set()
+            self.kill()
+        if self._thread.is_alive():
+            self._thread.join()
 
     def _supervise(self) -> None:
         pause = FIRST_PAUSE
         while not self._stopping.is_set():
-            began = time.monotonic()
-            self._one_life()
+            was_ready = False
+            try:
+                was_ready = self._one_life()
+            except Exception as error:  # of what hears, or of a system that begins no process now
+                log.exception("a worker is given up", extra={"device": self.device}, exc_info=error)
             if self._stopping.is_set():
                 return
             self.restarts += 1
-            self._died(self)
-            pause = FIRST_PAUSE if time.monotonic() - began > LIVED else min(2 * pause, LONGEST_PAUSE)
+            try:
+                self._died(self)
+            except Exception as error:  # of the database: housekeeping finds its jobs
+                log.exception("the jobs of a worker are nobody's", extra={"device": self.device}, exc_info=error)
+            pause = FIRST_PAUSE if was_ready else min(2 * pause, LONGEST_PAUSE)
             log.warning("worker died", extra={"device": self.device, "again_in_seconds": pause})
             self._stopping.wait(pause)
 
-    def _one_life(self) -> None:
+    def _one_life(self) -> bool:
+        """Gives whether it was ever ready."""
         spawn = multiprocessing.get_context("spawn")  # no thread and no lock of ours goes along
         ours, theirs = spawn.Pipe()
         process = spawn.Process(
             target=work, args=(theirs, self._settings, self.device, self._open), name="adacache-worker", daemon=True
         )
-        process.start()
-        theirs.close()  # so that its end is the end of the pipe
-        with self._sending:
-            self._connection, self._process = ours, process
-        if self._stopping.is_set():
-            process.kill()
+        outbox = Outbox(ours)
+        ready = False
         try:
+            with self._lock:
+                if self._stopping.is_set():
+                    return False
+                process.start()
+                self._process, self._outbox = process, outbox
+            theirs.close()  # so that its end is the end of the pipe
             while True:
                 message = from_worker.validate_json(ours.recv_bytes())
+                self.heard = time.monotonic()
                 if isinstance(message, Ready):
-                    self.ready = True
+                    self.ready = ready = True
                 self._hear(self, message)
         except (EOFError, OSError):
-            self.ready = False
+            return ready
         finally:
-            with self._sending:
-                self._connection = None
+            self.ready, self._outbox = False, None
+            if process.pid is not None:
+                process.kill()
+                process.join()
+            outbox.close()
+            theirs.close()
             ours.close()
-            process.kill()
-            process.join()
+
+
+class Outbox:
+    """Messages to a process, sent by a thread, since a pipe that is full makes its sender wait."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._queue: queue.SimpleQueue[ToWorker | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._send, name="to worker", daemon=True)
+        self._thread.start()
+
+    def put(self, message: ToWorker) -> None:
+        self._queue.put(message)
+
+    def close(self) -> None:
+        """Once the process is gone."""
+        self._queue.put(None)
+        self._thread.join()
+
+    def _send(self) -> None:
+        while (message := self._queue.get()) is not None:
+            try:
+                self._connection.send_bytes(message.model_dump_json().encode())
+            except OSError:
+                return  # it is gone, as its supervisor knows

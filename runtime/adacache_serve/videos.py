@@ -135,8 +135,8 @@ def get_video(job: Owned, service: Serving) -> Video:
 @router.delete("/videos/{video_id}", response_model=Video, responses=problems(404))
 def delete_video(job: Owned, service: Serving) -> Video:
     """Cancels a job that has not ended, between two calls of the denoiser; deletes the content of one that has."""
-    if not service.cancel(job.id) and (ended := service.store.get(job.id)) and ended.content:
-        service.delete_content(job.id, ended.content)
+    if not service.cancel(job.id) and (ended := service.store.get(job.id)):
+        service.delete_content(ended)
     left = service.store.get(job.id)
     assert left is not None
     return shown(left, service)
@@ -192,7 +192,7 @@ async def _events(name: str, service: Service, seen: int) -> AsyncIterator[str]:
         if job.status != status:
             status = job.status
             yield _event("status", shown(job, service).model_dump_json())
-        if ended:
+        if ended or service.closing:
             return
         await asyncio.sleep(POLL_SECONDS)
 
@@ -237,7 +237,7 @@ def shown(job: Job, service: Service) -> Video:
     return Video(
         id=job.id,
         status=job.status,
-        progress=100.0 if job.status == "completed" else live.progress() if live is not None else 0.0,
+        progress=100.0 if job.status == "completed" or job.made else live.progress() if live is not None else 0.0,
         model=job.model,
         created_at=job.created,
         started_at=job.started,

@@ -9,9 +9,10 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from adacache_engines.errors import AdaCacheError, InputError
 from adacache_runtime.memory import MemoryPlan, megabytes
@@ -33,10 +34,13 @@ from adacache_serve.messages import (
     Failed,
     FromWorker,
     Ready,
+    Turn,
     to_worker,
 )
 from adacache_serve.orders import check
+from adacache_serve.ownership import working
 from adacache_serve.settings import Settings
+from adacache_serve.spool import finish
 from adacache_serve.uploads import read_picture
 
 log = logging.getLogger(__name__)
@@ -60,6 +64,7 @@ class Job:
         calls: of the denoiser, in all.
         output: where the video goes.
         steps: None until it has its memory.
+        entries: of the calls so far.
     """
 
     begin: Begin
@@ -70,6 +75,7 @@ class Job:
     calls: int
     output: Path
     steps: Generator[Step, None, Trace] | None = None
+    entries: list[dict[str, Any]] = field(default_factory=list)
 
 
 def work(connection: Connection, settings: Settings, device: str | None, open_models: Open) -> None:
@@ -87,10 +93,11 @@ def work(connection: Connection, settings: Settings, device: str | None, open_mo
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     try:
-        worker = Worker(connection, open_models(settings), settings)
-        configure()
-        worker.warm_up()
-        worker.run()
+        with working(settings.data):
+            worker = Worker(connection, open_models(settings), settings)
+            configure()
+            worker.warm_up()
+            worker.run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # nobody is there to make videos for
 
@@ -103,6 +110,7 @@ class Worker:
         self._jobs: dict[str, Job] = {}
         self._waiting: list[str] = []  # for memory, the first that came first
         self._turns: Turns[str] = Turns()
+        self._turn: str | None = None  # whose step was last
         self._budget = settings.memory_budget if settings.memory_budget is not None else free_nbytes(models)
 
     def warm_up(self) -> None:
@@ -180,20 +188,26 @@ class Worker:
         assert job.steps is not None
         begin = job.begin
         of = {"job": begin.job, "attempt": begin.attempt}
+        if self._turn != begin.job:
+            self._turn = begin.job
+            self._send(Turn(**of))
         try:
-            step = next(job.steps)
-        except StopIteration:
-            self._end(job)
-            self._send(Completed(**of, file=job.output.name, nbytes=job.output.stat().st_size))
+            step = next(job.steps, None)
+            if step is None:
+                finish(job.output, job.calls, job.entries)
         except Exception as error:  # whatever it is, it is that of one job
             self._end(job)
             self._failed(begin, error)
+            return
+        if step is None:
+            self._end(job)
+            self._send(Completed(**of, file=job.output.name, nbytes=job.output.stat().st_size))
+        elif isinstance(step, CallRecord):
+            memory = sum(self._jobs[name].plan.run for name in self._turns)
+            job.entries.append(entry(step))
+            self._send(Called(**of, of=job.calls, call=job.entries[-1], memory=memory))
         else:
-            if isinstance(step, CallRecord):
-                memory = sum(self._jobs[name].plan.run for name in self._turns)
-                self._send(Called(**of, of=job.calls, call=entry(step), memory=memory))
-            else:
-                self._send(Decoded(**of, frames=step.frames, of=step.of))
+            self._send(Decoded(**of, frames=step.frames, of=step.of))
 
     def _end(self, job: Job) -> None:
         """Lets go of all it has."""

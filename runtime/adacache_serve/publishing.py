@@ -1,0 +1,111 @@
+"""What was made becomes a result: uploads, which may take a while, fail and be tried again."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from adacache_serve.results import Results
+from adacache_serve.spool import Spool
+from adacache_serve.store import Job, Store
+
+log = logging.getLogger(__name__)
+AT_ONCE = 2  # uploads
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds, after each time that it failed
+LEAVE_SECONDS = 5.0  # for an upload at the end; the next server does those that take longer
+
+Ended = Callable[[str, str], None]  # job, and the code of its error or nothing
+
+
+class Publisher:
+    """Threads of its own; any thread may call it."""
+
+    def __init__(self, store: Store, results: Results, spool: Spool, ended: Ended) -> None:
+        self._store, self._results, self._spool, self._ended = store, results, spool, ended
+        self._names: set[str] = set()
+        self._lock = threading.Lock()
+        self._queue: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._threads = [threading.Thread(target=self._work, name="publish", daemon=True) for _ in range(AT_ONCE)]
+        for thread in self._threads:
+            thread.start()
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._names
+
+    def add(self, job: Job) -> None:
+        """One that is made, as the store has it; it stays in here until its status says what came of it."""
+        with self._lock:
+            if job.id in self._names:
+                return
+            self._names.add(job.id)
+        self._queue.put(job)
+
+    def stop(self) -> None:
+        """Leaves what is not done to the next server."""
+        self._stopping.set()
+        end = time.monotonic() + LEAVE_SECONDS
+        for thread in self._threads:
+            thread.join(max(0.0, end - time.monotonic()))
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                job = self._queue.get(timeout=0.2)
+            except queue.Empty:
+                continue
+            try:
+                self._publish(job)
+            except Exception as error:  # of the database: housekeeping finds the job and brings it again
+                log.exception("a video could not be published", extra={"job": job.id}, exc_info=error)
+            finally:
+                with self._lock:
+                    self._names.discard(job.id)
+
+    def _publish(self, job: Job) -> None:
+        assert job.made is not None
+        content = f"{job.id}{Path(job.made).suffix}"
+        video = self._spool.video(job.id, job.attempts, job.made)
+        for pause in (*PAUSES, None):
+            if not self._wanted(job) or self._stopping.is_set():
+                break
+            try:
+                if video.exists():
+                    self._results.put(video, content)
+                elif not self._results.has(content):  # else it was put there before a server stopped
+                    log.error("a video is gone, and is made again", extra={"job": job.id, "file": str(video)})
+                    self._store.requeue(job.id, job.attempts)
+                    return
+                break
+            except Exception as error:  # of whatever lies below the results
+                log.warning(
+                    "a video could not be put with the results",
+                    extra={"job": job.id, "again_in_seconds": pause},
+                    exc_info=error,
+                )
+                if pause is None:
+                    self._fail(job)
+                    return
+                self._stopping.wait(pause)
+        if self._stopping.is_set() and video.exists():
+            return
+        if self._store.complete(job.id, job.attempts, content):
+            self._ended(job.id, "")
+        elif (now := self._store.get(job.id)) is None or now.content != content:
+            self._results.delete(content)  # it was cancelled, or came too late
+        self._spool.drop(job.id, job.attempts)
+
+    def _wanted(self, job: Job) -> bool:
+        now = self._store.get(job.id)
+        return now is not None and now.status == "in_progress"
+
+    def _fail(self, job: Job) -> None:
+        message = "the video was made and could not be kept; the server's log says why"
+        if self._store.fail(job.id, "storage", message, job.attempts):
+            self._ended(job.id, "storage")
+        self._spool.drop(job.id, job.attempts)
