@@ -32,6 +32,7 @@ from adacache_serve.results import open_results
 from adacache_serve.service import Service
 from adacache_serve.settings import Settings
 from adacache_serve.store import Store
+from adacache_serve.worker import Open
 
 WORDS = ("<pad>", "</s>", "<unk>", "slow", "die", "break")
 SLOW_SECONDS = 0.03  # a call
@@ -88,13 +89,13 @@ def open_models(folders: tuple[Path, ...], _settings: Settings) -> dict[str, Pip
     return {folder.name: Pipeline(open_bundle(folder), FakeBackend(functions())) for folder in folders}
 
 
-def service(settings: Settings, *folders: Path) -> Service:
+def service(settings: Settings, *folders: Path, opener: Open | None = None) -> Service:
     """With workers that are processes of their own."""
     settings.data.mkdir(parents=True, exist_ok=True)
     store = Store(settings.database or f"sqlite:///{settings.data / 'jobs.sqlite'}")
     results = open_results(settings.results or str(settings.data / "results"))
     bundles = {folder.name: open_bundle(folder) for folder in folders}
-    return Service(settings, bundles, store, results, partial(open_models, folders))
+    return Service(settings, bundles, store, results, opener or partial(open_models, folders))
 
 
 @contextmanager

@@ -83,10 +83,8 @@ class Ownership:
     def _own(self, path: Path, taken: str) -> None:
         file = path.open("ab")
         self._files.append(file)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(taken) from error
+        if not _locked(file):
+            raise InputError(taken)
 
     def _taken(self) -> str:
         where = self._engine.url.render_as_string(hide_password=True)
@@ -96,17 +94,21 @@ class Ownership:
 def _wait_for_workers(path: Path) -> None:
     end = time.monotonic() + WAIT_SECONDS
     with path.open("ab") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
-            except BlockingIOError as error:
-                if time.monotonic() > end:
-                    raise InputError(
-                        f"a worker process of an earlier adacache-serve still runs after {WAIT_SECONDS:.0f} seconds "
-                        f"(it has {path} locked); end it"
-                    ) from error
-                time.sleep(0.1)
+        while not _locked(file):
+            if time.monotonic() > end:
+                raise InputError(
+                    f"a worker process of an earlier adacache-serve still runs after {WAIT_SECONDS:.0f} seconds "
+                    f"(it has {path} locked); end it"
+                )
+            time.sleep(0.1)
+
+
+def _locked(file: BinaryIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

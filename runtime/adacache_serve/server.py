@@ -7,18 +7,26 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
+from adacache_engines.errors import InputError
 from adacache_serve.service import Service
 
 LINGER_SECONDS = 5  # that responses get which still flow after the drain
 
 
 def run(app: FastAPI, service: Service, listening: socket.socket) -> None:
-    """Answers until SIGTERM or SIGINT, and through the drain; comes back when nothing of it runs any more."""
+    """Answers until SIGTERM or SIGINT, and through the drain; comes back when nothing of it runs any more.
+
+    Raises:
+        InputError: it could not begin.
+    """
     config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=LINGER_SECONDS)
+    server = Draining(config, service)
     try:
-        Draining(config, service).run(sockets=[listening])
+        server.run(sockets=[listening])
     finally:
         service.stop()
+    if not server.started:
+        raise InputError("the server could not begin; its log says why")
 
 
 class Draining(uvicorn.Server):

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
@@ -150,8 +151,6 @@ class Outbox:
         self._thread.join()
 
     def _send(self) -> None:
-        while (message := self._queue.get()) is not None:
-            try:
+        with suppress(OSError):  # it is gone, as its supervisor knows
+            while (message := self._queue.get()) is not None:
                 self._connection.send_bytes(message.model_dump_json().encode())
-            except OSError:
-                return  # it is gone, as its supervisor knows

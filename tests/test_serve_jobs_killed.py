@@ -1,0 +1,205 @@
+"""Servers and workers that are killed, and servers that are told to stop: no job is lost, made twice or stuck."""
+
+import random
+import signal
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from fake_server import functions, until, write_model
+from server_process import ServerProcess, gone
+
+from adacache_engines.bundle import open_bundle
+from adacache_engines.fake import FakeBackend
+from adacache_runtime.pipeline import Pipeline
+from adacache_runtime.policies import PRESETS
+from adacache_runtime.request import Request
+from adacache_runtime.video import to_pixels, write_video
+
+ORDERS = (
+    {"prompt": "boat", "seed": 1, "steps": 2},
+    {"prompt": "a small boat", "seed": 2, "policy": "interval-2"},
+    {"prompt": "slow boat", "seed": 3, "steps": 4},
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "fake"
+    write_model(folder)
+    return folder
+
+
+@pytest.fixture
+def process(tmp_path: Path, model: Path) -> Iterator[ServerProcess]:
+    server = ServerProcess(tmp_path, model, queue=5000, queue_per_client=5000, attempts=1000, drain_seconds=2)
+    yield server
+    if server.process is not None and server.process.poll() is None:
+        server.end(signal.SIGKILL)
+
+
+def expected(model: Path, folder: Path) -> list[bytes]:
+    """The videos of the orders, made by the runtime alone."""
+    found = []
+    for order in ORDERS:
+        asked = {key: value for key, value in order.items() if key not in ("prompt", "policy")}
+        request = Request(prompts=(str(order["prompt"]),), policy=PRESETS[str(order.get("policy", "never"))], **asked)
+        result = Pipeline(open_bundle(model), FakeBackend(functions())).generate(request)
+        write_video(folder / "alone.mp4", to_pixels(result.latents[0]), 24.0)
+        found.append((folder / "alone.mp4").read_bytes())
+    return found
+
+
+class Clients:
+    """Who asks for videos and cancels some, and does not mind a server that is away."""
+
+    def __init__(self, server: ServerProcess, jobs: int, cancels: float, seed: int) -> None:
+        self.server, self.jobs, self.cancels, self.random = server, jobs, cancels, random.Random(seed)
+        self.names: dict[str, int] = {}  # of jobs that the server said it stored, and which order
+        self.cancelled: set[str] = set()  # where it said so
+        self.thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        for number in range(self.jobs):
+            which = self.random.choices(range(len(ORDERS)), (6, 2, 2))[0]
+            order = {**ORDERS[which], "priority": self.random.randint(-3, 3)}
+            answer = self._ask("POST", "/v1/videos", json=order, headers={"Idempotency-Key": f"key-{number}"})
+            assert answer.status_code == 202, answer.text
+            self.names[answer.json()["id"]] = which
+            if self.random.random() < self.cancels:
+                name = self.random.choice(list(self.names)[-20:])
+                if self._ask("DELETE", f"/v1/videos/{name}").json()["status"] == "cancelled":
+                    self.cancelled.add(name)
+
+    def _ask(self, method: str, path: str, **rest: object) -> httpx.Response:
+        while True:
+            try:
+                answer = httpx.request(method, f"{self.server.url}{path}", timeout=10, **rest)
+                if answer.status_code not in (429, 503):
+                    return answer
+            except (httpx.TransportError, OSError):
+                pass
+            time.sleep(0.1)
+
+
+def rows(server: ServerProcess) -> dict[str, sqlite3.Row]:
+    """Of the database, past the server."""
+    with closing(sqlite3.connect(server.folder / "data" / "jobs.sqlite")) as database:
+        database.row_factory = sqlite3.Row
+        return {row["id"]: row for row in database.execute("SELECT * FROM jobs")}
+
+
+def open_jobs(server: ServerProcess) -> int:
+    return sum(row["status"] in ("queued", "in_progress") for row in rows(server).values())
+
+
+def check(server: ServerProcess, clients: Clients, alone: list[bytes]) -> None:
+    """After the end of all, by the database, the files and the workers' log."""
+    found = rows(server)
+    assert set(found) == set(clients.names)
+    assert len(found) == clients.jobs
+    statuses = Counter(row["status"] for row in found.values())
+    assert set(statuses) <= {"completed", "cancelled"}, statuses
+    assert {name for name, row in found.items() if row["status"] == "cancelled"} >= clients.cancelled
+    completed = {name for name, row in found.items() if row["status"] == "completed"}
+    made = Counter(server.log("made"))
+    assert set(made.values()) <= {1}
+    # a worker can die between the record and its line in the log, so a few may be missing there, but none has two
+    assert len(completed - set(made)) <= 3
+    begun_after = [line.split()[1] for line in begun_after_made(server)]
+    assert not begun_after
+    results = server.folder / "data" / "results"
+    assert {file.name for file in results.iterdir()} == {f"{name}.mp4" for name in completed}
+    for name in completed:
+        assert (results / f"{name}.mp4").read_bytes() == alone[clients.names[name]]
+    assert not list((server.folder / "data" / "spool").iterdir())
+
+
+def begun_after_made(server: ServerProcess) -> list[str]:
+    made: set[str] = set()
+    wrong = []
+    for line in (server.folder / "made.log").read_text().splitlines():
+        word, _, name = line.partition(" ")
+        job = name.rpartition("-")[0]
+        if word == "made":
+            made.add(job)
+        elif job in made:
+            wrong.append(line)
+    return wrong
+
+
+def kill_worker(server: ServerProcess, chance: random.Random) -> bool:
+    workers = server.workers()
+    if not workers:
+        return False
+    try:
+        chance.choice(workers).kill()
+    except psutil.NoSuchProcess:
+        return False
+    return True
+
+
+def test_a_few_jobs_outlive_their_workers_and_servers(process: ServerProcess, model: Path, tmp_path: Path) -> None:
+    process.begin()
+    until(process.ready)
+    clients = Clients(process, 60, 0.1, 1)
+    clients.thread.start()
+    until(lambda: len(process.log("made")) > 5)
+    assert kill_worker(process, random.Random(1))
+    made = len(process.log("made"))
+    until(lambda: len(process.log("made")) > made + 3)
+    workers = process.workers()
+    assert workers
+    assert process.end(signal.SIGKILL) == -signal.SIGKILL
+    assert gone(workers)
+    process.begin()
+    clients.thread.join()
+    until(lambda: open_jobs(process) == 0)
+    assert process.end() == 0
+    check(process, clients, expected(model, tmp_path))
+
+
+@pytest.mark.slow
+def test_a_thousand_jobs_outlive_cancels_kills_and_restarts(
+    process: ServerProcess, model: Path, tmp_path: Path
+) -> None:
+    process.settings["devices"] = ["first", "second"]
+    chance = random.Random(7)
+    clients = Clients(process, 1000, 0.2, 7)
+    done: Counter[str] = Counter()
+    process.begin()
+    clients.thread.start()
+    end = time.monotonic() + 100
+    while time.monotonic() < end:
+        until(process.ready, 60)
+        for _ in range(chance.randint(0, 3)):
+            time.sleep(chance.uniform(0.2, 2))
+            done["worker killed"] += kill_worker(process, chance)
+        time.sleep(chance.uniform(0, 3))
+        workers = process.workers()
+        if chance.random() < 0.6:
+            process.end(signal.SIGKILL)
+            done["server killed"] += 1
+            assert gone(workers)
+        else:
+            assert process.end() == 0
+            done["server stopped"] += 1
+        process.begin()
+    clients.thread.join()
+    until(lambda: open_jobs(process) == 0, 120)
+    assert process.end() == 0
+    check(process, clients, expected(model, tmp_path))
+    found = rows(process)
+    again = sum(row["attempts"] > 1 for row in found.values())
+    begun, made = len(process.log("begun")), len(process.log("made"))
+    print(f"{dict(done)}; {Counter(row['status'] for row in found.values())}; ", end="")
+    print(f"{again} jobs begun more than once, {begun} begun, {made} made")
+    assert min(done["worker killed"], done["server killed"], done["server stopped"]) > 0
+    assert again > 0
