@@ -1,6 +1,7 @@
 """A server on the fake model, whose worker processes are real and whose videos take milliseconds.
 
-Prompts can ask for more: ``slow`` sleeps in every call, ``die`` kills its worker, ``break`` fails inside an engine.
+Prompts can ask for more: ``slow`` sleeps in every call, ``die`` kills its worker, ``break`` fails inside an engine, ``stall``
+sleeps for a minute in one.
 """
 
 import json
@@ -34,8 +35,9 @@ from adacache_serve.settings import Settings
 from adacache_serve.store import Store
 from adacache_serve.worker import Open
 
-WORDS = ("<pad>", "</s>", "<unk>", "slow", "die", "break")
+WORDS = ("<pad>", "</s>", "<unk>", "slow", "die", "break", "stall")
 SLOW_SECONDS = 0.03  # a call
+STALL_SECONDS = 60.0
 LENGTH = 4
 
 
@@ -66,6 +68,8 @@ def encode(given: Mapping[str, Any]) -> dict[str, Any]:
     tokens = given["tokens"]
     if (tokens == WORDS.index("die")).any():
         os.kill(os.getpid(), signal.SIGKILL)
+    if (tokens == WORDS.index("stall")).any():
+        time.sleep(STALL_SECONDS)
     if (tokens == WORDS.index("break")).any():
         raise EngineError("the fake encoder breaks at this prompt")
     slow = 100.0 * (tokens == WORDS.index("slow"))[:, :, None]  # a mark that the blocks see

@@ -96,14 +96,7 @@ class ServerProcess:
             return False
 
     def workers(self) -> list[psutil.Process]:
-        found = []
-        for child in psutil.Process(self.process.pid).children():
-            try:
-                if any("spawn_main" in word for word in child.cmdline()):
-                    found.append(child)
-            except psutil.Error:
-                pass
-        return found
+        return [child for child in psutil.Process(self.process.pid).children() if is_worker(child)]
 
     def end(self, number: int = signal.SIGTERM) -> int:
         """By a signal; gives the exit status."""
@@ -121,7 +114,14 @@ class ServerProcess:
         return [line.split()[1].rpartition("-")[0] for line in lines if line.startswith(word)]
 
 
-def gone(processes: list[psutil.Process], seconds: float = 5.0) -> bool:
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return any("spawn_main" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def gone(processes: list[psutil.Process], seconds: float = 60.0) -> bool:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):

@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from fake_server import functions, until, write_model
+from fake_server import STALL_SECONDS, functions, until, write_model
 from server_process import ServerProcess, gone
 
 from adacache_engines.bundle import open_bundle
@@ -166,6 +166,62 @@ def test_a_few_jobs_outlive_their_workers_and_servers(process: ServerProcess, mo
     check(process, clients, expected(model, tmp_path))
 
 
+def test_a_server_that_is_told_to_stop_drains(process: ServerProcess) -> None:
+    process.settings["drain_seconds"] = 3
+    process.begin()
+    until(process.ready)
+    short, long = (
+        httpx.post(f"{process.url}/v1/videos", json={"prompt": "slow", "steps": steps}).json()["id"]
+        for steps in (8, 900)
+    )
+    until(lambda: len(process.log("begun")) == 2)
+    workers = process.workers()
+    process.process.send_signal(signal.SIGTERM)
+    until(lambda: not process.ready())
+    refused = httpx.post(f"{process.url}/v1/videos", json={"prompt": "boat"})
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "3")
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert httpx.get(f"{process.url}/healthz").status_code == 200
+    events = httpx.get(f"{process.url}/v1/videos/{long}/events", timeout=30).text  # ends with the server
+    assert '"status":"in_progress"' in events
+    assert process.process.wait(60) == 0
+    found = rows(process)
+    assert {name: row["status"] for name, row in found.items()} == {short: "completed", long: "queued"}
+    assert gone(workers)
+    assert "Traceback" not in process.errors()
+
+
+@pytest.mark.slow
+def test_a_second_signal_ends_the_server_at_once(process: ServerProcess) -> None:
+    process.settings["drain_seconds"] = 600
+    process.begin()
+    until(process.ready)
+    name = httpx.post(f"{process.url}/v1/videos", json={"prompt": "slow", "steps": 900}).json()["id"]
+    until(lambda: process.log("begun"))
+    workers = process.workers()
+    process.process.send_signal(signal.SIGTERM)
+    until(lambda: not process.ready())
+    assert process.process.poll() is None
+    began = time.monotonic()
+    assert process.end(signal.SIGTERM) == 0
+    assert time.monotonic() - began < 10
+    assert rows(process)[name]["status"] == "queued"
+    assert gone(workers)
+
+
+@pytest.mark.slow
+def test_a_worker_does_not_outlive_its_server_even_in_a_call(process: ServerProcess) -> None:
+    process.begin()
+    until(process.ready)
+    httpx.post(f"{process.url}/v1/videos", json={"prompt": "stall"})
+    until(lambda: process.log("begun"))
+    workers = process.workers()
+    process.end(signal.SIGKILL)
+    began = time.monotonic()
+    assert gone(workers, 20)
+    assert time.monotonic() - began < STALL_SECONDS / 2
+
+
 @pytest.mark.slow
 def test_a_thousand_jobs_outlive_cancels_kills_and_restarts(
     process: ServerProcess, model: Path, tmp_path: Path
@@ -199,7 +255,7 @@ def test_a_thousand_jobs_outlive_cancels_kills_and_restarts(
     found = rows(process)
     again = sum(row["attempts"] > 1 for row in found.values())
     begun, made = len(process.log("begun")), len(process.log("made"))
-    print(f"{dict(done)}; {Counter(row['status'] for row in found.values())}; ", end="")
-    print(f"{again} jobs begun more than once, {begun} begun, {made} made")
+    told = f"{dict(done)}; {again} jobs begun more than once, {begun} begun, {made} made"
+    (tmp_path / "told").write_text(told)
     assert min(done["worker killed"], done["server killed"], done["server stopped"]) > 0
     assert again > 0
