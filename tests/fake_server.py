@@ -1,7 +1,7 @@
 """A server on the fake model, whose worker processes are real and whose videos take milliseconds.
 
-Prompts can ask for more: ``slow`` sleeps in every call, ``die`` kills its worker, ``break`` fails inside an engine, ``stall``
-sleeps for a minute in one.
+Prompts can ask for more: ``slow`` sleeps in every call, ``die`` kills its worker, ``break`` fails inside an engine,
+``stall`` sleeps for a minute in one.
 """
 
 import json

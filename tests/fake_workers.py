@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ CALL = {"call": 1, "computed": True, "engine_ms": {"blocks": 1.0}, "wall_ms": 2.
 class FakeWorker:
     """In the place of :class:`adacache_serve.supervisor.Worker`."""
 
-    made: "list[FakeWorker]" = []
+    made: ClassVar[list["FakeWorker"]] = []
 
     def __init__(self, settings: Settings, device: str | None, _open: Any, hear: Any, died: Any) -> None:
         self.device, self.ready, self.restarts, self.pid = device, False, 0, 1

@@ -150,11 +150,12 @@ def test_an_upload_that_a_restart_interrupted_is_done_by_the_next_server(
         tries.append(paths)
         raise ConnectionError("cut")
 
-    monkeypatch.setattr(bench.results._files, "put_file", cut)
-    job = bench.submit()
-    bench.worker.completes(bench.worker.begun()[0], CONTENT)
-    until(lambda: tries)
-    bench.crash()
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.results._files, "put_file", cut)
+        job = bench.submit()
+        bench.worker.completes(bench.worker.begun()[0], CONTENT)
+        until(lambda: tries)
+        bench.crash()
     bench.begin()
     assert bench.becomes(job, "completed").attempts == 1
     assert bench.worker.begun() == []
