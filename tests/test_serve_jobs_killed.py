@@ -26,7 +26,7 @@ from adacache_runtime.video import to_pixels, write_video
 ORDERS = (
     {"prompt": "boat", "seed": 1, "steps": 2},
     {"prompt": "a small boat", "seed": 2, "policy": "interval-2"},
-    {"prompt": "slow boat", "seed": 3, "steps": 4},
+    {"prompt": "slow boat", "seed": 3, "steps": 8},
 )
 
 
@@ -233,19 +233,19 @@ def test_a_worker_does_not_outlive_its_server_even_in_a_call(process: ServerProc
 def test_a_thousand_jobs_outlive_cancels_kills_and_restarts(
     process: ServerProcess, model: Path, tmp_path: Path
 ) -> None:
-    process.settings["devices"] = ["first", "second"]
+    process.settings.update(devices=["first", "second"], in_flight=8)
     chance = random.Random(7)
     done: Counter[str] = Counter()
     process.begin()
     clients = Clients(process, 1000, 0.2, 7, 2)
-    end = time.monotonic() + 100
-    while time.monotonic() < end:
+    end = time.monotonic() + 120
+    while time.monotonic() < end and (done["server killed"] < 6 or done["server stopped"] < 3):
         if chance.random() < 0.8:  # else it is ended while it begins
             until(process.ready, 60)
-        for _ in range(chance.randint(0, 4)):
-            time.sleep(chance.uniform(0.1, 1.5))
+        for _ in range(chance.randint(1, 4)):
+            time.sleep(chance.uniform(0.1, 1))
             done["worker killed"] += kill_worker(process, chance)
-        time.sleep(chance.uniform(0, 2))
+        time.sleep(chance.uniform(0, 1))
         workers = process.workers()
         if chance.random() < 0.6:
             process.end(signal.SIGKILL)

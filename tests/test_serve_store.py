@@ -1,5 +1,6 @@
 """The jobs' table, on SQLite and on PostgreSQL: what happens when many change it at once, and what is remembered."""
 
+import fcntl
 import threading
 import time
 from collections import Counter
@@ -9,11 +10,13 @@ from pathlib import Path
 
 import postgresql
 import pytest
-from fake_server import until
+from fake_server import until, write_model
+from fake_workers import Bench
 from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from adacache_engines.errors import InputError
+from adacache_serve import lifetime, ownership
 from adacache_serve.ownership import Ownership
 from adacache_serve.schema import CreateVideo
 from adacache_serve.store import Job, Store, metadata
@@ -226,7 +229,8 @@ def test_rows_are_forgotten_without_their_results_only(store: Store) -> None:
     assert set(store.among(["video_1", "video_2", "video_3", "video_4"])) == {"video_2", "video_3"}
 
 
-def test_a_second_server_is_refused(store: Store, url: str, tmp_path: Path) -> None:
+def test_a_second_server_is_refused(store: Store, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ownership, "NOTICE_SECONDS", 0.2)
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
         folder.mkdir()
@@ -242,7 +246,48 @@ def test_a_second_server_is_refused(store: Store, url: str, tmp_path: Path) -> N
     other.close()
 
 
-def test_postgresql_that_was_away_is_taken_again_or_was_taken(postgresql_url: str, tmp_path: Path) -> None:
+def test_a_service_keeps_its_jobs_there(
+    store: Store, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path / "fake")
+    bench = Bench(tmp_path, tmp_path / "fake", monkeypatch, database=url, in_flight=2)
+    done, running, waiting = bench.submit(key="a key"), bench.submit(), bench.submit()
+    bench.worker.completes(bench.worker.begun()[0])
+    bench.becomes(done, "completed")
+    assert bench.submit(key="a key").id == done.id
+    bench.crash()
+    bench.begin()
+    assert [(begin.job, begin.attempt) for begin in bench.worker.begun()] == [(running.id, 2), (waiting.id, 2)]
+    assert bench.service.cancel(running.id)
+    bench.service.stop()
+    assert {name: job.status for name, job in store.among([done.id, running.id, waiting.id]).items()} == {
+        done.id: "completed",
+        running.id: "cancelled",
+        waiting.id: "queued",
+    }
+
+
+def test_a_server_waits_for_the_workers_of_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifetime, "WAIT_SECONDS", 0.3)
+    store = Store(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
+    with (tmp_path / lifetime.WORKERS).open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        with pytest.raises(InputError, match="a worker process of an earlier adacache-serve"):
+            Ownership(tmp_path, store.engine)
+        monkeypatch.setattr(lifetime, "WAIT_SECONDS", 30)
+        timer = threading.Timer(0.3, file.close)
+        began = time.monotonic()
+        timer.start()
+        Ownership(tmp_path, store.engine).release()
+        assert time.monotonic() - began > 0.25
+        timer.join()
+    store.close()
+
+
+def test_postgresql_that_was_away_is_taken_again_or_was_taken(
+    postgresql_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "NOTICE_SECONDS", 0.2)
     until(lambda: answers(postgresql_url))
     stores = [Store(postgresql_url), Store(postgresql_url)]
     folders = [tmp_path / "first", tmp_path / "second"]

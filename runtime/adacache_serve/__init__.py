@@ -9,7 +9,7 @@ Layers, imports point down only:
     dispatching, publishing              who makes it, who keeps it
     supervisor, store, results, uploads  processes, the database, files
     worker                               a process of its own: film, fair
-    ownership, spool, files              what the server and its workers hold on the disk
+    ownership, lifetime, spool, files    what the server and its workers hold on the disk
     schema, orders, messages, settings,  values
     triton_config
 """

@@ -5,7 +5,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,38 +17,40 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS, RETAIN_SECONDS, SWEEP_SECONDS = 1.0, 10.0, 3600.0
+LEAVE_SECONDS = 5.0  # for what is going on at the end
 YOUNG_SECONDS = 3600.0  # a picture may be there before its job is
 RESULT = re.compile(r"\.?(video_[0-9a-f]{32})\.(?:mp4|png)(?:\.part)?")
 
 
 class Housekeeper:
-    """A thread of its own."""
+    """Two threads, so that a store of results which does not answer keeps no job waiting."""
 
     def __init__(self, service: "Service") -> None:
         self._service = service
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+        dispatcher = service.dispatcher
+        jobs = dict.fromkeys(
+            (self._own, service.expire, dispatcher.end_hung, dispatcher.reconcile, dispatcher.dispatch), WATCH_SECONDS
+        )
+        kept = {retain: RETAIN_SECONDS, forget: RETAIN_SECONDS, sweep: SWEEP_SECONDS}
+        files = {partial(duty, service): period for duty, period in kept.items()}
+        self._threads = [
+            threading.Thread(target=self._run, args=(duties,), name="housekeeping", daemon=True)
+            for duties in (jobs, files)
+        ]
 
     def begin(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        end = time.monotonic() + LEAVE_SECONDS
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, end - time.monotonic()))
 
-    def _run(self) -> None:
-        service = self._service
-        duties: dict[Callable[[], None], float] = {
-            self._own: WATCH_SECONDS,
-            service.expire: WATCH_SECONDS,
-            service.dispatcher.end_hung: WATCH_SECONDS,
-            service.dispatcher.reconcile: WATCH_SECONDS,
-            service.dispatcher.dispatch: WATCH_SECONDS,
-            lambda: retain(service): RETAIN_SECONDS,
-            lambda: forget(service): RETAIN_SECONDS,
-            lambda: sweep(service): SWEEP_SECONDS,
-        }
+    def _run(self, duties: Mapping[Callable[[], None], float]) -> None:
         due = dict.fromkeys(duties, 0.0)
         while not self._stopping.is_set():
             for duty, period in duties.items():
@@ -58,7 +61,7 @@ class Housekeeper:
                 except Exception as error:  # the next round does not depend on this one
                     log.exception("housekeeping failed", exc_info=error)
                 due[duty] = time.monotonic() + period
-            self._stopping.wait(WATCH_SECONDS)
+            self._stopping.wait(min(duties.values()))
 
     def _own(self) -> None:
         if not self._service.lost and not self._service.ownership.still():

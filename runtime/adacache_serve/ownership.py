@@ -1,16 +1,10 @@
-"""Whose data folder and database it is: one server's, and its workers'.
+"""Whose data folder and database it is: one server's.
 
 The locks are the kernel's, or the database's, so that none is left behind by a process that was killed.
 """
 
-import fcntl
-import multiprocessing
-import os
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from multiprocessing.connection import wait
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,9 +13,10 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from adacache_engines.errors import InputError
+from adacache_serve.lifetime import locked, wait_for_workers
 
-SERVER, WORKERS = "server.lock", "workers.lock"
-WAIT_SECONDS = 60.0  # for workers of a server that was killed; they end as soon as they notice
+SERVER = "server.lock"
+NOTICE_SECONDS = 3.0  # until a database knows that a server was killed
 NUMBER = 0x41646143  # of the advisory lock in PostgreSQL, which is by database
 
 
@@ -41,9 +36,9 @@ class Ownership:
             if engine.dialect.name == "sqlite" and engine.url.database:
                 database = Path(engine.url.database)
                 self._own(database.with_name(f"{database.name}.lock"), self._taken())
-            elif not self.still():
-                raise InputError(self._taken())
-            _wait_for_workers(data / WORKERS)
+            else:
+                self._take()
+            wait_for_workers(data)
         except BaseException:
             self.release()
             raise
@@ -76,52 +71,24 @@ class Ownership:
             file.close()
         self._files.clear()
         if self._connection is not None:
-            self._connection.invalidate()  # back in the pool it would still have the lock
+            with suppress(SQLAlchemyError):  # at once; the end of the connection is noticed a little later
+                self._connection.execute(text(f"SELECT pg_advisory_unlock({NUMBER})"))
             self._connection.close()
             self._connection = None
+
+    def _take(self) -> None:
+        end = time.monotonic() + NOTICE_SECONDS
+        while not self.still():
+            if time.monotonic() > end:
+                raise InputError(self._taken())
+            time.sleep(0.1)
 
     def _own(self, path: Path, taken: str) -> None:
         file = path.open("ab")
         self._files.append(file)
-        if not _locked(file):
+        if not locked(file):
             raise InputError(taken)
 
     def _taken(self) -> str:
         where = self._engine.url.render_as_string(hide_password=True)
         return f"another adacache-serve uses the database {where}; stop it, or choose another --database"
-
-
-def _wait_for_workers(path: Path) -> None:
-    end = time.monotonic() + WAIT_SECONDS
-    with path.open("ab") as file:
-        while not _locked(file):
-            if time.monotonic() > end:
-                raise InputError(
-                    f"a worker process of an earlier adacache-serve still runs after {WAIT_SECONDS:.0f} seconds "
-                    f"(it has {path} locked); end it"
-                )
-            time.sleep(0.1)
-
-
-def _locked(file: BinaryIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def working(data: Path) -> Iterator[None]:
-    """For a worker process: no other server begins while it lives, and it does not outlive its own, even in a call."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    with (data / WORKERS).open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_SH)
-        threading.Thread(target=_end_with, args=(parent.sentinel,), name="parent", daemon=True).start()
-        yield
-
-
-def _end_with(sentinel: int) -> None:
-    wait([sentinel])
-    os._exit(1)

@@ -22,6 +22,7 @@ from adacache_runtime.start import Image
 from adacache_runtime.trace import CallRecord, Trace, entry
 from adacache_serve.fair import Turns
 from adacache_serve.film import Step, film, suffix
+from adacache_serve.lifetime import working
 from adacache_serve.logs import configure
 from adacache_serve.messages import (
     Began,
@@ -38,7 +39,6 @@ from adacache_serve.messages import (
     to_worker,
 )
 from adacache_serve.orders import check
-from adacache_serve.ownership import working
 from adacache_serve.settings import Settings
 from adacache_serve.spool import finish
 from adacache_serve.uploads import read_picture
