@@ -29,7 +29,7 @@ from adacache_serve.schema import CreateVideo
 from adacache_serve.service import Service
 from adacache_serve.settings import Settings
 from adacache_serve.spool import finish
-from adacache_serve.store import Job, Store
+from adacache_serve.store import Job, Store, jobs
 
 CALL = {"call": 1, "computed": True, "engine_ms": {"blocks": 1.0}, "wall_ms": 2.0, "distance": 0.5}
 
@@ -151,6 +151,12 @@ class Bench:
     def becomes(self, job: Job, status: str) -> Job:
         until(lambda: self.status(job) == status, 10)
         return self.job(job)
+
+    def age(self, job: Job, seconds: float) -> None:
+        """Has it happened so much earlier."""
+        with self.service.store.engine.begin() as connection:
+            times = {time: jobs.c[time] - seconds for time in ("created", "deadline", "ended")}
+            connection.execute(jobs.update().where(jobs.c.id == job.id).values(times))
 
     def files(self, folder: str) -> list[str]:
         return sorted(path.name for path in (self.settings.data / folder).iterdir())

@@ -139,12 +139,13 @@ def test_a_video_that_comes_after_the_cancel_is_dropped(bench: Bench) -> None:
 @pytest.mark.parametrize("how", ["cancelled", "deadline"])
 def test_a_job_that_ends_while_its_video_is_put_away_leaves_nothing(bench: Bench, how: str) -> None:
     gate = gated(bench)
-    job = bench.submit(deadline_seconds=0.3 if how == "deadline" else None)
+    job = bench.submit(deadline_seconds=3600)
     bench.worker.completes(bench.worker.begun()[0])
     until(lambda: gate.tries)
     if how == "cancelled":
         assert bench.service.cancel(job.id)
     else:
+        bench.age(job, 3600)
         assert bench.becomes(job, "failed").error["code"] == "deadline"
     gate.open.set()
     until(lambda: not bench.files("spool"))
@@ -155,7 +156,9 @@ def test_a_job_that_ends_while_its_video_is_put_away_leaves_nothing(bench: Bench
 
 def test_deadlines_end_waiting_and_running_jobs(benches: Benches) -> None:
     bench = benches(in_flight=1)
-    running, waiting, patient = bench.submit(deadline_seconds=0.2), bench.submit(deadline_seconds=0.2), bench.submit()
+    running, waiting, patient = (bench.submit(deadline_seconds=seconds) for seconds in (600, 600, 3600))
+    bench.age(running, 600)
+    bench.age(waiting, 600)
     assert bench.becomes(running, "failed").error["code"] == "deadline"
     assert bench.becomes(waiting, "failed").error["code"] == "deadline"
     until(lambda: bench.worker.cancelled() == [running.id])
@@ -410,13 +413,13 @@ def test_two_servers_cannot_have_the_same_data(bench: Bench) -> None:
 
 
 def test_results_are_deleted_by_age(benches: Benches) -> None:
-    bench = benches(keep_seconds=0.5)
+    bench = benches(keep_seconds=60)
     job = bench.submit()
     bench.worker.completes(bench.worker.begun()[0])
     bench.becomes(job, "completed")
     retain(bench.service)
     assert bench.files("results") == [f"{job.id}.mp4"]
-    time.sleep(0.6)
+    bench.age(job, 61)
     retain(bench.service)
     assert bench.files("results") == []
     assert (bench.status(job), bench.job(job).content) == ("completed", None)
@@ -434,14 +437,15 @@ def test_the_oldest_results_are_deleted_beyond_a_size(benches: Benches) -> None:
 
 
 def test_jobs_are_forgotten_with_their_results(benches: Benches) -> None:
-    bench = benches(forget_seconds=0.5)
+    bench = benches(forget_seconds=60)
     old, cancelled, running = (bench.submit() for _ in range(3))
     bench.worker.completes(bench.worker.begun(old)[0])
     bench.service.cancel(cancelled.id)
     bench.becomes(old, "completed")
     forget(bench.service)
     assert bench.service.store.get(old.id) is not None
-    time.sleep(0.6)
+    for job in (old, cancelled, running):
+        bench.age(job, 61)
     forget(bench.service)
     assert [bench.service.store.get(job.id) is None for job in (old, cancelled, running)] == [True, True, False]
     assert bench.files("results") == []

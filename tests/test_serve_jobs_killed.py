@@ -26,7 +26,7 @@ from adacache_runtime.video import to_pixels, write_video
 ORDERS = (
     {"prompt": "boat", "seed": 1, "steps": 2},
     {"prompt": "a small boat", "seed": 2, "policy": "interval-2"},
-    {"prompt": "slow boat", "seed": 3, "steps": 8},
+    {"prompt": "slow boat", "seed": 3, "steps": 5},
 )
 
 
@@ -78,7 +78,7 @@ class Clients:
     def _run(self, numbers: range, chance: random.Random) -> None:
         with httpx.Client(timeout=10) as client:
             for number in numbers:
-                which = chance.choices(range(len(ORDERS)), (5, 2, 3))[0]
+                which = chance.choices(range(len(ORDERS)), (6, 2, 2))[0]
                 order = {**ORDERS[which], "priority": chance.randint(-3, 3)}
                 key = {"Idempotency-Key": f"key-{number}"}
                 name = self._ask(client, "POST", "/v1/videos", 202, json=order, headers=key)["id"]
@@ -238,8 +238,10 @@ def test_a_thousand_jobs_outlive_cancels_kills_and_restarts(
     done: Counter[str] = Counter()
     process.begin()
     clients = Clients(process, 1000, 0.2, 7, 2)
-    end = time.monotonic() + 120
-    while time.monotonic() < end and (done["server killed"] < 6 or done["server stopped"] < 3):
+    end = time.monotonic() + 90
+    for kill in (True, False, True) * 3:
+        if time.monotonic() > end:
+            break
         if chance.random() < 0.8:  # else it is ended while it begins
             until(process.ready, 60)
         for _ in range(chance.randint(1, 4)):
@@ -247,7 +249,7 @@ def test_a_thousand_jobs_outlive_cancels_kills_and_restarts(
             done["worker killed"] += kill_worker(process, chance)
         time.sleep(chance.uniform(0, 1))
         workers = process.workers()
-        if chance.random() < 0.6:
+        if kill:
             process.end(signal.SIGKILL)
             done["server killed"] += 1
             assert gone(workers)
