@@ -22,7 +22,23 @@ OFFLINE = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "sentencepi
 OPTIONAL = ("onnxruntime", "cuda", "tensorrt", "tensorrt_rtx", "matplotlib", "polygraphy", "skimage", "PIL")
 WEB = ("anyio", "fastapi", "httpx", "opentelemetry", "prometheus_client", "s3fs", "sqlalchemy", "starlette", "uvicorn")
 # what a server is made of; what makes a video is there without it, for other servers
-SERVER = {"app", "metrics", "operations", "page", "problems", "service", "start", "store", "supervisor", "videos"}
+SERVER = {
+    "app",
+    "dispatching",
+    "housekeeping",
+    "metrics",
+    "operations",
+    "ownership",
+    "page",
+    "problems",
+    "publishing",
+    "server",
+    "service",
+    "start",
+    "store",
+    "supervisor",
+    "videos",
+}
 FILES = sorted((layer, path) for layer, folder in SOURCES.items() for path in folder.rglob("*.py"))
 IDS = [path.relative_to(ROOT).as_posix() for _, path in FILES]
 
