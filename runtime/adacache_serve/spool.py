@@ -16,7 +16,7 @@ from typing import Any
 from adacache_runtime.files import writing
 from adacache_serve.files import sync
 
-VIDEO, RECORD = "video", "record.json"
+VIDEO, RECORD = "video", ".json"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def finish(video: Path, of: int, calls: Sequence[Mapping[str, Any]]) -> None:
     """
     sync(video)
     record = Record(video.name, video.stat().st_size, of, calls)
-    with writing(video.with_name(RECORD)) as file:
+    with writing(video.with_suffix(RECORD)) as file:
         file.write(json.dumps(asdict(record)).encode())
         file.flush()
         os.fsync(file.fileno())
@@ -68,7 +68,7 @@ class Spool:
     def record(self, job: str, attempt: int) -> Record | None:
         """Of an attempt that was made and is still there."""
         try:
-            return Record(**json.loads((self._of(job, attempt) / RECORD).read_bytes()))
+            return Record(**json.loads((self._of(job, attempt) / VIDEO).with_suffix(RECORD).read_bytes()))
         except FileNotFoundError:
             return None
 

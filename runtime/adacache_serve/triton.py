@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -80,6 +80,7 @@ class TritonPythonModel:
         folder = Path(args["model_repository"], args["model_version"], MODEL)
         self._bundle = open_bundle(folder)
         self._files = tempfile.TemporaryDirectory(prefix="adacache-triton-")
+        self._settings = replace(self._settings, data=Path(self._files.name))
         self._asked: dict[str, Asked] = {}
         # of what is asked, and whether there is a worker to ask; Triton itself dies when a sender is asked something
         # after its last response
