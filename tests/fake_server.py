@@ -7,6 +7,7 @@ Prompts can ask for more: ``slow`` sleeps in every call, ``die`` kills its worke
 import json
 import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -103,15 +104,17 @@ def service(settings: Settings, *folders: Path, opener: Open | None = None) -> S
 
 
 @contextmanager
-def served(made: Service, clients: tuple[Client, ...] | None = None) -> Iterator[httpx.Client]:
-    """Over HTTP on a port of this machine; a client for it, once it is ready."""
-    config = uvicorn.Config(create_app(made, clients), port=0, log_config=None, lifespan="on")
+def served(
+    made: Service, clients: tuple[Client, ...] | None = None, listening: socket.socket | None = None
+) -> Iterator[httpx.Client]:
+    """Over HTTP on a port of this machine, or on ``listening``; a client for it, once it is ready."""
+    config = uvicorn.Config(create_app(made, clients), port=0, log_config=None, lifespan="on", http="h11")
     server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
+    thread = threading.Thread(target=server.run, args=([listening] if listening else None,))
     thread.start()
     try:
         until(lambda: server.started)
-        port = server.servers[0].sockets[0].getsockname()[1]
+        port = (listening or server.servers[0].sockets[0]).getsockname()[1]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             until(lambda: client.get("/readyz").status_code == 200)
             yield client
@@ -135,5 +138,7 @@ def events(text: str) -> list[tuple[str, Any]]:
     found = []
     for block in text.strip().split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.splitlines())
+        if "event" not in lines:  # a comment
+            continue
         found.append((lines["event"], json.loads(lines["data"])))
     return found

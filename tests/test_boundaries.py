@@ -20,24 +20,15 @@ SOURCES = {
 LAYERS = list(SOURCES)  # from the lowest up
 OFFLINE = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "sentencepiece", "diffusers")
 OPTIONAL = ("onnxruntime", "cuda", "tensorrt", "tensorrt_rtx", "matplotlib", "polygraphy", "skimage", "PIL")
-WEB = ("anyio", "fastapi", "httpx", "opentelemetry", "prometheus_client", "s3fs", "sqlalchemy", "starlette", "uvicorn")
+WEB = (
+    *("anyio", "fastapi", "python_multipart", "starlette", "uvicorn"),
+    *("httpx", "opentelemetry", "prometheus_client", "s3fs", "sqlalchemy"),
+)
 # what a server is made of; what makes a video is there without it, for other servers
 SERVER = {
-    "app",
-    "dispatching",
-    "housekeeping",
-    "metrics",
-    "operations",
-    "ownership",
-    "page",
-    "problems",
-    "publishing",
-    "server",
-    "service",
-    "start",
-    "store",
+    *("app", "document", "limits", "operations", "page", "videos", "bodies", "events", "problems"),
+    *("dispatching", "housekeeping", "metrics", "ownership", "publishing", "server", "service", "start", "store"),
     "supervisor",
-    "videos",
 }
 FILES = sorted((layer, path) for layer, folder in SOURCES.items() for path in folder.rglob("*.py"))
 IDS = [path.relative_to(ROOT).as_posix() for _, path in FILES]

@@ -71,7 +71,7 @@ def test_events_tell_every_call_in_order(client: httpx.Client, bundle: Path) -> 
     assert [call["call"] for call in calls if call["computed"]] == alone.trace.computed()
     assert told[-1][0] == "status"
     assert told[-1][1]["status"] == "completed"
-    again = events(client.get(f"/v1/videos/{name}/events", headers={"Last-Event-ID": "4"}).text)
+    again = events(client.get(f"/v1/videos/{name}/events", headers={"Last-Event-ID": "1-4"}).text)
     assert [data["call"] for kind, data in again if kind == "call"] == [5, 6]
 
 

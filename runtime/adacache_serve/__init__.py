@@ -3,7 +3,9 @@
 Layers, imports point down only:
 
     cli, start; triton                   where it begins: a command, or Triton's Python backend
-    app, videos, operations, page        HTTP
+    app, document, limits                HTTP: all of it
+    videos, operations, page             routes
+    bodies, events, keys, problems       what comes in and goes out
     server                               the drain
     service, housekeeping                what happens to a job
     dispatching, publishing              who makes it, who keeps it

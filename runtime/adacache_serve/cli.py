@@ -17,7 +17,8 @@ from adacache_serve.keys import new_key, read_keys
 from adacache_serve.orders import check_servable
 from adacache_serve.settings import Engine, Settings
 
-WEB = ("fastapi", "prometheus_client", "sqlalchemy", "uvicorn")
+WEB = ("fastapi", "prometheus_client", "python_multipart", "sqlalchemy", "uvicorn")
+GONE_SECONDS = 120  # for which a client may take nothing of what it is sent
 DEFAULTS = Settings(Path("adacache-serve"))
 
 
@@ -161,6 +162,11 @@ def _serve(options: argparse.Namespace) -> None:
 def _listening(host: str, port: int) -> socket.socket:
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # connections inherit these: the kernel hangs up on who does not read, and on who is no longer there
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * GONE_SECONDS)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, GONE_SECONDS // 2)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, GONE_SECONDS // 4))
     try:
         listening.bind((host, port))
     except OSError as error:

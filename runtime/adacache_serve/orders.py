@@ -88,6 +88,8 @@ def check(order: CreateVideo, bundle: Bundle, settings: Settings, picture: Frame
     if picture is not None:
         with _about("image"):
             check_start(bundle)
+        if settled.latents.shape[2] == 1:
+            raise FieldError("image", "the whole video would be the image; choose more frames or seconds")
         with _about("image_at"):
             start_with(bundle, settled, [Image("the image", picture, order.image_at)])
     return Checked(request, settled)
@@ -148,7 +150,7 @@ def _frames(request: Request, order: CreateVideo, manifest: Manifest) -> Request
     if order.frames is not None:
         raise InputError("give either seconds or frames, and not both")
     named = manifest.latent.frames == "open-sora-vae"
-    duration = f"{order.seconds:g}s"
+    duration = f"{order.seconds:.6f}".rstrip("0").rstrip(".") + "s"
     return replace(request, frames=frames_of(duration, manifest.video.fps, possible_frames(manifest), named))
 
 

@@ -1,13 +1,18 @@
 """Errors over HTTP: RFC 9457's problem+json, with the field that they are about."""
 
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnectionError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from adacache_serve.orders import FieldError
@@ -16,6 +21,15 @@ from adacache_serve.service import BusyError, ConflictError, StoppingError
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
+RETRY_SECONDS = 5  # after what passes by itself
+MOST_ERRORS, MOST_NAMED = 20, 100  # that are listed; characters of a client's own that an answer repeats
+AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+HEADERS: Mapping[int, Mapping[str, Any]] = {
+    401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
+    416: {"Content-Range": {"description": "how many bytes there are", "schema": {"type": "string"}}},
+    429: AFTER,
+    503: AFTER,
+}
 
 
 def problem(
@@ -23,10 +37,40 @@ def problem(
     detail: str,
     field: str | None = None,
     headers: Mapping[str, str] | None = None,
-    errors: list[dict[str, str]] | None = None,
+    errors: Sequence[Mapping[str, str]] = (),
 ) -> Response:
-    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail, field=field, errors=errors or [])
+    body = Problem(
+        title=HTTPStatus(status).phrase, status=status, detail=detail, field=field, errors=list(map(dict, errors))
+    )
     return JSONResponse(body.model_dump(), status, dict(headers or {}), MEDIA_TYPE)
+
+
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For the OpenAPI document."""
+    content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
+    return {
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": content,
+            **({"headers": dict(HEADERS[status])} if status in HEADERS else {}),
+        }
+        for status in statuses
+    }
+
+
+def invalid(found: Sequence[Mapping[str, Any]], inside: int = 0) -> Response:
+    """Pydantic's errors; the first ``inside`` parts of their places are not the client's."""
+    errors = [
+        {
+            "field": ".".join(str(part) for part in error["loc"][inside:])[:MOST_NAMED] or "body",
+            "detail": str(error["msg"]),
+        }
+        for error in found[:MOST_ERRORS]
+    ]
+    first = errors[0]
+    return problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY, f"{first['field']}: {first['detail']}", first["field"], errors=errors
+    )
 
 
 def add_problems(app: FastAPI) -> None:
@@ -50,20 +94,42 @@ def add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def _invalid(_request: Request, error: RequestValidationError) -> Response:
-        errors = [
-            {"field": ".".join(str(part) for part in found["loc"][1:]) or "body", "detail": found["msg"]}
-            for found in error.errors()
-        ]
-        first = errors[0]
-        return problem(
-            HTTPStatus.UNPROCESSABLE_ENTITY, f"{first['field']}: {first['detail']}", first["field"], errors=errors
-        )
+        return invalid(error.errors(), inside=1)
 
     @app.exception_handler(HTTPException)
-    def _http(_request: Request, error: HTTPException) -> Response:
-        return problem(error.status_code, str(error.detail), headers=error.headers)
+    def _http(request: Request, error: HTTPException) -> Response:
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # the router has the methods of one of the path's routes
+            headers["Allow"] = ", ".join(sorted(_methods(app, request)))
+        return problem(error.status_code, str(error.detail), headers=headers)
+
+    @app.exception_handler(ClientDisconnect)
+    def _gone(_request: Request, _error: ClientDisconnect) -> Response:
+        return problem(HTTPStatus.BAD_REQUEST, "the request ended early")  # nobody reads it
+
+    @app.exception_handler(DBAPIError)
+    @app.exception_handler(NoConnectionError)
+    def _database(request: Request, error: Exception) -> Response:
+        log.error("the database", extra={"path": request.url.path}, exc_info=error)
+        return problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "the database does not answer; the server's log says more",
+            headers={"Retry-After": str(RETRY_SECONDS)},
+        )
 
     @app.exception_handler(Exception)
     def _internal(request: Request, error: Exception) -> Response:
         log.exception("a request failed", extra={"path": request.url.path}, exc_info=error)
         return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "an internal error; the server's log says more")
+
+
+def _methods(app: FastAPI, request: Request) -> set[str]:
+    """That a path has."""
+    path = request.url.path
+    operations = {
+        method.upper()
+        for template, methods in app.openapi()["paths"].items()
+        if re.fullmatch(re.sub(r"\{\w+\}", "[^/]+", template), path)
+        for method in methods
+    }
+    return operations or {"GET"}

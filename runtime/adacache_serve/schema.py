@@ -1,21 +1,45 @@
 """What goes over the wire, as JSON."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from adacache_runtime.request import MAX_SEED
 
 Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 ENDED: tuple[Status, ...] = ("completed", "failed", "cancelled")
-Text = Annotated[str, StringConstraints(max_length=4000)]
-Prompt = Annotated[str, StringConstraints(min_length=1, max_length=4000, pattern=r"\S")]
+MAX_IMAGE = 32 * 2**20  # characters of base64
+LONGEST_SECONDS = 600
+# without the character 0, which databases do not keep
+Text = Annotated[str, StringConstraints(max_length=4000, pattern=r"^[^\x00]*$")]
+Prompt = Annotated[str, StringConstraints(min_length=1, max_length=4000, pattern=r"^[^\x00]*[^\s\x00][^\x00]*$")]
+SPELLED = re.compile(r"[0-9]{1,3}(\.[0-9]{1,6})?", re.ASCII)
+
+
+def _number(value: object) -> object:
+    return float(value) if isinstance(value, str) and SPELLED.fullmatch(value) else value
+
+
+Seconds = Annotated[
+    float,
+    Field(gt=0, le=LONGEST_SECONDS),
+    BeforeValidator(_number),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_SECONDS},
+                {"type": "string", "pattern": f"^{SPELLED.pattern}$"},
+            ]
+        }
+    ),
+]
 
 
 class CreateVideo(BaseModel):
     """A video that is wanted. What is left out is the model's default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     prompt: Prompt = Field(description="what is to be seen", examples=["a red circle moves left fast"])
     negative_prompt: Text | None = Field(None, description="what to lead away from, for a model that takes it")
@@ -28,7 +52,9 @@ class CreateVideo(BaseModel):
     aspect: Annotated[str, StringConstraints(max_length=8)] | None = Field(
         None, description="height to width of a named size, such as 9:16"
     )
-    seconds: float | None = Field(None, gt=0, le=600, description="length of the video", examples=[2])
+    seconds: Seconds | None = Field(
+        None, description='length of the video; a string, such as "4", is good, too', examples=[2]
+    )
     frames: int | None = Field(None, ge=1, le=100_000, description="instead of seconds; 1 = an image")
     seed: int | None = Field(None, ge=0, le=MAX_SEED, description="of the initial noise; drawn by default")
     steps: int | None = Field(None, ge=1, le=1000, description="of the sampler")
@@ -36,7 +62,9 @@ class CreateVideo(BaseModel):
     policy: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
         "never", description="a preset of GET /v1/models, with wrappers, each after a +", examples=["adacache-fast"]
     )
-    image: str | None = Field(None, description="a picture in base64, or as a data: URL, that the video begins with")
+    image: Annotated[str, StringConstraints(min_length=1, max_length=MAX_IMAGE)] | None = Field(
+        None, description="PNG, JPEG or WebP in base64, or as a data: URL, that the video begins with"
+    )
     image_at: int = Field(0, ge=-100_000, le=100_000, description="frame where the picture is, -1 = the last")
     priority: int = Field(0, ge=-10, le=10, description="higher goes first, as far as the API key allows")
     deadline_seconds: float | None = Field(

@@ -19,7 +19,8 @@ def run(app: FastAPI, service: Service, listening: socket.socket) -> None:
     Raises:
         InputError: it could not begin.
     """
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=LINGER_SECONDS)
+    # h11 limits a request's headers, httptools does not
+    config = uvicorn.Config(app, http="h11", log_config=None, timeout_graceful_shutdown=LINGER_SECONDS)
     server = Draining(config, service)
     try:
         server.run(sockets=[listening])

@@ -1,15 +1,23 @@
-"""Pictures from clients: decoded by a process of its own, which has little memory, little time and nothing to lose."""
+"""Pictures from clients: decoded by a process of its own, which has little memory, little time and nothing to lose.
+
+It can open no file, so that whatever a picture says, nothing is read but itself.
+"""
 
 import base64
 import binascii
 import io
+import os
+import re
 import resource
+import struct
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 from adacache_engines.errors import InputError
 from adacache_runtime.video import Frames
@@ -17,8 +25,20 @@ from adacache_runtime.video import Frames
 SECONDS = 10
 NBYTES = 2 * 2**30  # of address space
 SIDE = 8192  # pixels
-# by how a file begins: FFmpeg is told the format, since left to guess it also knows playlists, which name other files
-FORMATS = {b"\x89PNG\r\n\x1a\n": "png_pipe", b"\xff\xd8\xff": "jpeg_pipe", b"RIFF": "webp_pipe"}
+PIXELS = 2**25  # a frame of 7680x4320, and a little more
+HEADER = struct.Struct("<II")  # height, width; then the pixels
+# FFmpeg is told the format by how a file begins, since left to guess it also knows playlists, which name other files
+FORMATS = {
+    "png_pipe": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "jpeg_pipe": re.compile(rb"\xff\xd8\xff"),
+    "webp_pipe": re.compile(rb"RIFF....WEBP", re.DOTALL),
+}
+# one black pixel: what is decoded first, so that nothing has to be imported later
+PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
+REFUSED = (
+    f"the image is no PNG, JPEG or WebP that can be read, or has a side of more than {SIDE} pixels, or more than "
+    f"{PIXELS // 10**6} megapixels"
+)
 
 
 def decoded_base64(text: str) -> bytes:
@@ -43,22 +63,35 @@ def decode_picture(content: bytes) -> Frames:
     Raises:
         InputError: it is no picture, or takes more memory or time than pictures do.
     """
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "adacache_serve.uploads"],
-            input=content,
-            capture_output=True,
-            timeout=SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise InputError(f"the image was not decoded within {SECONDS} seconds; send a smaller one") from error
-    if done.returncode:
-        raise InputError(
-            f"the image is no PNG, JPEG or WebP that can be read, or has a side of more than {SIDE} pixels"
-        )
-    frames: Frames = np.load(io.BytesIO(done.stdout), allow_pickle=False)
-    return frames
+    file_format = next((name for name, begins in FORMATS.items() if begins.match(content)), None)
+    if file_format is None:
+        raise InputError(REFUSED)
+    with tempfile.TemporaryFile() as pixels:  # and no pipe, so that the kernel counts what comes
+        try:
+            done = subprocess.run(  # noqa: S603 - our own interpreter and module
+                [sys.executable, "-m", "adacache_serve.uploads", file_format],
+                input=content,
+                stdout=pixels,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                env=_environment(),
+                timeout=SECONDS,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise InputError(f"the image was not decoded within {SECONDS} seconds; send a smaller one") from error
+        if done.returncode:
+            raise InputError(REFUSED)
+        pixels.seek(0)
+        height, width = HEADER.unpack(pixels.read(HEADER.size))
+        return np.fromfile(pixels, np.uint8).reshape(1, height, width, 3)
+
+
+def _environment() -> dict[str, str]:
+    """What the process needs, and none of the server's secrets."""
+    found = [str(Path(folder).resolve()) for folder in sys.path if folder]
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    return {**kept, "PYTHONPATH": os.pathsep.join(found), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def write_picture(path: Path, frames: Frames) -> None:
@@ -72,19 +105,38 @@ def read_picture(path: Path) -> Frames:
     return frames
 
 
-def _limited() -> None:
+def _limited(file_format: str) -> None:
     """The process: a picture's file on standard input, its pixels on standard output."""
-    for kind, most in ((resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_AS, NBYTES), (resource.RLIMIT_FSIZE, 0)):
-        resource.setrlimit(kind, (most, most))
-    content = sys.stdin.buffer.read()
-    (file_format,) = [name for begins, name in FORMATS.items() if content.startswith(begins)]
+    _decoded(PIXEL, "png_pipe")
+    most = {
+        resource.RLIMIT_CPU: SECONDS,
+        resource.RLIMIT_AS: NBYTES,
+        resource.RLIMIT_FSIZE: HEADER.size + 3 * PIXELS,
+        resource.RLIMIT_NOFILE: 3,  # what is open: nothing else can be opened
+        resource.RLIMIT_CORE: 0,
+    }
+    for kind, value in most.items():
+        resource.setrlimit(kind, (value, value))
+    pixels = _decoded(sys.stdin.buffer.read(), file_format)
+    sys.stdout.buffer.write(HEADER.pack(*pixels.shape[:2]))
+    sys.stdout.buffer.write(pixels.data)
+    sys.stdout.buffer.flush()
+
+
+def _decoded(content: bytes, file_format: str) -> NDArray[np.uint8]:
     with av.open(io.BytesIO(content), "r", format=file_format) as container:
         (stream,) = container.streams.video
-        if max(stream.width, stream.height) > SIDE:
-            raise SystemExit(1)
-        frame = next(container.decode(stream)).to_ndarray(format="rgb24")
-    np.save(sys.stdout.buffer, frame[None].astype(np.uint8), allow_pickle=False)
+        stream.codec_context.thread_count = 1
+        _check(stream.width, stream.height)
+        frame = next(container.decode(stream))
+        _check(frame.width, frame.height)
+        return np.ascontiguousarray(frame.to_ndarray(format="rgb24"), np.uint8)
+
+
+def _check(width: int, height: int) -> None:
+    if not (1 <= width <= SIDE and 1 <= height <= SIDE and width * height <= PIXELS):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":
-    _limited()
+    _limited(sys.argv[1])

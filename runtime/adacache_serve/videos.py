@@ -1,20 +1,27 @@
 """``/v1/videos`` and ``/v1/models``."""
 
-import asyncio
-import json
 import re
-from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
+import anyio
+import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
+from adacache_engines.errors import InputError
 from adacache_engines.manifest import Manifest
+from adacache_runtime.video import Frames
+from adacache_serve.bodies import FORM, JSON, order_of
+from adacache_serve.events import END, seen_until, told
 from adacache_serve.keys import ANONYMOUS, Client, client_of
 from adacache_serve.live import numbers
 from adacache_serve.orders import FieldError, policies
+from adacache_serve.problems import RETRY_SECONDS, documented
 from adacache_serve.schema import (
     ENDED,
     CreateVideo,
@@ -22,38 +29,65 @@ from adacache_serve.schema import (
     Model,
     ModelList,
     Policy,
-    Problem,
     Status,
     TraceNumbers,
     Video,
     VideoList,
 )
-from adacache_serve.service import Service
+from adacache_serve.service import BusyError, Service
 from adacache_serve.store import Job
 from adacache_serve.uploads import decode_picture, decoded_base64
 
-POLL_SECONDS = 0.1  # between two looks at a running job; what waits for it holds neither a thread nor a lock
-EVENTS = {"content": {"text/event-stream": {}}, "description": "server-sent events: status, and call for each call"}
-CONTENT = {"content": {"video/mp4": {}, "image/png": {}}, "description": "the video"}
+MOST_PICTURES = 16  # that wait to be read
+LONGEST_NAMED = 100  # characters of a client's own that an answer repeats
 TYPES = {".mp4": "video/mp4", ".png": "image/png"}
 NAME = re.compile(r"video_[0-9a-f]{32}")
+RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
+
+# of the OpenAPI document
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+TEXT = {"schema": {"type": "string"}}
+BODY = {
+    "required": True,
+    "content": {
+        JSON: {"schema": {"$ref": "#/components/schemas/CreateVideo"}},
+        FORM: {"schema": {"$ref": "#/components/schemas/CreateVideoForm"}},
+    },
+}
+ACCEPTED: dict[str, Any] = {
+    "description": "the job is stored",
+    "headers": {
+        "Location": {"description": "path of the job", "required": True, **TEXT},
+        "Idempotent-Replayed": {"description": "true: the job was there already", **TEXT},
+    },
+}
+CONTENT: dict[str, Any] = {"description": "the video", "content": dict.fromkeys(TYPES.values(), BINARY)}
+PART = {**CONTENT, "description": "a range of the video", "headers": {"Content-Range": {"required": True, **TEXT}}}
+ELSEWHERE = {"description": "where the video is, for an hour", "headers": {"Location": {"required": True, **TEXT}}}
+EVENT = {
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["status", "call"]},
+        "data": {"type": "string", "description": "JSON: of status, a Video; of call, a record of the trace"},
+        "id": {"type": "string", "description": "for Last-Event-ID"},
+        "retry": {"type": "integer", "description": "milliseconds"},
+    },
+}
+EVENTS: dict[str, Any] = {
+    "description": "server-sent events",
+    "content": {"text/event-stream": {"schema": EVENT}},
+}
 
 
-def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI document."""
-    content = {"application/problem+json": {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
-    return {status: {"model": Problem, "content": content} for status in statuses}
-
-
-router = APIRouter(prefix="/v1", responses=problems(401, 503))
-
-
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-def client(request: Request, authorization: Annotated[str | None, Header(include_in_schema=False)] = None) -> Client:
+async def client(
+    request: Request, authorization: Annotated[str | None, Header(include_in_schema=False)] = None
+) -> Client:
     """Who asks, by ``Authorization: Bearer KEY``.
 
     Raises:
@@ -69,6 +103,8 @@ def client(request: Request, authorization: Annotated[str | None, Header(include
     return found
 
 
+# who has no key has no say in what is read
+router = APIRouter(prefix="/v1", dependencies=[Depends(client)], responses=documented(401, 503))
 Asking = Annotated[Client, Depends(client)]
 Serving = Annotated[Service, Depends(service_of)]
 
@@ -81,41 +117,64 @@ def owned(video_id: str, service: Serving, asking: Asking) -> Job:
     """
     job = service.store.get(video_id) if NAME.fullmatch(video_id) else None
     if job is None or job.client != asking.name:
-        raise HTTPException(404, f"there is no video {video_id!r}")
+        raise HTTPException(404, f"there is no video {video_id[:LONGEST_NAMED]!r}")
     return job
 
 
 Owned = Annotated[Job, Depends(owned)]
 
 
-@router.post("/videos", status_code=202, response_model=Video, responses=problems(409, 413, 422, 429))
-def create_video(
-    order: CreateVideo,
+Key = Annotated[
+    str | None,
+    Header(min_length=1, max_length=200, pattern=r"^[\x21-\x7e]+$", description="of your own choice, for retries"),
+]
+
+
+@router.post(
+    "/videos",
+    status_code=202,
+    response_model=Video,
+    responses={202: ACCEPTED, **documented(403, 408, 409, 413, 415, 422, 429)},
+    openapi_extra={"requestBody": BODY},
+)
+async def create_video(
+    request: Request,
+    response: Response,
+    order: Annotated[CreateVideo, Depends(order_of)],
     service: Serving,
     asking: Asking,
-    response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+    idempotency_key: Key = None,
 ) -> Video:
     """Stores a job and gives it. With an ``Idempotency-Key`` the same request gives the same job again."""
-    picture = None
-    if order.image is not None:
-        try:
-            picture = decode_picture(decoded_base64(order.image))
-        except ValueError as error:
-            raise FieldError("image", str(error)) from error
-    job, new = service.submit(order, asking, picture, idempotency_key)
+    decoding: anyio.CapacityLimiter = request.app.state.decoding
+    if order.image is None:
+        if "image_at" in order.model_fields_set:
+            raise FieldError("image_at", "there is no image; give one, or leave this out")
+        picture = None
+    elif decoding.statistics().tasks_waiting >= MOST_PICTURES:
+        raise BusyError("too many images wait to be read", RETRY_SECONDS)
+    else:
+        picture = await anyio.to_thread.run_sync(_picture, order.image, limiter=decoding)
+    job, new = await run_in_threadpool(service.submit, order, asking, picture, idempotency_key)
     response.headers["Location"] = f"/v1/videos/{job.id}"
     if not new:
         response.headers["Idempotent-Replayed"] = "true"
     return shown(job, service)
 
 
-@router.get("/videos", response_model=VideoList, responses=problems(404, 422))
+def _picture(image: str) -> Frames:
+    try:
+        return decode_picture(decoded_base64(image))
+    except InputError as error:
+        raise FieldError("image", str(error)) from error
+
+
+@router.get("/videos", response_model=VideoList, responses=documented(404, 422))
 def list_videos(
     service: Serving,
     asking: Asking,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: str | None = None,
+    after: Annotated[str | None, Query(max_length=64, description="last_id of the page before")] = None,
     status: Status | None = None,
 ) -> VideoList:
     """The newest first."""
@@ -126,13 +185,13 @@ def list_videos(
     return VideoList(data=[shown(job, service) for job in page], has_more=more, last_id=page[-1].id if more else None)
 
 
-@router.get("/videos/{video_id}", response_model=Video, responses=problems(404))
+@router.get("/videos/{video_id}", response_model=Video, responses=documented(404, 422))
 def get_video(job: Owned, service: Serving) -> Video:
     """Its status, progress, error and numbers."""
     return shown(job, service)
 
 
-@router.delete("/videos/{video_id}", response_model=Video, responses=problems(404))
+@router.delete("/videos/{video_id}", response_model=Video, responses=documented(403, 404, 422))
 def delete_video(job: Owned, service: Serving) -> Video:
     """Cancels a job that has not ended, between two calls of the denoiser; deletes the content of one that has."""
     if not service.cancel(job.id) and (ended := service.store.get(job.id)):
@@ -145,64 +204,84 @@ def delete_video(job: Owned, service: Serving) -> Video:
 @router.get(
     "/videos/{video_id}/content",
     response_class=Response,
-    responses={
-        200: CONTENT,
-        206: CONTENT,
-        307: {"description": "where the content is"},
-        **problems(404, 409, 410, 416),
-    },
+    responses={200: CONTENT, 206: PART, 307: ELSEWHERE, **documented(404, 409, 410, 416, 422)},
 )
-def get_content(job: Owned, service: Serving) -> Response:
-    """The video, whole or in ranges; or where it lies, if that is not this server."""
+def get_content(job: Owned, service: Serving, request: Request) -> Response:
+    """The video, whole or a range of it; or where it lies, if that is not this server."""
     if job.status != "completed":
         raise HTTPException(409, f"this video is {job.status.replace('_', ' ')}, so it has no content")
     path = service.results.path(job.content) if job.content else None
-    if job.content is None or (path is not None and not path.exists()):
-        raise HTTPException(410, "the content of this video was deleted")
-    if path is None:
+    if job.content is not None and path is None:
         return RedirectResponse(service.results.link(job.content) or "", 307)
-    return FileResponse(path, media_type=TYPES[path.suffix], headers={"Cache-Control": "private, immutable"})
+    try:
+        about = path.stat() if path else None
+    except FileNotFoundError:
+        about = None
+    if path is None or about is None:
+        raise HTTPException(410, "the content of this video was deleted")
+    wanted = _is_range(request.headers, about.st_size)
+    headers = {"Cache-Control": "private, immutable"}
+    return (Content if wanted else Whole)(path, headers=headers, media_type=TYPES[path.suffix], stat_result=about)
 
 
-@router.get("/videos/{video_id}/events", response_class=StreamingResponse, responses={200: EVENTS, **problems(404)})
-def get_events(job: Owned, service: Serving, last_event_id: Annotated[str | None, Header()] = None) -> Response:
-    """Server-sent events: ``status`` with the video, whenever it changes, and ``call`` for each call of the denoiser.
-    The last is the status of a job that has ended. ``Last-Event-ID`` goes on after a call.
+class Content(FileResponse):
+    """A file, or one range of it."""
+
+    max_ranges = 1
+
+
+class Whole(Content):
+    """A file, whatever is asked for."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
+        await super().__call__({**scope, "headers": headers}, receive, send)
+
+
+def _is_range(headers: Headers, nbytes: int) -> bool:
+    """Whether one range is asked for; whatever else is asked for may be ignored.
+
+    Raises:
+        HTTPException: 416, it is not there.
     """
-    seen = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 9 else 0
+    match = RANGE.fullmatch(headers.get("range", ""))
+    if match is None or match.groups() == ("", ""):
+        return False
+    first, last = match.groups()
+    if first and last and int(first) > int(last):
+        return False
+    there = int(first) < nbytes if first else int(last) > 0
+    if not there and "if-range" not in headers:
+        raise HTTPException(416, f"there are {nbytes} bytes", {"Content-Range": f"bytes */{nbytes}"})
+    return there
+
+
+@router.get(
+    "/videos/{video_id}/events",
+    response_class=Response,
+    responses={200: EVENTS, 204: {"description": "the last event was seen already"}, **documented(404, 422)},
+)
+def get_events(
+    request: Request,
+    job: Owned,
+    service: Serving,
+    last_event_id: Annotated[str | None, Header(max_length=200, description="to go on after a call")] = None,
+) -> Response:
+    """Server-sent events: ``status`` with the video, whenever it changes, and ``call`` for each call of the denoiser.
+    The last is the status of a job that has ended; who comes back after it gets nothing.
+    """
+    if last_event_id == END and job.status in ENDED:
+        return Response(status_code=204)
+    seen = seen_until(last_event_id)
+    looking: anyio.CapacityLimiter = request.app.state.looking
     return StreamingResponse(
-        _events(job.id, service, seen), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        told(job.id, service, seen, looking, lambda now: shown(now, service).model_dump_json()),
+        media_type="text/event-stream",
+        headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
     )
 
 
-async def _events(name: str, service: Service, seen: int) -> AsyncIterator[str]:
-    status, attempt = None, None
-    while True:
-        live = service.live(name)
-        job = await asyncio.to_thread(service.store.get, name)
-        assert job is not None
-        if live is not None and attempt not in (None, live.attempt):
-            seen = 0  # it is made again
-        attempt = live.attempt if live is not None else attempt
-        ended = job.status in ENDED
-        calls = live.calls if live is not None else await asyncio.to_thread(service.store.calls, name) if ended else []
-        for call in calls[seen:]:
-            seen += 1
-            yield _event("call", json.dumps(dict(call)), seen)
-        if job.status != status:
-            status = job.status
-            yield _event("status", shown(job, service).model_dump_json())
-        if ended or service.closing:
-            return
-        await asyncio.sleep(POLL_SECONDS)
-
-
-def _event(kind: str, data: str, number: int | None = None) -> str:
-    identity = "" if number is None else f"id: {number}\n"
-    return f"event: {kind}\n{identity}data: {data}\n\n"
-
-
-@router.get("/models", response_model=ModelList)
+@router.get("/models", response_model=ModelList, responses=documented(422))
 def list_models(service: Serving, _asking: Asking) -> ModelList:
     """The bundles that are served."""
     return ModelList(data=[_model(name, bundle.manifest) for name, bundle in service.bundles.items()])

@@ -1,0 +1,105 @@
+"""The body of ``POST /v1/videos``: JSON, or a form with the picture as a file, as OpenAI's clients send it."""
+
+import base64
+import re
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from pydantic_core import from_json
+from python_multipart.multipart import parse_options_header
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from adacache_serve.orders import FieldError
+from adacache_serve.schema import CreateVideo
+
+JSON, FORM = "application/json", "multipart/form-data"
+FILES = ("image", "input_reference")  # names of the picture; the second is OpenAI's
+PLAIN_NBYTES = 128 * 1024  # of JSON without the picture; parsing holds up everybody else
+PICTURE = re.compile(rb'"image"\s*:\s*"([^"\\]*)"')
+MOST_NAMED = 3  # fields that nobody knows
+
+
+async def order_of(request: Request) -> CreateVideo:
+    """
+    Raises:
+        HTTPException: 415, it is neither.
+        RequestValidationError: fields are missing, unknown or impossible.
+        FieldError: it cannot be read; names the field, or "body".
+    """
+    kind, options = parse_options_header(request.headers.get("content-type"))
+    media_type = kind.decode("latin-1").lower()
+    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"us-ascii") or media_type not in (JSON, FORM):
+        raise HTTPException(415, f"send {JSON}, or {FORM}, in UTF-8")
+    if media_type == JSON:
+        return await run_in_threadpool(of_json, await request.body())
+    try:
+        async with request.form(
+            max_files=len(FILES), max_fields=len(CreateVideo.model_fields), max_part_size=PLAIN_NBYTES
+        ) as form:
+            fields = form.multi_items()
+            files = {name: await value.read() for name, value in fields if isinstance(value, UploadFile)}
+    except HTTPException as error:
+        if error.status_code != 400:
+            raise
+        raise FieldError("body", f"the form cannot be read: {error.detail}") from error
+    return await run_in_threadpool(of_form, [pair for pair in fields if isinstance(pair[1], str)], files)
+
+
+def of_json(body: bytes) -> CreateVideo:
+    """Raises as :func:`order_of`."""
+    picture = None
+    if len(body) > PLAIN_NBYTES and (match := PICTURE.search(body)):
+        picture = match.group(1)
+        body = body[: match.start(1)] + body[match.end(1) :]
+    if len(body) > PLAIN_NBYTES:
+        raise FieldError("body", f"an order may have at most {PLAIN_NBYTES} bytes beside its image")
+    try:
+        fields = from_json(body)
+    except ValueError as error:
+        raise FieldError("body", f"this is not JSON: {error}") from error
+    if isinstance(fields, dict) and picture is not None:
+        fields["image"] = picture.decode("latin-1")
+    return _validated(fields)
+
+
+def of_form(fields: list[tuple[str, str | UploadFile]], files: dict[str, bytes]) -> CreateVideo:
+    """
+    Args:
+        fields: of text, each once.
+        files: the picture.
+
+    Raises:
+        As :func:`order_of`.
+    """
+    names = [name for name, _ in fields] + list(files)
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise FieldError(_short(twice[0]), "this field is there more than once")
+    if wrong := [name for name in files if name not in FILES]:
+        raise FieldError(_short(wrong[0]), f"a file can only be {' or '.join(FILES)}")
+    if len(files) > 1:
+        raise FieldError(FILES[1], f"there is an {FILES[0]}, too; a video begins with one of them")
+    given: dict[str, Any] = dict(fields)
+    for content in files.values():
+        given["image"] = base64.b64encode(content).decode()
+    return _validated(given, of_strings=True)
+
+
+def _validated(fields: Any, of_strings: bool = False) -> CreateVideo:
+    if isinstance(fields, dict) and (unknown := [name for name in fields if name not in CreateVideo.model_fields]):
+        known = ", ".join(CreateVideo.model_fields)
+        raise RequestValidationError(
+            [{"loc": ("body", name), "msg": f"unknown; fields are {known}"} for name in unknown[:MOST_NAMED]]
+        )
+    try:
+        return CreateVideo.model_validate_strings(fields) if of_strings else CreateVideo.model_validate(fields)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in found]) from error
+
+
+def _short(name: str) -> str:
+    return name[:100]
