@@ -208,20 +208,24 @@ def test_a_listener_hears_all_of_a_job_from_queue_to_end(
     client: httpx.Client, made: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events_module, "QUIET_SECONDS", 0.1)
-    blocking = [video(client, prompt="slow", steps=12) for _ in range(made.settings.in_flight)]
+    blocking = [video(client, prompt="slow", steps=900) for _ in range(made.settings.in_flight)]
     name = video(client)
-    text = client.get(f"/v1/videos/{name}/events").text
-    assert "\n\n: still here\n\n" in text
-    told = events(text)
+    lines = []
+    with httpx.stream("GET", f"{client.base_url}/v1/videos/{name}/events", timeout=60) as stream:
+        for line in stream.iter_lines():
+            lines.append(line)
+            if line == ": still here":
+                for job in blocking:
+                    client.delete(f"/v1/videos/{job}")
+    assert ": still here" in lines
+    told = events("\n".join(lines))
     statuses = [data["status"] for kind, data in told if kind == "status"]
     assert statuses[0] == "queued"
     assert statuses[-1] == "completed"
     assert [data["call"] for kind, data in told if kind == "call"] == list(range(1, 7))
-    cancelled = video(client, **SLOW)
+    cancelled = video(client, prompt="slow", steps=900)
     threading.Timer(0.5, lambda: client.delete(f"/v1/videos/{cancelled}")).start()
     assert events(client.get(f"/v1/videos/{cancelled}/events").text)[-1][1]["status"] == "cancelled"
-    for job in blocking:
-        completed(client, job)
 
 
 def test_who_comes_back_hears_what_is_new(client: httpx.Client) -> None:
