@@ -82,7 +82,7 @@ def completed(store: Store, name: str, nbytes: int = 10) -> None:
 
 
 def test_a_job_comes_back_as_it_was(store: Store, url: str) -> None:
-    prompt = "a bóat 船 \x00 \\u0000 'quoted'; DROP TABLE jobs"
+    prompt = "a bóat 船 \\u0000 'quoted'; DROP TABLE jobs"
     order = CreateVideo(prompt=prompt, seed=2**53, deadline_seconds=60, image="cGljdHVyZQ==")
     before = time.time()
     job, new = store.add("video_1", "somebody", order, "fake", "f" * 64, "key", "video_1.npy", 3)
