@@ -96,6 +96,12 @@ def unlogged() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def conditioned_folder(once: Callable[[str, Callable[[Path], object]], Path], checkpoint: Path) -> Path:
+    """The reference model, exported so that it may keep frames. Not to be changed."""
+    return once("bundle-A-conditioned", lambda folder: convert_quietly(checkpoint, folder, conditioning=True))
+
+
+@pytest.fixture(scope="session")
 def latte_bundle(once: Callable[[str, Callable[[Path], object]], Path]) -> Callable[[str], Path]:
     """Exports the reference model in a folder of ``data``, ``latte`` or ``open-sora-plan``, with probes on all blocks.
     Tests must not change it.

@@ -83,7 +83,7 @@ class FakeWorker:
 
     def calls(self, begin: Begin) -> None:
         self.turn(begin)
-        self.says(Called(job=begin.job, attempt=begin.attempt, of=1, call=CALL, memory=1))
+        self.says(Called(job=begin.job, attempt=begin.attempt, model=begin.model, of=1, call=CALL))
 
     def writes(self, begin: Begin, content: bytes = b"a video") -> None:
         """The video, and its record, of which the server has not heard yet."""

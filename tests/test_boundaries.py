@@ -29,6 +29,7 @@ SERVER = {
     *("app", "document", "limits", "operations", "page", "videos", "bodies", "events", "problems"),
     *("dispatching", "housekeeping", "metrics", "ownership", "publishing", "server", "service", "start", "store"),
     "supervisor",
+    "tracing",
 }
 FILES = sorted((layer, path) for layer, folder in SOURCES.items() for path in folder.rglob("*.py"))
 IDS = [path.relative_to(ROOT).as_posix() for _, path in FILES]
@@ -96,6 +97,7 @@ def test_the_extra_that_a_message_names_brings_the_module() -> None:
     distributions = {
         ("onnxruntime", "gpu"): "onnxruntime-gpu",
         ("prometheus_client", "serve"): "prometheus-client",
+        ("opentelemetry", "otel"): "opentelemetry-sdk",
         ("cuda", "gpu"): "cuda-bindings",
         ("PIL", "compare"): "pillow",
         ("skimage", "compare"): "scikit-image",

@@ -1,7 +1,7 @@
 """Frames that are given and kept, on the exported engines against the original Open-Sora's numbers and formulas."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,6 @@ MASK = np.array([[0, 1, 0.45, 1, 1], [1, 0.7, 1, 0, 1]], np.float32)
 ADACACHE = AdaCache(codebook=[(0.1, 4), (0.5, 3), (2.0, 2), (3.0, 1)])
 
 Floats = NDArray[np.float32]
-
-
-@pytest.fixture(scope="session")
-def conditioned_folder(once: Callable[[str, Callable[[Path], object]], Path], checkpoint: Path) -> Path:
-    """The reference model, exported so that it may keep frames. Not to be changed."""
-    from conftest import convert_quietly
-
-    return once("bundle-A-conditioned", lambda folder: convert_quietly(checkpoint, folder, conditioning=True))
 
 
 @pytest.fixture(scope="session")

@@ -82,10 +82,20 @@ class MemoryPlan:
         return (self.arena or 0) + self.hidden + self.residuals + self.probes + self.latents
 
     @property
+    def before(self) -> int:
+        """What encoders take, one at a time, the engines' weights being loaded; it is gone when the run begins."""
+        return max(self.encoder, self.pixel_encoder + (self.pixel_encoder_arena or 0))
+
+    @property
+    def after(self) -> int:
+        """What the decoder takes; the run's is gone then."""
+        return self.decoder + (self.decoder_arena or 0)
+
+    @property
     def beside_weights(self) -> int:
         """The most that there is at once beside the engines' weights, whose place the encoder of pixels has first."""
         pixel_encoder = self.pixel_encoder + (self.pixel_encoder_arena or 0) - self.weights
-        return max(self.encoder, self.run, self.decoder + (self.decoder_arena or 0), pixel_encoder)
+        return max(self.encoder, self.run, self.after, pixel_encoder)
 
 
 KINDS: Mapping[str, str] = {

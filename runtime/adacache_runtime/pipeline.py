@@ -165,7 +165,10 @@ class Pipeline:
 
         Returns, as a generator does, the result. Raises what :meth:`generate` raises, the first time it is advanced.
         """
-        started = self.start(request)
+        return (yield from self.calls_of(request, self.start(request)))
+
+    def calls_of(self, request: Request, started: Started) -> Generator[CallRecord, None, Result]:
+        """:meth:`calls`, of a request that was started by :meth:`start`."""
         before: list[NDArray[np.float32]] = []
 
         def keep(_call: int, latents: Latents) -> None:

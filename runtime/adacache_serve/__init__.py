@@ -10,6 +10,7 @@ Layers, imports point down only:
     service, housekeeping                what happens to a job
     dispatching, publishing              who makes it, who keeps it
     supervisor, store, results, uploads  processes, the database, files
+    metrics, tracing                     what operators see
     worker                               a process of its own: film, fair
     ownership, lifetime, spool, files    what the server and its workers hold on the disk
     schema, orders, messages, settings,  values

@@ -18,6 +18,8 @@ from adacache_serve.messages import (
     Decoded,
     Failed,
     FromWorker,
+    Memory,
+    PhaseEnded,
     Ready,
     Turn,
 )
@@ -28,6 +30,7 @@ from adacache_serve.settings import Settings
 from adacache_serve.spool import Spool
 from adacache_serve.store import Job, Store
 from adacache_serve.supervisor import Worker
+from adacache_serve.tracing import Tracer
 from adacache_serve.worker import Open
 
 log = logging.getLogger(__name__)
@@ -54,11 +57,13 @@ class Dispatcher:
         pictures: Path,
         publisher: Publisher,
         metrics: Metrics,
+        tracer: Tracer,
         ended: Ended,
         open_models: Open,
     ) -> None:
         self._settings, self._models, self._store, self._spool = settings, models, store, spool
-        self._pictures, self._publisher, self._metrics, self._ended = pictures, publisher, metrics, ended
+        self._pictures, self._publisher, self._ended = pictures, publisher, ended
+        self._metrics, self._tracer = metrics, tracer
         self.workers = [Worker(settings, device, open_models, self._hear, self._died) for device in settings.devices]
         self.paused = False
         self._lock = threading.RLock()
@@ -148,6 +153,7 @@ class Dispatcher:
             return False
         picture = str(self._pictures / job.picture) if job.picture else None
         self._assigned[job.id] = worker, Live(job.attempts)
+        self._tracer.begun(job)
         log.info("given to a worker", extra={"job": job.id, "attempt": job.attempts, "pid": worker.pid})
         worker.send(
             Begin(
@@ -174,6 +180,9 @@ class Dispatcher:
             log.info("worker is ready", extra={"pid": message.pid, "device": worker.device})
             self.dispatch()
             return
+        if isinstance(message, Memory):
+            self._metrics.memory(worker, message)
+            return
         with self._lock:
             who, live = self._assigned.get(message.job, (None, None))
         if who is not worker or live is None or live.attempt != message.attempt:
@@ -185,6 +194,10 @@ class Dispatcher:
                 live.of = message.of
                 live.calls.append(message.call)
                 self._metrics.called(message)
+            case PhaseEnded():
+                self._metrics.phase_ended(message)
+                if job := self._store.get(message.job):
+                    self._tracer.phase_ended(job, message)
             case Decoded():
                 live.frames, live.frames_of = message.frames, message.of
             case Completed() | Failed() | Cancelled():
@@ -210,7 +223,7 @@ class Dispatcher:
 
     def _died(self, worker: Worker) -> None:
         """What it had made is taken over, the rest is made again; its death is held against whose step it was."""
-        self._metrics.deaths.inc()
+        self._metrics.died(worker)
         with self._lock:
             lost = {name: live.attempt for name, (who, live) in self._assigned.items() if who is worker}
             for name in lost:

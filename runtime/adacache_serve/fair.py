@@ -28,19 +28,22 @@ class Turns(Generic[T]):
 
     def add(self, who: T, priority: int) -> None:
         """Joins; every two steps of priority double the share."""
+        self._advance()
         self._virtual[who] = self._now
         self._weight[who] = 2 ** (priority / DOUBLES_AFTER)
 
     def remove(self, who: T) -> None:
+        self._advance()  # what it had counts, else those who come after it would have the same time again
         del self._virtual[who], self._weight[who]
 
     def next(self) -> T:
         """Who had least; the first that came, of several."""
-        who = min(self._virtual, key=self._virtual.__getitem__)
-        self._now = self._virtual[who]
-        return who
+        return min(self._virtual, key=self._virtual.__getitem__)
 
     def spent(self, who: T, seconds: float) -> None:
-        """``who`` had the device for so long."""
+        """``who``, if it is still here, had the device for so long."""
         if who in self._virtual:
             self._virtual[who] += seconds / self._weight[who]
+
+    def _advance(self) -> None:
+        self._now = max(self._now, min(self._virtual.values(), default=self._now))

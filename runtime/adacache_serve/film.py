@@ -3,9 +3,11 @@
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from adacache_runtime import start
 from adacache_runtime.decode import stream
+from adacache_runtime.memory import MemoryPlan
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request, Settled, settle
 from adacache_runtime.start import Image
@@ -17,6 +19,18 @@ VIDEO, PICTURE = ".mp4", ".png"
 
 
 @dataclass(frozen=True)
+class Encoded:
+    """The picture that the video begins with, or all that comes before the first call."""
+
+    what: Literal["picture", "text"]
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """All calls were made; what they took is free."""
+
+
+@dataclass(frozen=True)
 class Part:
     """Frames that were decoded and written, so far and in all."""
 
@@ -24,7 +38,7 @@ class Part:
     of: int
 
 
-Step = CallRecord | Part
+Step = Encoded | CallRecord | Denoised | Part
 
 
 def suffix(frames: int) -> str:
@@ -44,7 +58,8 @@ def film(
         picture: that the video begins with, or has elsewhere.
 
     Yields:
-        The record of each call of the denoiser, one call late; then how many frames there are, now and then.
+        What was encoded; the record of each call of the denoiser; that there are no more of these; then how many frames
+        there are, now and then.
 
     Returns:
         The trace.
@@ -57,7 +72,12 @@ def film(
     if picture is not None:
         begins_with = start.start_with(bundle, settled, [picture])
         request = start.begin(begins_with, request, settled, bundle, backend)
-    result = yield from pipeline.calls(request)
+        yield Encoded("picture")
+    started = pipeline.start(request)
+    yield Encoded("text")
+    result = yield from pipeline.calls_of(request, started)
+    del started  # its buffers
+    yield Denoised()
     (latents,) = result.latents
     count, *size = shape(pipeline, settled)
     done = 0
@@ -67,6 +87,15 @@ def film(
             done += len(frames)
             yield Part(done, count)
     return result.trace
+
+
+def memory(pipeline: Pipeline, request: Request, settled: Settled, picture: Image | None) -> MemoryPlan:
+    """What :func:`film` will take of its device; the request is settled, and its picture is not encoded."""
+    if picture is None:
+        return pipeline.memory(request)
+    begins_with = start.start_with(pipeline.bundle, settled, [picture])
+    request = start.begin_on_paper(begins_with, request, settled, pipeline.bundle)
+    return pipeline.memory(request, [pixels.shape for pixels in begins_with.pixels])
 
 
 def shape(pipeline: Pipeline, settled: Settled) -> tuple[int, int, int]:

@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from adacache_serve.schema import CreateVideo
 
+Phase = Literal["encode", "denoise", "decode"]  # of a generation, in this order
+
 
 class Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,6 +41,18 @@ class Ready(Message):
     pid: int
 
 
+class Memory(Message):
+    """From a worker, whenever it changes: bytes beside the weights that its generations may come to take, of its
+    ``budget``; what is ``free`` on the device now (None = unknown); and how many jobs are ``waiting`` for memory.
+    """
+
+    kind: Literal["memory"] = "memory"
+    planned: int
+    budget: int
+    free: int | None
+    waiting: int
+
+
 class Of(Message):
     """From a worker, of one attempt at a job."""
 
@@ -47,10 +61,25 @@ class Of(Message):
 
 
 class Began(Of):
-    """It has its memory, and the first call is next."""
+    """It has its memory, so many bytes, and its first turn is next."""
 
     kind: Literal["began"] = "began"
-    nbytes: int | None
+    nbytes: int
+
+
+class PhaseEnded(Of):
+    """A part of the work is over, whole, or because of ``error``: the code of a failure, or ``cancelled``.
+
+    ``began`` and ``ended`` are seconds since 1970; others had their turns in between: ``device_seconds`` were its own.
+    """
+
+    kind: Literal["phase"] = "phase"
+    model: str
+    phase: Phase
+    began: float
+    ended: float
+    device_seconds: float
+    error: str | None = None
 
 
 class Turn(Of):
@@ -63,9 +92,9 @@ class Called(Of):
     """A call of the denoiser, as :func:`adacache_runtime.trace.entry` describes it; of the first ``of``."""
 
     kind: Literal["called"] = "called"
+    model: str
     of: int
     call: dict[str, Any]
-    memory: int
 
 
 class Decoded(Of):
@@ -100,7 +129,8 @@ class Cancelled(Of):
 
 ToWorker = Annotated[Begin | Cancel, Field(discriminator="kind")]
 FromWorker = Annotated[
-    Ready | Began | Turn | Called | Decoded | Completed | Failed | Cancelled, Field(discriminator="kind")
+    Ready | Memory | Began | PhaseEnded | Turn | Called | Decoded | Completed | Failed | Cancelled,
+    Field(discriminator="kind"),
 ]
 to_worker: TypeAdapter[ToWorker] = TypeAdapter(ToWorker)
 from_worker: TypeAdapter[FromWorker] = TypeAdapter(FromWorker)

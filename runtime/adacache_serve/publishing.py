@@ -4,8 +4,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from adacache_serve.results import Results
 from adacache_serve.spool import Spool
@@ -16,7 +16,11 @@ AT_ONCE = 2  # uploads
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds, after each time that it failed
 LEAVE_SECONDS = 5.0  # for an upload at the end; the next server does those that take longer
 
-Ended = Callable[[str, str], None]  # job, and the code of its error or nothing
+
+class Ended(Protocol):
+    """Gets a job, the code of its error or nothing, and since when its video was published, in seconds since 1970."""
+
+    def __call__(self, name: str, code: str = "", published: float | None = None) -> None: ...
 
 
 class Publisher:
@@ -69,6 +73,7 @@ class Publisher:
 
     def _publish(self, job: Job) -> None:
         assert job.made is not None
+        began = time.time()
         content = f"{job.id}{Path(job.made).suffix}"
         video = self._spool.video(job.id, job.attempts, job.made)
         for pause in (*PAUSES, None):
@@ -95,7 +100,7 @@ class Publisher:
         if self._stopping.is_set() and video.exists():
             return
         if self._store.complete(job.id, job.attempts, content):
-            self._ended(job.id, "")
+            self._ended(job.id, published=began)
         elif (now := self._store.get(job.id)) is None or now.content != content:
             self._results.delete(content)  # it was cancelled, or came too late
         self._spool.drop(job.id, job.attempts)

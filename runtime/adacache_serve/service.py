@@ -28,6 +28,7 @@ from adacache_serve.settings import Settings
 from adacache_serve.spool import Spool
 from adacache_serve.store import Job, Store
 from adacache_serve.supervisor import Worker
+from adacache_serve.tracing import open_tracer
 from adacache_serve.uploads import write_picture
 from adacache_serve.worker import Open
 
@@ -57,7 +58,7 @@ class Service:
     Attributes:
         settings: of the server.
         bundles: by the name of their model, the first is the default.
-        store, results, metrics, spool, pictures, ownership, publisher, dispatcher: that it keeps.
+        store, results, metrics, tracer, spool, pictures, ownership, publisher, dispatcher: that it keeps.
         draining: takes no more jobs, and begins none.
         closing: those that ran have had their time; who still listens is to go.
         lost: the database is another server's by now.
@@ -72,7 +73,7 @@ class Service:
         """
         self.settings, self.bundles, self.store, self.results = settings, bundles, store, results
         self.ownership = Ownership(settings.data, store.engine)
-        self.metrics = Metrics(self)
+        self.metrics, self.tracer = Metrics(self), open_tracer()
         self.draining = self.closing = self.lost = False
         self.pictures = settings.data / "pictures"
         self.pictures.mkdir(parents=True, exist_ok=True)
@@ -86,6 +87,7 @@ class Service:
             self.pictures,
             self.publisher,
             self.metrics,
+            self.tracer,
             self._ended,
             open_models,
         )
@@ -129,11 +131,18 @@ class Service:
         with suppress(SQLAlchemyError):
             self.ownership.release()
         self.store.close()
+        self.tracer.close()
 
     def submit(
-        self, order: CreateVideo, client: Client, picture: Frames | None = None, key: str | None = None
+        self,
+        order: CreateVideo,
+        client: Client,
+        picture: Frames | None = None,
+        key: str | None = None,
+        traceparent: str | None = None,
     ) -> tuple[Job, bool]:
-        """Stores a job; gives it, and whether it is new: one of the same idempotency key is not.
+        """Stores a job; gives it, and whether it is new: one of the same idempotency key is not. ``traceparent`` is the
+        client's own, as W3C has it.
 
         Raises:
             FieldError: it is not possible; names the field.
@@ -154,8 +163,9 @@ class Service:
         try:
             with self._lock:
                 self._check_room(client)
+                span = self.tracer.submitted(name, model, order, traceparent)
                 job, new = self.store.add(
-                    name, client.name, with_seed(order), model, fingerprint, key, file, order.priority
+                    name, client.name, with_seed(order), model, fingerprint, key, file, order.priority, span
                 )
         except BusyError:
             self._delete_picture(file)
@@ -218,12 +228,13 @@ class Service:
         each = self.dispatcher.seconds_a_job()
         return RETRY_SECONDS if each is None else max(1, min(LONGEST_RETRY_SECONDS, math.ceil(each * jobs)))
 
-    def _ended(self, name: str, code: str = "") -> None:
+    def _ended(self, name: str, code: str = "", published: float | None = None) -> None:
         job = self.store.get(name)
         assert job is not None
         if self.live(name) is None:  # else the worker may be about to read it
             self._delete_picture(job.picture)
         self.metrics.ended(job, code)
+        self.tracer.ended(job, code, published)
         log.info(job.status, extra={"job": name, "attempt": job.attempts, "code": code or None})
 
     def _keep_picture(self, name: str, picture: Frames | None) -> str | None:

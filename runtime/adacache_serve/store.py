@@ -62,6 +62,7 @@ jobs = Table(
     Column("made", Text),  # file with the video, which is not among the results yet
     Column("content", Text),  # name of the result; None = there is none, or no longer
     Column("nbytes", BigInteger),
+    Column("traceparent", Text),  # see adacache_serve.tracing
     UniqueConstraint("client", "idempotency_key"),
     Index("jobs_next", "status", "priority", "number"),
     Index("jobs_of_client", "client", "number"),
@@ -101,6 +102,7 @@ class Job:
     made: str | None
     content: str | None
     nbytes: int | None
+    traceparent: str | None
 
 
 class Store:
@@ -134,6 +136,7 @@ class Store:
         idempotency_key: str | None = None,
         picture: str | None = None,
         priority: int = 0,
+        traceparent: str | None = None,
     ) -> tuple[Job, bool]:
         """A new job, or the one that this client has under the same idempotency key already; and whether it is new."""
         now = time.time()
@@ -144,6 +147,7 @@ class Store:
             "fingerprint": fingerprint,
             "order": order.model_dump_json(exclude={"image"}),
             "picture": picture,
+            "traceparent": traceparent,
             "model": model,
             "status": "queued",
             "priority": priority,

@@ -10,6 +10,7 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from adacache_serve.logs import about
 from adacache_serve.messages import FromWorker, Ready, ToWorker, from_worker
 from adacache_serve.settings import Settings
 from adacache_serve.worker import Open, work
@@ -120,7 +121,8 @@ class Worker:
                 self.heard = time.monotonic()
                 if isinstance(message, Ready):
                     self.ready = ready = True
-                self._hear(self, message)
+                with about(getattr(message, "job", None)):
+                    self._hear(self, message)
         except (EOFError, OSError):
             return ready
         finally:

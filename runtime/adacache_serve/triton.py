@@ -24,7 +24,18 @@ from adacache_engines.bundle import open_bundle
 from adacache_engines.errors import EngineError, InputError, MissingDependencyError
 from adacache_runtime.video import Frames
 from adacache_serve.cli import open_models
-from adacache_serve.messages import Begin, Called, Cancel, Cancelled, Completed, Decoded, Failed, FromWorker, Ready
+from adacache_serve.messages import (
+    Begin,
+    Called,
+    Cancel,
+    Cancelled,
+    Completed,
+    Decoded,
+    Failed,
+    FromWorker,
+    Memory,
+    Ready,
+)
 from adacache_serve.orders import FieldError, check, with_seed
 from adacache_serve.schema import CreateVideo
 from adacache_serve.settings import Settings
@@ -201,6 +212,8 @@ class TritonPythonModel:
         """Passes on what the worker says."""
         if isinstance(message, Ready):
             self._began.set()
+            return
+        if isinstance(message, Memory):
             return
         with self._lock:
             if message.job not in self._asked:

@@ -144,6 +144,7 @@ async def create_video(
     service: Serving,
     asking: Asking,
     idempotency_key: Key = None,
+    traceparent: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Video:
     """Stores a job and gives it. With an ``Idempotency-Key`` the same request gives the same job again."""
     decoding: anyio.CapacityLimiter = request.app.state.decoding
@@ -155,7 +156,7 @@ async def create_video(
         raise BusyError("too many images wait to be read", RETRY_SECONDS)
     else:
         picture = await anyio.to_thread.run_sync(_picture, order.image, limiter=decoding)
-    job, new = await run_in_threadpool(service.submit, order, asking, picture, idempotency_key)
+    job, new = await run_in_threadpool(service.submit, order, asking, picture, idempotency_key, traceparent)
     response.headers["Location"] = f"/v1/videos/{job.id}"
     if not new:
         response.headers["Idempotent-Replayed"] = "true"

@@ -3,27 +3,33 @@
 Between two steps it hears what the server wants: new jobs, cancelled ones, its end. When the server is gone, so is it.
 """
 
+import contextlib
 import logging
 import os
 import signal
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adacache_engines.errors import AdaCacheError, InputError
 from adacache_runtime.memory import MemoryPlan, megabytes
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request
+from adacache_runtime.policies.adacache import AdaCache
+from adacache_runtime.policies.interval import FixedInterval
+from adacache_runtime.request import Request, settle
 from adacache_runtime.start import Image
-from adacache_runtime.trace import CallRecord, Trace, entry
+from adacache_runtime.trace import CallRecord, entry
 from adacache_serve.fair import Turns
-from adacache_serve.film import Step, film, suffix
+from adacache_serve.film import Denoised, Encoded, Part, Step, film, memory, suffix
 from adacache_serve.lifetime import working
-from adacache_serve.logs import configure
+from adacache_serve.logs import about, configure
 from adacache_serve.messages import (
     Began,
     Begin,
@@ -34,6 +40,9 @@ from adacache_serve.messages import (
     Decoded,
     Failed,
     FromWorker,
+    Memory,
+    Phase,
+    PhaseEnded,
     Ready,
     Turn,
     to_worker,
@@ -45,7 +54,9 @@ from adacache_serve.uploads import read_picture
 
 log = logging.getLogger(__name__)
 NICENESS = 5  # below the server, whose answers are short
-WARM_UP_STEPS = 2
+MEASURING = AdaCache(codebook=((1.0, 2),))  # of five steps it computes the first and the second, and reuses the third
+WARM_UP_STEPS = 5
+CANCELLED = "cancelled"
 
 Models = Mapping[str, Pipeline]
 Open = Callable[[Settings], Models]
@@ -64,6 +75,8 @@ class Job:
         calls: of the denoiser, in all.
         output: where the video goes.
         steps: None until it has its memory.
+        phase: that it is in; ``since`` then, in seconds since 1970, it had ``seconds`` of the device.
+        arena: bytes for activations that it keeps alive in this phase: those of another, if that one needs more.
         entries: of the calls so far.
     """
 
@@ -74,8 +87,28 @@ class Job:
     plan: MemoryPlan
     calls: int
     output: Path
-    steps: Generator[Step, None, Trace] | None = None
+    steps: Generator[Step, None, object] | None = None
+    phase: Phase = "encode"
+    since: float = 0.0
+    seconds: float = 0.0
+    arena: int = 0
     entries: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def own_arena(self) -> int:
+        """Bytes for activations that its engines need at most."""
+        return max(self.plan.arena or 0, self.plan.decoder_arena or 0)
+
+    def keeps(self, arena: int = 0) -> int:
+        """Bytes that it has between two of its turns, from now on at most; ``arena``: the largest that it may share."""
+        plan, shared = self.plan, max(self.own_arena, arena)
+        after = plan.after - (plan.decoder_arena or 0) + shared if plan.after else 0
+        run = plan.run - (plan.arena or 0) + (shared if self.phase == "encode" else self.arena)
+        return after if self.phase == "decode" else max(run, after)
+
+    def most(self, arena: int = 0) -> int:
+        """Bytes that it has at once."""
+        return max(self.keeps(arena), self.plan.before if self.phase == "encode" else 0)
 
 
 def work(connection: Connection, settings: Settings, device: str | None, open_models: Open) -> None:
@@ -86,27 +119,42 @@ def work(connection: Connection, settings: Settings, device: str | None, open_mo
         settings: of the server.
         device: what CUDA_VISIBLE_DEVICES is to be; None = as it is.
         open_models: loads the models, by name.
+
+    Raises:
+        SystemExit: with status 1, the models cannot be loaded, or make no video; the log says why.
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the server's; it ends us when it has drained
         signal.signal(number, signal.SIG_IGN)
-    os.nice(NICENESS)
+    configure()
+    with contextlib.suppress(OSError):  # a sandbox may forbid it, and it is only a courtesy
+        os.nice(NICENESS)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     try:
         with working(settings.data):
             worker = Worker(connection, open_models(settings), settings)
-            configure()
             worker.warm_up()
             worker.run()
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return  # nobody is there to make videos for
+    except Exception as error:
+        known = isinstance(error, AdaCacheError)
+        log.error("a worker ends: %s", error if known else repr(error), exc_info=None if known else error)
+        sys.exit(1)
 
 
 class Worker:
     """What :func:`work` does once the models are loaded."""
 
-    def __init__(self, connection: Connection, models: Models, settings: Settings) -> None:
-        self._connection, self._models, self._settings = connection, models, settings
+    def __init__(
+        self,
+        connection: Connection,
+        models: Models,
+        settings: Settings,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """``clock``: seconds, by which turns are shared."""
+        self._connection, self._models, self._settings, self._clock = connection, models, settings, clock
         self._jobs: dict[str, Job] = {}
         self._waiting: list[str] = []  # for memory, the first that came first
         self._turns: Turns[str] = Turns()
@@ -114,16 +162,20 @@ class Worker:
         self._budget = settings.memory_budget if settings.memory_budget is not None else free_nbytes(models)
 
     def warm_up(self) -> None:
-        """A short video of every model, so that what is slow or wrong the first time is so before a client waits."""
+        """Short videos of every model, so that what is slow or wrong the first time is so before a client waits."""
         for name, pipeline in self._models.items():
             began = time.perf_counter()
-            with tempfile.TemporaryDirectory() as folder:
-                request = Request(prompts=("warm-up",), steps=WARM_UP_STEPS)
-                output = Path(folder, f"video{suffix(pipeline.bundle.manifest.video.frames)}")
-                for _ in film(pipeline, request, output):
-                    pass
-            log.info("warm-up", extra={"model": name, "seconds": time.perf_counter() - began})
+            for request, picture in warm_ups(pipeline):
+                with tempfile.TemporaryDirectory() as folder:
+                    output = Path(folder, f"video{suffix(settle(pipeline.bundle, request).frames)}")
+                    for _ in film(pipeline, request, output, picture):
+                        pass
+            log.info("warm-up", extra={"model": name, "seconds": round(time.perf_counter() - began, 3)})
+        if self._settings.memory_budget is None:  # libraries keep some of what the first videos took
+            self._budget = free_nbytes(self._models)
+        log.info("memory for videos", extra={"budget_mb": megabytes(self._budget)})
         self._send(Ready(pid=os.getpid()))
+        self._tell_memory()
 
     def run(self) -> None:
         """Until the pipe ends.
@@ -132,28 +184,39 @@ class Worker:
             EOFError: it has.
         """
         while True:
-            while self._connection.poll(0 if len(self._turns) else None):
-                self._hear()
-                self._admit()
-            job = self._jobs[self._turns.next()]
-            began = time.perf_counter()
+            self.turn()
+
+    def turn(self) -> None:
+        """Hears what there is, waiting for it where there is nothing else to do; then a step of a job, if there is one.
+
+        Raises:
+            EOFError: the pipe has ended.
+        """
+        patience = 0 if len(self._turns) else None
+        while self._connection.poll(patience):
+            self._hear()
+            self._admit()
+            patience = 0
+        if not len(self._turns):
+            return
+        job = self._jobs[self._turns.next()]
+        with about(job.begin.job):
             self._step(job)
-            self._turns.spent(job.begin.job, time.perf_counter() - began)
-            if job.begin.job not in self._jobs:
-                self._admit()
+        self._admit()
 
     def _hear(self) -> None:
         message = to_worker.validate_json(self._connection.recv_bytes())
-        if isinstance(message, Cancel):
-            if job := self._jobs.get(message.job):
-                self._end(job)
-                self._send(Cancelled(job=job.begin.job, attempt=job.begin.attempt))
-            return
-        try:
-            job = self._planned(message)
-        except Exception as error:  # whatever it is, it is that of one job
-            self._failed(message, error)
-            return
+        with about(message.job):
+            if isinstance(message, Cancel):
+                if job := self._jobs.get(message.job):
+                    self._end(job, CANCELLED)
+                    self._send(Cancelled(job=job.begin.job, attempt=job.begin.attempt))
+                return
+            try:
+                job = self._planned(message)
+            except Exception as error:  # whatever it is, it is that of one job
+                self._send(failure(message, error))
+                return
         self._jobs[message.job] = job
         self._waiting.append(message.job)
 
@@ -161,73 +224,159 @@ class Worker:
         pipeline = self._models[begin.model]
         picture = Image("the image", read_picture(Path(begin.picture)), begin.order.image_at) if begin.picture else None
         checked = check(begin.order, pipeline.bundle, self._settings)
-        plan = pipeline.memory(checked.request)
-        if plan.beside_weights > self._budget:
-            raise InputError(
-                f"this video takes {megabytes(plan.beside_weights)} MB of memory beside the weights, and all that "
-                f"there is for videos is {megabytes(self._budget)} MB; choose a smaller size or fewer seconds"
-            )
         settled = checked.settled
+        plan = memory(pipeline, checked.request, settled, picture)
         output = Path(begin.output + suffix(settled.frames))
-        return Job(begin, pipeline, checked.request, picture, plan, len(settled.updates), output)
+        job = Job(begin, pipeline, checked.request, picture, plan, len(settled.updates), output)
+        if (most := job.most()) > self._budget:
+            raise InputError(
+                f"this video takes {megabytes(most)} MB of memory beside the weights, and all that there is for videos "
+                f"is {megabytes(self._budget)} MB; choose a smaller size or fewer seconds"
+            )
+        return job
 
     def _admit(self) -> None:
         """Begins those that wait, in order, as far as their memory is there."""
-        while self._waiting and self._fits(self._jobs[self._waiting[0]]):
-            job = self._jobs[self._waiting.pop(0)]
+        while self._waiting:
+            job = self._jobs[self._waiting[0]]
+            if self._planned_nbytes(job) > self._budget:
+                return
+            del self._waiting[0]
             job.steps = film(job.pipeline, job.request, job.output, job.picture)
+            job.since = time.time()
             self._turns.add(job.begin.job, job.begin.order.priority)
-            self._send(Began(job=job.begin.job, attempt=job.begin.attempt, nbytes=job.plan.run))
+            self._send(Began(job=job.begin.job, attempt=job.begin.attempt, nbytes=job.most()))
+            self._tell_memory()
 
-    def _fits(self, job: Job) -> bool:
-        """Beside those that have begun: what each keeps, and what one of them has before or after its run."""
-        plans = [job.plan, *(self._jobs[name].plan for name in self._turns)]
-        return sum(plan.run for plan in plans) + max(max(p.encoder, p.decoder) for p in plans) <= self._budget
+    def _planned_nbytes(self, *more: Job) -> int:
+        """The most that those in flight can come to take at once, and ``more`` with them: what each keeps, and what
+        one of them has during its turn beside that.
+        """
+        jobs = [*more, *(self._jobs[name] for name in self._turns)]
+        kept, beyond = 0, 0
+        for job in jobs:
+            arena = largest_arena(job.pipeline, jobs)
+            kept += job.keeps(arena)
+            beyond = max(beyond, job.most(arena) - job.keeps(arena))
+        return kept + beyond
+
+    def _tell_memory(self) -> None:
+        told = [pipeline.backend.device.free_nbytes() for pipeline in self._models.values()]
+        free = min((nbytes for nbytes in told if nbytes is not None), default=None)
+        self._send(Memory(planned=self._planned_nbytes(), budget=self._budget, free=free, waiting=len(self._waiting)))
 
     def _step(self, job: Job) -> None:
         assert job.steps is not None
-        begin = job.begin
-        of = {"job": begin.job, "attempt": begin.attempt}
-        if self._turn != begin.job:
-            self._turn = begin.job
-            self._send(Turn(**of))
+        message: FromWorker | None
+        if self._turn != job.begin.job:
+            self._turn = job.begin.job
+            self._send(Turn(job=job.begin.job, attempt=job.begin.attempt))
+        began = self._clock()
         try:
             step = next(job.steps, None)
-            if step is None:
-                finish(job.output, job.calls, job.entries)
+            message = self._completed(job) if step is None else self._told(job, step)
         except Exception as error:  # whatever it is, it is that of one job
-            self._end(job)
-            self._failed(begin, error)
-            return
-        if step is None:
-            self._end(job)
-            self._send(Completed(**of, file=job.output.name, nbytes=job.output.stat().st_size))
-        elif isinstance(step, CallRecord):
-            memory = sum(self._jobs[name].plan.run for name in self._turns)
-            job.entries.append(entry(step))
-            self._send(Called(**of, of=job.calls, call=job.entries[-1], memory=memory))
-        else:
-            self._send(Decoded(**of, frames=step.frames, of=step.of))
+            message = failure(job.begin, error)
+        # not before here: what was raised holds on to the buffers
+        seconds = self._clock() - began
+        self._turns.spent(job.begin.job, seconds)
+        job.seconds += seconds
+        if isinstance(message, Completed | Failed):
+            self._end(job, message.code if isinstance(message, Failed) else None)
+        elif isinstance(step, Encoded) and step.what == "text":
+            self._enter(job, "denoise")
+        elif isinstance(step, Denoised):
+            self._enter(job, "decode")
+        if message is not None:
+            self._send(message)
 
-    def _end(self, job: Job) -> None:
+    def _told(self, job: Job, step: Step) -> FromWorker | None:
+        begin = job.begin
+        if isinstance(step, CallRecord):
+            job.entries.append(entry(step))
+            return Called(job=begin.job, attempt=begin.attempt, model=begin.model, of=job.calls, call=job.entries[-1])
+        if isinstance(step, Part):
+            return Decoded(job=begin.job, attempt=begin.attempt, frames=step.frames, of=step.of)
+        return None
+
+    def _completed(self, job: Job) -> Completed:
+        begin, output = job.begin, job.output
+        finish(output, job.calls, job.entries)
+        return Completed(job=begin.job, attempt=begin.attempt, file=output.name, nbytes=output.stat().st_size)
+
+    def _enter(self, job: Job, phase: Phase) -> None:
+        self._leave(job, None)
+        job.phase, job.since, job.seconds = phase, time.time(), 0.0
+        job.arena = largest_arena(job.pipeline, [self._jobs[name] for name in self._turns])
+        self._tell_memory()
+
+    def _leave(self, job: Job, error: str | None) -> None:
+        begin = job.begin
+        self._send(
+            PhaseEnded(
+                job=begin.job,
+                attempt=begin.attempt,
+                model=begin.model,
+                phase=job.phase,
+                began=job.since,
+                ended=time.time(),
+                device_seconds=job.seconds,
+                error=error,
+            )
+        )
+
+    def _end(self, job: Job, error: str | None) -> None:
         """Lets go of all it has."""
         name = job.begin.job
         del self._jobs[name]
         if job.steps is None:
             self._waiting.remove(name)
             return
-        job.steps.close()
+        try:
+            job.steps.close()
+        except Exception:  # it is gone all the same, and the others go on
+            log.exception("a job could not be tidied up")
+        job.steps = None
         self._turns.remove(name)
-
-    def _failed(self, begin: Begin, error: Exception) -> None:
-        if not isinstance(error, AdaCacheError):
-            log.exception("a job failed with an error that is nobody's", extra={"job": begin.job}, exc_info=error)
-        code = type(error).__name__ if isinstance(error, AdaCacheError) else "internal"
-        message = str(error) if isinstance(error, AdaCacheError) else "an internal error; the server's log says more"
-        self._send(Failed(job=begin.job, attempt=begin.attempt, code=code, message=message))
+        self._leave(job, error)
+        self._tell_memory()
 
     def _send(self, message: FromWorker) -> None:
         self._connection.send_bytes(message.model_dump_json().encode())
+
+
+def largest_arena(pipeline: Pipeline, jobs: Sequence[Job]) -> int:
+    """Of a model's jobs in flight: who begins beside them may share it, and keep it when they have gone."""
+    return max((max(job.arena, job.own_arena) for job in jobs if job.pipeline is pipeline), default=0)
+
+
+def failure(begin: Begin, error: Exception) -> Failed:
+    """What the server is told of an error, and the log."""
+    if isinstance(error, AdaCacheError):
+        code, message = type(error).__name__, str(error)
+    elif isinstance(error, MemoryError):
+        code, message = "MemoryError", "memory ran out; choose a smaller size or fewer seconds, or try again later"
+    else:
+        code, message = "internal", "an internal error; the server's log says more"
+        log.error("a job failed with an error that is nobody's", exc_info=error)
+    log.info("a job failed", extra={"code": code, "reason": message})
+    return Failed(job=begin.job, attempt=begin.attempt, code=code, message=message)
+
+
+def warm_ups(pipeline: Pipeline) -> Iterator[tuple[Request, Image | None]]:
+    """Short videos that use what clients' will: every stage in full and reused, what policies measure, and the encoder
+    of pictures.
+    """
+    manifest = pipeline.bundle.manifest
+    policy = MEASURING if manifest.default_probes else FixedInterval(every=2)
+    request = Request(prompts=("warm-up",), steps=WARM_UP_STEPS, policy=policy)
+    yield request, None
+    space = manifest.latent
+    encodes = space.decoder == "pixels" or bool(space.encoding)
+    latents = settle(pipeline.bundle, request).latents
+    if manifest.conditioned() and encodes and latents.shape[2] > 1:
+        black = np.zeros((1, space.spatial_factor, space.spatial_factor, 3), np.uint8)
+        yield Request(prompts=("warm-up",), steps=1), Image("black", black)
 
 
 def free_nbytes(models: Models) -> int:
