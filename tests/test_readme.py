@@ -16,7 +16,7 @@ REAL = ("opensora.", "Latte-1")
 ELSEWHERE = ("pip install", *(f"adacache-{what} {name}" for what in ("export", "run") for name in REAL), "make test")
 # sections whose commands take longer than the others', or are of interest to few
 MEASURING = "## Which one? Measure, and calibrate\n"
-PLANS, PROFILING = "## Compiled plans\n", "## Profiling\n"
+PLANS, PROFILING, SERVING = "## Compiled plans\n", "## Profiling\n", "## Serving\n"
 BIN = Path(sys.executable).parent
 
 
@@ -88,7 +88,7 @@ def test_commands(checkout: Path) -> None:
                 assert line.startswith(what)
                 assert (checkout / line.split()[-1]).stat().st_size > 0
             assert re.match(r"speed-up +\d+\.\d+ times", ratio)
-        elif not command.startswith(ELSEWHERE) and command not in commands_of(MEASURING, PLANS, PROFILING):
+        elif not command.startswith(ELSEWHERE) and command not in commands_of(MEASURING, PLANS, PROFILING, SERVING):
             typed(command, checkout)
     assert (checkout / "out" / "mine.mp4").stat().st_size > 0
     for block in blocks("python"):
@@ -109,6 +109,33 @@ def test_commands_for_plans_and_profiles(checkout: Path) -> None:
     assert (checkout / "out" / "profile.html").stat().st_size > 0
     assert (checkout / "out" / "00.plan").stat().st_size > 0
     assert list((checkout / "out" / "mine.adacache" / "engines").glob("tensorrt-rtx-*/spatial.00.plan"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("curl") and shutil.which("jq")), reason="needs curl and jq")
+def test_commands_for_serving(checkout: Path) -> None:
+    make_mine(checkout)
+    begin, *calls, repository, _tritonserver, _ray = commands_of(SERVING)
+    typed(repository, checkout)
+    assert (checkout / "out" / "models" / "mine" / "config.pbtxt").stat().st_size > 0
+    program, *words = shlex.split(begin)
+    server = subprocess.Popen(
+        [BIN / program, *words, "--port", "0"], cwd=checkout, stderr=subprocess.PIPE, text=True, bufsize=1
+    )
+    try:
+        assert server.stderr is not None
+        address = next(word for word in server.stderr.readline().split() if word.startswith("http://"))
+        wait = f"curl -fsS --retry 60 --retry-all-errors --retry-delay 1 {address}/readyz"
+        script = "\n".join([wait, *calls]).replace("http://127.0.0.1:8000", address)
+        run(["bash", "-euo", "pipefail", "-c", script], checkout)
+        (client,) = [block for block in blocks("python") if block.startswith("# client.py")]
+        run([sys.executable, "-c", client.replace("http://127.0.0.1:8000", address)], checkout)
+        for name in ("circle.mp4", "client.mp4"):
+            assert (checkout / name).read_bytes()[4:8] == b"ftyp"
+    finally:
+        server.terminate()
+        told = server.communicate(timeout=60)[1]
+    assert server.returncode == 0, told
 
 
 @pytest.mark.slow
