@@ -27,6 +27,7 @@ WEB = (
 # what a server is made of; what makes a video is there without it, for other servers
 SERVER = {
     *("app", "document", "limits", "operations", "page", "videos", "bodies", "events", "problems"),
+    *("content", "views"),
     *("dispatching", "housekeeping", "metrics", "ownership", "publishing", "server", "service", "start", "store"),
     "supervisor",
     "tracing",

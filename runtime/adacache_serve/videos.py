@@ -6,43 +6,35 @@ from typing import Annotated, Any
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request
-from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
+from fastapi.responses import RedirectResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
 
 from adacache_engines.errors import InputError
-from adacache_engines.manifest import Manifest
 from adacache_runtime.video import Frames
 from adacache_serve.bodies import FORM, JSON, order_of
+from adacache_serve.content import DELETED, TYPES, file_response
 from adacache_serve.events import END, seen_until, told
 from adacache_serve.keys import ANONYMOUS, Client, client_of
-from adacache_serve.live import numbers
-from adacache_serve.orders import FieldError, policies
+from adacache_serve.orders import FieldError
 from adacache_serve.problems import RETRY_SECONDS, documented
 from adacache_serve.schema import (
     ENDED,
     CreateVideo,
-    Failure,
-    Model,
     ModelList,
-    Policy,
     Status,
-    TraceNumbers,
     Video,
     VideoList,
 )
 from adacache_serve.service import BusyError, Service
 from adacache_serve.store import Job
 from adacache_serve.uploads import decode_picture, decoded_base64
+from adacache_serve.views import model_of, shown
 
 MOST_PICTURES = 16  # that wait to be read
 LONGEST_NAMED = 100  # characters of a client's own that an answer repeats
-TYPES = {".mp4": "video/mp4", ".png": "image/png"}
 NAME = re.compile(r"video_[0-9a-f]{32}")
-RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
 # of the OpenAPI document
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -214,47 +206,9 @@ def get_content(job: Owned, service: Serving, request: Request) -> Response:
     path = service.results.path(job.content) if job.content else None
     if job.content is not None and path is None:
         return RedirectResponse(service.results.link(job.content) or "", 307)
-    try:
-        about = path.stat() if path else None
-    except FileNotFoundError:
-        about = None
-    if path is None or about is None:
-        raise HTTPException(410, "the content of this video was deleted")
-    wanted = _is_range(request.headers, about.st_size)
-    headers = {"Cache-Control": "private, immutable"}
-    return (Content if wanted else Whole)(path, headers=headers, media_type=TYPES[path.suffix], stat_result=about)
-
-
-class Content(FileResponse):
-    """A file, or one range of it."""
-
-    max_ranges = 1
-
-
-class Whole(Content):
-    """A file, whatever is asked for."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [(name, value) for name, value in scope["headers"] if name != b"range"]
-        await super().__call__({**scope, "headers": headers}, receive, send)
-
-
-def _is_range(headers: Headers, nbytes: int) -> bool:
-    """Whether one range is asked for; whatever else is asked for may be ignored.
-
-    Raises:
-        HTTPException: 416, it is not there.
-    """
-    match = RANGE.fullmatch(headers.get("range", ""))
-    if match is None or match.groups() == ("", ""):
-        return False
-    first, last = match.groups()
-    if first and last and int(first) > int(last):
-        return False
-    there = int(first) < nbytes if first else int(last) > 0
-    if not there and "if-range" not in headers:
-        raise HTTPException(416, f"there are {nbytes} bytes", {"Content-Range": f"bytes */{nbytes}"})
-    return there
+    if path is None:
+        raise HTTPException(410, DELETED)
+    return file_response(path, request.headers)
 
 
 @router.get(
@@ -285,47 +239,4 @@ def get_events(
 @router.get("/models", response_model=ModelList, responses=documented(422))
 def list_models(service: Serving, _asking: Asking) -> ModelList:
     """The bundles that are served."""
-    return ModelList(data=[_model(name, bundle.manifest) for name, bundle in service.bundles.items()])
-
-
-def _model(name: str, manifest: Manifest) -> Model:
-    video, sampler = manifest.video, manifest.sampler
-    return Model(
-        id=name,
-        family=manifest.family,
-        precision=manifest.precision,
-        defaults={
-            "width": video.width,
-            "height": video.height,
-            "frames": video.frames,
-            "fps": video.fps,
-            "steps": sampler.steps,
-            "guidance": sampler.guidance,
-        },
-        policies=[Policy(name=policy, note=note) for policy, note in policies(manifest)],
-        negative_prompt=manifest.guidance.null_captions is None,
-        image=manifest.conditioned() and (manifest.latent.decoder == "pixels" or bool(manifest.latent.encoding)),
-    )
-
-
-def shown(job: Job, service: Service) -> Video:
-    """A job as clients see it."""
-    live = service.live(job.id) if job.status == "in_progress" else None
-    trace = numbers(live.calls, live.of) if live is not None and live.calls else job.trace
-    keep = service.settings.keep_seconds
-    available = job.status == "completed" and job.content is not None
-    return Video(
-        id=job.id,
-        status=job.status,
-        progress=100.0 if job.status == "completed" or job.made else live.progress() if live is not None else 0.0,
-        model=job.model,
-        created_at=job.created,
-        started_at=job.started,
-        completed_at=job.ended,
-        expires_at=job.ended + keep if available and keep is not None and job.ended is not None else None,
-        request=job.order.model_dump(exclude={"image"}, exclude_none=True),
-        attempts=job.attempts,
-        error=Failure(**job.error) if job.error else None,
-        trace=TraceNumbers(**trace) if trace else None,
-        content=f"/v1/videos/{job.id}/content" if available else None,
-    )
+    return ModelList(data=[model_of(name, bundle.manifest) for name, bundle in service.bundles.items()])

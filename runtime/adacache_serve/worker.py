@@ -10,24 +10,19 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from adacache_engines.errors import AdaCacheError, InputError
-from adacache_runtime.memory import MemoryPlan, megabytes
+from adacache_runtime.memory import megabytes
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.policies.adacache import AdaCache
-from adacache_runtime.policies.interval import FixedInterval
-from adacache_runtime.request import Request, settle
+from adacache_runtime.request import settle
 from adacache_runtime.start import Image
 from adacache_runtime.trace import CallRecord, entry
 from adacache_serve.fair import Turns
 from adacache_serve.film import Denoised, Encoded, Part, Step, film, memory, suffix
+from adacache_serve.in_flight import Job, largest_arena, most_nbytes
 from adacache_serve.lifetime import working
 from adacache_serve.logs import about, configure
 from adacache_serve.messages import (
@@ -51,64 +46,14 @@ from adacache_serve.orders import check
 from adacache_serve.settings import Settings
 from adacache_serve.spool import finish
 from adacache_serve.uploads import read_picture
+from adacache_serve.warm_up import warm_ups
 
 log = logging.getLogger(__name__)
 NICENESS = 5  # below the server, whose answers are short
-MEASURING = AdaCache(codebook=((1.0, 2),))  # of five steps it computes the first and the second, and reuses the third
-WARM_UP_STEPS = 5
 CANCELLED = "cancelled"
 
 Models = Mapping[str, Pipeline]
 Open = Callable[[Settings], Models]
-
-
-@dataclass
-class Job:
-    """One that was begun, or waits for memory.
-
-    Attributes:
-        begin: as it came.
-        pipeline: of its model.
-        request: of its order.
-        picture: that it begins with.
-        plan: of its memory.
-        calls: of the denoiser, in all.
-        output: where the video goes.
-        steps: None until it has its memory.
-        phase: that it is in; ``since`` then, in seconds since 1970, it had ``seconds`` of the device.
-        arena: bytes for activations that it keeps alive in this phase: those of another, if that one needs more.
-        entries: of the calls so far.
-    """
-
-    begin: Begin
-    pipeline: Pipeline
-    request: Request
-    picture: Image | None
-    plan: MemoryPlan
-    calls: int
-    output: Path
-    steps: Generator[Step, None, object] | None = None
-    phase: Phase = "encode"
-    since: float = 0.0
-    seconds: float = 0.0
-    arena: int = 0
-    entries: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def own_arena(self) -> int:
-        """Bytes for activations that its engines need at most."""
-        return max(self.plan.arena or 0, self.plan.decoder_arena or 0)
-
-    def keeps(self, arena: int = 0) -> int:
-        """Bytes that it has between two of its turns, from now on at most; ``arena``: the largest that it may share."""
-        plan, shared = self.plan, max(self.own_arena, arena)
-        after = plan.after - (plan.decoder_arena or 0) + shared if plan.after else 0
-        run = plan.run - (plan.arena or 0) + (shared if self.phase == "encode" else self.arena)
-        return after if self.phase == "decode" else max(run, after)
-
-    def most(self, arena: int = 0) -> int:
-        """Bytes that it has at once."""
-        return max(self.keeps(arena), self.plan.before if self.phase == "encode" else 0)
 
 
 def work(connection: Connection, settings: Settings, device: str | None, open_models: Open) -> None:
@@ -249,16 +194,8 @@ class Worker:
             self._tell_memory()
 
     def _planned_nbytes(self, *more: Job) -> int:
-        """The most that those in flight can come to take at once, and ``more`` with them: what each keeps, and what
-        one of them has during its turn beside that.
-        """
-        jobs = [*more, *(self._jobs[name] for name in self._turns)]
-        kept, beyond = 0, 0
-        for job in jobs:
-            arena = largest_arena(job.pipeline, jobs)
-            kept += job.keeps(arena)
-            beyond = max(beyond, job.most(arena) - job.keeps(arena))
-        return kept + beyond
+        """The most that those in flight can come to take at once, and ``more`` with them."""
+        return most_nbytes([*more, *(self._jobs[name] for name in self._turns)])
 
     def _tell_memory(self) -> None:
         told = [pipeline.backend.device.free_nbytes() for pipeline in self._models.values()]
@@ -345,11 +282,6 @@ class Worker:
         self._connection.send_bytes(message.model_dump_json().encode())
 
 
-def largest_arena(pipeline: Pipeline, jobs: Sequence[Job]) -> int:
-    """Of a model's jobs in flight: who begins beside them may share it, and keep it when they have gone."""
-    return max((max(job.arena, job.own_arena) for job in jobs if job.pipeline is pipeline), default=0)
-
-
 def failure(begin: Begin, error: Exception) -> Failed:
     """What the server is told of an error, and the log."""
     if isinstance(error, AdaCacheError):
@@ -361,22 +293,6 @@ def failure(begin: Begin, error: Exception) -> Failed:
         log.error("a job failed with an error that is nobody's", exc_info=error)
     log.info("a job failed", extra={"code": code, "reason": message})
     return Failed(job=begin.job, attempt=begin.attempt, code=code, message=message)
-
-
-def warm_ups(pipeline: Pipeline) -> Iterator[tuple[Request, Image | None]]:
-    """Short videos that use what clients' will: every stage in full and reused, what policies measure, and the encoder
-    of pictures.
-    """
-    manifest = pipeline.bundle.manifest
-    policy = MEASURING if manifest.default_probes else FixedInterval(every=2)
-    request = Request(prompts=("warm-up",), steps=WARM_UP_STEPS, policy=policy)
-    yield request, None
-    space = manifest.latent
-    encodes = space.decoder == "pixels" or bool(space.encoding)
-    latents = settle(pipeline.bundle, request).latents
-    if manifest.conditioned() and encodes and latents.shape[2] > 1:
-        black = np.zeros((1, space.spatial_factor, space.spatial_factor, 3), np.uint8)
-        yield Request(prompts=("warm-up",), steps=1), Image("black", black)
 
 
 def free_nbytes(models: Models) -> int:

@@ -1,0 +1,52 @@
+"""Jobs and models as clients see them."""
+
+from adacache_engines.manifest import Manifest
+from adacache_serve.live import numbers
+from adacache_serve.orders import policies
+from adacache_serve.schema import Failure, Model, Policy, TraceNumbers, Video
+from adacache_serve.service import Service
+from adacache_serve.store import Job
+
+
+def model_of(name: str, manifest: Manifest) -> Model:
+    """Of the bundle that is served by this name."""
+    video, sampler = manifest.video, manifest.sampler
+    return Model(
+        id=name,
+        family=manifest.family,
+        precision=manifest.precision,
+        defaults={
+            "width": video.width,
+            "height": video.height,
+            "frames": video.frames,
+            "fps": video.fps,
+            "steps": sampler.steps,
+            "guidance": sampler.guidance,
+        },
+        policies=[Policy(name=policy, note=note) for policy, note in policies(manifest)],
+        negative_prompt=manifest.guidance.null_captions is None,
+        image=manifest.conditioned() and (manifest.latent.decoder == "pixels" or bool(manifest.latent.encoding)),
+    )
+
+
+def shown(job: Job, service: Service) -> Video:
+    """A job as clients see it."""
+    live = service.live(job.id) if job.status == "in_progress" else None
+    trace = numbers(live.calls, live.of) if live is not None and live.calls else job.trace
+    keep = service.settings.keep_seconds
+    available = job.status == "completed" and job.content is not None
+    return Video(
+        id=job.id,
+        status=job.status,
+        progress=100.0 if job.status == "completed" or job.made else live.progress() if live is not None else 0.0,
+        model=job.model,
+        created_at=job.created,
+        started_at=job.started,
+        completed_at=job.ended,
+        expires_at=job.ended + keep if available and keep is not None and job.ended is not None else None,
+        request=job.order.model_dump(exclude={"image"}, exclude_none=True),
+        attempts=job.attempts,
+        error=Failure(**job.error) if job.error else None,
+        trace=TraceNumbers(**trace) if trace else None,
+        content=f"/v1/videos/{job.id}/content" if available else None,
+    )

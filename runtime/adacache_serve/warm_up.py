@@ -1,0 +1,30 @@
+"""Videos that a worker makes before clients wait for theirs."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from adacache_runtime.pipeline import Pipeline
+from adacache_runtime.policies.adacache import AdaCache
+from adacache_runtime.policies.interval import FixedInterval
+from adacache_runtime.request import Request, settle
+from adacache_runtime.start import Image
+
+MEASURING = AdaCache(codebook=((1.0, 2),))  # of five steps it computes the first and the second, and reuses the third
+WARM_UP_STEPS = 5
+
+
+def warm_ups(pipeline: Pipeline) -> Iterator[tuple[Request, Image | None]]:
+    """Short videos that use what clients' will: every stage in full and reused, what policies measure, and the encoder
+    of pictures.
+    """
+    manifest = pipeline.bundle.manifest
+    policy = MEASURING if manifest.default_probes else FixedInterval(every=2)
+    request = Request(prompts=("warm-up",), steps=WARM_UP_STEPS, policy=policy)
+    yield request, None
+    space = manifest.latent
+    encodes = space.decoder == "pixels" or bool(space.encoding)
+    latents = settle(pipeline.bundle, request).latents
+    if manifest.conditioned() and encodes and latents.shape[2] > 1:
+        black = np.zeros((1, space.spatial_factor, space.spatial_factor, 3), np.uint8)
+        yield Request(prompts=("warm-up",), steps=1), Image("black", black)
