@@ -75,7 +75,7 @@ def connected(client: httpx.Client, request: str, body: bytes = b"") -> socket.s
 def state() -> dict[str, int]:
     """What could be left behind: connections, open videos, tasks."""
     gc.collect()
-    tasks = [found for found in gc.get_objects() if isinstance(found, asyncio.Task) and not found.done()]
+    tasks = [found for found in gc.get_objects() if issubclass(type(found), asyncio.Task) and not found.done()]
     files = []
     for link in Path("/proc/self/fd").iterdir():
         with suppress(FileNotFoundError):

@@ -154,6 +154,7 @@ def kill_worker(server: ServerProcess, chance: random.Random) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_few_jobs_outlive_their_workers_and_servers(process: ServerProcess, model: Path, tmp_path: Path) -> None:
     process.begin()
     until(process.ready)
@@ -173,6 +174,7 @@ def test_a_few_jobs_outlive_their_workers_and_servers(process: ServerProcess, mo
     check(process, clients, expected(model, tmp_path))
 
 
+@pytest.mark.slow
 def test_a_server_that_is_told_to_stop_drains(process: ServerProcess) -> None:
     process.settings["drain_seconds"] = 3
     process.begin()
