@@ -28,13 +28,13 @@ from adacache_engines.errors import EngineError
 from adacache_engines.fake import FakeBackend, Function
 from adacache_engines.manifest import Graph
 from adacache_runtime.pipeline import Pipeline
-from adacache_serve.app import create_app
+from adacache_serve.device.worker import Open
+from adacache_serve.http.app import create_app
+from adacache_serve.jobs.results import open_results
+from adacache_serve.jobs.service import Service
+from adacache_serve.jobs.store import Store
 from adacache_serve.keys import Client
-from adacache_serve.results import open_results
-from adacache_serve.service import Service
 from adacache_serve.settings import Settings
-from adacache_serve.store import Store
-from adacache_serve.worker import Open
 
 WORDS = ("<pad>", "</s>", "<unk>", "slow", "die", "break", "stall")
 SLOW_SECONDS = 0.03  # a call

@@ -10,7 +10,10 @@ import pytest
 from fake_server import until
 
 from adacache_engines.bundle import open_bundle
-from adacache_serve import dispatching
+from adacache_serve.jobs import dispatching
+from adacache_serve.jobs.results import Results, open_results
+from adacache_serve.jobs.service import Service
+from adacache_serve.jobs.store import Job, Store, jobs
 from adacache_serve.keys import ANONYMOUS, Client
 from adacache_serve.messages import (
     Begin,
@@ -24,18 +27,15 @@ from adacache_serve.messages import (
     ToWorker,
     Turn,
 )
-from adacache_serve.results import Results, open_results
 from adacache_serve.schema import CreateVideo
-from adacache_serve.service import Service
 from adacache_serve.settings import Settings
 from adacache_serve.spool import finish
-from adacache_serve.store import Job, Store, jobs
 
 CALL = {"call": 1, "computed": True, "engine_ms": {"blocks": 1.0}, "wall_ms": 2.0, "distance": 0.5}
 
 
 class FakeWorker:
-    """In the place of :class:`adacache_serve.supervisor.Worker`."""
+    """In the place of :class:`adacache_serve.device.supervisor.Worker`."""
 
     made: ClassVar[list["FakeWorker"]] = []
 

@@ -19,11 +19,11 @@ import fake_server
 import httpx
 import psutil
 
-import adacache_serve.worker
+import adacache_serve.device.worker
 from adacache_runtime.pipeline import Pipeline
-from adacache_serve.app import create_app
+from adacache_serve.http.app import create_app
+from adacache_serve.http.server import run
 from adacache_serve.logs import configure
-from adacache_serve.server import run
 from adacache_serve.settings import Settings
 
 PORT, LOG, ERRORS = "port", "made.log", "errors.log"
@@ -31,7 +31,7 @@ PORT, LOG, ERRORS = "port", "made.log", "errors.log"
 
 def open_logging_models(log: Path, folders: tuple[Path, ...], settings: Settings) -> dict[str, Pipeline]:
     """In a worker process."""
-    film, finish = adacache_serve.worker.film, adacache_serve.worker.finish
+    film, finish = adacache_serve.device.worker.film, adacache_serve.device.worker.finish
 
     def append(word: str, output: Path) -> None:
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -47,7 +47,7 @@ def open_logging_models(log: Path, folders: tuple[Path, ...], settings: Settings
         finish(video, *rest)
         append("made", video)
 
-    adacache_serve.worker.film, adacache_serve.worker.finish = logged_film, logged_finish
+    adacache_serve.device.worker.film, adacache_serve.device.worker.finish = logged_film, logged_finish
     return fake_server.open_models(folders, settings)
 
 

@@ -24,14 +24,9 @@ WEB = (
     *("anyio", "fastapi", "python_multipart", "starlette", "uvicorn"),
     *("httpx", "opentelemetry", "prometheus_client", "s3fs", "sqlalchemy"),
 )
-# what a server is made of; what makes a video is there without it, for other servers
-SERVER = {
-    *("app", "document", "limits", "operations", "page", "videos", "bodies", "events", "problems"),
-    *("content", "views"),
-    *("dispatching", "housekeeping", "metrics", "ownership", "publishing", "server", "service", "start", "store"),
-    "supervisor",
-    "tracing",
-}
+SERVE = "adacache_serve"
+FLOORS = ("device", "jobs", "http")  # of adacache_serve, from the lowest up, below what begins it and above the rest
+BEGINNINGS = ("cli", "start", "triton")
 FILES = sorted((layer, path) for layer, folder in SOURCES.items() for path in folder.rglob("*.py"))
 IDS = [path.relative_to(ROOT).as_posix() for _, path in FILES]
 
@@ -53,6 +48,11 @@ def at_import(tree: ast.Module) -> Iterator[str]:
             yield from imports(node)
 
 
+def of_server(path: Path) -> bool:
+    """What makes a video is there without a web framework and a database, for other servers."""
+    return SERVE in path.parts and (path.parent.name in ("jobs", "http") or path.stem == "start")
+
+
 def is_of(name: str, packages: tuple[str, ...]) -> bool:
     return name.split(".")[0] in packages
 
@@ -65,6 +65,21 @@ def test_imports_point_down(layer: str, path: Path) -> None:
     assert upward == []
 
 
+def floor(module: str) -> int:
+    """Of a module of adacache_serve."""
+    first, *rest = module.split(".")[1:] or [""]
+    if first in FLOORS:
+        return 1 + FLOORS.index(first)
+    return 1 + len(FLOORS) if first in BEGINNINGS and not rest else 0
+
+
+@pytest.mark.parametrize("path", [path for layer, path in FILES if layer == SERVE], ids=lambda path: path.stem)
+def test_imports_inside_the_server_point_down(path: Path) -> None:
+    own = floor(".".join(path.relative_to(SOURCES[SERVE].parent).with_suffix("").parts))
+    needed = [name for name in imports(ast.parse(path.read_text())) if is_of(name, (SERVE,))]
+    assert [name for name in needed if floor(name) > own] == []
+
+
 ONLINE = [(layer, path) for layer, path in FILES if layer != "adacache_export"]
 
 
@@ -72,7 +87,7 @@ ONLINE = [(layer, path) for layer, path in FILES if layer != "adacache_export"]
 def test_the_runtime_needs_no_optional_package_to_be_imported(path: Path) -> None:
     tree = ast.parse(path.read_text())
     assert [name for name in imports(tree) if is_of(name, OFFLINE)] == []
-    web = () if path.parent.name == "adacache_serve" and path.stem in SERVER else WEB
+    web = () if of_server(path) else WEB
     assert [name for name in at_import(tree) if is_of(name, (*OPTIONAL, *web))] == []
 
 
@@ -124,7 +139,7 @@ sys.meta_path.insert(0, Blocked())
 MODULES = sorted(
     ".".join(("adacache_" + name.split("adacache_", 1)[1]).removesuffix(".py").removesuffix("/__init__").split("/"))
     for name in IDS
-    if not name.startswith("adacache_export") and not ("adacache_serve" in name and Path(name).stem in SERVER)
+    if not name.startswith("adacache_export") and not of_server(Path(name))
 )
 
 
@@ -136,7 +151,7 @@ def python(code: str, *blocked: str) -> subprocess.CompletedProcess[str]:
 def test_the_runtime_is_imported_without_torch_and_everything_optional() -> None:
     done = python(f"import {', '.join(MODULES)}", *OFFLINE, *OPTIONAL, *WEB)
     assert done.returncode == 0, done.stderr
-    assert {"adacache_runtime.pipeline", "adacache_runtime.cli", "adacache_serve.film"} <= set(MODULES)
+    assert {"adacache_runtime.pipeline", "adacache_runtime.cli", "adacache_serve.device.film"} <= set(MODULES)
 
 
 def test_a_server_without_its_extra_says_which_it_is() -> None:

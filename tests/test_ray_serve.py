@@ -18,7 +18,7 @@ from adacache_engines.fake import FakeBackend
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies import PRESETS
 from adacache_runtime.request import Request
-from adacache_serve.film import film
+from adacache_serve.device.film import film
 
 pytest.importorskip("ray", reason="ray[serve] is not installed")
 pytestmark = pytest.mark.slow

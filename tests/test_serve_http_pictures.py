@@ -28,7 +28,8 @@ from adacache_runtime.policies import PRESETS
 from adacache_runtime.request import Request, settle
 from adacache_runtime.start import Image
 from adacache_runtime.video import to_pixels, write_video
-from adacache_serve import uploads, videos
+from adacache_serve import uploads
+from adacache_serve.http import videos
 from adacache_serve.settings import Settings
 from adacache_serve.uploads import decode_picture
 

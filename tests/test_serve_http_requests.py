@@ -14,11 +14,11 @@ from fake_server import served, service, until, write_model
 from sqlalchemy.exc import OperationalError
 
 from adacache_engines.errors import InputError
-from adacache_serve import limits
-from adacache_serve.bodies import PLAIN_NBYTES
 from adacache_serve.cli import main
+from adacache_serve.http import limits
+from adacache_serve.http.bodies import PLAIN_NBYTES
+from adacache_serve.jobs.service import Service
 from adacache_serve.keys import Client, client_of, new_key, read_keys
-from adacache_serve.service import Service
 from adacache_serve.settings import Settings
 
 ORDER = {"prompt": "a boat"}

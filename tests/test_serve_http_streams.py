@@ -18,8 +18,8 @@ import pytest
 from fake_server import events, served, service, until, write_model
 
 from adacache_serve import cli
-from adacache_serve import events as events_module
-from adacache_serve.service import Service
+from adacache_serve.http import events as events_module
+from adacache_serve.jobs.service import Service
 from adacache_serve.settings import Settings
 
 SLOW = {"prompt": "slow", "steps": 30}

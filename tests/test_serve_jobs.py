@@ -12,12 +12,12 @@ from fake_server import until, write_model
 from fake_workers import Bench, FakeWorker
 
 from adacache_engines.errors import InputError
-from adacache_serve import housekeeping, publishing
-from adacache_serve.housekeeping import forget, retain, sweep
+from adacache_serve.jobs import housekeeping, publishing
+from adacache_serve.jobs.housekeeping import forget, retain, sweep
+from adacache_serve.jobs.results import Folder
+from adacache_serve.jobs.service import BusyError, StoppingError
+from adacache_serve.jobs.store import Job
 from adacache_serve.keys import Client
-from adacache_serve.results import Folder
-from adacache_serve.service import BusyError, StoppingError
-from adacache_serve.store import Job
 
 Benches = Callable[..., Bench]
 

@@ -20,12 +20,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from prometheus_client.parser import text_string_to_metric_families
 
 from adacache_engines.errors import InputError, MissingDependencyError
+from adacache_serve.jobs.service import Service
+from adacache_serve.jobs.store import Store
+from adacache_serve.jobs.tracing import Traced, Untraced, open_tracer
 from adacache_serve.logs import Lines, about
 from adacache_serve.schema import CreateVideo
-from adacache_serve.service import Service
 from adacache_serve.settings import Settings
-from adacache_serve.store import Store
-from adacache_serve.tracing import Traced, Untraced, open_tracer
 from tools.speed.serving import status_load
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -219,8 +219,8 @@ def test_status_calls_are_quick_while_videos_are_made(tmp_path: Path) -> None:
 def test_nothing_is_imported_where_nothing_is_configured() -> None:
     code = (
         "import sys\n"
-        "from adacache_serve import service\n"  # and not the web framework, which looks for some of it itself
-        "from adacache_serve.tracing import open_tracer\n"
+        "from adacache_serve.jobs import service\n"  # and not the web framework, which looks for some of it itself
+        "from adacache_serve.jobs.tracing import open_tracer\n"
         "open_tracer({})\n"
         "assert not [name for name in sys.modules if name.startswith('opentelemetry')]\n"
     )

@@ -16,8 +16,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
 from adacache_runtime.video import write_video
+from adacache_serve.http.page import FILES, FOLDER, PAGE, content_security_policy
 from adacache_serve.keys import new_key, read_keys
-from adacache_serve.page import FILES, FOLDER, PAGE, content_security_policy
 from adacache_serve.settings import Settings
 from tools.demo.browser import browser, console, missing, resize, servers
 

@@ -11,9 +11,9 @@ from fake_server import until, write_model
 from fake_workers import Bench
 
 from adacache_engines.errors import InputError
-from adacache_serve import publishing
-from adacache_serve.housekeeping import retain
-from adacache_serve.results import Bucket, Folder, Results, open_results
+from adacache_serve.jobs import publishing
+from adacache_serve.jobs.housekeeping import retain
+from adacache_serve.jobs.results import Bucket, Folder, Results, open_results
 
 CONTENT = bytes(range(256)) * 8
 

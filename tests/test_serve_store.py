@@ -16,10 +16,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from adacache_engines.errors import InputError
-from adacache_serve import lifetime, ownership
-from adacache_serve.ownership import Ownership
+from adacache_serve import lifetime
+from adacache_serve.jobs import ownership
+from adacache_serve.jobs.ownership import Ownership
+from adacache_serve.jobs.store import Job, Store, metadata
 from adacache_serve.schema import CreateVideo
-from adacache_serve.store import Job, Store, metadata
 
 
 @pytest.fixture(scope="module")

@@ -27,6 +27,10 @@ from adacache_engines.errors import EngineError
 from adacache_engines.fake import FakeBackend, Function
 from adacache_engines.trt import TrtBackend
 from adacache_runtime.pipeline import Pipeline
+from adacache_serve.device.worker import Models, Worker, work
+from adacache_serve.jobs.results import open_results
+from adacache_serve.jobs.service import Service
+from adacache_serve.jobs.store import Store
 from adacache_serve.messages import (
     Begin,
     Called,
@@ -40,13 +44,9 @@ from adacache_serve.messages import (
     ToWorker,
     from_worker,
 )
-from adacache_serve.results import open_results
 from adacache_serve.schema import CreateVideo
-from adacache_serve.service import Service
 from adacache_serve.settings import Settings
-from adacache_serve.store import Store
 from adacache_serve.uploads import write_picture
-from adacache_serve.worker import Models, Worker, work
 
 MODEL = "fake"
 ENDS = (Completed, Failed, Cancelled)
@@ -152,7 +152,7 @@ def test_real_engines_in_turn_give_what_they_give_alone(
 
     from adacache_runtime.policies import PRESETS
     from adacache_runtime.request import Request
-    from adacache_serve.film import film
+    from adacache_serve.device.film import film
 
     latte, open_sora = Pipeline.open(decoding_folder), Pipeline.open(conditioned_folder)
     prompt = {"prompts": ("a red circle moves fast",), "steps": 5}

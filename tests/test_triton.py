@@ -22,7 +22,7 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.policies import PRESETS
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord, read_trace
-from adacache_serve.film import film
+from adacache_serve.device.film import film
 from adacache_serve.schema import CreateVideo
 from adacache_serve.triton import visible_device
 from adacache_serve.triton_config import INPUTS, settings_of

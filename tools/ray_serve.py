@@ -25,7 +25,7 @@ from ray.serve.exceptions import RequestCancelledError
 from adacache_engines.bundle import open_bundle
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.trace import CallRecord, entry
-from adacache_serve.film import film, suffix
+from adacache_serve.device.film import film, suffix
 from adacache_serve.orders import FieldError, check, check_servable, with_seed
 from adacache_serve.schema import ENDED, CreateVideo, Status
 from adacache_serve.settings import Settings

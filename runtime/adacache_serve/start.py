@@ -7,15 +7,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adacache_engines.bundle import Bundle
 from adacache_engines.errors import InputError
-from adacache_serve.app import create_app
+from adacache_serve.device.worker import Open
+from adacache_serve.http.app import create_app
+from adacache_serve.http.server import run
+from adacache_serve.jobs.results import open_results
+from adacache_serve.jobs.service import Service
+from adacache_serve.jobs.store import Store
 from adacache_serve.keys import Client
 from adacache_serve.logs import configure
-from adacache_serve.results import open_results
-from adacache_serve.server import run
-from adacache_serve.service import Service
 from adacache_serve.settings import Settings
-from adacache_serve.store import Store
-from adacache_serve.worker import Open
 
 
 def serve(

@@ -24,6 +24,8 @@ from adacache_engines.bundle import open_bundle
 from adacache_engines.errors import EngineError, InputError, MissingDependencyError
 from adacache_runtime.video import Frames
 from adacache_serve.cli import open_models
+from adacache_serve.device.supervisor import Worker
+from adacache_serve.device.worker import Models
 from adacache_serve.messages import (
     Begin,
     Called,
@@ -39,10 +41,8 @@ from adacache_serve.messages import (
 from adacache_serve.orders import FieldError, check, with_seed
 from adacache_serve.schema import CreateVideo
 from adacache_serve.settings import Settings
-from adacache_serve.supervisor import Worker
 from adacache_serve.triton_config import INPUTS, MODEL, settings_of
 from adacache_serve.uploads import decode_picture, write_picture
-from adacache_serve.worker import Models
 
 log = logging.getLogger(__name__)
 MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png"}

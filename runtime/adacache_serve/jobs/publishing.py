@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-from adacache_serve.results import Results
+from adacache_serve.jobs.results import Results
+from adacache_serve.jobs.store import Job, Store
 from adacache_serve.spool import Spool
-from adacache_serve.store import Job, Store
 
 log = logging.getLogger(__name__)
 AT_ONCE = 2  # uploads

@@ -7,7 +7,13 @@ from collections import deque
 from collections.abc import Collection
 from pathlib import Path
 
-from adacache_serve.live import Live, numbers
+from adacache_serve.device.supervisor import Worker
+from adacache_serve.device.worker import Open
+from adacache_serve.jobs.live import Live, numbers
+from adacache_serve.jobs.metrics import Metrics
+from adacache_serve.jobs.publishing import Ended, Publisher
+from adacache_serve.jobs.store import Job, Store
+from adacache_serve.jobs.tracing import Tracer
 from adacache_serve.messages import (
     Began,
     Begin,
@@ -23,15 +29,9 @@ from adacache_serve.messages import (
     Ready,
     Turn,
 )
-from adacache_serve.metrics import Metrics
-from adacache_serve.publishing import Ended, Publisher
 from adacache_serve.schema import ENDED
 from adacache_serve.settings import Settings
 from adacache_serve.spool import Spool
-from adacache_serve.store import Job, Store
-from adacache_serve.supervisor import Worker
-from adacache_serve.tracing import Tracer
-from adacache_serve.worker import Open
 
 log = logging.getLogger(__name__)
 REMEMBERED = 20  # jobs, for how long one takes

@@ -14,9 +14,9 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
+from adacache_serve.jobs.service import Service
+from adacache_serve.jobs.store import Job
 from adacache_serve.schema import ENDED
-from adacache_serve.service import Service
-from adacache_serve.store import Job
 
 POLL_SECONDS = 0.1
 LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.1, 1.0  # between two questions to the database about a job that waits

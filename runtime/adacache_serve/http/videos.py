@@ -13,12 +13,15 @@ from starlette.responses import Response
 
 from adacache_engines.errors import InputError
 from adacache_runtime.video import Frames
-from adacache_serve.bodies import FORM, JSON, order_of
-from adacache_serve.content import DELETED, TYPES, file_response
-from adacache_serve.events import END, seen_until, told
+from adacache_serve.http.bodies import FORM, JSON, order_of
+from adacache_serve.http.content import DELETED, TYPES, file_response
+from adacache_serve.http.events import END, seen_until, told
+from adacache_serve.http.problems import RETRY_SECONDS, documented
+from adacache_serve.http.views import model_of, shown
+from adacache_serve.jobs.service import BusyError, Service
+from adacache_serve.jobs.store import Job
 from adacache_serve.keys import ANONYMOUS, Client, client_of
 from adacache_serve.orders import FieldError
-from adacache_serve.problems import RETRY_SECONDS, documented
 from adacache_serve.schema import (
     ENDED,
     CreateVideo,
@@ -27,10 +30,7 @@ from adacache_serve.schema import (
     Video,
     VideoList,
 )
-from adacache_serve.service import BusyError, Service
-from adacache_serve.store import Job
 from adacache_serve.uploads import decode_picture, decoded_base64
-from adacache_serve.views import model_of, shown
 
 MOST_PICTURES = 16  # that wait to be read
 LONGEST_NAMED = 100  # characters of a client's own that an answer repeats

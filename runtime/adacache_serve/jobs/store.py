@@ -62,7 +62,7 @@ jobs = Table(
     Column("made", Text),  # file with the video, which is not among the results yet
     Column("content", Text),  # name of the result; None = there is none, or no longer
     Column("nbytes", BigInteger),
-    Column("traceparent", Text),  # see adacache_serve.tracing
+    Column("traceparent", Text),  # see adacache_serve.jobs.tracing
     UniqueConstraint("client", "idempotency_key"),
     Index("jobs_next", "status", "priority", "number"),
     Index("jobs_of_client", "client", "number"),

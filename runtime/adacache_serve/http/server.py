@@ -8,7 +8,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from adacache_engines.errors import InputError
-from adacache_serve.service import Service
+from adacache_serve.jobs.service import Service
 
 LINGER_SECONDS = 5  # that responses get which still flow after the drain
 

@@ -1,11 +1,11 @@
 """Jobs and models as clients see them."""
 
 from adacache_engines.manifest import Manifest
-from adacache_serve.live import numbers
+from adacache_serve.jobs.live import numbers
+from adacache_serve.jobs.service import Service
+from adacache_serve.jobs.store import Job
 from adacache_serve.orders import policies
 from adacache_serve.schema import Failure, Model, Policy, TraceNumbers, Video
-from adacache_serve.service import Service
-from adacache_serve.store import Job
 
 
 def model_of(name: str, manifest: Manifest) -> Model:

@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from adacache_serve.bodies import FILES
+from adacache_serve.http.bodies import FILES
 from adacache_serve.schema import CreateVideo, Problem
 
 REFS = "#/components/schemas/{model}"

@@ -9,7 +9,7 @@ from adacache_runtime.memory import MemoryPlan
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.start import Image
-from adacache_serve.film import Step
+from adacache_serve.device.film import Step
 from adacache_serve.messages import Begin, Phase
 
 

@@ -7,10 +7,10 @@ from fastapi import APIRouter
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from adacache_serve.results import Results
-from adacache_serve.videos import Serving
+from adacache_serve.http.videos import Serving
+from adacache_serve.jobs.results import Results
 
-FOLDER = resources.files("adacache_serve") / "page_files"
+FOLDER = resources.files("adacache_serve.http") / "page_files"
 PAGE = "page.html"
 FILES = {
     "api.js": "text/javascript",

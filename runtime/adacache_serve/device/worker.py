@@ -20,9 +20,10 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import settle
 from adacache_runtime.start import Image
 from adacache_runtime.trace import CallRecord, entry
-from adacache_serve.fair import Turns
-from adacache_serve.film import Denoised, Encoded, Part, Step, film, memory, suffix
-from adacache_serve.in_flight import Job, largest_arena, most_nbytes
+from adacache_serve.device.fair import Turns
+from adacache_serve.device.film import Denoised, Encoded, Part, Step, film, memory, suffix
+from adacache_serve.device.in_flight import Job, largest_arena, most_nbytes
+from adacache_serve.device.warm_up import warm_ups
 from adacache_serve.lifetime import working
 from adacache_serve.logs import about, configure
 from adacache_serve.messages import (
@@ -46,7 +47,6 @@ from adacache_serve.orders import check
 from adacache_serve.settings import Settings
 from adacache_serve.spool import finish
 from adacache_serve.uploads import read_picture
-from adacache_serve.warm_up import warm_ups
 
 log = logging.getLogger(__name__)
 NICENESS = 5  # below the server, whose answers are short

@@ -1,19 +1,15 @@
 """What Prometheus reads. Labels are models, devices and words of ours, so there are only so many series."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from adacache_serve.device.supervisor import Worker
+from adacache_serve.jobs.store import Job, Store
 from adacache_serve.messages import Called, Memory, PhaseEnded
-from adacache_serve.store import Job
-
-if TYPE_CHECKING:
-    from adacache_serve.service import Service
-    from adacache_serve.supervisor import Worker
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 DISTANCES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.24, 0.32, 0.40, 0.6, 1, 2)
@@ -27,7 +23,7 @@ MEMORY: Mapping[str, str] = {
 class Metrics:
     """Of one service; nothing is global, so that several may live in a process."""
 
-    def __init__(self, service: "Service") -> None:
+    def __init__(self, store: Store, workers: Callable[[], Sequence[Worker]]) -> None:
         self.registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -58,7 +54,7 @@ class Metrics:
         self.distance = histogram("distance", "that policies measured", DISTANCES, "model")
         self._memory = {kind: gauge(f"memory_{kind}_bytes", text, "device") for kind, text in MEMORY.items()}
         self._waiting = gauge("jobs_waiting_for_memory", "jobs that a worker has and cannot begin yet", "device")
-        self.registry.register(_Now(service, self.calls))
+        self.registry.register(_Now(store, workers, self.calls))
 
     def called(self, message: Called) -> None:
         call, model = message.call, message.model
@@ -73,13 +69,13 @@ class Metrics:
     def phase_ended(self, message: PhaseEnded) -> None:
         self.phase.labels(message.model, message.phase).observe(message.device_seconds)
 
-    def memory(self, worker: "Worker", message: Memory) -> None:
+    def memory(self, worker: Worker, message: Memory) -> None:
         for kind, gauge in self._memory.items():
             if (nbytes := getattr(message, kind)) is not None:
                 gauge.labels(device(worker)).set(nbytes)
         self._waiting.labels(device(worker)).set(message.waiting)
 
-    def died(self, worker: "Worker") -> None:
+    def died(self, worker: Worker) -> None:
         self.deaths.labels(device(worker)).inc()
         for gauge in (self._memory["planned"], self._waiting):
             gauge.labels(device(worker)).set(0)
@@ -98,32 +94,32 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def device(worker: "Worker") -> str:
+def device(worker: Worker) -> str:
     return worker.device or "default"
 
 
 class _Now(Collector):
-    """What is read off the service when somebody asks."""
+    """What is looked at when somebody asks."""
 
-    def __init__(self, service: "Service", calls: Counter) -> None:
-        self._service, self._calls = service, calls
+    def __init__(self, store: Store, workers: Callable[[], Sequence[Worker]], calls: Counter) -> None:
+        self._store, self._workers, self._calls = store, workers, calls
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """Nothing, so that registering does not ask."""
         return iter(())
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        service = self._service
+        workers = self._workers()
         jobs = GaugeMetricFamily("adacache_jobs", "jobs that have not ended", labels=["status"])
-        jobs.add_metric(["queued"], service.store.count("queued"))
-        jobs.add_metric(["in_progress"], service.store.count("in_progress"))
+        jobs.add_metric(["queued"], self._store.count("queued"))
+        jobs.add_metric(["in_progress"], self._store.count("in_progress"))
         yield jobs
-        ready = sum(worker.ready for worker in service.workers)
+        ready = sum(worker.ready for worker in workers)
         yield GaugeMetricFamily("adacache_workers_ready", "workers that can make videos", value=ready)
         resident = GaugeMetricFamily(
             "adacache_worker_resident_bytes", "of the machine's memory, in a worker process", labels=["device"]
         )
-        for worker in service.workers:
+        for worker in workers:
             if worker.pid is not None and (nbytes := resident_nbytes(worker.pid)) is not None:
                 resident.add_metric([device(worker)], nbytes)
         yield resident

@@ -15,9 +15,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from adacache_serve.jobs.service import BusyError, ConflictError, StoppingError
 from adacache_serve.orders import FieldError
 from adacache_serve.schema import Problem
-from adacache_serve.service import BusyError, ConflictError, StoppingError
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"

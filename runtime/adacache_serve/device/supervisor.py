@@ -10,10 +10,10 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from adacache_serve.device.worker import Open, work
 from adacache_serve.logs import about
 from adacache_serve.messages import FromWorker, Ready, ToWorker, from_worker
 from adacache_serve.settings import Settings
-from adacache_serve.worker import Open, work
 
 log = logging.getLogger(__name__)
 FIRST_PAUSE, LONGEST_PAUSE = (
@@ -42,7 +42,7 @@ class Worker:
     ) -> None:
         """
         Args:
-            settings, device, open_models: of :func:`adacache_serve.worker.work`.
+            settings, device, open_models: of :func:`adacache_serve.device.worker.work`.
             hear: gets every message, on the worker's thread.
             died: called when a process has ended without being asked to, after its last message.
         """

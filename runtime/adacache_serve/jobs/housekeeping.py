@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from adacache_serve.schema import ENDED
 
 if TYPE_CHECKING:
-    from adacache_serve.service import Service
+    from adacache_serve.jobs.service import Service
 
 log = logging.getLogger(__name__)
 WATCH_SECONDS, RETAIN_SECONDS, SWEEP_SECONDS = 1.0, 10.0, 3600.0

@@ -11,12 +11,12 @@ from fastapi.responses import PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from adacache_serve import page, videos
-from adacache_serve.document import document
+from adacache_serve.http import page, videos
+from adacache_serve.http.document import document
+from adacache_serve.http.limits import Limited
+from adacache_serve.http.problems import RETRY_SECONDS, add_problems, documented
+from adacache_serve.jobs.service import Service
 from adacache_serve.keys import Client
-from adacache_serve.limits import Limited
-from adacache_serve.problems import RETRY_SECONDS, add_problems, documented
-from adacache_serve.service import Service
 
 DECODERS = 2  # processes that read pictures at once
 LOOKS = 4  # questions of listeners to the database at once

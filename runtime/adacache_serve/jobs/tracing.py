@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adacache_engines.errors import InputError, require
+from adacache_serve.jobs.store import Job
 from adacache_serve.messages import PhaseEnded
 from adacache_serve.schema import CreateVideo
-from adacache_serve.store import Job
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter

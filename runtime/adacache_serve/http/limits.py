@@ -8,7 +8,7 @@ import anyio
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from adacache_serve.problems import problem
+from adacache_serve.http.problems import problem
 
 BODY_SECONDS = 120.0  # in which the whole body has to come
 SAFE = ("GET", "HEAD", "OPTIONS")

@@ -13,24 +13,24 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adacache_engines.bundle import Bundle
 from adacache_runtime.video import Frames
-from adacache_serve.dispatching import Dispatcher
+from adacache_serve.device.supervisor import Worker
+from adacache_serve.device.worker import Open
 from adacache_serve.files import sync
-from adacache_serve.housekeeping import Housekeeper
+from adacache_serve.jobs.dispatching import Dispatcher
+from adacache_serve.jobs.housekeeping import Housekeeper
+from adacache_serve.jobs.live import Live
+from adacache_serve.jobs.metrics import Metrics
+from adacache_serve.jobs.ownership import Ownership
+from adacache_serve.jobs.publishing import Publisher
+from adacache_serve.jobs.results import Results
+from adacache_serve.jobs.store import Job, Store
+from adacache_serve.jobs.tracing import open_tracer
 from adacache_serve.keys import Client
-from adacache_serve.live import Live
-from adacache_serve.metrics import Metrics
 from adacache_serve.orders import FieldError, check, with_seed
-from adacache_serve.ownership import Ownership
-from adacache_serve.publishing import Publisher
-from adacache_serve.results import Results
 from adacache_serve.schema import CreateVideo
 from adacache_serve.settings import Settings
 from adacache_serve.spool import Spool
-from adacache_serve.store import Job, Store
-from adacache_serve.supervisor import Worker
-from adacache_serve.tracing import open_tracer
 from adacache_serve.uploads import write_picture
-from adacache_serve.worker import Open
 
 log = logging.getLogger(__name__)
 RETRY_SECONDS, LONGEST_RETRY_SECONDS = 5, 3600  # that a client is told to wait: where nothing is known, and at most
@@ -73,7 +73,7 @@ class Service:
         """
         self.settings, self.bundles, self.store, self.results = settings, bundles, store, results
         self.ownership = Ownership(settings.data, store.engine)
-        self.metrics, self.tracer = Metrics(self), open_tracer()
+        self.metrics, self.tracer = Metrics(store, lambda: self.workers), open_tracer()
         self.draining = self.closing = self.lost = False
         self.pictures = settings.data / "pictures"
         self.pictures.mkdir(parents=True, exist_ok=True)

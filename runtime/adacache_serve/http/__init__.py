@@ -1,0 +1,1 @@
+"""The web application: routes, what comes in and goes out, and the drain."""
