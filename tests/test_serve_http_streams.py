@@ -123,6 +123,7 @@ def test_who_goes_away_in_the_middle_of_an_upload_leaves_nothing(
     assert [record.message for record in caplog.records if "failed" in record.message] == []
 
 
+@pytest.mark.slow
 def test_who_does_not_read_takes_no_memory_and_is_hung_up_on(client: httpx.Client, large: str) -> None:
     process = psutil.Process()
     with leaving_nothing(client):

@@ -143,6 +143,7 @@ def test_jobs_in_flight_are_made_as_if_alone(tmp_path: Path) -> None:
     assert sum(a != b for a, b in itertools.pairwise(order)) > len(order) / 2  # and they were in turn
 
 
+@pytest.mark.slow
 def test_real_engines_in_turn_give_what_they_give_alone(
     decoding_folder: Path, conditioned_folder: Path, tmp_path: Path
 ) -> None:

@@ -196,7 +196,7 @@ def test_engine_decodes_videos_of_any_length(
         given = latents_of(frames, height, width).numpy()
         side = tile // 2 if tile and max(height, width) > tile // 2 else None
         windows = [given[:, start : start + 14] for start in range(0, frames, 14)]
-        wanted = np.concatenate([by_tiles(run, window, side, 2) for window in windows], axis=1)
+        wanted = np.concatenate([by_tiles(run, window, side, given=2) for window in windows], axis=1)
         assert worst(decoded_at_once(bundle, backend, given, frames=frames, tile=tile), wanted) < TOLERANCE
 
 
