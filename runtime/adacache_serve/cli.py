@@ -155,8 +155,9 @@ def _serve(options: argparse.Namespace) -> None:
     bundles = open_bundles(options.bundles)
     with _listening(options.host, options.port) as listening:
         host, port = listening.getsockname()[:2]
-        print(f"adacache-serve: http://{host}:{port} serves {', '.join(bundles)}", file=sys.stderr)
-        serve(settings, clients, bundles, partial(open_models, options.bundles), listening)
+        told = f"adacache-serve: http://{host}:{port} serves {', '.join(bundles)}"
+        announce = partial(print, told, file=sys.stderr)
+        serve(settings, clients, bundles, partial(open_models, options.bundles), listening, announce)
 
 
 def _listening(host: str, port: int) -> socket.socket:

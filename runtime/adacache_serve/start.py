@@ -1,7 +1,7 @@
 """Puts a server together, and runs it until it is asked to stop."""
 
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -24,6 +24,7 @@ def serve(
     bundles: Mapping[str, Bundle],
     open_models: Open,
     listening: socket.socket,
+    announce: Callable[[], None],
 ) -> None:
     """
     Args:
@@ -32,6 +33,7 @@ def serve(
         bundles: verified, by the name of their model.
         open_models: loads them in a worker.
         listening: bound to where clients come.
+        announce: called when nothing stands in the server's way any more.
 
     Raises:
         InputError: the folder, the database or the results cannot be used, or another server uses them.
@@ -46,4 +48,5 @@ def serve(
         raise InputError(f"the database cannot be opened: {error}") from error
     results = open_results(settings.results or str(settings.data / "results"))
     service = Service(settings, bundles, store, results, open_models)
+    announce()
     run(create_app(service, clients), service, listening)
