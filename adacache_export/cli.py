@@ -154,7 +154,7 @@ def _extend(options: argparse.Namespace, check: Callable[[], None]) -> None:
     console = Console()
     if options.text_encoder or options.vae:
         _require_exporter()
-        from adacache_export.add import add_parts
+        from adacache_export.adding_parts import add_parts
 
         with PhaseProgress(check=check) as progress:
             precision: Precision = options.text_precision or "fp32"

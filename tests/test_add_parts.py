@@ -16,8 +16,8 @@ from adacache_engines.bundle import open_bundle, read_manifest, replace_manifest
 from adacache_engines.errors import CheckpointError, EngineError, InputError
 from adacache_engines.manifest import LatentSpace, Manifest
 from adacache_engines.plans import ENGINES, check_plans, find
-from adacache_export import add, graphs
-from adacache_export.add import Added, add_parts
+from adacache_export import adding_parts, graphs
+from adacache_export.adding_parts import Added, add_parts
 from adacache_export.cli import main as export
 from adacache_export.onnx_export import trace
 from adacache_export.phases import Progress
@@ -201,7 +201,7 @@ def test_stopped_before_the_manifest(whole: Path, other_t5: Path, monkeypatch: p
         assert len(list(whole.glob("text_encoder-*"))) == 2
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(add, "replace_manifest", stop)
+    monkeypatch.setattr(adding_parts, "replace_manifest", stop)
     with pytest.raises(KeyboardInterrupt):
         add_text(whole, other_t5)
     assert content(whole) == before
@@ -238,7 +238,7 @@ def test_policies_that_came_meanwhile_stay(whole: Path, other_t5: Path, monkeypa
             replace_manifest(folder, manifest.model_copy(update={"policies": presets}))
 
     assert read_manifest(whole).policies
-    monkeypatch.setattr(add, "_sweep", swept)
+    monkeypatch.setattr(adding_parts, "_sweep", swept)
     add_text(whole, other_t5)
     assert "mine" in read_manifest(whole).policies
 

@@ -23,7 +23,7 @@ from adacache_engines.bundle import open_bundle, read_manifest, replace_manifest
 from adacache_engines.errors import ExportError
 from adacache_engines.latent_space import LatentSpace, VaePrecision
 from adacache_engines.manifest import DTYPES, Graph, Precision, TextRule
-from adacache_export.add import add_parts
+from adacache_export.adding_parts import add_parts
 from adacache_export.cli import main as export
 from adacache_export.parts import add_encoder
 from adacache_export.phases import Progress

@@ -24,6 +24,7 @@ from adacache_engines.bundle import open_bundle
 from adacache_engines.errors import EngineError, InputError, MissingDependencyError
 from adacache_runtime.video import Frames
 from adacache_serve.cli import open_models
+from adacache_serve.device.film import MEDIA_TYPES
 from adacache_serve.device.supervisor import Worker
 from adacache_serve.device.worker import Models
 from adacache_serve.messages import (
@@ -45,7 +46,6 @@ from adacache_serve.triton_config import INPUTS, MODEL, settings_of
 from adacache_serve.uploads import decode_picture, write_picture
 
 log = logging.getLogger(__name__)
-MEDIA_TYPES = {".mp4": "video/mp4", ".png": "image/png"}
 POLL_SECONDS = 0.05  # between two looks for requests that were cancelled
 
 

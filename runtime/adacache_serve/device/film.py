@@ -16,6 +16,7 @@ from adacache_runtime.video import writing_video
 from adacache_runtime.windows import video_frames
 
 VIDEO, PICTURE = ".mp4", ".png"
+MEDIA_TYPES = {VIDEO: "video/mp4", PICTURE: "image/png"}
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,8 @@ from adacache_serve.messages import FromWorker, Ready, ToWorker, from_worker
 from adacache_serve.settings import Settings
 
 log = logging.getLogger(__name__)
-FIRST_PAUSE, LONGEST_PAUSE = (
-    0.2,
-    30.0,
-)  # seconds before a worker that died is begun again; doubles while it is never ready
+# seconds before a worker that died is begun again; doubles while it is never ready
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 
 
 class Worker:

@@ -8,7 +8,8 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-TYPES = {".mp4": "video/mp4", ".png": "image/png"}
+from adacache_serve.device.film import MEDIA_TYPES
+
 DELETED = "the content of this video was deleted"
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 
@@ -25,7 +26,7 @@ def file_response(path: Path, headers: Headers) -> FileResponse:
         raise HTTPException(410, DELETED) from error
     kind = Content if is_range(headers, about.st_size) else Whole
     kept = {"Cache-Control": "private, immutable"}
-    return kind(path, headers=kept, media_type=TYPES[path.suffix], stat_result=about)
+    return kind(path, headers=kept, media_type=MEDIA_TYPES[path.suffix], stat_result=about)
 
 
 class Content(FileResponse):

@@ -13,8 +13,9 @@ from starlette.responses import Response
 
 from adacache_engines.errors import InputError
 from adacache_runtime.video import Frames
+from adacache_serve.device.film import MEDIA_TYPES
 from adacache_serve.http.bodies import FORM, JSON, order_of
-from adacache_serve.http.content import DELETED, TYPES, file_response
+from adacache_serve.http.content import DELETED, file_response
 from adacache_serve.http.events import END, seen_until, told
 from adacache_serve.http.problems import RETRY_SECONDS, documented
 from adacache_serve.http.views import model_of, shown
@@ -53,7 +54,7 @@ ACCEPTED: dict[str, Any] = {
         "Idempotent-Replayed": {"description": "true: the job was there already", **TEXT},
     },
 }
-CONTENT: dict[str, Any] = {"description": "the video", "content": dict.fromkeys(TYPES.values(), BINARY)}
+CONTENT: dict[str, Any] = {"description": "the video", "content": dict.fromkeys(MEDIA_TYPES.values(), BINARY)}
 PART = {**CONTENT, "description": "a range of the video", "headers": {"Content-Range": {"required": True, **TEXT}}}
 ELSEWHERE = {"description": "where the video is, for an hour", "headers": {"Location": {"required": True, **TEXT}}}
 EVENT = {
