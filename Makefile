@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := adacache_export engines/adacache_engines runtime/adacache_runtime runtime/adacache_serve tools
+SOURCES := adacache_export engines/adacache_engines runtime/adacache_runtime runtime/adacache_tune runtime/adacache_serve tools
 EXTRAS := compare,cpu,export,otel,plot,postgresql,profile,s3,serve,trt-rtx,dev
 
 .PHONY: demo test test-slow table frontier bench clean

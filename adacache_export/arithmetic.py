@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from adacache_engines.manifest import X_MASK, GuidanceRule, LatentSpace
-from adacache_engines.tensors import DType, TensorSpec
+from adacache_engines.bundle.manifest import X_MASK, GuidanceRule, LatentSpace
+from adacache_engines.bundle.tensors import DType, TensorSpec
 from adacache_export.stages import OUT, Stage
 
 TENSOR_TYPES: Mapping[DType, int] = {"float32": 1, "float16": 10, "bfloat16": 16}  # of onnx.TensorProto

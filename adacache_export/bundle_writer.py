@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from adacache_engines.bundle import MANIFEST, sha256_file
+from adacache_engines.bundle.files import MANIFEST, sha256_file
+from adacache_engines.bundle.manifest import FileEntry
 from adacache_engines.errors import ExportError, InputError
-from adacache_engines.manifest import FileEntry
 
 PARTIAL = ".partial"  # how the name of a folder ends that is being built
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adacache_engines.bundle import MANIFEST, dump_manifest
-from adacache_engines.errors import InputError
-from adacache_engines.latent_space import VaePrecision
-from adacache_engines.manifest import (
+from adacache_engines.bundle.files import MANIFEST, dump_manifest
+from adacache_engines.bundle.latent_space import VaePrecision
+from adacache_engines.bundle.manifest import (
     DTYPES,
     SCHEMA_VERSION,
     CheckpointEntry,
@@ -21,15 +20,16 @@ from adacache_engines.manifest import (
     Precision,
     StageEntry,
 )
-from adacache_engines.ort import OrtBackend
-from adacache_engines.tensors import DType
+from adacache_engines.bundle.tensors import DType
+from adacache_engines.errors import InputError
+from adacache_engines.onnxruntime.engine import OrtBackend
 from adacache_export.arithmetic import arithmetic
 from adacache_export.bundle_writer import building, check_destination, file_entries
 from adacache_export.checkpoint import check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json
-from adacache_export.families import maker, recognise
+from adacache_export.families.registry import maker, recognise
+from adacache_export.families.residual_block import sites_of
 from adacache_export.graphs import export_graphs
-from adacache_export.models.residual_block import sites_of
 from adacache_export.parity import check_sizes
 from adacache_export.parts import SMALL_FILES, add_decoder, add_encoder, open_decoder, open_encoder, weights_nbytes
 from adacache_export.phases import Progress, running_total

@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
-from adacache_engines.manifest import Term
+from adacache_engines.bundle.manifest import Term
 
 Axes = tuple[str, ...]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import onnx_ir as ir
 from torch import Tensor
 
-from adacache_engines.base import Backend
+from adacache_engines.bundle.manifest import TOLERANCES, Check, Graph, Precision
+from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import ExportError
-from adacache_engines.manifest import TOLERANCES, Check, Graph, Precision
 from adacache_export.onnx_export import trace, write_graph, written_down
 from adacache_export.parity import compare
 from adacache_export.phases import Progress

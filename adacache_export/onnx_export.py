@@ -15,8 +15,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from adacache_engines.bundle.tensors import INPUT_RANGES, DType, TensorSpec
 from adacache_engines.errors import ExportError
-from adacache_engines.tensors import INPUT_RANGES, DType, TensorSpec
 from adacache_export.stages import Stage
 from adacache_export.weights_file import TORCH_DTYPES, Location
 

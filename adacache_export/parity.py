@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adacache_engines.base import Backend
-from adacache_engines.manifest import Graph, LatentSpace
-from adacache_engines.tensors import NUMPY_DTYPES, TensorSpec
+from adacache_engines.bundle.manifest import Graph, LatentSpace
+from adacache_engines.bundle.tensors import NUMPY_DTYPES, TensorSpec
+from adacache_engines.contract.engine import Backend
 from adacache_export.onnx_export import example
 from adacache_export.stages import Stage
 from adacache_export.weights_file import TORCH_DTYPES
@@ -49,7 +49,7 @@ def vae_encoder_sizes(latent: LatentSpace) -> list[dict[str, int]]:
 def compare(
     stage: Stage, graph: Graph, backend: Backend, read: Callable[[str], Tensor], shapes: Sequence[Mapping[str, int]]
 ) -> float:
-    """Runs both on the same seeded inputs, the torch stage as :class:`adacache_engines.entries.Check` says.
+    """Runs both on the same seeded inputs, the torch stage as :class:`adacache_engines.bundle.entries.Check` says.
 
     ``read`` gives a weight by its key, in the dtype that it has in the graph.
 

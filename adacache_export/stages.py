@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from adacache_engines.manifest import ExportGranularity, Term
-from adacache_engines.tensors import DType, TensorSpec
+from adacache_engines.bundle.manifest import ExportGranularity, Term
+from adacache_engines.bundle.tensors import DType, TensorSpec
 from adacache_export.costs import TOKENS, Counted
-from adacache_export.models.residual_block import Parts, ResidualBlock, sites_of
+from adacache_export.families.residual_block import Parts, ResidualBlock, sites_of
 
 MODULATED = "spatial.0.modulated"  # the probe of the first block's input, which the embed stage shows
 OUT = "_out"  # the output "hidden_out" is the next stage's "hidden"

@@ -16,20 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adacache_engines.backends import ONNXRUNTIME
-from adacache_engines.bundle import MANIFEST, open_bundle, read_manifest
+from adacache_engines.bundle.files import MANIFEST, open_bundle, read_manifest
+from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError
-from adacache_engines.manifest import Manifest
-from adacache_engines.plans import check_plans
+from adacache_engines.tensorrt.plans import check_plans
 from adacache_export.bundle_writer import scratch
 from adacache_export.phases import Progress
 from adacache_serve.orders import check_servable
-from adacache_serve.triton_config import INPUTS, MODEL, OUTPUTS, PARAMETERS
+from adacache_serve.triton.config import INPUTS, MODEL, OUTPUTS, PARAMETERS
 
 CONFIG, CODE = "config.pbtxt", "model.py"
 CPU = "cpu"
 MODEL_PY = '''"""Made by adacache-export, whose runtime, installed in Triton's Python, does the work."""
 
-from adacache_serve.triton import TritonPythonModel
+from adacache_serve.triton.model import TritonPythonModel
 
 __all__ = ["TritonPythonModel"]
 '''

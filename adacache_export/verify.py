@@ -9,20 +9,20 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from adacache_engines.bundle import open_bundle, read_manifest
+from adacache_engines.bundle.files import open_bundle, read_manifest
+from adacache_engines.bundle.manifest import DTYPES, Graph, Manifest, Precision
 from adacache_engines.errors import BundleError
-from adacache_engines.manifest import DTYPES, Graph, Manifest, Precision
-from adacache_engines.ort import OrtBackend
-from adacache_engines.plans import check_plans
+from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.tensorrt.plans import check_plans
 from adacache_export.arithmetic import arithmetic
-from adacache_export.families import FAMILIES, maker
+from adacache_export.families.registry import FAMILIES, maker
 from adacache_export.graphs import verified
 from adacache_export.mapped import taken
-from adacache_export.models.t5 import T5Config
 from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes, vae_encoder_sizes
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
-from adacache_export.text_encoder import encoder_stages, whole_encoder_stage
+from adacache_export.text_encoders.encoder import encoder_stages, whole_encoder_stage
+from adacache_export.text_encoders.t5 import T5Config
 from adacache_export.vaes import coding_of
 
 

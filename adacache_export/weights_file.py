@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from adacache_engines.bundle.tensors import DType
 from adacache_engines.errors import ExportError
-from adacache_engines.tensors import DType
 from adacache_export.mapped import taken
 
 ALIGNMENT = 64  # bytes; of the data section

@@ -1,17 +1,16 @@
 """What several test files need: bundles of the reference model, each exported once for all of them."""
 
-import contextlib
 import fcntl
-import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from adacache_runtime.pipeline import Pipeline
+from tests.helpers.exporting import convert_quietly, unlogged
+from tests.helpers.reference import DATA, OPEN_SORA
 
 # on all blocks alike: each kind of block is traced once
 PROBES = (
@@ -23,8 +22,6 @@ PROBES = (
     ),
     "spatial.0.modulated",
 )
-DATA = Path(__file__).parent / "data"
-OPEN_SORA = DATA / "open-sora"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -78,23 +75,6 @@ def exported(once: Callable[[str, Callable[[Path], object]], Path], checkpoint: 
     return export
 
 
-def convert_quietly(source: Path, folder: Path, **options: Any) -> None:
-    from adacache_export.convert import Options, convert  # here: it imports torch, which few tests need
-
-    with unlogged():
-        convert(source, folder, Options(**options))
-
-
-@contextlib.contextmanager
-def unlogged() -> Iterator[None]:
-    """Pytest collects all that torch logs while tracing, which takes longer than tracing."""
-    logging.disable()
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 @pytest.fixture(scope="session")
 def conditioned_folder(once: Callable[[str, Callable[[Path], object]], Path], checkpoint: Path) -> Path:
     """The reference model, exported so that it may keep frames. Not to be changed."""
@@ -144,7 +124,7 @@ def open_sora_vae_folder(once: Callable[[str, Callable[[Path], object]], Path]) 
     """Open-Sora's VAE as it is published: the reference's temporal half, over a random spatial one that doubles rows
     and columns once. Not to be changed.
     """
-    from vae_bundle import write_open_sora_vae  # here: it imports torch, which few tests need
+    from tests.helpers.vae_bundle import write_open_sora_vae  # here: it imports torch, which few tests need
 
     return once("open-sora-vae", lambda folder: write_open_sora_vae(folder, levels=2))
 
@@ -152,7 +132,7 @@ def open_sora_vae_folder(once: Callable[[str, Callable[[Path], object]], Path]) 
 @pytest.fixture(scope="session")
 def open_sora_vae_bundle(once: Callable[[str, Callable[[Path], object]], Path], open_sora_vae_folder: Path) -> Path:
     """A bundle of that VAE and no model. Not to be changed."""
-    from vae_bundle import OPEN_SORA_LATENT, write_vae_bundle
+    from tests.helpers.vae_bundle import OPEN_SORA_LATENT, write_vae_bundle
 
     return once("bundle-open-sora-vae", lambda folder: write_vae_bundle(folder, open_sora_vae_folder, OPEN_SORA_LATENT))
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 SOURCES = {
     "adacache_engines": ROOT / "engines" / "adacache_engines",
     "adacache_runtime": ROOT / "runtime" / "adacache_runtime",
+    "adacache_tune": ROOT / "runtime" / "adacache_tune",
     "adacache_serve": ROOT / "runtime" / "adacache_serve",
     "adacache_export": ROOT / "adacache_export",
 }
@@ -26,7 +27,7 @@ WEB = (
 )
 SERVE = "adacache_serve"
 FLOORS = ("device", "jobs", "http")  # of adacache_serve, from the lowest up, below what begins it and above the rest
-BEGINNINGS = ("cli", "start", "triton")
+BEGINNINGS = ("commands", "start", "triton")
 FILES = sorted((layer, path) for layer, folder in SOURCES.items() for path in folder.rglob("*.py"))
 IDS = [path.relative_to(ROOT).as_posix() for _, path in FILES]
 
@@ -67,10 +68,10 @@ def test_imports_point_down(layer: str, path: Path) -> None:
 
 def floor(module: str) -> int:
     """Of a module of adacache_serve."""
-    first, *rest = module.split(".")[1:] or [""]
+    first, *_ = module.split(".")[1:] or [""]
     if first in FLOORS:
         return 1 + FLOORS.index(first)
-    return 1 + len(FLOORS) if first in BEGINNINGS and not rest else 0
+    return 1 + len(FLOORS) if first in BEGINNINGS else 0
 
 
 @pytest.mark.parametrize("path", [path for layer, path in FILES if layer == SERVE], ids=lambda path: path.stem)
@@ -151,11 +152,11 @@ def python(code: str, *blocked: str) -> subprocess.CompletedProcess[str]:
 def test_the_runtime_is_imported_without_torch_and_everything_optional() -> None:
     done = python(f"import {', '.join(MODULES)}", *OFFLINE, *OPTIONAL, *WEB)
     assert done.returncode == 0, done.stderr
-    assert {"adacache_runtime.pipeline", "adacache_runtime.cli", "adacache_serve.device.film"} <= set(MODULES)
+    assert {"adacache_runtime.pipeline", "adacache_runtime.commands.run", "adacache_serve.device.film"} <= set(MODULES)
 
 
 def test_a_server_without_its_extra_says_which_it_is() -> None:
-    done = python("from adacache_serve.cli import main; raise SystemExit(main(['bundle']))", *WEB)
+    done = python("from adacache_serve.commands.serve import main; raise SystemExit(main(['bundle']))", *WEB)
     assert done.returncode == 1
     assert done.stderr.startswith("adacache-serve: fastapi is not installed and is needed here: pip install")
     assert "[serve]" in done.stderr
@@ -170,8 +171,8 @@ GENERATE = """
 import sys
 sys.path.insert(0, {tests!r})
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.policies import PRESETS
-from reference import request
+from adacache_runtime.caching.presets import PRESETS
+from tests.helpers.reference import request
 result = Pipeline.open({bundle!r}).generate(request(steps=4, policy=PRESETS["adacache-fast-moreg"]))
 assert result.latents.shape == (2, 4, 5, 6, 10)
 assert not {{"torch", "onnx"}} & sys.modules.keys()
@@ -179,7 +180,7 @@ assert not {{"torch", "onnx"}} & sys.modules.keys()
 
 
 def test_a_bundle_runs_without_torch(bundle_folder: Path) -> None:
-    code = GENERATE.format(tests=str(Path(__file__).parent), bundle=str(bundle_folder))
+    code = GENERATE.format(tests=str(ROOT), bundle=str(bundle_folder))
     done = python(code, *OFFLINE, "matplotlib")
     assert done.returncode == 0, done.stderr
 
@@ -211,8 +212,8 @@ def test_the_wheel_is_whole_without_torch(tmp_path: Path) -> None:
         f"import {', '.join(MODULES)}\n"
         f"assert all(module.__file__.startswith({str(site)!r}) for name, module in sys.modules.items()"
         " if name.startswith('adacache_'))\n"
-        "from adacache_runtime.policies import PRESETS\n"
-        "from adacache_engines.fake import FakeBackend\n"
+        "from adacache_runtime.caching.presets import PRESETS\n"
+        "from adacache_engines.contract.fake import FakeBackend\n"
         "print(len(PRESETS))\n"
     )
     interpreter = tmp_path / "venv" / "bin" / "python"

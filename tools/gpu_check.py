@@ -19,10 +19,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from adacache_engines.bundle.shape_profiles import parse_profile
 from adacache_engines.errors import AdaCacheError, InputError
-from adacache_engines.shape_profiles import parse_profile
-from adacache_engines.trt_build import CURRENT
-from adacache_engines.trt_library import LIBRARIES
+from adacache_engines.tensorrt.build import CURRENT
+from adacache_engines.tensorrt.library import LIBRARIES
 from tools.gpu import attempt
 from tools.gpu.benchmark import Run
 from tools.gpu.machine import BACKENDS, available, exporter_missing, find_gpu, machine

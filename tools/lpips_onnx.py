@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from adacache_engines.errors import AdaCacheError, InputError
 from adacache_export.onnx_export import quiet
-from adacache_runtime.comparison.quality import SMALLEST_SIDE
-from adacache_runtime.files import check_folder, writing
+from adacache_runtime.media.files import check_folder, writing
+from adacache_tune.comparison.quality import SMALLEST_SIDE
 
 WIDTHS = (64, 192, 384, 256, 256)  # of the five layers that are compared
 TAPS = (1, 4, 7, 9, 11)  # their places in AlexNet's features

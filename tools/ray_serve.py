@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from ray import serve
 from ray.serve.exceptions import RequestCancelledError
 
-from adacache_engines.bundle import open_bundle
+from adacache_engines.bundle.files import open_bundle
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.trace import CallRecord, entry
 from adacache_serve.device.film import film, suffix

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adacache_engines.manifest import GuidanceRule, LatentSpace, Preset, SamplerDefaults, TextRule, VideoDefaults
+from adacache_engines.bundle.manifest import GuidanceRule, LatentSpace, Preset, SamplerDefaults, TextRule, VideoDefaults
 
 PIXEL_CHANNELS = 3  # a model of three channels is one of pixels
 VAE_SPATIAL_FACTOR = 8
 PROMPTS = 4  # that a bundle takes at once
-POLICIES = Path(__file__).parent / "policies"
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Description:
     policies: Mapping[str, Preset] = field(default_factory=dict)
 
 
-def presets(family: str) -> dict[str, Preset]:
-    """The family's policies: published settings, and AdaCache's where ``tools/demo/fit.py`` fitted and wrote them."""
-    content = json.loads((POLICIES / f"{family}.json").read_text(encoding="utf-8"))
+def presets(family: Path) -> dict[str, Preset]:
+    """The policies in a family's folder: published settings, and AdaCache's where ``tools/demo/fit.py`` fitted them."""
+    content = json.loads((family / "policies.json").read_text(encoding="utf-8"))
     return {name: Preset.model_validate(preset) for name, preset in content["presets"].items()}

@@ -8,10 +8,10 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 from torch import Tensor
 
+from adacache_engines.bundle.latent_space import VaePrecision
+from adacache_engines.bundle.manifest import Graph, LatentSpace
+from adacache_engines.bundle.tensors import DType
 from adacache_engines.errors import CheckpointError, InputError
-from adacache_engines.latent_space import VaePrecision
-from adacache_engines.manifest import Graph, LatentSpace
-from adacache_engines.tensors import DType
 from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json
 from adacache_export.checkpoint.layout import CONFIG

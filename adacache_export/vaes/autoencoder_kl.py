@@ -8,8 +8,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
+from adacache_engines.bundle.tensors import TensorSpec
 from adacache_engines.errors import CheckpointError, require
-from adacache_engines.tensors import TensorSpec
 from adacache_export.checkpoint.config import settled
 from adacache_export.stages import Stage
 from adacache_export.vaes.coding import ENCODER, PREFIX, TOLERANCE, Coding

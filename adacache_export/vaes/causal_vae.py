@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from adacache_engines.bundle.latent_space import Windows
 from adacache_engines.errors import CheckpointError
-from adacache_engines.latent_space import Windows
-from adacache_export.models.causal_vae import CausalVaeConfig, ClipDecoder
+from adacache_export.vaes.causal_vae_modules import CausalVaeConfig, ClipDecoder
 from adacache_export.vaes.coding import ENCODER, Coding, window_decoder
 
 NAME = "causal-vae"

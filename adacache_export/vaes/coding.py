@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from adacache_engines.latent_space import Windows
-from adacache_engines.tensors import TensorSpec
+from adacache_engines.bundle.latent_space import Windows
+from adacache_engines.bundle.tensors import TensorSpec
 from adacache_export.stages import Stage
 
 PREFIX = "vae."  # keeps the VAE's weights apart from the model's in one weights file
@@ -23,7 +23,8 @@ class Coding:
     Attributes:
         channels: of the latents.
         spatial_factor: pixels of a latent row or column.
-        decoding, encoding: stages as :class:`adacache_engines.latent_space.LatentSpace` describes their graphs, with
+        decoding, encoding: stages as :class:`adacache_engines.bundle.latent_space.LatentSpace` describes their
+            graphs, with
             modules on the meta device, and parameters under ``PREFIX`` and their names in the VAE's folder, written
             for float32; :mod:`adacache_export.vaes.precision` narrows them.
         windows, images, tile, tiles_windows: as of ``LatentSpace``.

@@ -12,15 +12,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
+from adacache_engines.bundle.latent_space import Windows
+from adacache_engines.bundle.tensors import TensorSpec
 from adacache_engines.errors import CheckpointError
-from adacache_engines.latent_space import Windows
-from adacache_engines.tensors import TensorSpec
 from adacache_export.checkpoint.config import settled
-from adacache_export.models.open_sora_vae import STRETCH, TemporalConfig, TemporalDecoder, TemporalEncoder
 from adacache_export.stages import Stage
 from adacache_export.vaes import autoencoder_kl
 from adacache_export.vaes.autoencoder_kl import VaeConfig
 from adacache_export.vaes.coding import PREFIX, TOLERANCE, Coding
+from adacache_export.vaes.open_sora_modules import STRETCH, TemporalConfig, TemporalDecoder, TemporalEncoder
 
 Shapes = Mapping[str, tuple[int, ...]]
 

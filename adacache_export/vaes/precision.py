@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from adacache_engines.latent_space import VaePrecision
-from adacache_engines.manifest import DTYPES
-from adacache_engines.tensors import DType
+from adacache_engines.bundle.latent_space import VaePrecision
+from adacache_engines.bundle.manifest import DTYPES
+from adacache_engines.bundle.tensors import DType
 from adacache_export.stages import Stage
 from adacache_export.vaes.coding import Coding
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from adacache_engines.latent_space import Windows
-from adacache_export.models.temporal_decoder import TemporalDecoderConfig, WindowDecoder
+from adacache_engines.bundle.latent_space import Windows
 from adacache_export.vaes.coding import ENCODER, Coding, window_decoder
+from adacache_export.vaes.temporal_decoder_modules import TemporalDecoderConfig, WindowDecoder
 
 NAME = "temporal-decoder"
 CLASSES = ("AutoencoderKLTemporalDecoder",)

@@ -2,14 +2,14 @@
 
 from typing import Literal, get_args
 
-from adacache_engines.base import Backend
-from adacache_engines.buffers import HostDevice
-from adacache_engines.bundle import Bundle
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.manifest import Library
+from adacache_engines.contract.device import HostDevice
+from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import InputError
-from adacache_engines.manifest import Library
-from adacache_engines.ort import OrtBackend
-from adacache_engines.trt import TrtBackend
-from adacache_engines.trt_library import open_library
+from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.tensorrt.backend import TrtBackend
+from adacache_engines.tensorrt.library import open_library
 
 ONNXRUNTIME = "onnxruntime"
 TextDevice = Literal["backend", "cpu"]
@@ -30,7 +30,7 @@ def open_backend(
     Args:
         bundle: whose graphs or plans it will load.
         name: ``onnxruntime``, ``tensorrt-rtx`` or ``tensorrt``.
-        provider, threads, shared_threads: of ONNX Runtime; see :class:`adacache_engines.ort.OrtBackend`.
+        provider, threads, shared_threads: of ONNX Runtime; see :class:`adacache_engines.onnxruntime.engine.OrtBackend`.
         weight_budget: of TensorRT, bytes of GPU memory for weights; None = all of them.
         cuda_graphs: of TensorRT, record sequences of engines as CUDA graphs and replay them.
 

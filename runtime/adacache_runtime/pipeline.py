@@ -15,24 +15,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.backends import ONNXRUNTIME, TextDevice, open_backend, open_text_backend
-from adacache_engines.base import Backend
-from adacache_engines.bundle import Bundle, open_bundle
-from adacache_engines.manifest import X_MASK
-from adacache_engines.shape_profiles import check_profiles
-from adacache_runtime import text
-from adacache_runtime.assembly import assemble
-from adacache_runtime.embedding_cache import EmbeddingCache
-from adacache_runtime.fit import check_fit
-from adacache_runtime.latents import Latents
-from adacache_runtime.loop import Generation, denoise
-from adacache_runtime.memory import MemoryPlan, plan_memory
-from adacache_runtime.paper import Known
-from adacache_runtime.plan import Engines, granularities, residual_nbytes
-from adacache_runtime.policy import Granularity
+from adacache_engines.bundle.files import Bundle, open_bundle
+from adacache_engines.bundle.manifest import X_MASK
+from adacache_engines.bundle.shape_profiles import check_profiles
+from adacache_engines.contract.dry_run import Known
+from adacache_engines.contract.engine import Backend
+from adacache_runtime.caching.groups import granularities, residual_nbytes
+from adacache_runtime.caching.policy import Granularity
+from adacache_runtime.denoising.assembly import assemble
+from adacache_runtime.denoising.denoiser import Generation, denoise
+from adacache_runtime.denoising.device_plan import Engines
+from adacache_runtime.denoising.latents import Latents
+from adacache_runtime.memory.advice import check_fit
+from adacache_runtime.memory.estimate import MemoryPlan, plan_memory
 from adacache_runtime.request import Request, Settled, settle
-from adacache_runtime.samplers import Floats
-from adacache_runtime.sampling import dtype_of_conditions
-from adacache_runtime.text_encoder import cached
+from adacache_runtime.samplers.registry import dtype_of_conditions
+from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.text import prompts as text
+from adacache_runtime.text.embedding_cache import EmbeddingCache
+from adacache_runtime.text.encoder import cached
 from adacache_runtime.trace import CallRecord, Trace
 
 

@@ -7,18 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adacache_engines.bundle import Bundle
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.manifest import Manifest, TextRule, VideoDefaults
+from adacache_engines.bundle.shape_profiles import check_profiles
 from adacache_engines.errors import InputError, OutOfRangeError
-from adacache_engines.manifest import Manifest, TextRule, VideoDefaults
-from adacache_engines.shape_profiles import check_profiles
-from adacache_runtime.masking import Masking, check_mask, masking
-from adacache_runtime.measures import resolve
-from adacache_runtime.plan import granularities, group_stages, run_of
-from adacache_runtime.policies.never import NeverReuse
-from adacache_runtime.policy import GRANULARITIES, SCOPES, Granularity, Measure, Policy, Run, Scope
-from adacache_runtime.samplers import Update, check_guidance, check_steps
-from adacache_runtime.sampling import updates
-from adacache_runtime.tiles import check_tile
+from adacache_runtime.caching.groups import granularities, group_stages, run_of
+from adacache_runtime.caching.measures import resolve
+from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policy import GRANULARITIES, SCOPES, Granularity, Measure, Policy, Run, Scope
+from adacache_runtime.conditioning.masks import Masking, check_mask, masking
+from adacache_runtime.samplers.registry import updates
+from adacache_runtime.samplers.rflow import Update, check_guidance, check_steps
+from adacache_runtime.vae.tiles import check_tile
 
 MAX_SEED = 2**63 - 1
 
@@ -60,7 +60,7 @@ class Request:
         latents: the initial noise (prompts, channels, frames, height, width) float32, instead of the seed's; the size
             then is only a condition of the model and need not match its shape.
         mask: which frames of ``latents`` to keep, (prompts, latent frames) float32: 1 = generate, 0 = keep, in between
-            the edit ratio, see :mod:`adacache_runtime.masking`.
+            the edit ratio, see :mod:`adacache_runtime.conditioning.masks`.
         noise: with ``mask``: what frames with an edit ratio take when they join, (steps, prompts, channels, frames,
             height, width) float32, all of it for each step; None = the seed's.
         policy: which calls to compute.

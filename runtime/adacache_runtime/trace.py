@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from adacache_engines.errors import InputError
-from adacache_runtime.policy import Granularity, Observation
+from adacache_runtime.caching.policy import Granularity, Observation
 
 
 @dataclass(frozen=True)

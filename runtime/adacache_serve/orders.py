@@ -8,17 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adacache_engines.bundle import Bundle
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.manifest import Manifest
+from adacache_engines.bundle.shape_profiles import possible_frames
+from adacache_engines.bundle.video_sizes import RESOLUTIONS, frames_of, size_of
 from adacache_engines.errors import AdaCacheError, InputError
-from adacache_engines.manifest import Manifest
-from adacache_engines.shape_profiles import possible_frames
-from adacache_engines.video_sizes import RESOLUTIONS, frames_of, size_of
-from adacache_runtime import text
-from adacache_runtime.policies import PRESETS, policy_from
-from adacache_runtime.policy import Policy
+from adacache_runtime.caching.policy import Policy
+from adacache_runtime.caching.presets import PRESETS, policy_from
+from adacache_runtime.conditioning.given_frames import Image, check_start, start_with
+from adacache_runtime.media.video import Frames
 from adacache_runtime.request import Request, Settled, settle
-from adacache_runtime.start import Image, check_start, start_with
-from adacache_runtime.video import Frames
+from adacache_runtime.text import prompts as text
 from adacache_serve.schema import CreateVideo
 from adacache_serve.settings import Settings
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from adacache_runtime.files import writing
+from adacache_runtime.media.files import writing
 from adacache_serve.files import sync
 
 VIDEO, RECORD = "video", ".json"

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from adacache_engines.bundle import Bundle
+from adacache_engines.bundle.files import Bundle
 from adacache_engines.errors import InputError
 from adacache_serve.device.worker import Open
 from adacache_serve.http.app import create_app

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.errors import InputError
-from adacache_runtime.video import Frames
+from adacache_runtime.media.video import Frames
 
 SECONDS = 10
 NBYTES = 2 * 2**30  # of address space

@@ -17,22 +17,27 @@ which are fitted to the LatteT2V of ``tools/demo/latte`` because their own weigh
 """
 
 import argparse
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from types import ModuleType
+from typing import cast
 
 from rich.progress import track
 
-from adacache_export.families import latte, open_sora, open_sora_plan
-from adacache_export.families.description import POLICIES as FAMILY_POLICIES
+from adacache_export.families.latte import family as latte
+from adacache_export.families.open_sora import family as open_sora
+from adacache_export.families.open_sora_plan import family as open_sora_plan
+from adacache_export.families.registry import FAMILIES
+from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policy import Measure, Measurement, Needs, Run
+from adacache_runtime.caching.presets import FAST_30, FAST_100, SLOW_30
+from adacache_runtime.caching.simulate import simulate
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.policies import FAST_30, FAST_100, SLOW_30
-from adacache_runtime.policies.adacache import AdaCache, MoReg
-from adacache_runtime.policy import Measure, Measurement, Needs, Run
 from adacache_runtime.request import Request
-from adacache_runtime.simulate import simulate
 from adacache_runtime.trace import Trace
 from tools.demo import world
 
@@ -88,7 +93,7 @@ def main() -> None:
         return
     counts = ", ".join(f"{count:g} ({name})" for name, count in goal.computed.items())
     note = NOTE.format(computed=counts, calls=len(traces[0].calls))
-    replace_presets(FAMILY_POLICIES / f"{family}.json", fitted, note)
+    replace_presets(Path(inspect.getfile(cast("ModuleType", FAMILIES[family]))).parent / "policies.json", fitted, note)
 
 
 def replace_presets(path: Path, fitted: Mapping[str, object], note: str) -> None:

@@ -13,13 +13,13 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from adacache_engines.bundle import read_manifest
-from adacache_engines.manifest import Preset
-from adacache_runtime.calibration.cli import main as calibrate
-from adacache_runtime.comparison.cli import main as compare
-from adacache_runtime.comparison.statistics import Estimate
-from adacache_runtime.comparison.summary import Total
-from adacache_runtime.policies.teacache import MODULATED
+from adacache_engines.bundle.files import read_manifest
+from adacache_engines.bundle.manifest import Preset
+from adacache_runtime.caching.policies.teacache import MODULATED
+from adacache_tune.commands.calibrate import main as calibrate
+from adacache_tune.commands.compare import main as compare
+from adacache_tune.comparison.statistics import Estimate
+from adacache_tune.comparison.summary import Total
 from tools.demo import world
 from tools.demo.frontier_plot import Point, plot
 from tools.demo.run import command

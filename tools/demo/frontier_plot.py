@@ -9,8 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from adacache_runtime.comparison.plot import COLOURS, MARKERS
-from adacache_runtime.comparison.statistics import Estimate
+from adacache_tune.comparison.plot import COLOURS, MARKERS
+from adacache_tune.comparison.statistics import Estimate
 
 BASELINE = "fixed interval"
 

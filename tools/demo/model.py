@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor, nn
 from transformers import T5Config, T5EncoderModel
 
-from adacache_export.families import open_sora
-from adacache_export.layers import FREQUENCY_BASE
-from adacache_export.models import stdit3
+from adacache_export.families.layers import FREQUENCY_BASE
+from adacache_export.families.open_sora import family as open_sora
+from adacache_export.families.open_sora import transformer as stdit3
 from adacache_export.stages import run_stages
 from tools.demo import world
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from adacache_runtime.calibration.forecast import Forecaster
-from adacache_runtime.calibration.goal import PENALTY, Goal
-from adacache_runtime.calibration.methods import Search, adacache, adacache_moreg
-from adacache_runtime.calibration.records import load_record
-from adacache_runtime.comparison.cli import main as compare
-from adacache_runtime.policies import FAST_30, policy_from
-from adacache_runtime.policies.adacache import AdaCache, MoReg
-from adacache_runtime.policy import Policy
+from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policy import Policy
+from adacache_runtime.caching.presets import FAST_30, policy_from
+from adacache_tune.calibration.forecast import Forecaster
+from adacache_tune.calibration.goal import PENALTY, Goal
+from adacache_tune.calibration.methods import Search, adacache, adacache_moreg
+from adacache_tune.calibration.records import load_record
+from adacache_tune.commands.compare import main as compare
 from tools.demo import world
 from tools.demo.frontier import NOISE, RECORDS, export, prompts, run
 

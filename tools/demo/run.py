@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from adacache_runtime.caching.presets import PRESETS, policy_from
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.policies import PRESETS, policy_from
 from adacache_runtime.request import Request
 
 HERE = Path(__file__).parent

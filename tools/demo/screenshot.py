@@ -19,7 +19,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from tools.demo.browser import browser, missing, resize
 
-SERVE = "import sys; from adacache_serve.cli import main; sys.exit(main())"
+SERVE = "import sys; from adacache_serve.commands.serve import main; sys.exit(main())"
 PROMPT, SEED, POLICIES = "a red circle moves left fast", 42, ("never", "adacache-fast")
 WIDTH = 1200
 SECONDS = 120  # for anything that is waited for

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from adacache_runtime.comparison.quality import similarity
+from adacache_runtime.caching.presets import PRESETS, policy_from
+from adacache_runtime.media.video import to_pixels
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.policies import PRESETS, policy_from
 from adacache_runtime.request import Request
-from adacache_runtime.video import to_pixels
+from adacache_tune.comparison.quality import similarity
 from tools.demo import checker, world
 
 POLICIES = Path(__file__).parent / "policies"

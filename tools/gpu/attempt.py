@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 
-from adacache_engines.bundle import open_bundle
+from adacache_engines.bundle.files import open_bundle
+from adacache_engines.bundle.manifest import Library
 from adacache_engines.errors import AdaCacheError, InputError, MissingDependencyError
-from adacache_engines.manifest import Library
-from adacache_engines.ort import OrtBackend
-from adacache_engines.trt import TrtBackend
-from adacache_engines.trt_build import CURRENT, TARGETS
-from adacache_engines.trt_library import open_library
+from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.tensorrt.backend import TrtBackend
+from adacache_engines.tensorrt.build import CURRENT, TARGETS
+from adacache_engines.tensorrt.library import open_library
+from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.policies.never import NeverReuse
 from tools.gpu.model import compiled, run_target
 from tools.gpu.rig import small_request
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from adacache_engines.bundle import Bundle, open_bundle
-from adacache_engines.shape_profiles import parse_profile
+from adacache_engines.bundle.files import Bundle, open_bundle
+from adacache_engines.bundle.shape_profiles import parse_profile
 from adacache_runtime.request import Captions, Request, settle
 from tools.gpu.contenders import Skips, open_contenders
 from tools.gpu.measure import load, measure_calls, measure_stages

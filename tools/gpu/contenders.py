@@ -3,12 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from adacache_engines.base import Backend
-from adacache_engines.bundle import Bundle
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import AdaCacheError
-from adacache_engines.ort import OrtBackend
-from adacache_engines.trt import TrtBackend
-from adacache_engines.trt_library import LIBRARIES, open_library
+from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.tensorrt.backend import TrtBackend
+from adacache_engines.tensorrt.library import LIBRARIES, open_library
 from tools.gpu.machine import COMPILED, EAGER, ONNXRUNTIME
 
 NO_GRAPHS = ", no graphs"  # after a library's name: its calls are not recorded as CUDA graphs

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from adacache_engines.cuda_calls import checked
+from adacache_engines.cuda.calls import checked
 from adacache_engines.errors import AdaCacheError, InputError, MissingDependencyError, require
-from adacache_engines.trt_library import LIBRARIES, open_library
+from adacache_engines.tensorrt.library import LIBRARIES, open_library
 
 CUDA = "cuda.bindings.runtime"
 PACKAGES = (

@@ -6,20 +6,20 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from adacache_engines.base import Backend, Engine
-from adacache_engines.buffers import Array, Buffer, Call
-from adacache_engines.bundle import Bundle
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.manifest import Graph, Manifest
+from adacache_engines.bundle.tensors import NUMPY_DTYPES
+from adacache_engines.contract.device import Array, Buffer, Call
+from adacache_engines.contract.engine import Backend, Engine
 from adacache_engines.errors import AdaCacheError, EngineError
-from adacache_engines.manifest import Graph, Manifest
-from adacache_engines.tensors import NUMPY_DTYPES
-from adacache_runtime.flops import flops, work
-from adacache_runtime.memory import KINDS
+from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policy import Policy
+from adacache_runtime.memory.estimate import KINDS
 from adacache_runtime.pipeline import Pipeline, Result
-from adacache_runtime.policies.never import NeverReuse
-from adacache_runtime.policy import Policy
-from adacache_runtime.profiling.subjects import example
+from adacache_runtime.reports.flops import flops, work
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord
+from adacache_tune.profiling.subjects import example
 from tools.gpu.contenders import NO_GRAPHS, Contenders, Skips, with_reason
 from tools.speed.calls import EVERY_THIRD, WARM_UP
 from tools.speed.timing import Spread

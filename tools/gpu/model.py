@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adacache_engines.bundle import open_bundle, read_manifest
+from adacache_engines.bundle.files import open_bundle, read_manifest
+from adacache_engines.bundle.manifest import Library, PlanSet, Precision
+from adacache_engines.bundle.shape_profiles import fixed_profile, shape_profile
 from adacache_engines.errors import EngineError
-from adacache_engines.manifest import Library, PlanSet, Precision
-from adacache_engines.plan_builder import build_plans
-from adacache_engines.plans import choose
-from adacache_engines.shape_profiles import fixed_profile, shape_profile
-from adacache_engines.trt_build import CURRENT, BuildOptions
-from adacache_engines.trt_library import TensorRT, gpu_target, open_library
+from adacache_engines.tensorrt.build import CURRENT, BuildOptions
+from adacache_engines.tensorrt.library import TensorRT, gpu_target, open_library
+from adacache_engines.tensorrt.plan_builder import build_plans
+from adacache_engines.tensorrt.plans import choose
 from tools.gpu.skeleton import deepen, fill
 from tools.speed.size import Size
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adacache_engines.errors import InputError, MissingDependencyError
-from adacache_engines.trt_library import open_library
+from adacache_engines.tensorrt.library import open_library
 from tools.gpu.machine import exporter_missing
 from tools.gpu.model import LARGE, PRECISIONS, ROOT, compiled, make_bundles
 from tools.gpu.skeleton import strip

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adacache_engines.base import Backend
-from adacache_engines.bundle import Bundle
-from adacache_engines.manifest import Graph
-from adacache_engines.trt_arena import Arena
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.manifest import Graph
+from adacache_engines.contract.engine import Backend
+from adacache_engines.tensorrt.arena import Arena
+from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policy import Policy
 from adacache_runtime.pipeline import Pipeline, Result
-from adacache_runtime.policies.never import NeverReuse
-from adacache_runtime.policy import Policy
 from adacache_runtime.request import Captions, Request, settle
 from tools.gpu.measure import bound, examples
 

@@ -12,10 +12,10 @@ from typing import Any, get_args
 
 import numpy as np
 
-from adacache_engines.bundle import MANIFEST, dump_manifest, read_manifest, sha256_file
+from adacache_engines.bundle.files import MANIFEST, dump_manifest, read_manifest, sha256_file
+from adacache_engines.bundle.manifest import FileEntry, Graph, Manifest, PlanEntry, StageEntry, Variant
+from adacache_engines.bundle.tensors import NUMPY_DTYPES, DType
 from adacache_engines.errors import InputError
-from adacache_engines.manifest import FileEntry, Graph, Manifest, PlanEntry, StageEntry, Variant
-from adacache_engines.tensors import NUMPY_DTYPES, DType
 
 HEADER = ".header"  # a weights file without its data
 LENGTH = 8  # bytes of a safetensors file before its header

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adacache_engines.base import check_binding
-from adacache_engines.buffers import Array, Buffer, Call, in_turn
-from adacache_engines.bundle import Bundle
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.manifest import DTYPES, Graph
+from adacache_engines.bundle.tensors import NUMPY_DTYPES
+from adacache_engines.contract.device import Array, Buffer, Call, in_turn
+from adacache_engines.contract.engine import check_binding
 from adacache_engines.errors import EngineError
-from adacache_engines.manifest import DTYPES, Graph
-from adacache_engines.tensors import NUMPY_DTYPES
 from adacache_export.arithmetic import arithmetic
-from adacache_export.families import FAMILIES, maker
+from adacache_export.families.registry import FAMILIES, maker
 from adacache_export.stages import Stage
 from adacache_export.weights_file import TORCH_DTYPES
 from tools.gpu.skeleton import config_of, source_of

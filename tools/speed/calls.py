@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 
+from adacache_runtime.caching.policies.adacache import AdaCache
+from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policy import Granularity
 from adacache_runtime.pipeline import Pipeline, Result
-from adacache_runtime.policies.adacache import AdaCache
-from adacache_runtime.policies.never import NeverReuse
-from adacache_runtime.policy import Granularity
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord
 from tools.speed.timing import Spread, TimedBackend

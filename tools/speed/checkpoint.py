@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adacache_export.families import FAMILIES, latte, open_sora, open_sora_plan
-from adacache_export.families.open_sora import expected
-from adacache_export.models.latte_t2v import LatteT2VConfig
-from adacache_export.models.stdit3 import OpenSoraConfig
+from adacache_export.families.latte import family as latte
+from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
+from adacache_export.families.open_sora import family as open_sora
+from adacache_export.families.open_sora.family import expected
+from adacache_export.families.open_sora.transformer import OpenSoraConfig
+from adacache_export.families.open_sora_plan import family as open_sora_plan
+from adacache_export.families.registry import FAMILIES
 from adacache_export.weights_file import write_weights
 from tools.speed.size import CHANNELS, PATCH, Size
 

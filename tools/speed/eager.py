@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adacache_engines.bundle import Bundle
-from adacache_export.families.open_sora import stages
-from adacache_export.models.stdit3 import OpenSoraConfig
+from adacache_engines.bundle.files import Bundle
+from adacache_export.families.open_sora.family import stages
+from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.stages import run_stages
-from adacache_runtime.plan import PARTS, Plan
-from adacache_runtime.policy import Needs
+from adacache_runtime.caching.policy import Needs
+from adacache_runtime.denoising.device_plan import PARTS, Plan
 from adacache_runtime.request import Request, settle
-from adacache_runtime.text import branches, read_text
+from adacache_runtime.text.prompts import branches, read_text
 from tools.speed.timing import Spread, TimedBackend
 
 REST_S = 0.3  # for the other library's threads to stop spinning

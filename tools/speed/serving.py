@@ -36,7 +36,7 @@ MIX = (("long", LONG), ("long", LONG), *(("short", SHORT),) * 6)
 POLL_SECONDS = 0.05
 STATUS_SECONDS = 10.0
 CLIENTS = 4
-COMMAND = "import sys; from adacache_serve.cli import main; sys.exit(main())"
+COMMAND = "import sys; from adacache_serve.commands.serve import main; sys.exit(main())"
 HEAD = """# Several videos in turn on one device
 
 Made by `python -m tools.speed.serving BUNDLE --results tools/results`, with the demo model on {cores} CPU cores.

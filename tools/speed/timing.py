@@ -5,10 +5,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from adacache_engines.base import Backend, Engine
-from adacache_engines.buffers import Buffer, Call, Device
-from adacache_engines.manifest import Graph, Manifest
-from adacache_runtime.plan import Engines
+from adacache_engines.bundle.manifest import Graph, Manifest
+from adacache_engines.contract.device import Buffer, Call, Device
+from adacache_engines.contract.engine import Backend, Engine
+from adacache_runtime.denoising.device_plan import Engines
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from adacache_runtime import start
-from adacache_runtime.decode import stream
-from adacache_runtime.memory import MemoryPlan
+from adacache_runtime.conditioning import given_frames as start
+from adacache_runtime.conditioning.given_frames import Image
+from adacache_runtime.media.video import writing_video
+from adacache_runtime.memory.estimate import MemoryPlan
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request, Settled, settle
-from adacache_runtime.start import Image
 from adacache_runtime.trace import CallRecord, Trace
-from adacache_runtime.video import writing_video
-from adacache_runtime.windows import video_frames
+from adacache_runtime.vae.chunks import video_frames
+from adacache_runtime.vae.decode import stream
 
 VIDEO, PICTURE = ".mp4", ".png"
 MEDIA_TYPES = {VIDEO: "video/mp4", PICTURE: "image/png"}
@@ -66,7 +66,7 @@ def film(
         The trace.
 
     Raises:
-        AdaCacheError: as :meth:`Pipeline.calls` and :func:`adacache_runtime.decode.stream`.
+        AdaCacheError: as :meth:`Pipeline.calls` and :func:`adacache_runtime.vae.decode.stream`.
     """
     bundle, backend = pipeline.bundle, pipeline.backend
     settled = settle(bundle, request)

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adacache_runtime.memory import MemoryPlan
+from adacache_runtime.conditioning.given_frames import Image
+from adacache_runtime.memory.estimate import MemoryPlan
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
-from adacache_runtime.start import Image
 from adacache_serve.device.film import Step
 from adacache_serve.messages import Begin, Phase
 

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from adacache_runtime.caching.policies.adacache import AdaCache
+from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.conditioning.given_frames import Image
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.policies.adacache import AdaCache
-from adacache_runtime.policies.interval import FixedInterval
 from adacache_runtime.request import Request, settle
-from adacache_runtime.start import Image
 
 MEASURING = AdaCache(codebook=((1.0, 2),))  # of five steps it computes the first and the second, and reuses the third
 WARM_UP_STEPS = 5

@@ -15,10 +15,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from adacache_engines.errors import AdaCacheError, InputError
-from adacache_runtime.memory import megabytes
+from adacache_runtime.conditioning.given_frames import Image
+from adacache_runtime.memory.estimate import megabytes
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import settle
-from adacache_runtime.start import Image
 from adacache_runtime.trace import CallRecord, entry
 from adacache_serve.device.fair import Turns
 from adacache_serve.device.film import Denoised, Encoded, Part, Step, film, memory, suffix

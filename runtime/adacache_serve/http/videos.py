@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from adacache_engines.errors import InputError
-from adacache_runtime.video import Frames
+from adacache_runtime.media.video import Frames
 from adacache_serve.device.film import MEDIA_TYPES
 from adacache_serve.http.bodies import FORM, JSON, order_of
 from adacache_serve.http.content import DELETED, file_response

@@ -1,6 +1,6 @@
 """Jobs and models as clients see them."""
 
-from adacache_engines.manifest import Manifest
+from adacache_engines.bundle.manifest import Manifest
 from adacache_serve.jobs.live import numbers
 from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Job

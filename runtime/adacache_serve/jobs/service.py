@@ -11,8 +11,8 @@ from contextlib import suppress
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from adacache_engines.bundle import Bundle
-from adacache_runtime.video import Frames
+from adacache_engines.bundle.files import Bundle
+from adacache_runtime.media.video import Frames
 from adacache_serve.device.supervisor import Worker
 from adacache_serve.device.worker import Open
 from adacache_serve.files import sync

@@ -1,0 +1,275 @@
+"""What Latte-1 and Open-Sora-Plan 1.1 share: tensors, configuration and stages of LatteT2V.
+
+Their checkpoints have the same tensors, so that only ``config.json`` tells them apart.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from adacache_engines.bundle.manifest import (
+    ExportGranularity,
+    GuidanceRule,
+    LatentSpace,
+    SamplerDefaults,
+    TextRule,
+    VideoDefaults,
+)
+from adacache_engines.bundle.tensors import DType, TensorSpec
+from adacache_engines.errors import CheckpointError
+from adacache_export.costs import TOKENS
+from adacache_export.families.config import count_blocks, settle
+from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description, presets
+from adacache_export.families.latte_t2v.transformer import (
+    MLP_RATIO,
+    Block,
+    CaptionProjection,
+    Embed,
+    Final,
+    LatteT2VConfig,
+)
+from adacache_export.families.residual_block import Parts
+from adacache_export.stages import Stage, block_stages, embed_stage, tensor_specs, weight_shapes
+
+Shape = tuple[int, ...]
+
+SIGNATURE_KEYS: tuple[str, ...] = (
+    "pos_embed.proj.weight",
+    "adaln_single.linear.weight",
+    "caption_projection.linear_1.weight",
+    "transformer_blocks.0.attn2.to_q.weight",
+    "temporal_transformer_blocks.0.attn1.to_q.weight",
+)
+OPTIONAL_KEYS: tuple[str, ...] = ("caption_projection.y_embedding",)  # of training; of any length
+PARTS = Block.PARTS
+BLOCK_LISTS = {"spatial": "transformer_blocks", "temporal": "temporal_transformer_blocks"}
+REQUIRED = {
+    "use_rope": (False, "rotary positions are not supported: the released models have none"),
+    "compress_kv_factor": (1, "attention to compressed keys is not supported: the released models have none"),
+    "activation_fn": ("gelu-approximate", "another activation than the tanh form of GELU is not supported"),
+    "norm_type": ("ada_norm_single", "another normalisation is not supported"),
+    "norm_elementwise_affine": (False, "normalisation with weights of its own is not supported"),
+    "attention_bias": (True, "attention without biases is not supported"),
+    "only_cross_attention": (False, "blocks without self-attention are not supported"),
+    "double_self_attention": (False, "blocks with two self-attentions are not supported"),
+    "patch_size_t": (1, "patches of several frames are not supported"),
+}
+LARGEST = 240  # latent rows and columns: 1920 pixels
+SCHEDULER = {  # in the words of diffusers; what another value would change is not supported
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 2e-2,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+    "thresholding": False,
+    "rescale_betas_zero_snr": False,
+}
+# class -> sampler, its published steps, and what the class calls "set_alpha_to_one" and "skip_prk_steps"
+SAMPLERS: Mapping[str, tuple[str, int, Mapping[str, bool]]] = {
+    "DDIMScheduler": ("ddim", 50, {"set_alpha_to_one": True}),
+    "PNDMScheduler": ("pndm", 150, {"set_alpha_to_one": False, "skip_prk_steps": False}),
+}
+GUIDANCE = 7.5
+
+
+def config_from(
+    given: Mapping[str, Any] | None,
+    shapes: Mapping[str, Shape],
+    usual: LatteT2VConfig,
+    temporal_scale: Callable[[int], float],
+) -> LatteT2VConfig:
+    """The configuration, from ``config.json`` where there is one and from the shapes of the tensors.
+
+    Args:
+        given: ``config.json``, or None.
+        shapes: of the checkpoint's tensors.
+        usual: the released configuration.
+        temporal_scale: from the number of latent frames, where the file has no ``interpolation_scale_1d``.
+
+    Raises:
+        CheckpointError: the two contradict each other, a value makes no sense, or the variant is not supported; or
+            there is no ``config.json`` and the size is not the released one, so that the number of heads is unknown.
+    """
+    there = {key: value for key, value in (given or {}).items() if value is not None}
+    side = there.get("sample_size")
+    if isinstance(side, int):
+        there["sample_size"] = [side, side]
+    config = LatteT2VConfig(**settle(asdict(usual), there, _infer(there, shapes, usual), REQUIRED))
+    if config.width % 4:
+        raise CheckpointError(
+            f"a width of {config.width} is not possible; expected a multiple of 4: check that the checkpoint is a"
+            " LatteT2V, and download it again"
+        )
+    rows, *_ = shapes.get("transformer_blocks.0.ff.net.0.proj.weight") or (0,)
+    if rows == 2 * MLP_RATIO * config.width:
+        raise CheckpointError(
+            "the weights are those of a GEGLU, which is not supported; expected GELU's, half as many: check that the"
+            " checkpoint is one of the released models"
+        )
+    if "interpolation_scale_1d" not in there:
+        config = replace(config, interpolation_scale_1d=temporal_scale(config.video_length))
+    return config
+
+
+def _infer(given: Mapping[str, Any], shapes: Mapping[str, Shape], usual: LatteT2VConfig) -> dict[str, Any]:
+    """The fields that the shapes determine; as :func:`adacache_export.families.config.settle` wants them."""
+
+    def axes(key: str, count: int) -> Shape:
+        shape = shapes.get(key, ())
+        return shape if len(shape) == count and all(shape) else (0,) * count
+
+    layers = count_blocks(shapes, BLOCK_LISTS.values())
+    inferred: dict[str, Any] = {"num_layers": layers} if layers else {}
+    width, channels, patch, _ = axes("pos_embed.proj.weight", 4)
+    if not width:
+        return inferred
+    heads = {key: given[key] for key in ("num_attention_heads", "attention_head_dim") if key in given}
+    if not heads and width != usual.width:
+        raise CheckpointError(
+            f"the weights are {width} wide, the released ones {usual.width}, and the number of attention heads is not"
+            " in the weights: pass their config.json, in one folder with them or with --config FILE"
+        )
+    head_width = heads.get("attention_head_dim", usual.attention_head_dim)
+    if "attention_head_dim" not in heads and isinstance(heads.get("num_attention_heads"), int):
+        head_width = width // max(heads["num_attention_heads"], 1)
+        inferred["attention_head_dim"] = head_width
+    if isinstance(head_width, int) and head_width > 0:
+        inferred["num_attention_heads"] = width // head_width if width % head_width == 0 else 0
+    inferred |= {
+        "in_channels": channels,
+        "patch_size": patch,
+        "out_channels": axes("proj_out.weight", 2)[0] // patch**2,
+        "caption_channels": axes("caption_projection.linear_1.weight", 2)[1],
+    }
+    return {field: value for field, value in inferred.items() if value}
+
+
+def expected(config: LatteT2VConfig) -> dict[str, Shape]:
+    """Name and shape of all tensors of a checkpoint."""
+    with torch.device("meta"):
+        return weight_shapes(stages(config))
+
+
+def constants(config: LatteT2VConfig) -> dict[str, torch.Tensor]:  # noqa: ARG001 - positions are not stored
+    return {}
+
+
+def stages(
+    config: LatteT2VConfig,
+    sites: tuple[str, ...] = (),
+    precision: DType = "float32",
+    granularity: ExportGranularity = "block",
+    masked: bool = False,
+) -> list[Stage]:
+    """The model's stages in the order in which a call runs them, with zero weights.
+
+    Args:
+        config: of the model.
+        sites: probes to add, such as ``temporal.13.attn``.
+        precision: of the activations.
+        granularity: of the stages.
+        masked: spatial attention takes ``token_mask`` (B, T, S), as in Open-Sora-Plan's training; in inference it is
+            all ones there, and bundles do without.
+    """
+    spec = tensor_specs(config.in_channels, config.out_channels, config.width, config.caption_channels, precision)
+    hidden, text, time = (spec[name] for name in ("hidden", "text", "time"))
+    spec["token_mask"] = TensorSpec(name="token_mask", dtype="bool", axes=TOKENS)
+
+    def block(kind: str, index: int) -> list[Stage]:
+        first = kind == "temporal" and index == 0
+
+        def make(parts: Parts, here: tuple[str, ...]) -> Block:
+            return Block(config, kind, parts, here, first and "attn" in parts, masked and kind == "spatial")
+
+        prefix = f"{BLOCK_LISTS[kind]}.{index}."
+        made = block_stages(kind, index, PARTS[kind], make, prefix, spec, sites, granularity)
+        return [replace(made[0], kind=f"{made[0].kind}+positions"), *made[1:]] if first else made
+
+    final = (hidden, time, spec["latents"])
+    return [
+        Stage("text", "text", CaptionProjection(config), "caption_projection.", (spec["captions"],), (text,)),
+        embed_stage(lambda probed: Embed(config, probed), (spec["latents"], spec["timestep"]), spec, sites),
+        *(stage for index in range(config.num_layers) for kind in BLOCK_LISTS for stage in block(kind, index)),
+        Stage("final", "final", Final(config), "", final, (spec["prediction"],)),
+    ]
+
+
+def describe(
+    family: Path,
+    config: LatteT2VConfig,
+    video: VideoDefaults,
+    latent: LatentSpace,
+    sampler: SamplerDefaults,
+    image: bool,
+) -> Description:
+    """Clips of the one length that the temporal positions are for, and of any size; ``image``: single frames, too.
+
+    Guidance is [negative prompt; prompt], on T5 states that are cut to the prompt's tokens; the probe is the temporal
+    attention of the middle block.
+    """
+    patch = config.patch_size
+    sizes = {"height": (patch, LARGEST), "width": (patch, LARGEST)}
+    usual = {"samples": (1, PROMPTS), "text": (1, config.model_max_length), **sizes}
+    lengths = {"clip": config.video_length, **({"image": 1} if image else {})}
+    return Description(
+        sampler=sampler,
+        video=video,
+        guidance=GuidanceRule(order=("unconditional", "conditional"), null_captions=None),
+        latent=latent,
+        text=TextRule(
+            max_length=config.model_max_length, width=config.caption_channels, cleaning="deepfloyd", masking="cut"
+        ),
+        profiles={name: {**usual, "frames": (length, length)} for name, length in lengths.items()},
+        probe=f"temporal.{(config.num_layers - 1) // 2}.attn",
+        policies=presets(family),
+    )
+
+
+def latent_space(config: LatteT2VConfig, frames: str) -> LatentSpace:
+    """Of the family's VAE, whose ``frames`` rule is given; a model of three channels is one of pixels."""
+    pixels = config.in_channels == PIXEL_CHANNELS
+    return LatentSpace(
+        channels=config.in_channels,
+        patch=(1, config.patch_size, config.patch_size),
+        spatial_factor=1 if pixels else VAE_SPATIAL_FACTOR,
+        frames="identity" if pixels else frames,
+        decoder="pixels" if pixels else "none",
+        whole_patches=True,
+    )
+
+
+def sampler(scheduler: Mapping[str, Any] | None, usual: str) -> SamplerDefaults:
+    """The sampler that ``scheduler_config.json`` names, by default the class ``usual``.
+
+    ``clip_sample`` does not count: the original scripts switch it off, whatever the file says.
+
+    Raises:
+        CheckpointError: the file asks for another sampler or noise schedule; lists all that differs.
+    """
+    given = scheduler or {}
+    name = given.get("_class_name", usual)
+    if name not in SAMPLERS:
+        raise CheckpointError(
+            f"scheduler_config.json asks for {name}, expected one of {', '.join(SAMPLERS)}: remove the file to sample"
+            f" with {usual}"
+        )
+    sampler_name, steps, fixed = SAMPLERS[name]
+    problems = [
+        f"{key} {given[key]!r} (expected {value!r})"
+        for key, value in {**SCHEDULER, **fixed}.items()
+        if key in given and given[key] != value
+    ]
+    if problems:
+        raise CheckpointError(
+            f"scheduler_config.json asks for what is not supported: {', '.join(problems)}; pass the published file of"
+            " the model, or remove it"
+        )
+    return SamplerDefaults.model_validate(
+        {"name": sampler_name, "steps": steps, "guidance": GUIDANCE, "rounds_conditions": False}
+    )

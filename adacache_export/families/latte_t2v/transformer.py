@@ -1,0 +1,301 @@
+"""LatteT2V, the transformer of Latte-1 and of Open-Sora-Plan 1.1, as one module a stage.
+
+Source: Vchitect/Latte, ``models/latte_t2v.py``, and PKU-YuanGroup/Open-Sora-Plan v1.1.0,
+``opensora/models/diffusion/latte``; Latte, arXiv 2401.03048.
+Axes as in :mod:`adacache_export.families.layers`; H x W is the latent size, C its channels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adacache_engines.bundle.manifest import Term
+from adacache_export.costs import SAMPLES, TEXT, TOKENS, Axes, attention, layers, total
+from adacache_export.families.layers import (
+    adaln_single,
+    add_residual,
+    attend,
+    linear,
+    modulate,
+    sincos_1d,
+    sinusoid,
+    sinusoid_frequencies,
+)
+from adacache_export.families.residual_block import ModulatedInput, Parts, ResidualBlock
+
+SINUSOID_WIDTH = 256
+LARGEST_SAMPLE = 64  # latent rows up to which positions are not interpolated
+MLP_RATIO = 4
+MASKED = -10000.0  # added to the scores of a masked key: where all keys are masked, all count alike
+
+
+@dataclass(frozen=True)
+class LatteT2VConfig:
+    """The fields of LatteT2V's ``config.json`` that change its mathematics, under their published names."""
+
+    num_attention_heads: int = 16
+    attention_head_dim: int = 72
+    in_channels: int = 4
+    out_channels: int = 8
+    num_layers: int = 28
+    patch_size: int = 2
+    caption_channels: int = 4096
+    sample_size: tuple[int, int] = (64, 64)  # latent rows and columns that positions refer to
+    video_length: int = 16  # latent frames
+    model_max_length: int = 120  # text tokens
+    interpolation_scale_1d: float = 1.0  # frames to a unit of the temporal positions
+
+    @property
+    def width(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+
+class CaptionProjection(nn.Module):
+    """``text`` stage: encoder states (B, L, caption_channels) -> (B, L, D)."""
+
+    def __init__(self, config: LatteT2VConfig) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(config.caption_channels, config.width)
+        self.linear_2 = nn.Linear(config.width, config.width)
+
+    def forward(self, captions: Tensor) -> Tensor:
+        hidden = F.gelu(linear(self.linear_1, captions.to(self.linear_1.weight.dtype)), approximate="tanh")
+        return linear(self.linear_2, hidden)
+
+    def flops(self) -> tuple[Term, ...]:
+        return total(layers(self, TEXT))
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoid of the timestep (B,), then Linear-SiLU-Linear: (B, D)."""
+
+    FREQUENCIES = sinusoid_frequencies(SINUSOID_WIDTH // 2)
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(SINUSOID_WIDTH, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        hidden = self.linear_1(sinusoid(timestep, self.FREQUENCIES).to(self.linear_1.weight.dtype))
+        out: Tensor = self.linear_2(F.silu(hidden))
+        return out
+
+
+class AdaLayerNormSingle(nn.Module):
+    """Timestep (B,) -> modulation of the blocks (B, 6, D), of the final layer (B, D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.emb = nn.ModuleDict({"timestep_embedder": TimestepEmbedding(width)})
+        self.linear = nn.Linear(width, 6 * width)
+
+    def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        time = self.emb["timestep_embedder"](timestep)
+        return self.linear(F.silu(time)).unflatten(1, (6, time.shape[1])), time
+
+
+class Embed(nn.Module):
+    """``embed`` stage: latents and timestep -> tokens, modulation of the blocks, modulation of the final layer; and,
+    if it is ``probed``, the modulated input of the first block.
+    """
+
+    def __init__(self, config: LatteT2VConfig, probed: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        patch = config.patch_size
+        self.pos_embed = nn.ModuleDict({"proj": nn.Conv2d(config.in_channels, config.width, patch, stride=patch)})
+        self.adaln_single = AdaLayerNormSingle(config.width)
+        if probed:
+            self.transformer_blocks = nn.ModuleList([ModulatedInput(config.width)])
+        self.probed = probed
+
+    def position(self, rows: int, columns: int) -> Tensor:
+        """Spatial position embedding (rows * columns, D), float32: any size is interpolated onto that of training."""
+        half, (height, _) = self.config.width // 2, self.config.sample_size
+        scale = max(height // LARGEST_SAMPLE, 1)
+        base = height // self.config.patch_size
+        column = torch.arange(columns, dtype=torch.float32) * base / columns / scale
+        row = torch.arange(rows, dtype=torch.float32) * base / rows / scale
+        by_column = sincos_1d(column, half)[None, :, :].expand(rows, columns, half)
+        by_row = sincos_1d(row, half)[:, None, :].expand(rows, columns, half)
+        return torch.cat([by_column, by_row], dim=-1).reshape(rows * columns, 2 * half)
+
+    def forward(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
+        """
+        Args:
+            latents: (B, C, T, H, W) float32; H and W multiples of the patch.
+            timestep: (B,) float32, 0 to 999.
+
+        Returns:
+            hidden (B, T, S, D); modulation (B, 6, D) float32; time (B, D) float32; if probed, also (B, T, S, D).
+        """
+        batch, _, frames, _, _ = latents.shape
+        pictures = latents.to(self.adaln_single.linear.weight.dtype).transpose(1, 2).flatten(0, 1)
+        grid = self.pos_embed["proj"](pictures)
+        tokens = grid.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))
+        hidden = add_residual(tokens, self.position(grid.shape[2], grid.shape[3]))
+        modulation, time = self.adaln_single(timestep)
+        given = (hidden, modulation.float(), time.float())
+        return (*given, self.transformer_blocks[0](*given[:2])) if self.probed else given
+
+    def flops(self) -> tuple[Term, ...]:
+        return total(layers(self.pos_embed, TOKENS), layers(self.adaln_single, SAMPLES))
+
+
+class Attention(nn.Module):
+    """Of ``x`` (n, queries, D) to ``keys`` (n, length, D), both float of the weights' precision."""
+
+    def __init__(self, config: LatteT2VConfig) -> None:
+        super().__init__()
+        self.heads = (config.num_attention_heads, config.attention_head_dim)
+        self.to_q, self.to_k, self.to_v = (nn.Linear(config.width, config.width) for _ in range(3))
+        self.to_out = nn.ModuleList([nn.Linear(config.width, config.width)])
+
+    def forward(self, x: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+        q, k, v = (
+            linear(layer, given).unflatten(-1, self.heads)
+            for layer, given in ((self.to_q, x), (self.to_k, keys), (self.to_v, keys))
+        )
+        return linear(self.to_out[0], attend(q, k, v, mask))  # type: ignore[arg-type]
+
+    def flops(self, queries: Axes, keys: Axes) -> tuple[Term, ...]:
+        """Every query meets the keys on the last axis of ``keys``, which lie along the others."""
+        made = [layers(layer, queries) for layer in (self.to_q, self.to_out)]
+        met = [layers(layer, keys) for layer in (self.to_k, self.to_v)]
+        return total(*made, *met, attention(queries, keys[-1], self.to_q.out_features))
+
+
+class FeedForward(nn.Module):
+    """Linear, the tanh form of GELU, Linear."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = MLP_RATIO * width
+        self.net = nn.ModuleDict(
+            {"0": nn.ModuleDict({"proj": nn.Linear(width, hidden)}), "2": nn.Linear(hidden, width)}
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = F.gelu(linear(self.net["0"]["proj"], x), approximate="tanh")  # type: ignore[index]
+        return linear(self.net["2"], hidden)  # type: ignore[arg-type]
+
+
+class Block(ResidualBlock):
+    """A block, or one of its parts: gated attention within frames (spatial) or across them (temporal), in spatial
+    blocks cross attention, gated MLP.
+
+    Takes hidden (B, T, S, D); modulation (B, 6, D) float32, from ``embed``; text (B, L, D), from ``text``; text_mask
+    (B, L) bool, True = attend.
+
+    Args:
+        config: of the model.
+        kind: ``spatial`` or ``temporal``.
+        parts, sites: see :class:`ResidualBlock`.
+        positions: the temporal position embedding is a part of the residual, as in the first temporal attention.
+        masked: spatial attention takes token_mask (B, T, S) bool, True = attend, as in Open-Sora-Plan's training on
+            padded videos.
+    """
+
+    CONDITIONS: Mapping[str, tuple[str, ...]] = {
+        "attn": ("modulation",),
+        "cross": ("text", "text_mask"),
+        "mlp": ("modulation",),
+    }
+    PARTS: Mapping[str, Parts] = {"spatial": ("attn", "cross", "mlp"), "temporal": ("attn", "mlp")}
+
+    def __init__(
+        self,
+        config: LatteT2VConfig,
+        kind: str,
+        parts: Parts,
+        sites: tuple[str, ...] = (),
+        positions: bool = False,
+        masked: bool = False,
+    ) -> None:
+        extra = {"attn": ("modulation", "token_mask")} if masked else {}
+        super().__init__({**self.CONDITIONS, **extra}, parts, sites)
+        self.config, self.temporal, self.positions = config, kind == "temporal", positions
+        if "modulation" in self.conditions:
+            self.scale_shift_table = nn.Parameter(torch.zeros(6, config.width))
+        if "attn" in parts:
+            self.attn1 = Attention(config)
+        if "cross" in parts:
+            self.attn2 = Attention(config)
+        if "mlp" in parts:
+            self.ff = FeedForward(config.width)
+
+    def position(self, frames: int) -> Tensor:
+        """Temporal position embedding (frames, D), float32; zeros for a single frame."""
+        index = torch.arange(frames, dtype=torch.float32)
+        table = sincos_1d(index / self.config.interpolation_scale_1d, self.config.width)
+        return table * index[-1:].clamp(max=1.0)
+
+    def forward(self, hidden: Tensor, *conditions: Tensor) -> tuple[Tensor, ...]:
+        if self.positions:
+            hidden = add_residual(hidden, self.position(hidden.shape[1])[:, None, :])
+        return super().forward(hidden, *conditions)
+
+    def residual(self, part: str, hidden: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        if part == "cross":
+            tokens = hidden.flatten(1, 2)  # the text's keys and values are those of the sample, not made anew a frame
+            mask = given["text_mask"][:, None, None, :].expand(-1, 1, tokens.shape[1], -1)
+            cross: Tensor = self.attn2(tokens, given["text"], mask).view(hidden.shape)
+            return cross
+        table = adaln_single(self.scale_shift_table, given["modulation"])
+        shift, scale, gate = table[:3] if part == "attn" else table[3:]
+        modulated = modulate(hidden, shift, scale)
+        out = self.ff(modulated) if part == "mlp" else self._attention(modulated, given.get("token_mask"))
+        gated: Tensor = gate * out
+        return gated
+
+    def _attention(self, x: Tensor, token_mask: Tensor | None) -> Tensor:
+        """(B, T, S, D) -> (B, T, S, D)."""
+        lines = x.transpose(1, 2) if self.temporal else x
+        sequences, bias = lines.flatten(0, 1), None
+        if token_mask is not None:
+            bias = torch.where(token_mask, 0.0, MASKED).to(x.dtype).flatten(0, 1)[:, None, None, :]
+            bias = bias.expand(-1, 1, x.shape[2], -1)
+        out: Tensor = self.attn1(sequences, sequences, bias).view(lines.shape)
+        return out.transpose(1, 2) if self.temporal else out
+
+    def part_flops(self, part: str) -> tuple[Term, ...]:
+        """As published counts have it: with the text's keys and values made anew for every frame, which the original
+        does and this one does not. At 300 tokens of text that is 2 % of a call.
+        """
+        if part == "mlp":
+            return (layers(self.ff, TOKENS),)
+        if part == "cross":
+            return self.attn2.flops(TOKENS, ("batch", "patch_frames", "text"))
+        sequences = ("batch", "tokens", "patch_frames") if self.temporal else TOKENS
+        return self.attn1.flops(sequences, sequences)
+
+
+class Final(nn.Module):
+    """``final`` stage: tokens -> prediction."""
+
+    def __init__(self, config: LatteT2VConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scale_shift_table = nn.Parameter(torch.zeros(2, config.width))
+        self.proj_out = nn.Linear(config.width, config.patch_size**2 * config.out_channels)
+
+    def forward(self, hidden: Tensor, time: Tensor, latents: Tensor) -> Tensor:
+        """``hidden`` (B, T, S, D), ``time`` (B, D), ``latents`` (B, C, T, H, W; only its shape counts) ->
+        (B, C_out, T, H, W) float32, the noise in the first C channels.
+        """
+        patch, (_, _, _, height, width) = self.config.patch_size, latents.shape
+        shift, scale = (self.scale_shift_table.float()[None] + time[:, None])[:, :, None, None, :].unbind(1)
+        out = linear(self.proj_out, modulate(hidden, shift, scale)).float()
+        out = out.unflatten(2, (height // patch, width // patch)).unflatten(
+            -1, (patch, patch, self.config.out_channels)
+        )
+        out = out.permute(0, 6, 1, 2, 4, 3, 5)  # (B, C_out, T, H', patch, W', patch)
+        prediction: Tensor = out.flatten(5, 6).flatten(3, 4)
+        return prediction
+
+    def flops(self) -> tuple[Term, ...]:
+        return total(layers(self, TOKENS))

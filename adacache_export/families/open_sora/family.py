@@ -1,0 +1,260 @@
+"""Open-Sora 1.2: how a checkpoint is recognised, its configuration, its stages, and how it is sampled.
+
+Source: hpcaitech/Open-Sora v1.2.0, ``configs/opensora-v1-2/inference`` and ``opensora/models/stdit/stdit3.py``.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from adacache_engines.bundle.manifest import (
+    X_MASK,
+    ExportGranularity,
+    GuidanceRule,
+    LatentSpace,
+    SamplerDefaults,
+    TextRule,
+    VideoDefaults,
+)
+from adacache_engines.bundle.tensors import DType, TensorSpec
+from adacache_engines.errors import CheckpointError, InputError
+from adacache_export.families.config import count_blocks, settle
+from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description, presets
+from adacache_export.families.open_sora.transformer import Block, CaptionEmbedder, Embed, Final, OpenSoraConfig
+from adacache_export.families.residual_block import Parts
+from adacache_export.stages import Stage, block_stages, embed_stage, tensor_specs, weight_shapes
+
+Shape = tuple[int, ...]
+
+NAME = "open-sora-1.2"
+SIGNATURE_KEYS: tuple[str, ...] = (
+    "fps_embedder.mlp.0.weight",
+    "t_block.1.weight",
+    "y_embedder.y_proj.fc1.weight",
+    "spatial_blocks.0.scale_shift_table",
+    "temporal_blocks.0.scale_shift_table",
+)
+ROPE = "rope.freqs"  # a constant that the published files carry along
+OPTIONAL_KEYS: tuple[str, ...] = (ROPE,)
+
+PARTS: Mapping[str, Parts] = {"spatial": Block.PARTS, "temporal": Block.PARTS}
+BLOCK_LISTS = tuple(f"{kind}_blocks" for kind in PARTS)
+REQUIRED = {
+    "qk_norm": (True, "attention without normalised queries and keys is not supported"),
+    "qk_norm_legacy": (False, "queries and keys rotated before they are normalised are not supported"),
+    "skip_y_embedder": (False, "text that arrives already projected is not supported: the text stage projects it"),
+}
+TIMESTEPS = 1000
+LARGEST = {"frames": 120, "height": 240, "width": 240}  # latent: 408 frames, 1920 pixels
+NULL_CAPTIONS = "y_embedder.y_embedding"
+TIME_OF_KEPT = "time_of_kept"  # the embedding of timestep 0
+
+
+def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> OpenSoraConfig:
+    """The configuration, from ``config.json`` where there is one and from the shapes of the tensors.
+
+    Raises:
+        CheckpointError: the two contradict each other, a value makes no sense, or the variant is not supported.
+    """
+    config = OpenSoraConfig(**settle(asdict(OpenSoraConfig()), given, _infer(given, shapes), REQUIRED))
+    if config.hidden_size % (2 * config.num_heads) or config.hidden_size % 4:
+        raise CheckpointError(
+            f"hidden_size {config.hidden_size} with num_heads {config.num_heads} is not possible; expected a multiple"
+            " of 4 and of twice the heads: check that the checkpoint is Open-Sora's, and download it again"
+        )
+    return config
+
+
+def _infer(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """The fields that the shapes determine. What a missing or odd tensor leaves open keeps its given or default value:
+    the comparison of all tensors then names that tensor.
+    """
+
+    def axes(key: str, count: int) -> Shape:
+        shape = shapes.get(key, ())
+        return shape if len(shape) == count and all(shape) else (0,) * count
+
+    def either(name: str, count: int) -> Shape:
+        return max(axes(f"{blocks}.0.{name}", count) for blocks in BLOCK_LISTS)
+
+    inferred: dict[str, Any] = {"depth": count_blocks(shapes, BLOCK_LISTS)}
+    _, width = either("scale_shift_table", 2)
+    if not width:
+        return inferred
+    patched, channels, *patch = axes("x_embedder.proj.weight", 5)
+    rows, _ = axes("final_layer.linear.weight", 2)
+    (head_width,) = either("attn.q_norm.weight", 1)
+    mlp_rows, _ = either("mlp.fc1.weight", 2)
+    inferred |= {
+        "hidden_size": width,
+        "caption_channels": axes("y_embedder.y_proj.fc1.weight", 2)[1],
+        "model_max_length": axes("y_embedder.y_embedding", 2)[0],
+        "num_heads": width // head_width if head_width and width % head_width == 0 else 0,
+        "mlp_ratio": _ratio(mlp_rows, width, given),
+    }
+    if patched:
+        inferred |= {"in_channels": channels, "patch_size": tuple(patch)}
+        outputs = rows / (math.prod(patch) * channels)
+        if outputs in (1, 2):
+            inferred["pred_sigma"] = outputs == 2
+    return {field: value for field, value in inferred.items() if value or value is False}
+
+
+def _ratio(rows: int, width: int, given: Mapping[str, Any] | None) -> float:
+    """The ratio of which ``int(width * ratio)`` is the number of rows: the given one where it is one of them."""
+    ratio = (given or {}).get("mlp_ratio")
+    if isinstance(ratio, int | float) and 0 < ratio < 1e9 and int(width * ratio) == rows:
+        return float(ratio)
+    exact = rows / width
+    return exact if int(width * exact) == rows else math.nextafter(exact, math.inf)
+
+
+def expected(config: OpenSoraConfig) -> dict[str, Shape]:
+    """Name and shape of all tensors of a checkpoint, the optional one included."""
+    with torch.device("meta"):
+        weights = weight_shapes(stages(config))
+    null_captions = (config.model_max_length, config.caption_channels)
+    return {ROPE: (config.head_width // 2,), NULL_CAPTIONS: null_captions, **weights}
+
+
+def constants(config: OpenSoraConfig) -> dict[str, Tensor]:
+    """What a checkpoint may carry and the stages compute: the angles a frame by which temporal attention rotates."""
+    pairs = torch.arange(config.head_width // 2, dtype=torch.float64)
+    return {ROPE: 10000.0 ** (-2 * pairs / config.head_width)}
+
+
+def stages(
+    config: OpenSoraConfig,
+    sites: tuple[str, ...] = (),
+    precision: DType = "float32",
+    granularity: ExportGranularity = "block",
+    conditioned: bool = False,
+) -> list[Stage]:
+    """The model's stages in the order in which a call runs them, with zero weights.
+
+    Args:
+        config: of the model.
+        sites: probes to add, such as ``temporal.13.attn``.
+        precision: of the activations.
+        granularity: of the stages.
+        conditioned: frames may be given and kept: ``embed`` and ``final`` take ``x_mask`` (B, T'), and modulation is
+            one of each frame. Blocks do the same work with it, so that the same ones serve with and without a mask.
+
+    Raises:
+        InputError: conditioned, and a token spans several frames.
+    """
+    spec = tensor_specs(config.in_channels, config.out_channels, config.hidden_size, config.caption_channels, precision)
+    spec["fps"] = TensorSpec(name="fps", dtype="float32", axes=("batch",))
+    spec |= {name: TensorSpec(name=name, dtype="float32", axes=(1,)) for name in ("height", "width")}
+    conditions = ["latents", "timestep", "fps", "height", "width"]
+    embedded, final = ["hidden", "modulation", "time"], ["hidden", "time", "latents"]
+    if conditioned:
+        spec |= _of_frames(config, spec)
+        conditions += [X_MASK]
+        embedded += [TIME_OF_KEPT]
+        final += [TIME_OF_KEPT, X_MASK]
+
+    def named(names: list[str]) -> tuple[TensorSpec, ...]:
+        return tuple(spec[name] for name in names)
+
+    def block(kind: str, index: int) -> list[Stage]:
+        def make(parts: Parts, here: tuple[str, ...]) -> Block:
+            return Block(config, kind, parts, here)
+
+        prefix = f"{kind}_blocks.{index}."
+        return block_stages(kind, index, PARTS[kind], make, prefix, spec, sites, granularity)
+
+    def embed(probed: bool) -> Embed:
+        return Embed(config, probed, conditioned)
+
+    return [
+        Stage("text", "text", CaptionEmbedder(config), "y_embedder.", named(["captions"]), named(["text"])),
+        embed_stage(embed, named(conditions), spec, sites, embedded),
+        *(stage for index in range(config.depth) for kind in PARTS for stage in block(kind, index)),
+        Stage("final", "final", Final(config), "final_layer.", named(final), named(["prediction"])),
+    ]
+
+
+def _of_frames(config: OpenSoraConfig, spec: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    """What a model takes that may keep frames, where it differs from ``spec``."""
+    if config.patch_size[0] != 1:
+        raise InputError(
+            f"a token of this model spans {config.patch_size[0]} latent frames, so that single frames cannot be kept; "
+            "leave --conditioning out"
+        )
+    frames = ("batch", "patch_frames")
+    return {
+        X_MASK: TensorSpec(name=X_MASK, dtype="bool", axes=frames),
+        TIME_OF_KEPT: spec["time"].model_copy(update={"name": TIME_OF_KEPT}),
+        "modulation": spec["modulation"].model_copy(update={"axes": (*frames, 6, config.hidden_size)}),
+    }
+
+
+def conditioned_stages(
+    config: OpenSoraConfig,
+    sites: tuple[str, ...] = (),
+    precision: DType = "float32",
+    granularity: ExportGranularity = "block",
+) -> list[Stage]:
+    """Those that may keep frames, see :func:`stages`."""
+    return stages(config, sites, precision, granularity, conditioned=True)
+
+
+def told_by(config: Mapping[str, Any] | None) -> bool:  # noqa: ARG001 - no other family has these tensors
+    return True
+
+
+def describe(config: OpenSoraConfig, scheduler: Mapping[str, Any] | None) -> Description:
+    """480p landscape for 2 s; for a model of pixels, a short clip of the size that its positions refer to. Guidance
+    is [prompt; null caption], a tensor of the checkpoint; captions are T5 states; AdaCache measures the temporal
+    attention of the middle block, 13 of 28.
+
+    Raises:
+        CheckpointError: the scheduler's file names another one or a value of a wrong kind.
+    """
+    pixels = config.in_channels == PIXEL_CHANNELS
+    side = config.input_sq_size
+    largest = {"frames": 128, "height": 512, "width": 512} if pixels else LARGEST
+    upper = {"samples": PROMPTS, "text": config.model_max_length, **largest}
+    return Description(
+        sampler=_sampler(scheduler),
+        video=VideoDefaults(height=side, width=side, frames=8)
+        if pixels
+        else VideoDefaults(height=480, width=854, frames=51),
+        guidance=GuidanceRule(order=("conditional", "unconditional"), null_captions=NULL_CAPTIONS),
+        latent=LatentSpace(
+            channels=config.in_channels,
+            patch=config.patch_size,
+            spatial_factor=1 if pixels else VAE_SPATIAL_FACTOR,
+            frames="identity" if pixels else "open-sora-vae",
+            decoder="pixels" if pixels else "none",
+        ),
+        text=TextRule(max_length=config.model_max_length, width=config.caption_channels, cleaning="open-sora"),
+        profiles={"default": {axis: (1, size) for axis, size in upper.items()}},
+        probe=f"temporal.{(config.depth - 1) // 2}.attn",
+        policies=presets(Path(__file__).parent),
+    )
+
+
+def _sampler(scheduler: Mapping[str, Any] | None) -> SamplerDefaults:
+    """The published inference settings, or those of a ``scheduler_config.json`` in Open-Sora's own words."""
+    given = dict(scheduler or {})
+    if given.get("type", "rflow") != "rflow" or given.get("num_timesteps", TIMESTEPS) != TIMESTEPS:
+        raise CheckpointError(
+            f"scheduler_config.json asks for {given}; expected type rflow and num_timesteps {TIMESTEPS}"
+        )
+    try:
+        return SamplerDefaults(
+            name="rflow",
+            steps=given.get("num_sampling_steps", 30),
+            guidance=given.get("cfg_scale", 7.0),
+            timestep_transform=given.get("use_timestep_transform", True),
+        )
+    except ValidationError as error:
+        raise CheckpointError(f"scheduler_config.json: {error}") from error

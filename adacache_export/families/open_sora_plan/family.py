@@ -1,0 +1,69 @@
+"""Open-Sora-Plan 1.1: 65 or 221 frames of 512x512 pixels, sampled with PNDM.
+
+Source: PKU-YuanGroup/Open-Sora-Plan v1.1.0, ``opensora/sample`` and ``opensora/models/diffusion/latte``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from adacache_engines.bundle.manifest import VideoDefaults
+from adacache_export.families.description import Description
+from adacache_export.families.latte_t2v import family as latte_t2v
+from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
+
+NAME = "open-sora-plan-1.1"
+SIGNATURE_KEYS = latte_t2v.SIGNATURE_KEYS
+OPTIONAL_KEYS = latte_t2v.OPTIONAL_KEYS
+PARTS = latte_t2v.PARTS
+
+RELEASED = replace(LatteT2VConfig(), video_length=17, model_max_length=300)
+TRAINED_FRAMES = 16  # latent frames, besides the first one, to a unit of the temporal positions' scale
+OWN_FIELDS = (  # of config.json, which Latte's has not
+    "attention_mode",
+    "compress_kv_factor",
+    "interpolation_scale_1d",
+    "model_max_length",
+    "patch_size_t",
+    "rope_scaling_type",
+    "use_rope",
+)
+
+expected = latte_t2v.expected
+constants = latte_t2v.constants
+stages = latte_t2v.stages
+conditioned_stages = None
+
+
+def told_by(config: Mapping[str, Any] | None) -> bool:
+    return config is not None and any(field in config for field in OWN_FIELDS)
+
+
+def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]) -> LatteT2VConfig:
+    """The configuration, from ``config.json`` where there is one and from the shapes of the tensors.
+
+    Raises:
+        CheckpointError: see :func:`adacache_export.families.latte_t2v.family.config_from`.
+    """
+    return latte_t2v.config_from(given, shapes, RELEASED, temporal_scale)
+
+
+def temporal_scale(frames: int) -> float:
+    """By how much temporal positions are squeezed for clips longer than the first that the model was trained on."""
+    return float(max((frames - frames % 2) // TRAINED_FRAMES, 1))
+
+
+def describe(config: LatteT2VConfig, scheduler: Mapping[str, Any] | None) -> Description:
+    """Clips only: for an image the original leaves out all temporal blocks.
+
+    Raises:
+        CheckpointError: ``scheduler_config.json`` asks for what the family has not.
+    """
+    latent = latte_t2v.latent_space(config, "causal-vae")
+    height, width = (latent.spatial_factor * side for side in config.sample_size)
+    frames = config.video_length if latent.frames == "identity" else 4 * (config.video_length - 1) + 1
+    video = VideoDefaults(height=height, width=width, frames=frames)
+    return latte_t2v.describe(
+        Path(__file__).parent, config, video, latent, latte_t2v.sampler(scheduler, "PNDMScheduler"), image=False
+    )

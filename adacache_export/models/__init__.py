@@ -1,1 +1,0 @@
-"""The transformers, as torch modules written for export; a family describes which one it uses, and how."""

@@ -1,0 +1,130 @@
+"""The manifest's part on latents: what of a video they stand for, and the graphs between both.
+
+A VAE cuts a video into windows of frames and codes each by itself, by one graph or two in a row. A graph that works on
+windows has an axis ``frames``, of latents, or ``pixel_frames``; one that works on single images has an axis ``images``
+instead. Whatever is particular to a VAE beyond that, such as its latents' scale and shift, is in its graphs.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from adacache_engines.bundle.entries import Entry, Graph
+
+IMAGES = "images"
+VaePrecision = Literal["fp32", "bf16"]
+LEGACY = "decoder_graph"
+
+
+class Windows(Entry):
+    """How frames and latent frames belong together: n frames of a window are coded as ceil((n + short) / stretch)
+    latent frames, and w latent frames are decoded as stretch * w - short frames.
+
+    Attributes:
+        frames, latents: of a whole window; the last one may have fewer of both.
+        stretch: frames of a latent frame,
+        short: but the first of a window stands for so many fewer.
+        shared: latent frames that consecutive windows have in common. What a window gives for them is dropped: the
+            window before gave it.
+        spare: where frames are that a window is decoded to beyond those of the video: the ``first`` ones of each
+            window, or the ``last`` ones of the video.
+    """
+
+    frames: int = Field(default=1, ge=1)
+    latents: int = Field(default=1, ge=1)
+    stretch: int = Field(default=1, ge=1)
+    short: int = 0
+    shared: int = 0
+    spare: Literal["first", "last"] = "last"
+
+    def decoded(self, latents: int) -> int:
+        """Frames that a decoder makes of so many latent frames of a window."""
+        return self.stretch * latents - self.short if latents else 0
+
+    def encoded(self, frames: int) -> int:
+        """Latent frames that an encoder makes of so many frames of a window."""
+        return -(-(frames + self.short) // self.stretch)
+
+
+class LatentSpace(Entry):
+    """From pixels and frames to the latent's axes, and on to tokens.
+
+    Attributes:
+        channels: of the latent; a prediction's further channels are ignored.
+        patch: latent (frames, rows, columns) of a token.
+        whole_patches: a size that is no multiple of the patch is refused; else it is padded.
+        spatial_factor: pixels of a latent row or column.
+        frames: how frames become latent frames.
+        decoder: what turns latents into pixels: ``pixels`` where they are pixels already, -1 to 1; ``none`` where the
+            bundle has nothing that does; else the kind of its VAE.
+        decoder_config: of the VAE, by which export knows it again.
+        precision: of the VAE's convolutions and matrix products, inside of its graphs.
+        decoding: graphs from latents to pixels, one after another, all float32. Each takes the output of the one
+            before, the first ``latents`` (1, channels, frames, height, width) or (images, channels, height, width);
+            the last gives ``pixels`` (1, 3, pixel_frames, pixel_height, pixel_width) or (images, 3, pixel_height,
+            pixel_width), about -1 to 1.
+        encoding: graphs from pixels to latents, likewise; each gives ``mean`` and ``deviation`` of a normal
+            distribution, which the next takes a sample of.
+        windows: of the video that the graphs are fed with.
+        images: that a graph of images gets at once; their number changes no value.
+        tile: pixels, side of the square tiles that larger frames are coded by, unless a run asks for others; None =
+            frames are coded whole.
+        tiles_windows: frames of a video of several windows are coded by these tiles even where one would hold them.
+    """
+
+    channels: int
+    patch: tuple[int, int, int]
+    spatial_factor: int
+    frames: Literal["identity", "open-sora-vae", "causal-vae"]
+    decoder: str
+    whole_patches: bool = False
+    decoder_config: dict[str, Any] | None = None
+    precision: VaePrecision = "fp32"
+    decoding: tuple[Graph, ...] = ()
+    encoding: tuple[Graph, ...] = ()
+    windows: Windows = Windows()
+    images: int = Field(default=1, ge=1)
+    tile: int | None = None
+    tiles_windows: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_exports(cls, given: Any) -> Any:
+        """Bundles had one graph of images at most, under a name of its own."""
+        if not isinstance(given, Mapping) or LEGACY not in given:
+            return given
+        rest = {name: value for name, value in given.items() if name != LEGACY}
+        return {**rest, "decoding": [given[LEGACY]]} if given[LEGACY] else rest
+
+    def latent_frames(self, frames: int) -> int:
+        """Open-Sora's VAE turns each 17 frames into 5 and a shorter rest into a quarter, rounded up; a causal one
+        keeps the first of an odd number, and turns the others into a quarter, rounded up.
+        """
+        if self.frames == "identity":
+            return frames
+        if self.frames == "causal-vae":
+            return math.ceil((frames - frames % 2) / 4) + frames % 2
+        return 5 * (frames // 17) + math.ceil(frames % 17 / 4)
+
+    def token_axes(self, frames: int, height: int, width: int) -> dict[str, int]:
+        """Sizes of the axes ``patch_frames`` and ``tokens`` for a latent size; parts of a patch count as one."""
+        sizes = (frames, height, width)
+        grid = [math.ceil(size / patch) for size, patch in zip(sizes, self.patch, strict=True)]
+        return {"patch_frames": grid[0], "tokens": grid[1] * grid[2]}
+
+    def image_axes(self, height: int, width: int, images: int = 1) -> dict[str, int]:
+        """Sizes of the axes of a decoder's graphs for images of a latent size."""
+        pixels = {"pixel_height": height * self.spatial_factor, "pixel_width": width * self.spatial_factor}
+        return {"images": images, "height": height, "width": width, **pixels}
+
+    def window_axes(self, latents: int, height: int, width: int, images: int = 1) -> dict[str, int]:
+        """The same for a window of so many latent frames."""
+        time = {"frames": latents, "pixel_frames": self.windows.decoded(latents)}
+        return {**self.image_axes(height, width, images), **time}
+
+
+def takes_images(graph: Graph) -> bool:
+    """Whether a VAE's graph works on single images; else it does on windows."""
+    return graph.inputs[0].axes[0] == IMAGES

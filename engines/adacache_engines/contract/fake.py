@@ -1,0 +1,55 @@
+"""A back end whose engines are numpy functions: the loop's tests run on it in milliseconds."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from adacache_engines.bundle.manifest import Graph
+from adacache_engines.contract.device import Array, Buffer, Call, HostBuffer, HostDevice
+from adacache_engines.contract.engine import check_binding
+from adacache_engines.errors import EngineError
+
+Function = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+
+
+@dataclass(frozen=True)
+class FakeEngine:
+    graph: Graph
+    function: Function
+    log: list[str]
+
+    def bind(self, tensors: Mapping[str, Buffer]) -> Call:
+        check_binding(self.graph, tensors)
+        arrays = {name: buffer.array for name, buffer in tensors.items() if isinstance(buffer, HostBuffer)}
+        outputs = [spec.name for spec in self.graph.outputs]
+
+        def call() -> None:
+            self.log.append(self.graph.name)
+            results = self.function({spec.name: arrays[spec.name] for spec in self.graph.inputs})
+            for name in outputs:
+                arrays[name][...] = results[name]
+
+        return call
+
+    def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+        return None
+
+
+@dataclass
+class FakeBackend:
+    """``functions``: graph name -> function of the named inputs; ``log``: names in the order in which they ran."""
+
+    functions: Mapping[str, Function]
+    name: str = "fake"
+    device: HostDevice = field(default_factory=HostDevice)
+    log: list[str] = field(default_factory=list)
+
+    def load(self, graph: Graph) -> FakeEngine:
+        if graph.name not in self.functions:
+            raise EngineError(f"the fake back end has no function for {graph.name}")
+        return FakeEngine(graph, self.functions[graph.name], self.log)
+
+    def weights_nbytes(self, graphs: Sequence[Graph]) -> None:
+        """In the one file."""
+
+    def close(self) -> None:
+        pass

@@ -1,0 +1,80 @@
+"""Sequences of calls as CUDA graphs: run once as they are, recorded the second time, replayed from then on.
+
+The first run lets engines do what they do once, such as allocating and compiling, which no graph can hold. A graph
+is valid for the addresses that it was recorded with; whoever binds other buffers makes another sequence.
+"""
+
+import functools
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from adacache_engines.contract.device import Call
+from adacache_engines.cuda.calls import checked
+from adacache_engines.errors import EngineError
+
+if TYPE_CHECKING:
+    from adacache_engines.cuda.device import CudaDevice
+
+SWITCH_OFF = "run without CUDA graphs: --no-cuda-graphs, or cuda_graphs=False in Python"
+
+
+class Recorded:
+    """Calls that are replayed as one graph.
+
+    Args:
+        device: on whose stream the calls enqueue their work.
+        calls: that do the same each time.
+        name: for error messages.
+    """
+
+    def __init__(self, device: "CudaDevice", calls: Sequence[Call], name: str) -> None:
+        self._device, self._calls, self._name = device, tuple(calls), name
+        self._warm = False
+        self._graph: Any = None
+
+    def __call__(self) -> None:
+        """
+        Raises:
+            EngineError: a call failed, or the calls cannot be recorded; says how to do without graphs.
+        """
+        api, device = self._device.api, self._device
+        with device.turn():
+            if not self._warm:
+                for call in self._calls:
+                    call()
+                self._warm = True
+                return
+            if self._graph is None:
+                self._record()
+            checked(api, api.cudaGraphLaunch(self._graph, device.stream), f"launching the graph of {self._name}")
+
+    def _record(self) -> None:
+        api, device = self._device.api, self._device
+        try:
+            graph = self._captured()
+            try:
+                self._graph = checked(api, api.cudaGraphInstantiate(graph, 0), "instantiating the graph")
+            finally:
+                api.cudaGraphDestroy(graph)
+        except EngineError as error:
+            raise EngineError(f"{self._name} cannot be recorded as a CUDA graph: {error}; {SWITCH_OFF}") from error
+        weakref.finalize(self, device.drop, functools.partial(api.cudaGraphExecDestroy, self._graph))
+
+    def _captured(self) -> Any:
+        """The graph of all calls; the stream is usable again afterwards, whatever happened."""
+        api, device = self._device.api, self._device
+        # other threads may allocate meanwhile; what they enqueue waits for this turn to end
+        mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        with device.recording():
+            checked(api, api.cudaStreamBeginCapture(device.stream, mode), "beginning to record")
+            failed = True
+            try:
+                for call in self._calls:
+                    call()
+                failed = False
+            finally:
+                status, graph = api.cudaStreamEndCapture(device.stream)
+                if failed and status == api.cudaError_t.cudaSuccess:
+                    api.cudaGraphDestroy(graph)
+        return checked(api, (status, graph), "recording")

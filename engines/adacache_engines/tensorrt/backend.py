@@ -1,0 +1,143 @@
+"""Plans of a bundle on TensorRT or TensorRT-RTX.
+
+Contexts have no memory of their own for activations; all of a back end share one arena.
+"""
+
+import mmap
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.manifest import Graph, PlanEntry, PlanSet
+from adacache_engines.cuda.device import CudaDevice
+from adacache_engines.cuda.graphs import SWITCH_OFF
+from adacache_engines.errors import EngineError, require
+from adacache_engines.tensorrt.arena import Arena
+from adacache_engines.tensorrt.engine import OpenedPlan, TrtEngine, done, translated
+from adacache_engines.tensorrt.kernel_cache import RuntimeCache
+from adacache_engines.tensorrt.library import EXTRAS, TensorRT
+from adacache_engines.tensorrt.plans import ENGINES, check_plans, choose, find
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+CUDA = "cuda.bindings.runtime"
+RUNTIME_CACHE = "runtime.cache"
+
+
+class TrtBackend:
+    """Loads a bundle's plans into TensorRT or TensorRT-RTX.
+
+    Args:
+        bundle: opened.
+        library: that built the plans, in the same version.
+        device: None = the first GPU.
+        graphs: where ``device`` is None, whether it records CUDA graphs.
+        weight_budget: bytes of device memory for all weights; the others stay in host memory and are copied in when an
+            engine runs. None = all of them on the device.
+        progress: gets numbers of bytes while the plans are checked.
+        target: take plans that were built for this compute capability, whatever the GPU's own is. The library may then
+            refuse them or fail; this is for finding out whether it runs on a GPU that it does not name.
+
+    Raises:
+        MissingDependencyError: cuda-bindings is not installed.
+        EngineError: there is no GPU, the bundle has no plans for it and this library, or they were not built for
+            weights in host memory.
+        BundleError: a plan is missing or was changed; nothing of it has been opened.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        library: TensorRT,
+        device: CudaDevice | None = None,
+        graphs: bool = True,
+        weight_budget: int | None = None,
+        progress: Callable[[int], None] = lambda _: None,
+        target: str | None = None,
+    ) -> None:
+        if device is None:
+            device = CudaDevice(api=require(CUDA, EXTRAS[library.name]), graphs=graphs)
+        self.device = device
+        self._bundle, self._library = bundle, library
+        own = device.compute_capability()
+        folder, self._set = choose(bundle, library.name, library.version, target or own)
+        streaming = bool(self._set.options.get("weight_streaming"))
+        if device.graphs and streaming and library.name == "tensorrt-rtx":
+            raise EngineError(
+                f"TensorRT-RTX cannot record CUDA graphs of plans whose weights may stay in host memory: {SWITCH_OFF}; "
+                f"or build other plans with: adacache-export {bundle.folder} --backend tensorrt-rtx --force"
+            )
+        check_plans(bundle, self._set, progress)
+        files = {entry.path: entry.nbytes for entry in self._set.plans}
+        # each plan keeps the same share of its weights on the device
+        self._resident = 1.0 if weight_budget is None else min(1.0, weight_budget / sum(files.values()))
+        if self._resident < 1 and not streaming:
+            raise EngineError(
+                f"the {library.name} plans of {bundle.folder} keep all weights on the GPU; build plans that need not "
+                f"with: adacache-export {bundle.folder} --backend {library.name} --weight-streaming --force"
+            )
+        self.name = f"{library.name} {library.version} on compute capability {own}"
+        if target not in (None, own):
+            self.name += f" with plans for {target}"
+        self._arena = Arena(device)
+        with translated(library, "starting"):
+            self._runtime: trt.Runtime = done(library, library.api.Runtime(library.logger), "starting")
+        self._loading = threading.Lock()
+        self._plans: weakref.WeakValueDictionary[str, OpenedPlan] = weakref.WeakValueDictionary()
+        self._cache = RuntimeCache(bundle.path(f"{ENGINES}/{folder}/{RUNTIME_CACHE}"), library)
+        weakref.finalize(self, self._cache.save)
+
+    @property
+    def plans(self) -> PlanSet:
+        """The bundle's set that is in use."""
+        return self._set
+
+    def weights_nbytes(self, graphs: Sequence[Graph]) -> int:
+        entries = {entry.path: entry.nbytes for entry in map(self._entry, graphs)}
+        return round(self._resident * sum(entries.values()))
+
+    def load(self, graph: Graph) -> TrtEngine:
+        path = self._entry(graph).path
+        with self._loading:
+            plan = self._plans.get(path)
+            if plan is None:
+                plan = self._plans[path] = self._open(path)
+        return TrtEngine(graph, plan, self._library, self.device, self._arena, tuple(self._set.profiles))
+
+    def close(self) -> None:
+        """Keeps the compiled kernels; engines and contexts are freed with their holders."""
+        self._cache.save()
+
+    def _entry(self, graph: Graph) -> PlanEntry:
+        """The graph's plan; the ``add`` of all blocks is the plan of their reuse variant."""
+        for entry in self._set.plans:
+            if entry.graph == graph.name:
+                return entry
+        return find(self._set, graph.name)
+
+    def _open(self, path: str) -> OpenedPlan:
+        library, file = self._library, self._bundle.path(path)
+        self.device.use()
+        with (
+            translated(library, f"opening {file}"),
+            file.open("rb") as handle,
+            mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            engine = done(library, self._runtime.deserialize_cuda_engine(content), f"opening {file}")
+            if self._resident < 1:  # before the engine has contexts
+                engine.weight_streaming_budget_v2 = int(self._resident * engine.streamable_weights_size)
+            return OpenedPlan(engine, self._config(engine) if library.name == "tensorrt-rtx" else None)
+
+    def _config(self, engine: Any) -> Any:
+        """How TensorRT-RTX makes contexts of an engine."""
+        api = self._library.api
+        config = done(self._library, engine.create_runtime_config(), "configuring an engine")
+        config.set_execution_context_allocation_strategy(api.ExecutionContextAllocationStrategy.USER_MANAGED)
+        config.cuda_graph_strategy = api.CudaGraphStrategy.DISABLED  # the device records graphs, of many engines each
+        # else a graph could hold for ever the slow kernel that runs until the right one is compiled
+        config.dynamic_shapes_kernel_specialization_strategy = api.DynamicShapesKernelSpecializationStrategy.EAGER
+        self._cache.attach(config)
+        return config

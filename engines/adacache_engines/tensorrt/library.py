@@ -1,0 +1,95 @@
+"""The two libraries that compile and run plans: TensorRT, and TensorRT for RTX. Their Python API is the same."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from adacache_engines.bundle.manifest import Library
+from adacache_engines.bundle.tensors import DType
+from adacache_engines.errors import InputError, MissingDependencyError, require
+
+LIBRARIES: tuple[Library, ...] = get_args(Library)
+MODULES: Mapping[Library, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
+DATA_TYPES: Mapping[DType, str] = {
+    "float32": "FLOAT",
+    "float16": "HALF",
+    "bfloat16": "BF16",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
+EXTRAS: Mapping[Library, str] = {"tensorrt-rtx": "trt-rtx", "tensorrt": "trt"}
+
+
+@dataclass(frozen=True)
+class TensorRT:
+    """An installed library.
+
+    Attributes:
+        name: which of the two.
+        api: its module.
+        version: as the library tells it.
+        logger: for all objects of the API.
+        errors: what the library has logged as errors; whoever reports them empties the list.
+    """
+
+    name: Library
+    api: Any
+    version: str
+    logger: Any
+    errors: list[str]
+
+    def complaints(self) -> str:
+        """The errors logged so far, which are forgotten then."""
+        told = "; ".join(dict.fromkeys(self.errors)) or "it gave no reason"
+        self.errors.clear()
+        return told
+
+
+def open_library(name: str) -> TensorRT:
+    """
+    Raises:
+        InputError: there is no such library.
+        MissingDependencyError: it is not installed; names the extra that brings it.
+    """
+    known = {library: library for library in LIBRARIES}
+    if name not in known:
+        raise InputError(f"backend {name!r} is unknown; known: {', '.join(known)}")
+    library = known[name]
+    api = require(MODULES[library], EXTRAS[library])
+    if not hasattr(api, "Builder"):  # the folder of a package with type stubs alone imports as an empty module
+        raise MissingDependencyError(
+            f'{MODULES[library]} is not installed and is needed here: pip install "adacache-export[{EXTRAS[library]}]"'
+        )
+    errors: list[str] = []
+    return TensorRT(library, api, str(api.__version__), _logger(api, errors), errors)
+
+
+def _logger(api: Any, errors: list[str]) -> Any:
+    """Errors go to the list, to be raised; warnings to Python's log, at level INFO."""
+    log = logging.getLogger(__name__)
+
+    class Logger(api.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            api.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (api.Logger.INTERNAL_ERROR, api.Logger.ERROR):
+                errors.append(message)
+            elif severity == api.Logger.WARNING:
+                log.info(message)  # they are meant for who wrote the graph
+
+    return Logger()
+
+
+def gpu_target(index: int = 0) -> str | None:
+    """Compute capability of a GPU, such as ``8.9``; None if there is none."""
+    cuda = require("cuda.bindings.runtime", "gpu")
+    attribute = cuda.cudaDeviceAttr
+    numbers = []
+    for part in (attribute.cudaDevAttrComputeCapabilityMajor, attribute.cudaDevAttrComputeCapabilityMinor):
+        status, value = cuda.cudaDeviceGetAttribute(part, index)
+        if status != cuda.cudaError_t.cudaSuccess:
+            return None
+        numbers.append(value)
+    return f"{numbers[0]}.{numbers[1]}"

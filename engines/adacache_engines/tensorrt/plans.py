@@ -1,0 +1,88 @@
+"""Which of a bundle's sets of compiled plans runs here, and whether its files are unchanged.
+
+A plan is executable code to the library that opens it, so nothing of a set is opened before all of it is checked.
+"""
+
+from collections.abc import Callable
+from pathlib import PurePosixPath
+
+from adacache_engines.bundle.files import Bundle, sha256_file
+from adacache_engines.bundle.manifest import Library, PlanEntry, PlanSet, Variant
+from adacache_engines.errors import BundleError, EngineError
+
+ENGINES = "engines"  # folder in a bundle, with a folder for each set of plans
+
+
+def choose(bundle: Bundle, library: Library, version: str, target: str | None) -> tuple[str, PlanSet]:
+    """The name and set of plans that ``library`` can run.
+
+    Args:
+        bundle: opened.
+        library, version: that are installed.
+        target: compute capability of the GPU, such as ``8.9``; None = any.
+
+    Raises:
+        EngineError: there is none; says for each set what keeps it from running.
+    """
+    reasons = []
+    for name, plans in bundle.manifest.plans.items():
+        reason = _unfit(bundle, plans, library, version, target)
+        if reason is None:
+            return name, plans
+        reasons.append(f"{name}: {reason}")
+    raise EngineError(
+        f"bundle {bundle.folder} has no plans that {library} {version} can run here ("
+        + ("; ".join(reasons) or "it has none at all")
+        + f"); build them with: adacache-export {bundle.folder} --backend {library}"
+    )
+
+
+def _unfit(bundle: Bundle, plans: PlanSet, library: Library, version: str, target: str | None) -> str | None:
+    """What keeps a set from running; None = nothing."""
+    if plans.library != library:
+        return f"built by {plans.library}"
+    if plans.version != version:
+        return f"built by version {plans.version}"
+    if target is not None and target not in plans.targets:
+        return f"built for compute capability {', '.join(plans.targets)}, this GPU has {target}"
+    paths = {graph.name: graph.path for graph in bundle.manifest.graphs()}
+    hashes = {name: bundle.manifest.files[path].sha256 for name, path in paths.items()}
+    stale = [entry.stage for entry in plans.plans if hashes.get(entry.graph) != entry.graph_sha256]
+    return f"built from other graphs ({', '.join(stale)})" if stale else None
+
+
+def find(plans: PlanSet, stage: str, variant: Variant = "full") -> PlanEntry:
+    """The plan of a stage.
+
+    Raises:
+        EngineError: the set has none.
+    """
+    for entry in plans.plans:
+        if (entry.stage, entry.variant) == (stage, variant):
+            return entry
+    raise EngineError(
+        f"the {plans.library} {plans.version} plans of this bundle have none for {stage} ({variant}); build what is "
+        f"missing with: adacache-export BUNDLE --backend {plans.library}, and the profiles {', '.join(plans.profiles)}"
+    )
+
+
+def check_plans(bundle: Bundle, plans: PlanSet, progress: Callable[[int], None] = lambda _: None) -> None:
+    """Re-hashes every file of a set; ``progress`` gets numbers of bytes.
+
+    Raises:
+        BundleError: a file is missing or was changed; all of them are named.
+    """
+    problems = []
+    for path, entry in {entry.path: entry for entry in plans.plans}.items():
+        parts, file = PurePosixPath(path).parts, bundle.path(path)
+        if parts[0] != ENGINES or ".." in parts:
+            problems.append(f"{path} lies outside {ENGINES}/")
+        elif not file.is_file():
+            problems.append(f"{path} is missing")
+        elif file.stat().st_size != entry.nbytes or sha256_file(file, progress) != entry.sha256:
+            problems.append(f"{path} was changed after it was built")
+    if problems:
+        raise BundleError(
+            f"bundle {bundle.folder}: {'; '.join(problems)}; build the plans again with: "
+            f"adacache-export {bundle.folder} --backend {plans.library} --force"
+        )

@@ -1,0 +1,90 @@
+"""One build for all blocks of a kind: a plan of one block takes the weights of another. TensorRT's alone."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adacache_engines.errors import EngineError, require
+from adacache_engines.tensorrt.library import TensorRT
+
+if TYPE_CHECKING:
+    import tensorrt as trt
+
+# ONNX's number of an element type -> TensorRT's name for it, and bytes of an element
+ELEMENTS: Mapping[int, tuple[str, int]] = {1: ("FLOAT", 4), 10: ("HALF", 2), 16: ("BF16", 2)}
+
+
+def kind_of(path: Path) -> str:
+    """A digest that graphs share which differ in nothing but the names and places of their weights.
+
+    Raises:
+        MissingDependencyError: onnx is not installed.
+    """
+    model = _load(path)
+    names = {weight.name: f"weight {index}" for index, weight in enumerate(_weights(model))}
+    model.graph.name = ""
+    del model.graph.value_info[:]  # names the weights once more
+    for weight in _weights(model):
+        weight.name = names[weight.name]
+        del weight.external_data[:]
+    for node in model.graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+
+
+def refit(library: TensorRT, plan: bytes, base: Path, other: Path) -> memoryview:
+    """The plan of ``other``, made of that of ``base``.
+
+    Args:
+        library: TensorRT, that built the plan.
+        plan: of ``base``, built to be refitted.
+        base, other: ONNX files of one kind; their weights lie beside them.
+
+    Raises:
+        EngineError: the library cannot open the plan, or a weight cannot be replaced.
+    """
+    api = library.api
+    runtime: trt.Runtime = api.Runtime(library.logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError(f"{library.name} {library.version} cannot open the plan of {base}: {library.complaints()}")
+    refitter: trt.Refitter = api.Refitter(engine, library.logger)
+    known = set(refitter.get_all_weights())
+    pairs = list(zip(_weights(_load(base)), _weights(_load(other)), strict=True))
+    fixed = [old.name for old, _ in pairs if old.name not in known]
+    if fixed:
+        raise EngineError(f"the plan of {base} cannot change {', '.join(fixed)}; build without --refit")
+    held = []  # until they are taken over
+    for old, new in pairs:
+        content = _content(other, new)
+        held.append(content)
+        name, nbytes = ELEMENTS[new.data_type]
+        values = api.Weights(getattr(api.DataType, name), content.ctypes.data, content.nbytes // nbytes)
+        if not refitter.set_named_weights(old.name, values):
+            raise EngineError(f"{library.name} does not take {new.name} for {old.name}: {library.complaints()}")
+    missing = refitter.get_missing_weights()
+    if missing or not refitter.refit_cuda_engine():
+        raise EngineError(
+            f"{library.name} cannot put the weights of {other} into the plan of {base} "
+            f"(missing: {', '.join(missing) or 'none'}): {library.complaints()}"
+        )
+    return memoryview(engine.serialize())
+
+
+def _load(path: Path) -> Any:
+    return require("onnx", "trt").load(str(path), load_external_data=False)
+
+
+def _weights(model: Any) -> Iterator[Any]:
+    """Initializers that lie in the weights file, in the graph's order; the others are the kind's own constants."""
+    return (value for value in model.graph.initializer if value.external_data)
+
+
+def _content(path: Path, weight: Any) -> np.ndarray:
+    """The bytes of a weight, mapped from the file."""
+    place = {entry.key: entry.value for entry in weight.external_data}
+    file, offset, nbytes = path.parent / place["location"], int(place["offset"]), int(place["length"])
+    return np.memmap(file, np.uint8, mode="r", offset=offset, shape=(nbytes,))

@@ -1,0 +1,1 @@
+"""Caching: the contract of policies, what they measure, and the policies themselves."""

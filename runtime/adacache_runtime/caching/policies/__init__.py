@@ -1,0 +1,1 @@
+"""Caching policies, one a file."""

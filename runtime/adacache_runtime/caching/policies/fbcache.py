@@ -1,0 +1,70 @@
+"""First-block cache (ParaAttention's FBCache): the first block always runs, and its residual tells of the others'.
+
+Source: chengzeyi/ParaAttention, ``first_block_cache``.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from adacache_engines.errors import PolicyError
+from adacache_runtime.caching.policies.modules import BLOCK
+from adacache_runtime.caching.policy import FIRST, Context, Decision, Measure, Measurement, Needs, Observation, Run
+
+
+@dataclass(frozen=True)
+class FBCacheState:
+    """Whether the first block's residual is near that of the last computed call."""
+
+    near: bool = False
+
+
+class FBCache(BaseModel):
+    """Reuses the residual of the other blocks while that of the first has changed by less than a threshold since the
+    last computed call.
+
+    Attributes:
+        threshold: of the change, relative L1.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    name: Literal["fbcache"] = "fbcache"
+    threshold: float = Field(gt=0)
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(measures=(Measure(FIRST, calls="all", since="computed"),), granularity="first")
+
+    def start(self, run: Run) -> FBCacheState:
+        match = BLOCK.fullmatch(run.names[0]) if run.names else None
+        if match is None or run.groups < 2 or _in_block(run.names[1], match[1]):
+            first = run.names[0] if run.names else "without a name"
+            raise PolicyError(
+                f"policy {self.name} always computes the first group and decides for the others, and here the first "
+                f"is {first}: run with --granularity first, or block"
+            )
+        return FBCacheState()
+
+    def observe(
+        self, state: FBCacheState, context: Context, measurements: Sequence[Measurement]
+    ) -> tuple[Observation, FBCacheState]:
+        (seen,) = measurements
+        distances = [
+            change / magnitude if magnitude else math.nan
+            for change, magnitude in zip(seen.change, seen.magnitude, strict=True)
+        ]
+        near = all(distance < self.threshold for distance in distances)  # NaN is far
+        worst = math.nan if any(map(math.isnan, distances)) else max(distances)
+        return Observation(distance=worst), FBCacheState(near)
+
+    def decide(self, state: FBCacheState, context: Context) -> tuple[Decision, FBCacheState]:
+        compute = context.call == 1 or context.forced or not state.near
+        return Decision((True, *(compute,) * (context.run.groups - 1))), FBCacheState()
+
+
+def _in_block(name: str, block: str) -> bool:
+    return name == block or name.startswith(f"{block}.")

@@ -1,0 +1,143 @@
+"""Policies around a policy: calls that are always computed, a limit of reuses in a row, extrapolation.
+
+They combine freely, also with each other: the outermost has the last word.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from adacache_engines.errors import PolicyError
+from adacache_runtime.caching.policy import Context, Decision, Measurement, Needs, Observation, Policy, Run
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """``inner`` is the state of the policy inside, ``own`` the wrapper's, a number or more for each group."""
+
+    inner: Any
+    own: tuple[Any, ...] = ()
+
+
+class Wrapper(BaseModel):
+    """What wrappers share. ``policy`` is the one inside."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    policy: Any
+
+    @field_validator("policy")
+    @classmethod
+    def _is_one(cls, policy: Any) -> Any:
+        if not hasattr(policy, "decide"):
+            raise ValueError(f"expected a policy, not {policy!r}")
+        return policy
+
+    @property
+    def inside(self) -> Policy[Any]:
+        policy: Policy[Any] = self.policy
+        return policy
+
+    @property
+    def needs(self) -> Needs:
+        return self.inside.needs
+
+    def start(self, run: Run) -> Wrapped:
+        return Wrapped(self.inside.start(run))
+
+    def decide(self, state: Wrapped, context: Context) -> tuple[Decision, Wrapped]:
+        decision, inner = self.inside.decide(state.inner, context)
+        return decision, replace(state, inner=inner)
+
+    def observe(
+        self, state: Wrapped, context: Context, measurements: Sequence[Measurement]
+    ) -> tuple[Observation, Wrapped]:
+        observation, inner = self.inside.observe(state.inner, context, measurements)
+        return observation, replace(state, inner=inner)
+
+
+class WarmUp(Wrapper):
+    """The first ``calls`` calls are always computed."""
+
+    name: Literal["warm-up"] = "warm-up"
+    calls: int = Field(ge=1)
+
+    def decide(self, state: Wrapped, context: Context) -> tuple[Decision, Wrapped]:
+        return _computed(self.inside, state, context, context.call <= self.calls)
+
+
+class LastCalls(Wrapper):
+    """The last ``calls`` calls are always computed."""
+
+    name: Literal["last-calls"] = "last-calls"
+    calls: int = Field(ge=1)
+
+    def decide(self, state: Wrapped, context: Context) -> tuple[Decision, Wrapped]:
+        return _computed(self.inside, state, context, context.call > context.run.calls - self.calls)
+
+
+class MaxReuses(Wrapper):
+    """A group is reused at most ``reuses`` times in a row, and then computed. ``own``: reuses in a row, a group."""
+
+    name: Literal["max-reuses"] = "max-reuses"
+    reuses: int = Field(ge=0)
+
+    def start(self, run: Run) -> Wrapped:
+        return Wrapped(self.inside.start(run), (0,) * run.groups)
+
+    def decide(self, state: Wrapped, context: Context) -> tuple[Decision, Wrapped]:
+        full = [count >= self.reuses for count in state.own]
+        # a policy is told where that leaves it no choice: groups that are not reused now, it always computes; and one
+        # that weighs residuals must know how old they are, so there a group at its limit takes the others along
+        alike = all(at_limit or not count for at_limit, count in zip(full, state.own, strict=True))
+        forced = any(full) and (alike or self.needs.weighted)
+        decision, inner = self.inside.decide(state.inner, replace(context, forced=context.forced or forced))
+        wants = zip(decision.compute, full, strict=True)
+        compute = tuple(wanted or at_limit or context.forced for wanted, at_limit in wants)
+        counts = tuple(0 if now else count + 1 for now, count in zip(compute, state.own, strict=True))
+        return replace(decision, compute=compute), Wrapped(inner, counts)
+
+
+class Extrapolate(Wrapper):
+    """Reuses the residual as a line through its last two computed values goes on: r + slope x gap, in calls.
+
+    ``own``: the last and the last but one computed call, a group; 0 = none.
+    """
+
+    name: Literal["extrapolate"] = "extrapolate"
+
+    @property
+    def needs(self) -> Needs:
+        inner = self.inside.needs
+        return inner if inner.residuals == 0 else replace(inner, residuals=2, weighted=True)
+
+    def start(self, run: Run) -> Wrapped:
+        if self.inside.needs.weighted:
+            raise PolicyError(f"policy {self.inside!r} has weights of its own; leave out extrapolate")
+        return Wrapped(self.inside.start(run), ((0, 0),) * run.groups)
+
+    def decide(self, state: Wrapped, context: Context) -> tuple[Decision, Wrapped]:
+        decision, state = super().decide(state, context)
+        if not self.needs.weighted:
+            return decision, state
+        compute = (True,) * context.run.groups if context.forced else decision.compute
+        pairs = zip(compute, state.own, strict=True)
+        seen = tuple((context.call, last) if now else (last, before) for now, (last, before) in pairs)
+        return Decision(compute, tuple(_line(context.call, *calls) for calls in seen)), replace(state, own=seen)
+
+
+def _line(call: int, last: int, before: int) -> tuple[float, float]:
+    """Weights of the residuals of two calls for the value at a later one."""
+    if not before:
+        return 1.0, 0.0
+    slope = (call - last) / (last - before)
+    return 1.0 + slope, -slope
+
+
+def _computed(policy: Policy[Any], state: Wrapped, context: Context, forced: bool) -> tuple[Decision, Wrapped]:
+    """The policy's decision, or where it is ``forced`` every group."""
+    decision, inner = policy.decide(state.inner, replace(context, forced=context.forced or forced))
+    compute = (True,) * context.run.groups if forced else decision.compute
+    return replace(decision, compute=compute), replace(state, inner=inner)

@@ -1,0 +1,193 @@
+"""The policies by name: presets, what a JSON file describes, and wrappers around them.
+
+A preset such as ``adacache-fast``, a file ``my.json``, an object ``mine.rules:POLICY`` of one's own module; and any of
+them with wrappers, ``teacache-slow+max-reuses=3+extrapolate``, the last one outermost.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from adacache_engines.bundle.manifest import Preset
+from adacache_engines.errors import InputError
+from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.delta_dit import DeltaDiT
+from adacache_runtime.caching.policies.easycache import EasyCache
+from adacache_runtime.caching.policies.fbcache import FBCache
+from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.listed import ListedCalls
+from adacache_runtime.caching.policies.magcache import MagCache
+from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.pab import PAB
+from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.tgate import TGate
+from adacache_runtime.caching.policies.wrappers import Extrapolate, LastCalls, MaxReuses, WarmUp, Wrapper
+from adacache_runtime.caching.policy import Policy
+
+KINDS: Mapping[str, type[BaseModel]] = {
+    "adacache": AdaCache,
+    "delta-dit": DeltaDiT,
+    "easycache": EasyCache,
+    "fbcache": FBCache,
+    "interval": FixedInterval,
+    "listed": ListedCalls,
+    "magcache": MagCache,
+    "never": NeverReuse,
+    "pab": PAB,
+    "teacache": TeaCache,
+    "tgate": TGate,
+    "warm-up": WarmUp,
+    "last-calls": LastCalls,
+    "max-reuses": MaxReuses,
+    "extrapolate": Extrapolate,
+}
+# on the command line: the field that a wrapper's number is for, None = it takes none
+WRAPPERS: Mapping[str, str | None] = {
+    "warm-up": "calls",
+    "last-calls": "calls",
+    "max-reuses": "reuses",
+    "extrapolate": None,
+}
+
+# of the authors' repository; the slow one is padded there, its third rate being the last
+FAST_30 = ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2), (1.0, 1))
+SLOW_30 = ((0.08, 3), (0.16, 2), (0.24, 1), (0.32, 1), (0.40, 1), (1.0, 1))
+FAST_100 = ((0.03, 12), (0.05, 10), (0.07, 8), (0.09, 6), (0.11, 4), (1.0, 3))
+
+PRESETS: Mapping[str, Policy[Any]] = {
+    "never": NeverReuse(),
+    "interval-2": FixedInterval(every=2),
+    "interval-3": FixedInterval(every=3),
+    "interval-4": FixedInterval(every=4),
+    "interval-5": FixedInterval(every=5),
+    "adacache-fast": AdaCache(codebook=FAST_30),
+    "adacache-slow": AdaCache(codebook=SLOW_30),
+    "adacache-fast-100": AdaCache(codebook=FAST_100),
+    "adacache-fast-moreg": AdaCache(codebook=FAST_30, moreg=MoReg()),
+    "adacache-slow-moreg": AdaCache(codebook=SLOW_30, moreg=MoReg()),
+    "adacache-fast-100-moreg": AdaCache(codebook=FAST_100, moreg=MoReg(window=(10, 90))),
+    "fbcache-slow": FBCache(threshold=0.06),
+    "fbcache-fast": FBCache(threshold=0.12),
+    "easycache-slow": EasyCache(threshold=0.025),
+    "easycache-fast": EasyCache(threshold=0.05),
+}
+
+POLICY_HELP = (
+    f"a JSON file, MODULE:NAME, or one of {', '.join(PRESETS)}, and the bundle's own; wrappers follow it: "
+    + ", ".join(f"+{name}=N" if field else f"+{name}" for name, field in WRAPPERS.items())
+    + " (default: never)"
+)
+
+
+def policy_from(choice: str, own: Mapping[str, Preset] | None = None) -> Policy[Any]:
+    """The policy that a choice names.
+
+    Args:
+        choice: name of a preset, path of a ``.json`` file, or ``MODULE:NAME`` of a policy in a module, which may be in
+            the current folder; then wrappers, each after a ``+``.
+        own: presets of the bundle; they come before those of the same name.
+
+    Raises:
+        InputError: no such preset, file, module or wrapper, or the file has unknown keys or impossible values; lists
+            the known ones.
+    """
+    file, json_suffix, rest = choice.rpartition(".json")
+    if json_suffix and rest[:1] in ("", "+"):  # the path of a file may have a plus of its own
+        base, wrappers = file + json_suffix, rest.split("+")[1:]
+    else:
+        base, *wrappers = choice.split("+")
+    policy = _base(base, own or {})
+    for wrapper in wrappers:
+        policy = _wrapped(policy, wrapper, choice)
+    return policy
+
+
+def _base(choice: str, own: Mapping[str, Preset]) -> Policy[Any]:
+    if choice in own:
+        return policy_from_description(own[choice].policy, f"preset {choice} of the bundle")
+    if choice in PRESETS:
+        return PRESETS[choice]
+    path = Path(choice)
+    if path.suffix != ".json":
+        if ":" in choice:
+            return _imported(choice)
+        known = ", ".join({**own, **PRESETS})
+        raise InputError(f"policy {choice!r} is unknown; presets: {known}; or give a .json file, or MODULE:NAME")
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"policy file {path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"policy file {path} is not JSON: {error}") from error
+    return policy_from_description(described, str(path))
+
+
+def _imported(choice: str) -> Policy[Any]:
+    module, _, name = choice.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # the current folder, as with python -m
+    try:
+        policy: Policy[Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the latter: no or a relative module name
+        raise InputError(
+            f"policy {choice!r} cannot be imported ({error}); expected MODULE:NAME of a policy object, the module in "
+            "the current folder or installed"
+        ) from error
+    missing = [part for part in ("needs", "start", "decide", "observe") if not hasattr(policy, part)]
+    if missing or isinstance(policy, type):
+        raise InputError(
+            f"policy {choice!r} is {policy!r}, and no policy: it "
+            + (f"has no {', '.join(missing)}" if missing else "is a class; name an object of it")
+        )
+    return policy
+
+
+def _wrapped(policy: Policy[Any], wrapper: str, choice: str) -> Policy[Any]:
+    name, equals, number = wrapper.partition("=")
+    if name not in WRAPPERS or {bool(equals), bool(number)} != {bool(WRAPPERS[name])}:
+        known = ", ".join(f"+{each}=N" if field else f"+{each}" for each, field in WRAPPERS.items())
+        raise InputError(f"policy {choice!r}: {wrapper!r} is no wrapper; known: {known}")
+    described: dict[str, Any] = {"name": name, "policy": policy}
+    if field := WRAPPERS[name]:
+        described[field] = number
+    return _validated(KINDS[name], described, f"policy {choice!r}: {wrapper}")
+
+
+def policy_from_description(described: object, where: str) -> Policy[Any]:
+    """The policy that an object such as ``{"name": "interval", "every": 3}`` describes; a wrapper's has another one
+    as its ``policy``.
+
+    Raises:
+        InputError: it has no known name, unknown keys or impossible values; says in which file (``where``).
+    """
+    name = described.get("name") if isinstance(described, dict) else None
+    if not isinstance(described, dict) or not isinstance(name, str) or name not in KINDS:
+        raise InputError(f'{where}: expected an object with "name", one of {", ".join(KINDS)}; got {described!r}')
+    kind = KINDS[name]
+    if issubclass(kind, Wrapper) and "policy" in described:
+        described = {**described, "policy": policy_from_description(described["policy"], f"{where}: policy")}
+    return _validated(kind, described, where)
+
+
+def _validated(kind: type[BaseModel], described: Mapping[str, Any], where: str) -> Policy[Any]:
+    try:
+        policy: Any = kind.model_validate(described)
+    except ValidationError as error:
+        problems = "; ".join(
+            _explain(kind, problem["loc"], problem["type"], problem["msg"]) for problem in error.errors()
+        )
+        raise InputError(f"{where}: {problems}") from error
+    result: Policy[Any] = policy
+    return result
+
+
+def _explain(kind: type[BaseModel], place: tuple[int | str, ...], problem: str, message: str) -> str:
+    if problem != "extra_forbidden":
+        return f"{'.'.join(map(str, place))}: {message}"
+    owner = MoReg if len(place) > 1 else kind  # the only nested object
+    return f"{'.'.join(map(str, place))} is unknown; known keys: {', '.join(owner.model_fields)}"

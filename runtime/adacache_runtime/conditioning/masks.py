@@ -1,0 +1,108 @@
+"""Masked sampling: some latent frames are given and kept, others join the generation part of the way.
+
+A mask (samples, frames) says what becomes of each frame: 1 = generated from noise in all calls; 0 = kept as given; e in
+between, the edit ratio = kept while t > 1000 e, then taken to timestep t by noise and generated like the others. Kept
+frames enter the model as clean ones, modulated as at timestep 0.
+
+Source: hpcaitech/Open-Sora v1.2.0, ``opensora/schedulers/rf``. As there, a frame joins where 1000 e >= t in float32: in
+the sizes whose first timestep is 1000.0001, all frames sit out the first call.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adacache_engines.bundle.manifest import Manifest
+from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_runtime.samplers.rflow import TRAIN_TIMESTEPS, Floats, Update
+
+
+@dataclass(frozen=True)
+class Masking:
+    """What a mask means for each call.
+
+    Attributes:
+        generated: (calls, samples, frames) bool, frames that the call generates; it keeps the others.
+        joining: (calls, samples, frames) bool, those of them that were kept until then, and take noise first.
+        timesteps: (calls, samples) float32.
+        noise: (calls, samples, channels, frames, height, width) float32 that joining frames take; None = the seed's.
+        seed: of the noise that is not given.
+    """
+
+    generated: NDArray[np.bool_]
+    joining: NDArray[np.bool_]
+    timesteps: Floats
+    noise: NDArray[np.float32] | None
+    seed: int
+
+    def noise_of(self, call: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """Of a call from 1, whatever the calls before it drew."""
+        if self.noise is not None:
+            return np.ascontiguousarray(self.noise[call - 1], np.float32)
+        stream = np.random.SeedSequence(self.seed, spawn_key=(call,))
+        return np.random.default_rng(stream).standard_normal(shape, np.float32)
+
+
+def masking(mask: NDArray[np.float32], updates: Sequence[Update], noise: Floats | None, seed: int) -> Masking | None:
+    """What ``mask`` (samples, frames) means for each call; None where it keeps nothing."""
+    if (mask == 1).all():
+        return None
+    timesteps = np.stack([update.timestep for update in updates])
+    generated = mask.astype(np.float32) * np.float32(TRAIN_TIMESTEPS) >= timesteps[:, :, None]
+    before = np.concatenate([(mask == 1)[None], generated[:-1]])
+    return Masking(generated, generated & ~before, timesteps, noise, seed)
+
+
+def check_conditioned(manifest: Manifest) -> None:
+    """
+    Raises:
+        InputError: the bundle cannot keep frames; says how to make one that can.
+    """
+    if not manifest.conditioned():
+        raise InputError(
+            "this bundle cannot keep frames that are given: export the checkpoint again with --conditioning, or leave "
+            "the mask, images and clips out"
+        )
+
+
+def check_mask(
+    manifest: Manifest, mask: NDArray[np.float32], noise: Floats | None, latents: Floats | None, calls: int
+) -> None:
+    """
+    Args:
+        manifest: of the bundle.
+        mask: to be (samples, frames).
+        noise: to be (calls, samples, channels, frames, height, width).
+        latents: (samples, channels, frames, height, width) that hold what is kept.
+        calls: of the generation.
+
+    Raises:
+        InputError: the bundle cannot keep frames, or arrays do not belong together.
+        OutOfRangeError: a value of the mask is not 0 to 1.
+    """
+    if manifest.sampler.name != "rflow":
+        raise InputError(
+            f"a mask is for models that are sampled with rflow; this bundle's is {manifest.sampler.name}: leave it out"
+        )
+    check_conditioned(manifest)
+    if latents is None:
+        raise InputError("a mask needs latents, which hold the frames that it keeps: give them, too")
+    expected = (latents.shape[0], latents.shape[2])
+    if mask.shape != expected:
+        raise InputError(f"the mask has shape {mask.shape}; expected (prompts, latent frames), here {expected}")
+    if not ((mask >= 0) & (mask <= 1)).all():  # NaN is neither
+        raise OutOfRangeError(
+            "the mask has values outside of 0 to 1; give 1 for a frame to generate, 0 for one to keep, and in between "
+            "the edit ratio"
+        )
+    if noise is None:
+        return
+    if noise.shape != (calls, *latents.shape):
+        raise InputError(
+            f"the noise has shape {noise.shape}; expected (steps, prompts, channels, frames, height, width), here "
+            f"{(calls, *latents.shape)}: one for each of the {calls} steps, of the latents' shape"
+        )
+    if not np.isfinite(noise).all():
+        raise InputError("the noise contains NaN or infinity")

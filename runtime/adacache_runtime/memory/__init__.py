@@ -1,0 +1,1 @@
+"""Estimates of the memory that a generation takes, and advice where it does not fit."""

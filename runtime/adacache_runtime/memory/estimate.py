@@ -1,0 +1,249 @@
+"""What a run will take of its device's memory, before anything is allocated.
+
+The numbers are those of the run itself by construction: the same code assembles the generation, the decoder and the
+encoder, on a device that hands out buffers without memory and engines that only say what they need.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.manifest import Graph, LatentSpace
+from adacache_engines.contract.dry_run import Asked, Known, Paper, PaperBackend, arena_nbytes
+from adacache_engines.contract.engine import Backend
+from adacache_engines.errors import EngineError, OutOfRangeError
+from adacache_runtime.denoising.assembly import assemble
+from adacache_runtime.denoising.device_plan import Engines
+from adacache_runtime.request import Request, Settled
+from adacache_runtime.vae.chunks import video_frames
+from adacache_runtime.vae.decode import decoder_sizes
+from adacache_runtime.vae.encode import encoder_sizes
+from adacache_runtime.vae.engine import Bound
+
+GROWS = "grows as needed"
+
+
+@dataclass(frozen=True)
+class PartMemory:
+    """Bytes of engines that are there for a while only.
+
+    Attributes:
+        held: weights and buffers.
+        arena: activations; None = they grow as needed.
+    """
+
+    held: int = 0
+    arena: int | None = 0
+
+    @property
+    def nbytes(self) -> int:
+        """All that is known."""
+        return self.held + (self.arena or 0)
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes by kind.
+
+    Attributes:
+        weights: of the engines, which stay loaded for all runs.
+        encoder: weights of the text encoder that are loaded at once, before the run only; 0 where the run needs none,
+            has none here, or the bundle does not say. Its activations are those of one prompt, and not counted.
+        pixel_encoder: weights of the encoder of images and clips, and what it encodes them in; it is there before the
+            weights of the engines are. 0 where nothing is to be encoded.
+        pixel_encoder_arena: its activations; None = they grow as needed.
+        decoder: weights of the decoder, and what one prompt's windows or tiles are decoded in; it is there after the
+            run only.
+        decoder_arena: its activations, likewise.
+        arena: activations of the engine that takes most; None = it grows as needed.
+        hidden: hidden states between blocks.
+        residuals: that the policy reuses.
+        probes: what the policy measures, and the last of it.
+        latents: latents and velocities, conditions, and what the stages hand on beside the hidden state.
+    """
+
+    weights: int
+    encoder: int
+    pixel_encoder: int
+    pixel_encoder_arena: int | None
+    decoder: int
+    decoder_arena: int | None
+    arena: int | None
+    hidden: int
+    residuals: int
+    probes: int
+    latents: int
+
+    @property
+    def run(self) -> int:
+        """What is allocated when the engines are loaded, and given back at the end."""
+        return (self.arena or 0) + self.hidden + self.residuals + self.probes + self.latents
+
+    @property
+    def before(self) -> int:
+        """What encoders take, one at a time, the engines' weights being loaded; it is gone when the run begins."""
+        return max(self.encoder, self.pixel_encoder + (self.pixel_encoder_arena or 0))
+
+    @property
+    def after(self) -> int:
+        """What the decoder takes; the run's is gone then."""
+        return self.decoder + (self.decoder_arena or 0)
+
+    @property
+    def beside_weights(self) -> int:
+        """The most that there is at once beside the engines' weights, whose place the encoder of pixels has first."""
+        pixel_encoder = self.pixel_encoder + (self.pixel_encoder_arena or 0) - self.weights
+        return max(self.encoder, self.run, self.after, pixel_encoder)
+
+
+KINDS: Mapping[str, str] = {
+    "weights": "weights of the engines",
+    "encoder": "weights of the text encoder, before the run",
+    "pixel_encoder": "encoder of pixels and its buffers, before the weights are loaded",
+    "pixel_encoder_arena": "activations of the encoder of pixels",
+    "decoder": "decoder and its buffers, after the run",
+    "decoder_arena": "activations of the decoder",
+    "arena": "activations of the engines",
+    "hidden": "hidden states",
+    "residuals": "cached residuals",
+    "probes": "probes",
+    "latents": "latents and conditions",
+}
+
+
+def plan_memory(
+    bundle: Bundle,
+    backend: Backend,
+    engines: Engines,
+    request: Request,
+    settled: Settled,
+    sizes: Mapping[str, int],
+    encodes: bool,
+    references: Sequence[Sequence[int]],
+    known: Known,
+) -> MemoryPlan:
+    """What :func:`adacache_runtime.denoising.assembly.assemble` would allocate; same arguments, the back end,
+    whether the text encoder runs before, and the shapes of the pixels that are encoded before. ``known`` remembers
+    what engines need that are loaded to be asked.
+
+    Raises:
+        EngineError: an engine does not run at these sizes.
+        OutOfRangeError: nor does the decoder or the encoder at these tiles.
+    """
+    device = Paper()
+    needs: list[int | None] = []
+    asked = Engines(
+        {name: Asked(engine, needs) for name, engine in engines.stages.items()},
+        {name: Asked(engine, needs) for name, engine in engines.arithmetic.items()},
+    )
+    manifest = bundle.manifest
+    assembly = assemble(manifest, asked, device, request, settled, sizes)
+    plan = assembly.plan
+    probes = [*assembly.probed.values(), *(probe.cached for probe in assembly.probes)]
+    if plan.unwatched is not None:
+        probes.append(plan.unwatched)
+    kinds = {"hidden": plan.hidden, "residuals": assembly.residuals, "probes": probes}
+    nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
+    weights = backend.weights_nbytes(manifest.loop_graphs())
+    encoder = encoder_memory(bundle, backend, references, request.tile, known)
+    decoder = _decoder_memory(manifest.latent, backend, request, settled, known)
+    return MemoryPlan(
+        weights=bundle.path(manifest.weights).stat().st_size if weights is None else weights,
+        encoder=_most_weights(backend, manifest.part_graphs("text_encoder")) if encodes else 0,
+        pixel_encoder=encoder.held,
+        pixel_encoder_arena=encoder.arena,
+        decoder=decoder.held,
+        decoder_arena=decoder.arena,
+        arena=arena_nbytes(needs),
+        **nbytes,
+        latents=device.nbytes - sum(nbytes.values()),
+    )
+
+
+def encoder_memory(
+    bundle: Bundle, backend: Backend, references: Sequence[Sequence[int]], tile: int | None, known: Known
+) -> PartMemory:
+    """What :func:`adacache_runtime.vae.encode.encode` takes for pixels of these shapes, one after another: its
+    graphs are loaded one at a time. Raises what :func:`plan_memory` raises.
+    """
+    space = bundle.manifest.latent
+    steps = [step for shape in references for step in encoder_sizes(space, shape, tile)]
+    parts = [_part_memory(space, backend, [step], tile, known) for step in steps]
+    return max(parts, key=lambda part: part.nbytes, default=PartMemory())
+
+
+def _decoder_memory(
+    space: LatentSpace, backend: Backend, request: Request, settled: Settled, known: Known
+) -> PartMemory:
+    """What :func:`adacache_runtime.vae.decode.decode` takes for a prompt; videos are decoded one by one."""
+    if not space.decoding:
+        return PartMemory()
+    shape = settled.latents.shape[1:]
+    steps = decoder_sizes(space, shape, video_frames(space, shape[1], settled.frames), request.tile)
+    return _part_memory(space, backend, steps, request.tile, known)
+
+
+def _part_memory(
+    space: LatentSpace,
+    backend: Backend,
+    steps: Sequence[tuple[Graph, Sequence[Mapping[str, int]]]],
+    tile: int | None,
+    known: Known,
+) -> PartMemory:
+    """Of graphs of the VAE that are there together, each at its sizes.
+
+    A back end that knows its weights knows its activations, too; engines of another are not loaded to be asked, and
+    neither is what does not fit anyway.
+    """
+    graphs = [graph for graph, _ in steps]
+    weights, free = _weights(backend, graphs), backend.device.free_nbytes()
+    asks = backend.weights_nbytes(graphs) is not None and (free is None or weights <= free)
+    paper = PaperBackend(backend, asks, known)
+    try:
+        for graph, at in steps:
+            Bound(graph, paper, at)
+    except EngineError as error:
+        if tile is None or space.tile is None or tile <= space.tile:
+            raise
+        raise OutOfRangeError(
+            f"the compiled plans of this bundle's VAE take tiles of {space.tile} pixels at most, and not {tile}: "
+            f"choose --tile {space.tile} or less, or leave it out"
+        ) from error
+    return PartMemory(weights + paper.device.nbytes, arena_nbytes(paper.needs))
+
+
+def _most_weights(backend: Backend, graphs: Sequence[Graph]) -> int:
+    """Of the graph that has most: a text encoder's are loaded one at a time."""
+    return max((_weights(backend, [graph]) for graph in graphs), default=0)
+
+
+def _weights(backend: Backend, graphs: Sequence[Graph]) -> int:
+    """Of graphs that are loaded together."""
+    known = backend.weights_nbytes(graphs) if graphs else 0
+    return sum(graph.weights_nbytes or 0 for graph in graphs) if known is None else known
+
+
+def table(plan: MemoryPlan, free: int | None, place: str) -> Table:
+    """For a terminal: a row a kind.
+
+    Args:
+        plan: what the run takes.
+        free: bytes that are free now, the weights being loaded; None = unknown.
+        place: name of the back end.
+    """
+    shown = Table("memory", "MB", title=place, title_justify="left")
+    shown.columns[1].justify = "right"
+    for name, text in KINDS.items():
+        nbytes = getattr(plan, name)
+        shown.add_row(text, GROWS if nbytes is None else megabytes(nbytes))
+    shown.add_section()
+    shown.add_row("most at once, beside the weights", megabytes(plan.beside_weights))
+    shown.add_row("free now, the weights being loaded", "unknown" if free is None else megabytes(free))
+    return shown
+
+
+def megabytes(nbytes: int) -> str:
+    """For people: 10^6 bytes, one decimal."""
+    return f"{nbytes / 1e6:.1f}"

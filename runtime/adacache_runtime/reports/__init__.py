@@ -1,0 +1,1 @@
+"""What a generation did, as tables and plots."""

@@ -1,0 +1,1 @@
+"""Samplers: timesteps, and the coefficients of a linear update for each call."""

@@ -1,0 +1,1 @@
+"""From a prompt to the embeddings that a model takes."""

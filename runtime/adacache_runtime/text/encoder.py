@@ -1,0 +1,70 @@
+"""The text encoder's run: tokens to states."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adacache_engines.bundle.manifest import TextRule
+from adacache_engines.bundle.tensors import NUMPY_DTYPES
+from adacache_engines.contract.device import Buffer
+from adacache_engines.contract.engine import Backend
+from adacache_runtime.text.embedding_cache import EmbeddingCache
+from adacache_runtime.text.tokenizer import Tokens
+
+HIDDEN, HIDDEN_OUT = "hidden", "hidden_out"  # what one graph of the chain gives and the next one takes
+
+States = NDArray[np.float32]
+
+
+def encode(
+    rule: TextRule, backend: Backend, texts: Sequence[Tokens], cache: EmbeddingCache | None = None
+) -> list[States]:
+    """States (prompts, length, width) of each of ``texts``.
+
+    Every prompt is encoded by itself, and once, so its states do not depend on what is beside it. The encoder is
+    loaded one graph after another, each let go of before the next: it is often larger than the model. Nothing is
+    loaded where the cache has all prompts.
+    """
+    rows = {_key(row): row for tokens in texts for row in _rows(tokens)}
+    states = {key: found for key, row in rows.items() if cache and (found := cache.get(row)) is not None}
+    missing = {key: row for key, row in rows.items() if key not in states}
+    if missing:
+        states |= dict(zip(missing, _run(rule, backend, list(missing.values())), strict=True))
+        for key, row in missing.items():
+            if cache and np.isfinite(states[key]).all():
+                cache.put(row, states[key])
+    return [np.stack([states[_key(row)] for row in _rows(tokens)]) for tokens in texts]
+
+
+def cached(texts: Sequence[Tokens], cache: EmbeddingCache | None) -> bool:
+    """Whether the encoder need not run."""
+    return all(cache is not None and cache.path(row).is_file() for tokens in texts for row in _rows(tokens))
+
+
+def _rows(tokens: Tokens) -> list[Tokens]:
+    """One (1, length) each."""
+    return [Tokens(tokens.ids[i : i + 1], tokens.mask[i : i + 1]) for i in range(len(tokens.ids))]
+
+
+def _key(row: Tokens) -> tuple[bytes, bytes]:
+    return row.ids.tobytes(), row.mask.tobytes()
+
+
+def _run(rule: TextRule, backend: Backend, rows: Sequence[Tokens]) -> list[States]:
+    """States (length, width) of each row."""
+    device, sizes = backend.device, {"batch": 1, "text": rule.max_length}
+    held: list[dict[str, Buffer]] = [{} for _ in rows]  # by tensor
+    for index, graph in enumerate(rule.encoder_graphs()):
+        engine = backend.load(graph)
+        for row, tensors in zip(rows, held, strict=True):
+            made = [*graph.outputs, *([] if index else graph.inputs)]
+            tensors |= {spec.name: device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for spec in made}
+            if not index:
+                tensors["tokens"].write(row.ids)
+                tensors["mask"].write(row.mask)
+            engine.bind({spec.name: tensors[spec.name] for spec in (*graph.inputs, *graph.outputs)})()
+            if HIDDEN_OUT in tensors:
+                tensors[HIDDEN] = tensors.pop(HIDDEN_OUT)
+        del engine
+    return [tensors["captions"].read()[0].astype(np.float32) for tensors in held]

@@ -1,0 +1,116 @@
+"""Prompts to captions, and captions of all guidance branches to what the model takes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.contract.engine import Backend
+from adacache_engines.errors import InputError
+from adacache_runtime.request import Captions, Request
+from adacache_runtime.text.cleaning import CLEANINGS
+from adacache_runtime.text.embedding_cache import EmbeddingCache
+from adacache_runtime.text.encoder import encode
+from adacache_runtime.text.tokenizer import Tokenizer, Tokens
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a request says, as far as it is known before an encoder runs.
+
+    Attributes:
+        prompts: captions, or tokens that are still to be encoded.
+        negative: the same of the negative prompts; None for a model that has a caption of its own instead.
+        length: of the captions that the model gets.
+    """
+
+    prompts: Captions | Tokens
+    negative: NDArray[np.float32] | Tokens | None
+    length: int
+
+    @property
+    def tokens(self) -> list[Tokens]:
+        """What is still to be encoded."""
+        return [part for part in (self.prompts, self.negative) if isinstance(part, Tokens)]
+
+
+def read_text(bundle: Bundle, request: Request) -> Text:
+    """Cleans and tokenises what a request has as text.
+
+    Raises:
+        InputError: the bundle has no text encoder for it, or the embeddings of negative prompts are missing or too
+            short; says how to get them.
+    """
+    prompts = request.captions or tokenize(bundle, request.prompts)
+    length = caption_length(bundle, prompts.mask)
+    if bundle.manifest.guidance.null_captions is not None:
+        return Text(prompts, None, length)
+    given = None if request.captions is None else request.captions.negative
+    if given is None:
+        count = len(prompts.mask)
+        texts = request.negative_prompts or ("",)
+        return Text(prompts, tokenize(bundle, texts * count if len(texts) == 1 else texts, "negative"), length)
+    if given.shape[1] < length:
+        raise InputError(
+            f"the negative embeddings have length {given.shape[1]}, and the prompts' {length} tokens need as many: "
+            "encode both with padding to the same length"
+        )
+    return Text(prompts, given, length)
+
+
+def tokenize(bundle: Bundle, prompts: Sequence[str], array: str = "embeddings") -> Tokens:
+    """Cleans and tokenises prompts, as the original pipeline does; ``array`` is what to give instead of them.
+
+    Raises:
+        InputError: the bundle has no text encoder; says how to get one.
+    """
+    rule = bundle.manifest.text
+    if not rule.encoder_graphs() or rule.tokenizer is None:
+        raise InputError(
+            f"this bundle has no text encoder; add one with: adacache-export {bundle.folder} --text-encoder DIR (a T5 "
+            f"folder), or give the states of an encoder of your own with --text-embeddings FILE.npz (array {array})"
+        )
+    clean = CLEANINGS[rule.cleaning]
+    return Tokenizer.open(bundle.path(rule.tokenizer), rule.max_length)([clean(prompt) for prompt in prompts])
+
+
+def caption_length(bundle: Bundle, mask: NDArray[np.bool_]) -> int:
+    """Of the captions that the model gets, in tokens: what is beyond is cut off, but for several prompts to a model
+    without a mask.
+    """
+    if bundle.manifest.text.masking == "cut":
+        return int(mask.sum()) if len(mask) == 1 else mask.shape[1]
+    return int(np.flatnonzero(mask.any(axis=0)).max()) + 1
+
+
+def branches(bundle: Bundle, backend: Backend, text: Text, cache: EmbeddingCache | None = None) -> Captions:
+    """Captions of all guidance branches in the model's order, and their mask; runs the text encoder on ``backend``
+    where it must.
+    """
+    encoded = iter(encode(bundle.manifest.text, backend, text.tokens, cache))
+    embeddings = next(encoded) if isinstance(text.prompts, Tokens) else text.prompts.embeddings
+    mask, embeddings = text.prompts.mask[:, : text.length], embeddings[:, : text.length]
+    if text.negative is None:  # has the prompt's own mask, as in the original, and so depends on the prompt's length
+        negative = np.broadcast_to(null_captions(bundle)[: text.length], embeddings.shape)
+    else:
+        given = next(encoded) if isinstance(text.negative, Tokens) else text.negative
+        negative = given[:, : text.length]
+    if bundle.manifest.text.masking == "cut":
+        if len(mask) > 1:
+            embeddings = embeddings * mask[:, :, None]
+        mask = np.ones_like(mask)
+    rows = {"conditional": embeddings, "unconditional": negative}
+    order = bundle.manifest.guidance.order
+    return Captions(np.concatenate([rows[name] for name in order]), np.concatenate([mask] * len(order)))
+
+
+def null_captions(bundle: Bundle) -> NDArray[np.float32]:
+    """What the unconditional branch gets for text where the model has learned that: (max_length, width)."""
+    name = bundle.manifest.guidance.null_captions
+    assert name is not None
+    with safe_open(str(bundle.path(bundle.manifest.weights)), framework="np") as file:
+        values: NDArray[np.float32] = file.get_tensor(name).astype(np.float32)
+    return values

@@ -1,0 +1,1 @@
+"""Between latents and pixels: chunks, tiles, encoding and decoding."""

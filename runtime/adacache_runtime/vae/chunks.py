@@ -1,0 +1,85 @@
+"""How a video is cut into the windows that a VAE codes one by one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from adacache_engines.bundle.latent_space import LatentSpace, Windows
+from adacache_engines.errors import InputError
+
+
+@dataclass(frozen=True)
+class Window:
+    """One of them.
+
+    Attributes:
+        start, stop: latent frames of the video that it is decoded from, or frames that it is encoded from.
+        made: how many frames, or latent frames, come out.
+        kept: which of them belong to the video.
+    """
+
+    start: int
+    stop: int
+    made: int
+    kept: slice
+
+    @property
+    def count(self) -> int:
+        """Of what comes out and is kept."""
+        return len(range(self.made)[self.kept])
+
+
+def decoded_windows(space: LatentSpace, latent_frames: int, frames: int | None = None) -> list[Window]:
+    """
+    Args:
+        space: of the bundle.
+        latent_frames: of the video.
+        frames: of the video; None = as many as its latent frames can hold.
+
+    Raises:
+        InputError: so many frames are not so many latent frames.
+    """
+    if frames is not None and space.latent_frames(frames) != latent_frames:
+        raise InputError(
+            f"{latent_frames} latent frames are no video of {frames} frames, which has {space.latent_frames(frames)}"
+        )
+    return list(_decoded(space.windows, latent_frames, frames))
+
+
+def _decoded(rule: Windows, latent_frames: int, frames: int | None) -> Iterator[Window]:
+    given = 0
+    for start, stop in _cuts(latent_frames, rule.latents, rule.shared):
+        made = rule.decoded(stop - start)
+        repeated = rule.decoded(rule.shared) if start else 0
+        count = min(rule.frames, made) - repeated
+        if frames is not None:
+            count = min(count, frames - given)
+        first = made - count if rule.spare == "first" else repeated
+        yield Window(start, stop, made, slice(first, first + count))
+        given += count
+
+
+def encoded_windows(rule: Windows, frames: int) -> list[Window]:
+    """Of a video of so many frames."""
+    cuts = _cuts(frames, rule.frames, rule.decoded(rule.shared))
+    made = [(start, stop, rule.encoded(stop - start)) for start, stop in cuts]
+    return [Window(start, stop, some, slice(rule.shared if start else 0, some)) for start, stop, some in made]
+
+
+def video_frames(space: LatentSpace, latent_frames: int, frames: int) -> int:
+    """Frames of the video that latents become which were generated with the condition ``frames``: so many, unless the
+    latents were given and are of another length; then as many as they can hold.
+    """
+    if not space.decoding:
+        return latent_frames
+    fitting = frames if space.latent_frames(frames) == latent_frames else None
+    return sum(window.count for window in decoded_windows(space, latent_frames, fitting))
+
+
+def _cuts(length: int, window: int, shared: int) -> Iterator[tuple[int, int]]:
+    """Where windows begin and end, each with the end of the one before."""
+    start = 0
+    while True:
+        yield start, min(start + window, length)
+        if start + window >= length:
+            return
+        start += window - shared

@@ -1,0 +1,165 @@
+"""Pixels to latents, by the encoder that a bundle has: what a generation is to begin or go on with."""
+
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.latent_space import takes_images
+from adacache_engines.bundle.manifest import Graph, LatentSpace
+from adacache_engines.contract.engine import Backend
+from adacache_engines.errors import InputError
+from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.vae.chunks import encoded_windows
+from adacache_runtime.vae.engine import Bound, batches
+from adacache_runtime.vae.tiles import by_tiles, spans, tile_side
+
+LEAST = np.finfo(np.float32).tiny  # deviation, so that it has a logarithm
+
+Noise = Callable[[tuple[int, ...]], Floats]  # a shape to float32 values of a standard normal distribution
+
+
+def drawn(seed: int) -> Noise:
+    """Noise of a generator; the same seed gives the same latents."""
+    generator = np.random.default_rng(seed)
+    return lambda shape: generator.standard_normal(shape, np.float32)
+
+
+def check_encoder(space: LatentSpace) -> None:
+    """
+    Raises:
+        InputError: the bundle has nothing that turns pixels into latents; says what to do.
+    """
+    if space.decoder != "pixels" and not space.encoding:
+        raise InputError(
+            "this bundle has no encoder of images and clips: export the checkpoint with --vae DIR (the folder of the "
+            "model's VAE), or encode them with the model's own code, and give them with a mask as --latents FILE.npz"
+        )
+
+
+def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise, tile: int | None = None) -> Floats:
+    """Runs the bundle's encoder, some images and then a window at a time. Each of its graphs is loaded for its turn and
+    let go of.
+
+    Each graph gives a normal distribution, and the next takes a sample of it; noise is drawn once for all images,
+    (frames, channels, height, width), and once for every window, (1, channels, latent frames, height, width), in order.
+
+    Args:
+        bundle: with an encoder.
+        backend: that runs it.
+        pixels: (3, frames, height, width), -1 to 1; of a height and width that latents make no whole multiple of, what
+            is beyond is seen but gives no latents.
+        noise: what the samples deviate by.
+        tile: pixels, side of the tiles that larger frames are encoded by; None = what the bundle says. Over the
+            overlaps of tiles the means and log variances of the first graph are blended.
+
+    Returns:
+        (channels, latent frames, latent height, latent width), as the model has them.
+
+    Raises:
+        InputError: the bundle has no encoder, and what to do; or these are no pixels.
+        OutOfRangeError: there are no such tiles.
+    """
+    space = bundle.manifest.latent
+    if space.decoder == "pixels":
+        return np.ascontiguousarray(pixels, np.float32)
+    check_encoder(space)
+    least, channels = space.spatial_factor, space.encoding[0].inputs[0].axes[1]
+    if pixels.ndim != 4 or pixels.shape[0] != channels or pixels.shape[1] < 1 or min(pixels.shape[2:]) < least:
+        raise InputError(
+            f"pixels {pixels.shape} cannot be encoded: expected ({channels}, frames, height, width), at least {least} "
+            "pixels each way"
+        )
+    if not np.isfinite(pixels).all():
+        raise InputError("the pixels to encode contain NaN or infinity")
+    value: Floats = pixels
+    for graph, at in encoder_sizes(space, pixels.shape, tile):
+        side = _side(space, pixels.shape, tile) if graph is space.encoding[0] else None
+        through = _images if takes_images(graph) else _windows
+        value = through(Bound(graph, backend, at), space, value, side, noise)
+    return value
+
+
+def encoder_sizes(
+    space: LatentSpace, shape: Sequence[int], tile: int | None = None
+) -> list[tuple[Graph, list[dict[str, int]]]]:
+    """Each graph of :func:`encode`, and the sizes of the axes that it is called at.
+
+    Args:
+        space: of the bundle.
+        shape: of the pixels.
+        tile: as of :func:`encode`.
+    """
+    _, frames, *size = shape
+    found = []
+    for graph in space.encoding:
+        unit = _unit(space, graph)
+        side = _side(space, shape, tile) if graph is space.encoding[0] else None
+        if takes_images(graph):
+            counts = {len(batch) for batch in batches(frames, space.images)}
+        else:
+            windows = encoded_windows(space.windows, frames)
+            counts, frames = {window.stop - window.start for window in windows}, sum(one.count for one in windows)
+        heights, widths = ({stop - start for start, stop in spans(length, side, unit)} for length in size)
+        sizes = itertools.product(sorted(counts), sorted(heights), sorted(widths))
+        found.append((graph, [_axes(space, unit, *some) for some in sizes]))
+        size = [length // unit for length in size]
+    return found
+
+
+def _unit(space: LatentSpace, graph: Graph) -> int:
+    """Rows of what a graph takes that become a latent row."""
+    return space.spatial_factor if graph is space.encoding[0] else 1
+
+
+def _side(space: LatentSpace, shape: Sequence[int], tile: int | None) -> int | None:
+    size = [length // space.spatial_factor for length in shape[2:]]
+    return tile_side(space, tile, size, len(encoded_windows(space.windows, shape[1])))
+
+
+def _axes(space: LatentSpace, unit: int, count: int, height: int, width: int) -> dict[str, int]:
+    """Sizes of the axes of a graph that gets so many images or frames, rows and columns."""
+    time = {"images": count, "pixel_frames": count, "frames": space.windows.encoded(count)}
+    inside = {"height": height // unit, "width": width // unit}
+    return {**time, **inside, "pixel_height": height, "pixel_width": width}
+
+
+def _images(engine: Bound, space: LatentSpace, value: Floats, side: int | None, noise: Noise) -> Floats:
+    """A sample of what a graph of images makes of (channels, frames, height, width), of the same axes."""
+    images = value.swapaxes(0, 1)
+    parts = [images[batch.start : batch.stop] for batch in batches(len(images), space.images)]
+    given = [_distribution(engine, space, part, len(part), side) for part in parts]
+    mean, deviation = (np.concatenate(some) for some in zip(*given, strict=True))
+    return (mean + deviation * noise(mean.shape)).swapaxes(0, 1)
+
+
+def _windows(engine: Bound, space: LatentSpace, value: Floats, side: int | None, noise: Noise) -> Floats:
+    """Likewise of a graph of windows."""
+    samples = []
+    for window in encoded_windows(space.windows, value.shape[1]):
+        part = value[None, :, window.start : window.stop]
+        mean, deviation = _distribution(engine, space, part, part.shape[2], side)
+        samples.append((mean + deviation * noise(mean.shape))[0, :, window.kept])
+    return np.concatenate(samples, 1)
+
+
+def _distribution(
+    engine: Bound, space: LatentSpace, value: Floats, count: int, side: int | None
+) -> tuple[Floats, Floats]:
+    """Mean and standard deviation of the latents of so many images or frames."""
+    unit = _unit(space, engine.graph)
+
+    def run(part: Floats) -> list[Floats]:
+        return engine(part, _axes(space, unit, count, *part.shape[-2:]))
+
+    if side is None:
+        mean, deviation = run(value)
+        return mean, deviation
+
+    def moments(part: Floats) -> Floats:
+        mean, deviation = run(part)
+        return np.concatenate([mean, np.log(np.maximum(deviation, LEAST))], 1)
+
+    mean, log_deviation = np.split(by_tiles(moments, value, side, taken=unit), 2, 1)
+    return mean, np.exp(log_deviation)

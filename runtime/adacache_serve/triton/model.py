@@ -1,0 +1,296 @@
+"""A bundle in Triton's Python backend: requests of Triton's are orders to a worker as adacache-serve has it, a process
+of its own that makes several videos in turn, and is begun again when it dies.
+
+``adacache-export --triton-repository`` writes the model that imports this. It needs no web server and no database.
+"""
+
+import importlib
+import json
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from adacache_engines.bundle.files import open_bundle
+from adacache_engines.errors import EngineError, InputError, MissingDependencyError
+from adacache_runtime.media.video import Frames
+from adacache_serve.commands.serve import open_models
+from adacache_serve.device.film import MEDIA_TYPES
+from adacache_serve.device.supervisor import Worker
+from adacache_serve.device.worker import Models
+from adacache_serve.messages import (
+    Begin,
+    Called,
+    Cancel,
+    Cancelled,
+    Completed,
+    Decoded,
+    Failed,
+    FromWorker,
+    Memory,
+    Ready,
+)
+from adacache_serve.orders import FieldError, check, with_seed
+from adacache_serve.schema import CreateVideo
+from adacache_serve.settings import Settings
+from adacache_serve.triton.config import INPUTS, MODEL, settings_of
+from adacache_serve.uploads import decode_picture, write_picture
+
+log = logging.getLogger(__name__)
+POLL_SECONDS = 0.05  # between two looks for requests that were cancelled
+
+
+@dataclass
+class Asked:
+    """A request that is being made.
+
+    Attributes:
+        sender: of its responses.
+        seed: of its noise.
+        calls: so far, as :func:`adacache_runtime.trace.entry` has them.
+        cancelled: the worker was told.
+    """
+
+    sender: Any
+    seed: int
+    calls: list[Mapping[str, Any]] = field(default_factory=list)
+    cancelled: bool = False
+
+
+class TritonPythonModel:
+    """What the Python backend calls: :meth:`initialize` once, :meth:`execute` for each request, :meth:`finalize`.
+
+    Attributes:
+        open_models: loads the bundles of some folders, in the worker's process.
+    """
+
+    open_models: Callable[[Sequence[Path], Settings], Models] = staticmethod(open_models)
+
+    def initialize(self, args: Mapping[str, str]) -> None:
+        """Begins the worker, and waits until it has made a short video.
+
+        Raises:
+            BundleError: the bundle was changed.
+            EngineError: the worker could not begin; its log says why.
+            InputError: a parameter is not possible.
+            MissingDependencyError: Triton cannot read arrays of this numpy.
+        """
+        self._triton = importlib.import_module("triton_python_backend_utils")
+        _check_numpy(self._triton)
+        given = json.loads(args["model_config"])["parameters"]
+        self._settings = settings_of({name: value["string_value"] for name, value in given.items()})
+        folder = Path(args["model_repository"], args["model_version"], MODEL)
+        self._bundle = open_bundle(folder)
+        self._files = tempfile.TemporaryDirectory(prefix="adacache-triton-")
+        self._settings = replace(self._settings, data=Path(self._files.name))
+        self._asked: dict[str, Asked] = {}
+        # of what is asked, and whether there is a worker to ask; Triton itself dies when a sender is asked something
+        # after its last response
+        self._lock = threading.Lock()
+        self._names = map(str, count(1))
+        self._places = threading.Semaphore(self._settings.in_flight)
+        self._began, self._ending = threading.Event(), threading.Event()
+        device = None
+        if args["model_instance_kind"] == "GPU":
+            device = visible_device(int(args["model_instance_device_id"]), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        opening = partial(self.open_models, (folder,))
+        self._worker = Worker(self._settings, device, opening, self._hear, self._died)
+        self._worker.begin()
+        self._began.wait()
+        if not self._worker.ready:
+            self._worker.stop()
+            raise EngineError(f"{folder}: the worker ended before its first video; what it says is in the log")
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+        self._watching.start()
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Begins each request; waits while ``in_flight`` are being made, so that Triton keeps the queue."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                order, picture = self._order(request)
+                order = with_seed(order)
+                check(order, self._bundle, self._settings, picture)
+            except FieldError as error:
+                self._refuse(sender, f"{error.field}: {error}" if error.field else str(error))
+            except ValidationError as error:
+                wrong = error.errors()[0]
+                self._refuse(sender, f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}")
+            else:
+                self._places.acquire()
+                self._begin(sender, order, picture)
+
+    def finalize(self) -> None:
+        """After what is being made."""
+        for _ in range(self._settings.in_flight):
+            self._places.acquire()
+        self._ending.set()
+        self._watching.join()
+        self._files.cleanup()
+        self._worker.stop()
+
+    def _begin(self, sender: Any, order: CreateVideo, picture: Frames | None) -> None:
+        name = next(self._names)
+        file = self._path(f"{name}.npy") if picture is not None else None
+        if file is not None and picture is not None:
+            write_picture(file, picture)
+        assert order.seed is not None
+        with self._lock:
+            self._asked[name] = Asked(sender, order.seed)
+            if not self._worker.ready:
+                self._lost(name)
+                return
+            self._worker.send(
+                Begin(
+                    job=name,
+                    attempt=1,
+                    model=MODEL,
+                    order=order,
+                    picture=str(file) if file else None,
+                    output=str(self._path(name)),
+                )
+            )
+
+    def _path(self, name: str) -> Path:
+        return Path(self._files.name, name)
+
+    def _order(self, request: Any) -> tuple[CreateVideo, Frames | None]:
+        """What a request asks for, and the pixels of its image.
+
+        Raises:
+            FieldError: the image is none, or a text is no UTF-8.
+            ValidationError: a field is not possible.
+        """
+        given: dict[str, Any] = {}
+        for name, kind in INPUTS.items():
+            tensor = self._triton.get_input_tensor_by_name(request, name)
+            if tensor is not None:
+                (value,) = tensor.as_numpy().reshape(-1).tolist()
+                given[name] = value
+                if kind == "TYPE_STRING" and name != "image":
+                    try:
+                        given[name] = value.decode()
+                    except UnicodeDecodeError as error:
+                        raise FieldError(name, f"the text is no UTF-8: {error}") from error
+        content = given.pop("image", None)
+        order = CreateVideo(**given)
+        try:
+            return order, decode_picture(content) if content is not None else None
+        except InputError as error:
+            raise FieldError("image", str(error)) from error
+
+    def _watch(self) -> None:
+        """Tells the worker of requests that were cancelled."""
+        while not self._ending.wait(POLL_SECONDS):
+            with self._lock:
+                for name, asked in self._asked.items():
+                    if not asked.cancelled and asked.sender.is_cancelled():
+                        asked.cancelled = True
+                        self._worker.send(Cancel(job=name))
+
+    def _died(self, _worker: Worker) -> None:
+        with self._lock:
+            for name in list(self._asked):
+                self._lost(name)
+        self._began.set()
+
+    def _lost(self, name: str) -> None:
+        message = "the process that makes videos died and is begun again; send the request again"
+        self._refuse(self._asked[name].sender, message, self._triton.TritonError.UNAVAILABLE)
+        self._forget(name)
+
+    def _hear(self, _worker: Worker, message: FromWorker) -> None:
+        """Passes on what the worker says."""
+        if isinstance(message, Ready):
+            self._began.set()
+            return
+        if isinstance(message, Memory):
+            return
+        with self._lock:
+            if message.job not in self._asked:
+                return
+            asked = self._asked[message.job]
+            try:
+                self._answer(asked, message)
+            except Exception as error:  # of Triton's, which may have too little shared memory
+                log.exception("a response that Triton does not take", extra={"job": message.job})
+                self._refuse(
+                    asked.sender, f"Triton does not take the response: {error}", self._triton.TritonError.INTERNAL
+                )
+                self._worker.send(Cancel(job=message.job))
+                self._forget(message.job)
+            else:
+                if isinstance(message, Completed | Failed | Cancelled):
+                    self._forget(message.job)
+
+    def _answer(self, asked: Asked, message: FromWorker) -> None:
+        error = self._triton.TritonError
+        if isinstance(message, Called):
+            asked.calls.append(message.call)
+            self._send(asked.sender, progress=json.dumps({**message.call, "of": message.of}))
+        elif isinstance(message, Decoded):
+            self._send(asked.sender, progress=json.dumps({"frames": message.frames, "of": message.of}))
+        elif isinstance(message, Failed):
+            code = error.INTERNAL if message.code == "internal" else error.INVALID_ARG
+            self._refuse(asked.sender, message.message, code)
+        elif isinstance(message, Cancelled):
+            self._refuse(asked.sender, "the request was cancelled", error.CANCELLED)
+        elif isinstance(message, Completed):
+            file = self._path(message.file)
+            self._send(
+                asked.sender,
+                last=True,
+                video=np.fromfile(file, np.uint8),
+                media_type=MEDIA_TYPES[file.suffix],
+                seed=np.array([asked.seed]),
+                trace=json.dumps({"calls": asked.calls}),
+            )
+
+    def _forget(self, name: str) -> None:
+        for path in Path(self._files.name).glob(f"{name}.*"):
+            path.unlink()
+        del self._asked[name]
+        self._places.release()
+
+    def _send(self, sender: Any, last: bool = False, **outputs: Any) -> None:
+        arrays = {
+            name: np.array([value.encode()], np.object_) if isinstance(value, str) else value
+            for name, value in outputs.items()
+        }
+        tensors = [self._triton.Tensor(name, array) for name, array in arrays.items()]
+        flags = self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0
+        sender.send(self._triton.InferenceResponse(output_tensors=tensors), flags=flags)
+
+    def _refuse(self, sender: Any, message: str, code: Any = None) -> None:
+        error = self._triton.TritonError
+        response = self._triton.InferenceResponse(error=error(message, error.INVALID_ARG if code is None else code))
+        sender.send(response, flags=self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def visible_device(number: int, seen: str | None) -> str:
+    """What CUDA_VISIBLE_DEVICES is to be, for the GPU that Triton counts as this one of those it sees itself."""
+    return seen.split(",")[number] if seen else str(number)
+
+
+def _check_numpy(triton: Any) -> None:
+    """Before Triton 25, the Python backend reads numpy 2's arrays wrongly.
+
+    Raises:
+        MissingDependencyError: it does so here.
+    """
+    if int(np.__version__.split(".")[0]) < 2:
+        return
+    numbers = np.arange(2)
+    if not np.array_equal(triton.Tensor.from_dlpack("numbers", numbers).as_numpy(), numbers):
+        raise MissingDependencyError(
+            f'this Triton\'s Python backend cannot read arrays of numpy {np.__version__}: pip install "numpy<2"'
+        )

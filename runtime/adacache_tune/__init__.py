@@ -1,0 +1,1 @@
+"""Comparison, calibration and profiling of bundles: offline work that needs no torch."""

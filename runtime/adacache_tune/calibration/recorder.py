@@ -1,0 +1,182 @@
+"""Records a fully computed generation: every call runs in full, and beside it the final layer on older residuals.
+
+The first block is a group of its own, so that what FBCache looks at is there, too; the stack's residual is the sum of
+the two groups'.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adacache_engines.contract.device import Buffer, Call, Device
+from adacache_runtime.caching.policies.teacache import MODULATED
+from adacache_runtime.caching.policy import (
+    DEFAULT,
+    FIRST,
+    LATENTS,
+    VELOCITY,
+    Context,
+    Decision,
+    Measure,
+    Measurement,
+    Needs,
+    Observation,
+    Run,
+)
+from adacache_runtime.denoising.denoiser import denoise
+from adacache_runtime.denoising.probes import Probe
+from adacache_runtime.pipeline import Pipeline, Result, Started
+from adacache_runtime.request import Request
+from adacache_runtime.samplers.rflow import Update
+from adacache_runtime.trace import CallRecord, Trace
+from adacache_tune.calibration.records import RESIDUAL, Record, Site
+
+PLACES = 512  # of the latents, at which errors are kept: enough for a norm within a few per cent
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Computes every call and asks for all sites; a policy."""
+
+    sites: tuple[str, ...]
+
+    @property
+    def needs(self) -> Needs:
+        return Needs(measures=tuple(Measure(site) for site in self.sites), granularity="first")
+
+    def start(self, run: Run) -> None:
+        """There is no state."""
+
+    def decide(self, state: None, context: Context) -> tuple[Decision, None]:
+        return Decision((True,) * context.run.groups), None
+
+    def observe(self, state: None, context: Context, measurements: Sequence[Measurement]) -> tuple[Observation, None]:
+        return Observation(), None
+
+
+def record(
+    pipeline: Pipeline,
+    request: Request,
+    gaps: int,
+    strides: Sequence[int] = (1,),
+    on_call: Callable[[CallRecord], None] = lambda _: None,
+) -> tuple[Record, Result]:
+    """Makes a generation and records it.
+
+    Args:
+        pipeline: opened.
+        request: its policy and granularity are not used.
+        gaps: largest number of calls over which changes and errors are recorded; each takes a residual's memory and a
+            tensor's at each site.
+        strides: distances in frames at which motion is recorded.
+        on_call: gets each call's record.
+
+    Raises:
+        AdaCacheError: as :meth:`Pipeline.generate`.
+    """
+    manifest = pipeline.bundle.manifest
+    probed = [MODULATED] if MODULATED in manifest.probes() else []
+    policy = Everything((DEFAULT, *probed, FIRST, LATENTS, VELOCITY))
+    started = pipeline.start(replace(request, policy=policy, granularity=None, scope="batch"))
+    recorder = _Recorder(pipeline, started, gaps, strides)
+    calls = []
+    for made in denoise(started.generation, started.settled.updates, policy, before_advance=recorder.look):
+        calls.append(made)
+        on_call(made)
+    result = Result(
+        started.generation.assembly.latents.read(), Trace(tuple(calls), started.sizes, started.settled.granularity)
+    )
+    return recorder.record(manifest.default_probes), result
+
+
+class _Recorder:
+    """What is kept of the last calls, and what was seen."""
+
+    def __init__(self, pipeline: Pipeline, started: Started, gaps: int, strides: Sequence[int]) -> None:
+        generation = started.generation
+        assembly, device, arithmetic = generation.assembly, generation.device, pipeline.engines.arithmetic
+        self._calls, self._branches = len(started.settled.updates), generation.branches
+        self._gaps, self._strides = max(1, min(gaps, self._calls - 1)), tuple(strides)
+        self._timesteps = generation.run.timesteps
+        self._plan = assembly.plan
+        hidden = assembly.plan.hidden[0]
+        first, rest = (group.row(0) for group in assembly.plan.residuals)
+        residual, scratch = (device.empty(hidden.shape, hidden.dtype) for _ in range(2))
+        # the sum of both groups, which in itself is no hidden state, but adds up like one
+        self._sum = arithmetic["add"].bind({"hidden": first, "residual": rest, "hidden_out": residual})
+        shown: dict[str, Buffer] = {**assembly.shown, RESIDUAL: residual}
+        self._probes = {
+            site: [Probe(self._measure(site, place), buffer, arithmetic, device) for place in range(self._gaps)]
+            for site, buffer in shown.items()
+        }
+        self._ring = [probe.cached for probe in self._probes[RESIDUAL]]
+        self._reuse = [
+            arithmetic["add"].bind({"hidden": hidden, "residual": old, "hidden_out": scratch}) for old in self._ring
+        ]
+        self._final = assembly.plan.final_of(scratch)
+        self._velocity = device.empty(assembly.latents.current.shape, np.dtype(np.float32))
+        self._guide = _guide(pipeline, assembly.plan.tensors["prediction"], started, self._velocity, device)
+        self._true = [assembly.latents.velocities.row(slot) for slot in range(assembly.latents.velocities.shape[0])]
+        shape = (self._gaps, self._calls)
+        values = math.prod(self._velocity.shape)
+        self._places = np.sort(np.random.default_rng(0).choice(values, min(values, PLACES), replace=False))
+        self._error = np.full((*shape, len(self._places)), np.nan, np.float32)
+        self._sites = {
+            site: Site(
+                np.full(shape, np.nan),
+                np.full(shape, np.nan),
+                *(np.full((len(self._strides_of(site)), self._calls), np.nan) for _ in range(2)),
+            )
+            for site in shown
+        }
+
+    def look(self, call: int, update: Update) -> None:
+        """After a call's velocity is there, before the latents move on."""
+        self._sum()
+        here = (call - 1) % self._gaps
+        for gap in range(1, min(self._gaps, call - 1) + 1):
+            place = (call - 1 - gap) % self._gaps
+            for site, probes in self._probes.items():
+                self._note(site, gap, call, probes[place])
+            self._error[gap - 1, call - 1] = self._error_of(place, update)
+        for probes in self._probes.values():
+            probes[here].remember()
+
+    def record(self, default: tuple[str, ...]) -> Record:
+        return Record(self._timesteps, self._sites, self._strides, default, self._error)
+
+    def _measure(self, site: str, place: int) -> Measure:
+        return Measure(site, strides=self._strides_of(site) if place == 0 else ())
+
+    def _strides_of(self, site: str) -> tuple[int, ...]:
+        return self._strides if site not in (LATENTS, VELOCITY) else ()
+
+    def _note(self, site: str, gap: int, call: int, probe: Probe) -> None:
+        probe.enqueue()
+        seen, noted = probe.result(self._branches, per_prompt=False), self._sites[site]
+        noted.change[gap - 1, call - 1], noted.magnitude[gap - 1, call - 1] = seen.change[0], seen.magnitude[0]
+        for index in range(len(seen.frame_change)):
+            noted.frame_change[index, call - 1] = seen.frame_change[index][0]
+            noted.frame_magnitude[index, call - 1] = seen.frame_magnitude[index][0]
+
+    def _error_of(self, place: int, update: Update) -> NDArray[np.float64]:
+        """Of the latents' update with an old residual: its velocity's error, as far as the sampler follows it."""
+        self._plan.embed()  # once more: blocks write over it
+        self._reuse[place]()
+        self._final()
+        self._guide()
+        velocity, true = (buffer.read().astype(np.float64) for buffer in (self._velocity, self._true[update.slot]))
+        weights = update.weights[update.slot].astype(np.float64)[:, None, None, None, None]
+        off: NDArray[np.float64] = (weights * (velocity - true)).reshape(-1)[self._places]
+        return off
+
+
+def _guide(pipeline: Pipeline, prediction: Buffer, started: Started, velocity: Buffer, device: Device) -> Call:
+    scale = device.empty((1,), np.dtype(np.float32))
+    scale.write(np.array([started.settled.guidance], np.float32))
+    tensors: Mapping[str, Any] = {"prediction": prediction, "guidance": scale, "velocity": velocity}
+    return pipeline.engines.arithmetic["guide"].bind(tensors)

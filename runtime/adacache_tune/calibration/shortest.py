@@ -1,0 +1,75 @@
+"""Schedules as paths: every computed call is a node, an edge is what reusing one of them up to the next one costs.
+
+As in LeMiCa (NeurIPS 2025) the path is searched under a budget of computed calls; edges here are recorded errors of the
+latents, whose sum is to be small, and the best paths are refined on what they would really add up to.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adacache_tune.calibration.forecast import Forecaster
+
+Calls = tuple[int, ...]
+
+
+def paths(forecaster: Forecaster) -> dict[int, Calls]:
+    """For each number of computed calls the schedule of the least sum of errors, the mean over records."""
+    calls = forecaster.calls
+    cost = np.full((calls + 2, calls + 2), np.inf)
+    for start in range(1, calls + 1):
+        total = 0.0
+        cost[start, start + 1] = 0.0
+        for call in range(start + 1, calls + 1):
+            errors = [record.reuse_error(start, call) for record in forecaster.records]
+            total += float(np.mean([np.sqrt(np.mean(error**2)) for error in errors]))
+            cost[start, call + 1] = total
+    best = np.full((calls + 1, calls + 2), np.inf)  # by computed calls so far, and the call that comes next
+    came = np.zeros((calls + 1, calls + 2), int)
+    best[1, 1] = 0.0
+    found: dict[int, Calls] = {}
+    for count in range(1, calls + 1):
+        reached = best[count][:, None] + cost  # by the last computed call, and where its reuse ends
+        end = int(reached[:, calls + 1].argmin())
+        found[count] = (*_walk(came, count, end),)
+        if count < calls:
+            best[count + 1, : calls + 1] = reached[:, : calls + 1].min(axis=0)
+            came[count + 1, : calls + 1] = reached[:, : calls + 1].argmin(axis=0)
+    return found
+
+
+def refined(schedule: Calls, calls: int, score: Callable[[Calls], float], rounds: int = 4) -> Calls:
+    """Moves, drops and adds computed calls as long as that makes the score smaller."""
+    best, least = schedule, score(schedule)
+    for _ in range(rounds):
+        before = best
+        for moved in _moved(best, calls):
+            value = score(moved)
+            if value < least:
+                best, least = moved, value
+        if best == before:
+            break
+    return best
+
+
+def _walk(came: NDArray[np.int_], count: int, end: int) -> list[int]:
+    """The computed calls of the path that has ``count`` of them, the last one being ``end``."""
+    walked = [end]
+    while count > 1:
+        walked.append(int(came[count, walked[-1]]))
+        count -= 1
+    return walked[::-1]
+
+
+def _moved(schedule: Calls, calls: int) -> Iterator[Calls]:
+    """With one computed call elsewhere, less or more."""
+    for index in range(1, len(schedule)):  # the first call stays
+        for step in (-1, 1, -2, 2):
+            call = schedule[index] + step
+            if 1 < call <= calls and call not in schedule:
+                yield tuple(sorted({*schedule[:index], call, *schedule[index + 1 :]}))
+        yield (*schedule[:index], *schedule[index + 1 :])
+    for call in range(2, calls + 1):
+        if call not in schedule:
+            yield tuple(sorted({*schedule, call}))

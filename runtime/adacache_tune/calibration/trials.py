@@ -1,0 +1,110 @@
+"""Real runs of policies beside full compute, kept in a file so that they are made once."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from adacache_runtime.caching.policy import Policy
+from adacache_runtime.pipeline import Pipeline
+from adacache_runtime.request import Request, settle
+from adacache_tune.calibration.forecast import BEST_DB
+from adacache_tune.comparison.inputs import header
+from adacache_tune.comparison.measure import FULL, Row, compare
+from adacache_tune.comparison.statistics import Estimate, estimate
+from adacache_tune.comparison.store import Finished, append, latest, resume
+
+Advance = Callable[[], None]
+Progress = Callable[[int], AbstractContextManager[Advance]]  # of so many steps; 0 = there is nothing to do
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a policy did on some prompts.
+
+    Attributes:
+        quality_db: PSNR; where the bundle has no decoder, -20 log10 of the relative L2 error of the latents.
+        ssim: None where the bundle has no decoder.
+        speed_up: over full compute, measured in turn.
+        computed: calls.
+        calls: of a generation.
+        reuse_share: time of a reused call over that of a computed one; 0 where none was reused.
+        prompts: that were run.
+    """
+
+    quality_db: Estimate
+    ssim: float | None
+    speed_up: float
+    computed: float
+    calls: int
+    reuse_share: float
+    prompts: int
+
+
+def run_trials(
+    pipeline: Pipeline,
+    requests: Sequence[Request],
+    policies: Mapping[str, Policy[Any]],
+    folder: Path,
+    asked: Mapping[str, Any],
+    progress: Progress,
+) -> dict[str, Trial]:
+    """Runs every request under every policy, in turn, but for what the folder holds already.
+
+    Args:
+        pipeline: opened.
+        requests: of one prompt each.
+        policies: label -> policy.
+        folder: for the numbers.
+        asked: of each generation, as JSON: numbers of other settings are not taken.
+        progress: of the calls that are left to make.
+
+    Raises:
+        AdaCacheError: as :func:`adacache_tune.comparison.measure.compare`.
+    """
+    head = header(pipeline.bundle, pipeline.backend.name, policies, asked)
+    path = folder / f"runs-{hashlib.sha256(json.dumps(head).encode()).hexdigest()[:12]}.jsonl"
+    done = latest(resume(path, head))
+    todo = [request for request in requests if (request.prompts[0], request.seed) not in done]
+    calls = len(settle(pipeline.bundle, requests[0]).updates)
+    to_warm_up = 1 if todo else 0
+    with progress(calls * (to_warm_up + len(todo) * (1 + len(policies)))) as advance:
+        for compared in compare(pipeline, todo, policies, on_call=lambda _: advance()):
+            done[compared.prompt, compared.seed] = append(path, compared, None)
+    finished = [done[request.prompts[0], request.seed] for request in requests]
+    return {label: _trial(label, finished) for label in policies}
+
+
+def _trial(label: str, finished: Sequence[Finished]) -> Trial:
+    rows = [row for one in finished for row in one.rows if row.policy == label]
+    full = [row for one in finished for row in one.rows if row.policy == FULL]
+    quality = estimate([[_quality_db(row)] for row in rows])
+    assert quality is not None
+    similar = [row.ssim for row in rows if row.ssim is not None]
+    shares = [_reuse_share(row, whole) for row, whole in zip(rows, full, strict=True) if row.computed < row.calls]
+    return Trial(
+        quality,
+        fmean(similar) if similar else None,
+        fmean(row.time_ratio for row in rows),
+        fmean(row.computed for row in rows),
+        rows[0].calls,
+        max(0.0, median(shares)) if shares else 0.0,
+        len(rows),
+    )
+
+
+def _quality_db(row: Row) -> float:
+    if row.psnr_db is not None:
+        return row.psnr_db
+    return -20 * math.log10(row.latent_l2) if row.latent_l2 and not row.same else BEST_DB
+
+
+def _reuse_share(row: Row, full: Row) -> float:
+    """From wall = computed x c + reused x share x c, c being full compute's time a call."""
+    calls_worth = row.wall_ms / (full.wall_ms / full.calls)
+    return (calls_worth - row.computed) / (row.calls - row.computed)

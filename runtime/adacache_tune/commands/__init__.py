@@ -1,0 +1,1 @@
+"""The command lines of adacache-compare, adacache-calibrate and adacache-profile."""

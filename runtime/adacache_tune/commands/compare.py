@@ -1,0 +1,159 @@
+"""``adacache-compare``: what policies save and what they cost in quality, against full compute with the same noise."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+from rich.console import Console
+
+from adacache_engines.errors import InputError, require
+from adacache_runtime.caching.presets import PRESETS
+from adacache_runtime.commands.options import add_engine, add_video
+from adacache_runtime.commands.process import run
+from adacache_runtime.commands.progress import even_progress
+from adacache_runtime.media.files import writing
+from adacache_runtime.pipeline import Pipeline
+from adacache_runtime.request import Request
+from adacache_tune.comparison import store
+from adacache_tune.comparison.inputs import read_prompts, seed_range
+from adacache_tune.comparison.job import RUNS, VIDEOS, Job, settle_job
+from adacache_tune.comparison.measure import FULL, Compared, compare
+from adacache_tune.comparison.plot import kind_of, plot_frontier
+from adacache_tune.comparison.side_by_side import write_side_by_side
+from adacache_tune.comparison.summary import totals
+from adacache_tune.comparison.tables import table, to_csv, to_json
+
+OUTPUTS = ("comparison.json", "comparison.csv", "frontier.png")
+WIDTH = 140  # of the table, where no terminal says how wide it is
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
+    options = _parser().parse_args(arguments)
+    return run("adacache-compare", lambda _: _run(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "adacache-compare",
+        description="Compares policies with full compute: quality, calls, operations, and time measured in turn. A "
+        "comparison that was stopped goes on where it was when the command is given again.",
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that adacache-export made")
+    what = parser.add_argument_group("what to compare").add_argument
+    what("--prompts", required=True, type=Path, metavar="FILE", help="a prompt a line; # begins a remark")
+    what(
+        "--policies",
+        required=True,
+        nargs="+",
+        metavar="POLICY",
+        help=f"JSON files, or presets: {', '.join(name for name in PRESETS if name != FULL)}, and the bundle's own",
+    )
+    what("--seeds", nargs="+", type=seed_range, default=[[0]], metavar="S", help="of the noise: 0 or 0-3 (default: 0)")
+    what("--negative-prompt", metavar="TEXT", help="for a model that takes it (default: empty)")
+    add_video(parser)
+    measured = parser.add_argument_group("what to measure besides").add_argument
+    measured("--lpips", type=Path, metavar="FILE.onnx", help="LPIPS, by a model that tools/lpips_onnx.py made")
+    measured(
+        "--score",
+        metavar="MODULE:FUNCTION",
+        help="adherence: a function of final latents (channels, frames, height, width) and the prompt that gives a "
+        "mapping of names to booleans or numbers",
+    )
+    output = parser.add_argument_group("output").add_argument
+    output("-o", "--output", type=Path, metavar="DIR", help="folder (default: the bundle's name with -comparison)")
+    output("--videos", type=int, default=3, metavar="N", help="side by side, of the first N prompts (default: 3)")
+    output("--zoom", type=int, help="of them: side of the square that a pixel becomes (default: large enough to read)")
+    output("--force", action="store_true", help="begin anew where the folder holds another comparison")
+    add_engine(parser)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    for module in ("matplotlib", "PIL", "skimage"):
+        require(module, "compare")
+    prompts = read_prompts(options.prompts)
+    pipeline = Pipeline.open(
+        options.bundle,
+        options.backend,
+        options.provider,
+        options.threads,
+        text_device=options.text_device,
+        embedding_cache=options.embedding_cache,
+    )
+    with closing(pipeline.backend):
+        job = settle_job(options, pipeline, prompts)
+        for note in job.notes:
+            _say(note)
+        finished = _compare(options, pipeline, job)
+    _write(options, job, finished)
+
+
+def _compare(options: argparse.Namespace, pipeline: Pipeline, job: Job) -> list[store.Finished]:
+    """Measures what is not in the folder yet; returns all, in the order of the prompts and seeds."""
+    runs = job.folder / RUNS
+    _begin(job, runs, options.force)
+    done = store.latest(store.resume(runs, job.header))
+    todo = [request for request in job.requests if not _is_done(job, done.get(_key(request)), _key(request))]
+    if todo and len(todo) < len(job.requests):
+        _say(f"going on: {len(job.requests) - len(todo)} of {len(job.requests)} generations are in {runs}")
+    if todo:
+        calls = len(job.settled.updates) * (1 + len(todo) * (1 + len(job.policies)))
+        with even_progress("call", calls) as advance:
+            for one in compare(pipeline, todo, job.policies, job.yardsticks, on_call=lambda _: advance()):
+                video = job.videos.get((one.prompt, one.seed))
+                if video:
+                    _write_video(job, one, job.folder / video)
+                done[one.prompt, one.seed] = store.append(runs, one, video)
+    return [done[_key(request)] for request in job.requests]
+
+
+def _begin(job: Job, runs: Path, force: bool) -> None:
+    """Has the folder there, and with ``force`` without what another comparison left."""
+    try:
+        job.folder.mkdir(exist_ok=True)
+        if job.videos:
+            (job.folder / VIDEOS).mkdir(exist_ok=True)
+        if force:
+            for path in (runs, *(job.folder / name for name in OUTPUTS), *(job.folder / VIDEOS).glob("[0-9]*.mp4")):
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{job.folder} cannot be written: {error.strerror or error}; choose another -o") from error
+
+
+def _key(request: Request) -> tuple[str, int]:
+    return request.prompts[0], request.seed
+
+
+def _is_done(job: Job, finished: store.Finished | None, key: tuple[str, int]) -> bool:
+    """Measured, and its video there if one is wanted."""
+    if finished is None:
+        return False
+    wanted = job.videos.get(key)
+    return wanted is None or (finished.video == wanted and (job.folder / wanted).is_file())
+
+
+def _write_video(job: Job, one: Compared, path: Path) -> None:
+    write_side_by_side(path, one.frames, one.rows, job.zoom, float(job.settled.fps[0]))
+
+
+def _write(options: argparse.Namespace, job: Job, finished: Sequence[store.Finished]) -> None:
+    all_totals = totals(finished)
+    json_path, csv_path, plot_path = (job.folder / name for name in OUTPUTS)
+    for path, text in ((json_path, to_json(job.header, finished)), (csv_path, to_csv(finished))):
+        with writing(path) as file:
+            file.write(text.encode())
+    kinds = {label: kind_of(described) for label, described in job.header["policies"].items()}
+    title = f"{options.bundle.resolve().name}, {len(finished)} {'video' if len(finished) == 1 else 'videos'} a policy"
+    plot_frontier(plot_path, all_totals, kinds, title)
+    console = Console()
+    (console if console.is_terminal else Console(width=WIDTH)).print(table(all_totals))
+    videos = [job.folder / one.video for one in finished if one.video]
+    for path in (json_path, csv_path, plot_path, *videos):
+        print(path)
+
+
+def _say(text: str) -> None:
+    print(f"adacache-compare: {text}", file=sys.stderr)

@@ -1,0 +1,228 @@
+"""``adacache-profile``: what the engines of a bundle and a whole generation cost, and whether two back ends agree."""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from adacache_engines.bundle.files import Bundle, open_bundle
+from adacache_engines.errors import EngineError, InputError
+from adacache_engines.onnxruntime.engine import PROVIDERS
+from adacache_engines.tensorrt.library import LIBRARIES
+from adacache_runtime.caching.policy import GRANULARITIES
+from adacache_runtime.caching.presets import POLICY_HELP, policy_from
+from adacache_runtime.commands.options import add_size, video_size
+from adacache_runtime.commands.process import run
+from adacache_runtime.commands.progress import call_progress
+from adacache_runtime.media.files import check_folder, writing
+from adacache_runtime.request import Request, settle
+from adacache_tune.profiling import comparison
+from adacache_tune.profiling.backends import BACKENDS, check_names, open_target
+from adacache_tune.profiling.engine_latency import EngineLatency, measure_engine
+from adacache_tune.profiling.machine import machine, versions
+from adacache_tune.profiling.memory import memory_nbytes
+from adacache_tune.profiling.page import page
+from adacache_tune.profiling.profile import Profile, to_json
+from adacache_tune.profiling.progress import engine_progress
+from adacache_tune.profiling.subjects import Subject, captions, sizes_of, subjects, text_length
+from adacache_tune.profiling.tables import comparison_table, profile_tables
+from adacache_tune.profiling.targets import Target
+from adacache_tune.profiling.timeline import Timeline, measure_generation
+
+Check = Callable[[], None]
+WIDTH = 140  # of the tables, where no terminal says how wide it is
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 0, 1 for an error or a difference, 2 for wrong usage, 130 or 143 when
+    stopped.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    command = shlex.join(["adacache-profile", *given])
+    return run("adacache-profile", lambda check: _run(options, command, check))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "adacache-profile",
+        description="Measures a bundle's engines one by one and a whole generation, or compares two back ends.",
+    )
+    parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that adacache-export made")
+    engine = parser.add_argument_group("engine").add_argument
+    engine("--backend", choices=BACKENDS, default="onnxruntime", help="-plain: the graphs as exported (onnxruntime)")
+    engine("--provider", choices=tuple(PROVIDERS), default="cpu", help="of ONNX Runtime (default: cpu)")
+    engine("--threads", type=int, default=0, help="of ONNX Runtime (default: one a core)")
+    group = parser.add_argument_group("generation")
+    add_size(group)
+    video = group.add_argument
+    video("--steps", type=int, help="(default: the bundle's)")
+    video("--policy", default="never", metavar="POLICY", help=POLICY_HELP)
+    video("--granularity", choices=GRANULARITIES, help="of cached residuals (default: the policy's)")
+    video("--prompt", metavar="TEXT", help="for a bundle with a text encoder, which is profiled then, too")
+    video("--text-length", type=int, metavar="L", help="tokens of random embeddings (default: the model's most)")
+    measuring = parser.add_argument_group("measuring").add_argument
+    measuring("--iterations", type=int, default=20, metavar="N", help="of each engine that are counted (default: 20)")
+    measuring("--warm-up", type=int, default=3, metavar="N", help="that are not, after the first call (default: 3)")
+    measuring("--only", nargs="+", default=[], metavar="STAGE", help="these engines alone, and no generation")
+    measuring("--layers", action="store_true", help="the time of each layer, too")
+    measuring("--compare", metavar="A,B", help=f"instead: whether two back ends agree, of {', '.join(BACKENDS)}")
+    output = parser.add_argument_group("output").add_argument
+    output("--json", metavar="FILE", type=Path, help="all numbers")
+    output("--html", metavar="FILE", type=Path, help="one page with plots, which opens without a network")
+    return parser
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is to be profiled, checked."""
+
+    bundle: Bundle
+    request: Request
+    sizes: Mapping[str, int]
+    subjects: Sequence[Subject]
+    text: str
+
+
+def _run(options: argparse.Namespace, command: str, check: Check) -> None:
+    for path in (options.json, options.html):
+        if path:
+            check_folder(path)
+    for name, value, least in (("--iterations", options.iterations, 1), ("--warm-up", options.warm_up, 0)):
+        if value < least:
+            raise InputError(f"{name} {value} is not possible; choose at least {least}")
+    if options.compare:
+        _compare(options, command, check)
+        return
+    check_names([options.backend])
+    if options.backend in LIBRARIES and (options.provider != "cpu" or options.threads):
+        raise InputError(f"--provider and --threads are of ONNX Runtime; {options.backend} runs on the GPU")
+    work = _work(options)
+    target = open_target(work.bundle, options.backend, options.provider, options.threads, work.sizes)
+    engines = _measure(options, work, target, check)
+    generation, skipped = _generation(options, work, target)
+    profile = Profile(
+        command=command,
+        bundle=work.bundle,
+        backend=target.name,
+        machine=machine(target.on_gpu),
+        versions=versions(),
+        request=_described(options, work),
+        sizes=work.sizes,
+        engines=engines,
+        generation=generation,
+        generation_skipped=skipped,
+        memory=memory_nbytes(
+            work.bundle.manifest, work.sizes, target.plan_nbytes(), generation.memory if generation else None
+        ),
+    )
+    _console().print(profile_tables(profile))
+    if options.json:
+        _write(options.json, to_json(profile))
+    if options.html:
+        _write(options.html, page(profile))
+
+
+def _work(options: argparse.Namespace) -> _Work:
+    """
+    Raises:
+        AdaCacheError: the bundle, or what is asked of it, is not possible.
+    """
+    if options.prompt is not None and options.text_length is not None:
+        raise InputError("--prompt has a length of its own: leave out --text-length")
+    bundle = open_bundle(options.bundle)
+    manifest = bundle.manifest
+    if options.prompt is not None:
+        length = text_length(bundle, options.prompt)
+        text, given = f"{length} tokens of a prompt", None
+    else:
+        length = manifest.text.max_length if options.text_length is None else options.text_length
+        text, given = f"{length} random embeddings", captions(manifest, length)
+    request = Request(
+        **video_size(options, manifest),
+        prompts=() if given else (options.prompt,),
+        captions=given,
+        steps=options.steps,
+        policy=policy_from(options.policy, manifest.policies),
+        granularity=options.granularity,
+    )
+    sizes = sizes_of(bundle, request, length)
+    return _Work(bundle, request, sizes, subjects(manifest, options.only, given is None), text)
+
+
+def _measure(options: argparse.Namespace, work: _Work, target: Target, check: Check) -> list[EngineLatency]:
+    engines = []
+    with engine_progress(len(work.subjects)) as progress:
+        for subject in work.subjects:
+            progress(subject.name)
+            manifest, counts = work.bundle.manifest, (options.iterations, options.warm_up)
+            engines.append(measure_engine(target, manifest, subject, work.sizes, *counts, options.layers))
+            check()
+    return engines
+
+
+def _generation(options: argparse.Namespace, work: _Work, target: Target) -> tuple[Timeline | None, str | None]:
+    """The generation, or why there is none."""
+    if options.only:
+        return None, "--only measures single engines"
+    with call_progress(len(settle(work.bundle, work.request).updates)) as progress:
+        return measure_generation(work.bundle, target.backend(), work.request, progress), None
+
+
+def _described(options: argparse.Namespace, work: _Work) -> dict[str, str | int | float]:
+    settled = settle(work.bundle, work.request)
+    return {
+        "height": settled.height,
+        "width": settled.width,
+        "frames": settled.frames,
+        "steps": settled.steps,
+        "guidance": settled.guidance,
+        "policy": Path(options.policy).stem,
+        "granularity": settled.granularity,
+        "text": work.text,
+    }
+
+
+def _compare(options: argparse.Namespace, command: str, check: Check) -> None:
+    """
+    Raises:
+        EngineError: an engine differs by more than its tolerance.
+    """
+    choices = options.compare.split(",")
+    if len(choices) != 2 or len(set(choices)) != 2:
+        raise InputError(f"--compare {options.compare} is not two back ends, such as onnxruntime-plain,onnxruntime")
+    if options.html or options.layers:
+        raise InputError("--html and --layers are of a profile; a comparison can be written with --json")
+    check_names(choices)
+    work = _work(options)
+    targets = {
+        choice: open_target(work.bundle, choice, options.provider, options.threads, work.sizes) for choice in choices
+    }
+    found: list[comparison.Difference] = []
+    with engine_progress(len(work.subjects)) as progress:
+        for subject in work.subjects:
+            progress(subject.name)
+            found += comparison.compare_engine(targets, work.bundle.manifest, subject, work.sizes)
+            check()
+    names = {choice: target.name for choice, target in targets.items()}
+    _console().print(comparison_table(" against ".join(names.values()), found))
+    if options.json:
+        _write(options.json, comparison.to_json(command, names, found))
+    over = list(dict.fromkeys(difference.name for difference in found if not difference.passed))
+    if over:
+        raise EngineError(f"{choices[0]} differs from {choices[1]} by more than rounding in {', '.join(over)}")
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=WIDTH)
+
+
+def _write(path: Path, text: str) -> None:
+    with writing(path) as file:
+        file.write(text.encode())
+    print(path)

@@ -1,0 +1,138 @@
+"""What is finished, a line a prompt and seed, so that a comparison that was stopped goes on where it was.
+
+The first line of the file says what was compared and how; the others are as :class:`Finished`.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from adacache_engines.errors import InputError
+from adacache_runtime.media.files import writing
+from adacache_tune.comparison.measure import Compared, Row
+
+Header = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The numbers of one prompt and seed; ``video`` is relative to the file's folder, None without one."""
+
+    prompt: str
+    seed: int
+    rows: tuple[Row, ...]
+    video: str | None = None
+
+
+_LINE = TypeAdapter(Finished)
+
+
+def resume(path: Path, header: Header) -> list[Finished]:
+    """What the file holds; a file that is not there is begun.
+
+    A last line that was not written to its end is dropped, from the file, too.
+
+    Args:
+        path: in a folder that is there.
+        header: what is to be compared, and how, as JSON.
+
+    Raises:
+        InputError: the file is of another comparison (says what differs), is none, or cannot be read or written.
+    """
+    if not path.exists():
+        _begin(path, header)
+        return []
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    whole, newline, torn = content.rpartition(b"\n")
+    if not newline:  # stopped before there was anything
+        _begin(path, header)
+        return []
+    first, *lines = whole.split(b"\n")
+    _check(path, _parsed(path, 1, first), json.loads(json.dumps(header)))
+    finished = [_finished(path, number, line) for number, line in enumerate(lines, 2)]
+    if torn:
+        with writing(path) as file:
+            file.write(whole + newline)
+    return finished
+
+
+def append(path: Path, compared: Compared, video: str | None) -> Finished:
+    """Adds a line, at once.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    finished = Finished(compared.prompt, compared.seed, compared.rows, video)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(finished), ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+    return finished
+
+
+def latest(finished: Sequence[Finished]) -> dict[tuple[str, int], Finished]:
+    """By prompt and seed; of what was measured again, the last counts."""
+    return {(one.prompt, one.seed): one for one in finished}
+
+
+def _begin(path: Path, header: Header) -> None:
+    with writing(path) as file:
+        file.write(json.dumps(header, ensure_ascii=False).encode() + b"\n")
+
+
+def _check(path: Path, there: object, wanted: Header) -> None:
+    if not isinstance(there, dict):
+        raise InputError(f"{path} is no comparison; give another -o")
+    before, now = _flat(there), _flat(wanted)
+    differences = [
+        f"{key} was {_short(before.get(key))}, now {_short(now.get(key))}"
+        for key in dict.fromkeys([*before, *now])
+        if before.get(key) != now.get(key)
+    ]
+    if differences:
+        raise InputError(
+            f"{path} holds another comparison ({'; '.join(differences)}); give --force to begin anew, or another -o"
+        )
+
+
+def _finished(path: Path, number: int, line: bytes) -> Finished:
+    try:
+        return _LINE.validate_json(line)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise InputError(
+            f"{path}, line {number} is none of a comparison ({'.'.join(map(str, problem['loc']))}: {problem['msg']}); "
+            "give --force to begin anew, or another -o"
+        ) from error
+
+
+def _parsed(path: Path, number: int, line: bytes) -> object:
+    try:
+        parsed: object = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"{path}, line {number} is not JSON: {error}; give --force or another -o") from error
+    return parsed
+
+
+def _flat(content: Header) -> dict[str, object]:
+    """With the entries of inner objects under names such as ``policies.fast``."""
+    flat: dict[str, object] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}.{name}": inner for name, inner in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def _short(value: object) -> str:
+    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else f"{text[:77]}..."

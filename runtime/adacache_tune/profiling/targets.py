@@ -1,0 +1,64 @@
+"""Where engines are profiled: what a back end gives, as Polygraphy's runners."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from adacache_engines.contract.engine import Backend
+from adacache_engines.errors import AdaCacheError, EngineError, require
+from adacache_tune.profiling.subjects import Subject
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a compiled graph: its name there, what it computes if that is told, and its median time."""
+
+    name: str
+    op: str
+    median_ms: float
+
+
+class Target(Protocol):
+    """A back end whose engines can be profiled one by one."""
+
+    @property
+    def name(self) -> str:
+        """For reports: ``onnxruntime CPUExecutionProvider``."""
+        ...
+
+    @property
+    def on_gpu(self) -> bool: ...
+
+    def runner(self, subject: Subject, sizes: Mapping[str, int]) -> Any:
+        """A Polygraphy runner that loads the engine when it is activated."""
+        ...
+
+    def layers(self, subject: Subject, sizes: Mapping[str, int], iterations: int) -> Sequence[Layer]:
+        """Times of an engine's layers, in a run of their own: looking at them slows it down."""
+        ...
+
+    def plan_nbytes(self) -> int | None:
+        """Size of the compiled plans; None = the graphs are compiled when they are loaded."""
+        ...
+
+    def backend(self) -> Backend:
+        """What runs a whole generation."""
+        ...
+
+
+@contextlib.contextmanager
+def polygraphy_errors(doing: str) -> Iterator[None]:
+    """Polygraphy says nothing, and its errors come out as the project's own.
+
+    Raises:
+        EngineError: something failed that is not the project's own error.
+    """
+    logger = require("polygraphy.logger", "profile").G_LOGGER
+    try:
+        with logger.verbosity(logger.CRITICAL + 1):  # what is critical is raised as well
+            yield
+    except AdaCacheError:
+        raise
+    except Exception as error:
+        raise EngineError(f"{doing} failed: {' '.join(str(error).split())}") from error

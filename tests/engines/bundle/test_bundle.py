@@ -1,0 +1,447 @@
+"""Bundles: what was changed is refused before anything is loaded; what fails leaves nothing."""
+
+import errno
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adacache_engines.bundle.files import MANIFEST, Bundle, dump_manifest, open_bundle, read_manifest
+from adacache_engines.bundle.manifest import SCHEMA_VERSION, Manifest
+from adacache_engines.errors import BundleError, ExportError, InputError
+from adacache_export import bundle_writer, convert, graphs
+from adacache_export.convert import Options
+from adacache_runtime import pipeline as pipeline_module
+from adacache_runtime.pipeline import Pipeline
+from tests.helpers import fake_model
+from tests.helpers.bundles import Stubs, rewrite
+from tests.helpers.reference import DATA
+
+FILES = (MANIFEST, fake_model.WEIGHTS, "onnx/embed.onnx", "onnx/combine.onnx")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "whole"
+    fake_model.write_bundle(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "copy"))
+
+
+@pytest.fixture(autouse=True)
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file of a bundle may reach a back end in these tests."""
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("a back end was asked for")
+
+    monkeypatch.setattr(pipeline_module, "open_backend", fail)
+
+
+def refusal(folder: Path) -> str:
+    with pytest.raises(BundleError) as caught:
+        Pipeline.open(folder)
+    assert str(folder) in str(caught.value)
+    return str(caught.value)
+
+
+def test_an_unchanged_bundle_opens(folder: Path) -> None:
+    opened = open_bundle(folder)
+    assert isinstance(opened, Bundle)
+    assert opened.manifest.files.keys() == {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST
+    }
+    assert opened.path("onnx/embed.onnx").read_text() == "the graph of embed"
+    with pytest.raises(AssertionError, match="a back end was asked for"):  # so the refusals below come before it
+        Pipeline.open(folder)
+
+
+def test_all_bytes_are_hashed(folder: Path) -> None:
+    seen: list[int] = []
+    opened = open_bundle(folder, seen.append)
+    assert sum(seen) == sum(entry.nbytes for entry in opened.manifest.files.values())
+
+
+def test_a_manifest_comes_back_as_it_went(folder: Path, copy: Path) -> None:
+    manifest = read_manifest(folder)
+    assert manifest == open_bundle(folder).manifest
+    (copy / MANIFEST).write_text(dump_manifest(manifest), encoding="utf-8")
+    assert (copy / MANIFEST).read_bytes() == (folder / MANIFEST).read_bytes()
+    assert read_manifest(copy) == manifest
+
+
+@settings(max_examples=300, deadline=None)
+@given(position=st.integers(0), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_the_manifest_is_refused(folder: Path, position: int, bit: int) -> None:
+    with flipped(folder / MANIFEST, position, bit):
+        refusal(folder)
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(FILES[1:]), position=st.integers(0), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_a_file_is_refused(folder: Path, name: str, position: int, bit: int) -> None:
+    with flipped(folder / name, position, bit):
+        assert f"{name} was changed" in refusal(folder)
+
+
+class flipped:  # noqa: N801 - reads as a verb
+    """Flips a bit of a file for a while."""
+
+    def __init__(self, path: Path, position: int, bit: int) -> None:
+        self.path, self.before = path, path.read_bytes()
+        self.position, self.bit = position % len(self.before), bit
+
+    def __enter__(self) -> None:
+        changed = bytearray(self.before)
+        changed[self.position] ^= 1 << self.bit
+        self.path.write_bytes(changed)
+
+    def __exit__(self, *_error: object) -> None:
+        self.path.write_bytes(self.before)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [("\n", " "), ("\n ", "\n\t"), ('"files"', '"\\u0066iles"'), ("\n}", "}"), ("}\n", "}")]
+)
+def test_a_manifest_in_another_spelling_is_refused(copy: Path, before: str, after: str) -> None:
+    """What it says is the same, and its bytes are not."""
+    text = (copy / MANIFEST).read_text(encoding="utf-8")
+    changed = text.replace(before, after, 1)
+    assert changed != text
+    assert json.loads(changed) == json.loads(text)
+    (copy / MANIFEST).write_text(changed, encoding="utf-8")
+    assert "was changed after export" in refusal(copy)
+
+
+def test_every_file_counts(folder: Path, copy: Path) -> None:
+    for name in open_bundle(folder).manifest.files:
+        whole = (copy / name).read_bytes()
+        with flipped(copy / name, len(whole) - 1, 7):
+            assert f"{name} was changed after export" in refusal(copy)
+        (copy / name).write_bytes(whole[:-1])
+        assert f"{name} has {len(whole) - 1} bytes instead of {len(whole)}" in refusal(copy)
+        (copy / name).write_bytes(whole + b" ")
+        assert f"{name} has {len(whole) + 1} bytes" in refusal(copy)
+        (copy / name).unlink()
+        assert f"{name} is missing" in refusal(copy)
+        (copy / name).mkdir()
+        assert f"{name} is missing" in refusal(copy)
+        (copy / name).rmdir()
+        (copy / name).write_bytes(whole)
+    open_bundle(copy)
+
+
+def test_all_problems_are_told_at_once(copy: Path) -> None:
+    (copy / "onnx/embed.onnx").unlink()
+    (copy / "onnx/final.onnx").write_bytes(b"")
+    message = refusal(copy)
+    assert "onnx/embed.onnx is missing" in message
+    assert "onnx/final.onnx has 0 bytes" in message
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"1", b"\xff", b"{}", b"[" * 100000])
+def test_a_manifest_that_is_none(copy: Path, content: bytes) -> None:
+    (copy / MANIFEST).write_bytes(content)
+    refusal(copy)
+
+
+def test_text_that_no_file_can_hold(copy: Path) -> None:
+    (copy / MANIFEST).write_text(json.dumps({"schema_version": 1, "x": "\ud800"}))
+    refusal(copy)
+
+
+def test_a_folder_that_is_no_bundle(tmp_path: Path) -> None:
+    assert "make one with adacache-export" in refusal(tmp_path)
+    assert "make one with adacache-export" in refusal(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None, 1.5, [1]])
+def test_another_schema_version(copy: Path, version: object) -> None:
+    rewrite(copy, lambda content: content.update(schema_version=version))
+    message = refusal(copy)
+    assert f"schema version {version!r}, this program reads {SCHEMA_VERSION}" in message
+
+
+def test_another_schema_version_is_named_whatever_else_it_has(copy: Path) -> None:
+    (copy / MANIFEST).write_text(json.dumps({"schema_version": 9, "new": {}}))
+    assert "schema version 9" in refusal(copy)
+
+
+def test_a_manifest_of_other_fields(copy: Path) -> None:
+    rewrite(copy, lambda content: (content.update(colour="red"), content.pop("weights")))
+    message = refusal(copy)
+    assert "colour" in message
+    assert "weights" in message
+
+
+@pytest.mark.parametrize("name", ["../whole/manifest.json", "/etc/hostname", "onnx/../../outside", ".."])
+def test_files_outside_the_bundle_are_not_looked_at(copy: Path, name: str) -> None:
+    rewrite(copy, lambda content: content["files"].update({name: {"sha256": "0" * 64, "nbytes": 1}}))
+    assert f"{name} lies outside the bundle" in refusal(copy)
+
+
+def test_a_graph_outside_the_bundle(copy: Path) -> None:
+    rewrite(copy, lambda content: content["stages"][0]["graph"].update(path="../text.onnx"))
+    assert "../text.onnx is used but has no hash" in refusal(copy)
+
+
+@pytest.mark.parametrize("name", [fake_model.WEIGHTS, "onnx/embed.onnx", "onnx/guide.onnx"])
+def test_a_file_without_a_hash(copy: Path, name: str) -> None:
+    rewrite(copy, lambda content: content["files"].pop(name))
+    assert f"{name} is used but has no hash" in refusal(copy)
+
+
+# exporting, with the slow parts left out
+
+
+@pytest.fixture(autouse=True)
+def stubs(monkeypatch: pytest.MonkeyPatch) -> Stubs:
+    stubs = Stubs()
+    stubs.install(monkeypatch)
+    return stubs
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Iterator[Path]:
+    """A folder for exports; nothing half done may be in it when a test ends."""
+    room = tmp_path / "room"
+    room.mkdir()
+    yield room
+    assert [path.name for path in room.iterdir() if path.name.startswith(".")] == []
+
+
+def export(checkpoint: Path, output: Path, **options: Any) -> Manifest:
+    return convert.convert(checkpoint, output, Options(**options))
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_export_is_a_bundle(checkpoint: Path, room: Path) -> None:
+    manifest = export(checkpoint, room / "new")
+    assert dump_manifest(open_bundle(room / "new").manifest) == dump_manifest(manifest)
+    assert manifest.family == "open-sora-1.2"
+    assert set(manifest.probes()) == {"temporal.1.attn"}
+    assert (room / "new").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("folder", ["latte", "open-sora-plan"])
+def test_an_export_with_a_text_encoder_and_a_vae(folder: str, vae_folder: Path, t5_folder: Path, room: Path) -> None:
+    """The other parts stay float32 where the model does not."""
+    from safetensors.torch import load_file
+
+    options = {"precision": "fp16", "text_encoder": t5_folder, "vae": vae_folder}
+    if folder == "open-sora-plan":
+        del options["vae"]  # has another one
+    export(DATA / folder, room / "new", **options)
+    manifest = open_bundle(room / "new").manifest
+    weights = {"model": manifest.weights, **manifest.part_weights}
+    assert set(weights) == {"model", *options} - {"precision"}
+    for part, name in weights.items():
+        dtypes = {value.dtype for value in load_file(room / "new" / name).values()}
+        assert dtypes == {torch.float16 if part == "model" else torch.float32}
+
+
+FAULTS: dict[str, tuple[Any, str]] = {
+    "tracing": (graphs, "trace"),
+    "a graph": (graphs, "write_graph"),
+    "verifying": (graphs, "compare"),
+    "the weights": (convert, "write_weights"),
+    "hashing": (convert, "file_entries"),
+    "the manifest": (convert, "dump_manifest"),
+    "publishing": (bundle_writer, "_publish"),
+}
+KINDS = {
+    "interrupt": (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+    "full disk": (OSError(errno.ENOSPC, "No space left on device"), ExportError, "disk is full"),
+    "quota": (OSError(errno.EDQUOT, "Disk quota exceeded"), ExportError, "disk is full"),
+    "bug": (RuntimeError("a bug"), RuntimeError, "a bug"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("place", FAULTS)
+def test_an_export_that_breaks_leaves_nothing(
+    checkpoint: Path, room: Path, monkeypatch: pytest.MonkeyPatch, place: str, kind: str
+) -> None:
+    raised, expected, message = KINDS[kind]
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(*FAULTS[place], fail)
+    with pytest.raises(expected, match=message):
+        export(checkpoint, room / "new")
+    assert list(room.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", FAULTS)
+def test_an_export_that_breaks_leaves_the_old_bundle(
+    checkpoint: Path, room: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    export(checkpoint, room / "old")
+    before = snapshot(room / "old")
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*FAULTS[place], fail)
+        with pytest.raises(KeyboardInterrupt):
+            export(checkpoint, room / "old", force=True)
+    assert snapshot(room / "old") == before
+    assert [path.name for path in room.iterdir()] == ["old"]
+
+
+def test_an_interruption_between_old_and_new_leaves_the_old(
+    checkpoint: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Replacing takes two renames; the second fails."""
+    export(checkpoint, room / "old")
+    before, rename = snapshot(room / "old"), Path.rename
+
+    def fail(self: Path, target: Path) -> Path:
+        if self.name.endswith(".partial"):
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", fail)
+        with pytest.raises(KeyboardInterrupt):
+            export(checkpoint, room / "old", force=True)
+    assert snapshot(room / "old") == before
+
+
+@pytest.mark.parametrize("error", [2.1e-5, 1.0, float("inf"), float("nan")])
+def test_an_engine_that_disagrees_fails_the_export(stubs: Stubs, checkpoint: Path, room: Path, error: float) -> None:
+    stubs.error = error
+    with pytest.raises(ExportError, match=r"disagree with their torch stages:\n  text: .*\n  embed: ") as caught:
+        export(checkpoint, room / "new")
+    assert "combine" in str(caught.value)
+    assert list(room.iterdir()) == []
+
+
+def test_a_weight_that_float16_cannot_hold(checkpoint: Path, tmp_path: Path, room: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    large = tmp_path / "large"
+    shutil.copytree(checkpoint, large)
+    tensors = load_file(large / "model.safetensors")
+    tensors["final_layer.linear.bias"][0] = 7e4
+    save_file(tensors, large / "model.safetensors")
+    with pytest.raises(ExportError, match=r"final_layer\.linear\.bias .*fp16.*bf16"):
+        export(large, room / "new", precision="fp16")
+    assert list(room.iterdir()) == []
+    export(large, room / "new", precision="bf16")
+
+
+def test_a_disk_that_is_too_small(checkpoint: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = shutil.disk_usage(room)._replace(free=1000)
+    monkeypatch.setattr(bundle_writer.shutil, "disk_usage", lambda _: tiny)
+    with pytest.raises(ExportError, match=r"needs about .* GB free; make room"):
+        export(checkpoint, room / "new")
+    assert list(room.iterdir()) == []
+
+
+def test_an_existing_bundle_is_replaced_only_by_force(checkpoint: Path, room: Path) -> None:
+    export(checkpoint, room / "old")
+    before = snapshot(room / "old")
+    (room / "old" / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"exists already.*-o.*--force"):
+        export(checkpoint, room / "old", precision="bf16")
+    assert snapshot(room / "old") == {**before, "mine.txt": b"mine"}
+    export(checkpoint, room / "old", precision="bf16", force=True)
+    assert open_bundle(room / "old").manifest.precision == "bf16"
+    assert not (room / "old" / "mine.txt").exists()
+    assert [path.name for path in room.iterdir()] == ["old"]
+
+
+def occupied(room: Path, kind: str) -> Path:
+    path = room / "taken"
+    if kind == "file":
+        path.write_text("mine")
+    elif kind == "link":
+        path.symlink_to(room / "nowhere")
+    else:
+        path.mkdir()
+        (path / "mine.txt").write_text("mine")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+@pytest.mark.parametrize("force", [False, True])
+def test_what_is_no_bundle_is_never_replaced(checkpoint: Path, room: Path, kind: str, force: bool) -> None:
+    path = occupied(room, kind)
+    with pytest.raises(InputError, match="taken exists"):
+        export(checkpoint, path, force=force)
+    if kind == "link":
+        assert path.readlink() == room / "nowhere"
+    else:
+        assert (path if kind == "file" else path / "mine.txt").read_text() == "mine"
+
+
+def test_a_place_that_is_not_there(checkpoint: Path, room: Path) -> None:
+    with pytest.raises(InputError, match="is not a folder; create it"):
+        export(checkpoint, room / "absent" / "new")
+
+
+def test_what_came_in_the_meantime_is_not_replaced(
+    checkpoint: Path, room: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another export took the place while this one was under way."""
+    compare = graphs.compare
+
+    def meanwhile(*arguments: Any) -> Any:
+        (room / "new").mkdir(exist_ok=True)
+        (room / "new" / "mine.txt").write_text("mine")
+        return compare(*arguments)
+
+    monkeypatch.setattr(graphs, "compare", meanwhile)
+    with pytest.raises(InputError, match="exists already"):
+        export(checkpoint, room / "new")
+    assert (room / "new" / "mine.txt").read_text() == "mine"
+
+
+def test_an_unknown_probe(checkpoint: Path, room: Path) -> None:
+    with pytest.raises(InputError, match=r"temporal\.9\.attn.*temporal\.N\.cross\+mlp"):
+        export(checkpoint, room / "new", probes=("temporal.1.attn", "temporal.9.attn"))
+    assert list(room.iterdir()) == []
+
+
+def test_a_relative_destination(checkpoint: Path, room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(room)
+    export(checkpoint, Path("new"))
+    export(checkpoint, Path("new"), force=True)
+    open_bundle("new")
+    assert [path.name for path in room.iterdir()] == ["new"]
+
+
+# the exported reference model, byte by byte
+
+
+def test_the_exported_model_is_guarded(bundle_folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle_folder, tmp_path / "copy"))
+    for name, entry in open_bundle(copy).manifest.files.items():
+        with flipped(copy / name, entry.nbytes // 2, 3):
+            assert name in refusal(copy)
+
+
+def test_every_engine_was_verified(bundle_folder: Path) -> None:
+    manifest = open_bundle(bundle_folder).manifest
+    graphs = [*(stage.graph for stage in manifest.stages), *manifest.arithmetic.values()]
+    assert len(graphs) == 9 + 8
+    for graph in graphs:
+        assert graph.check is not None
+        assert graph.check.error <= graph.check.tolerance == 2e-5
+        assert graph.check.engine == "onnxruntime CPUExecutionProvider"

@@ -1,0 +1,155 @@
+"""One build for all blocks of a kind; TensorRT is faked: a plan is the list of its weights, by name and content."""
+
+import ctypes
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+
+from adacache_engines.bundle.files import read_manifest
+from adacache_engines.bundle.manifest import Manifest
+from adacache_engines.bundle.shape_profiles import fixed_profile, shape_profile
+from adacache_engines.errors import EngineError
+from adacache_engines.tensorrt import build_tasks as plan_jobs
+from adacache_engines.tensorrt.build import BuildOptions
+from adacache_engines.tensorrt.build_tasks import Job, run_jobs
+from adacache_engines.tensorrt.library import TensorRT
+from adacache_engines.tensorrt.refit import kind_of, refit
+
+BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2}
+BLOCKS = ("spatial.00", "spatial.01", "spatial.02", "temporal.00", "temporal.01", "temporal.02")
+
+
+def weights_of(path: Path) -> dict[str, str]:
+    """Digest of each weight that a graph takes from the file, read by onnx itself."""
+    model = onnx.load(str(path), load_external_data=False)
+    outside = {weight.name for weight in model.graph.initializer if weight.external_data}
+    whole = onnx.load(str(path)).graph.initializer
+    return {weight.name: hashlib.sha256(weight.raw_data).hexdigest() for weight in whole if weight.name in outside}
+
+
+class Engine:
+    def __init__(self, weights: dict[str, str]) -> None:
+        self.weights = weights
+
+    def serialize(self) -> bytes:
+        return json.dumps(self.weights).encode()
+
+
+class Api:
+    """The part of TensorRT that refits."""
+
+    DataType = SimpleNamespace(FLOAT="FLOAT", HALF="HALF", BF16="BF16")
+
+    def __init__(self, fixed: tuple[str, ...] = (), opens: bool = True, takes: bool = True) -> None:
+        self.fixed, self.opens, self.takes = fixed, opens, takes
+
+    def Runtime(self, _logger: object) -> Any:
+        def deserialize(plan: bytes) -> Engine | None:
+            return Engine(json.loads(plan)) if self.opens else None
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize)
+
+    def Weights(self, kind: str, address: int, count: int) -> bytes:
+        return ctypes.string_at(address, count * BYTES[kind])
+
+    def Refitter(self, engine: Engine, _logger: object) -> Any:
+        given: dict[str, str] = {}
+
+        def put(name: str, values: bytes) -> bool:
+            given[name] = hashlib.sha256(values).hexdigest()
+            return self.takes
+
+        def commit() -> bool:
+            engine.weights.update(given)
+            return True
+
+        return SimpleNamespace(
+            get_all_weights=lambda: [name for name in engine.weights if name not in self.fixed],
+            set_named_weights=put,
+            get_missing_weights=lambda: [name for name in engine.weights if name not in given],
+            refit_cuda_engine=commit,
+        )
+
+
+def library(**options: Any) -> TensorRT:
+    return TensorRT("tensorrt", Api(**options), "11.0", None, [])
+
+
+@pytest.fixture(params=["fp32", *(pytest.param(precision, marks=pytest.mark.slow) for precision in ("fp16", "bf16"))])
+def folder(request: pytest.FixtureRequest, exported: Callable[..., Path]) -> Path:
+    return exported(request.param)
+
+
+def jobs(folder: Path, place: Path) -> list[Job]:
+    manifest: Manifest = read_manifest(folder)
+    profiles = (shape_profile(manifest, fixed_profile(manifest)),)
+    options = BuildOptions(refit=True)
+    return [
+        Job(graph, folder / graph.path, place / f"{graph.name}.plan", profiles, options, False, "digest")
+        for graph in manifest.graphs()
+    ]
+
+
+@pytest.mark.slow
+def test_kinds_are_those_of_the_traces(bundle_folder: Path, exported: Callable[..., Path]) -> None:
+    kinds, halves = (
+        {path.stem: kind_of(path) for path in (folder / "onnx").glob("*.onnx")}
+        for folder in (bundle_folder, exported("fp16"))
+    )
+    assert kinds["spatial.00"] == kinds["spatial.01"] == kinds["spatial.02"]
+    assert kinds["temporal.00"] == kinds["temporal.01"] == kinds["temporal.02"]
+    assert len(set(kinds.values())) == len(kinds) - 4
+    assert kinds["spatial.00"] != halves["spatial.00"]
+    # the middle block shows a residual, which here the others do not
+    assert halves["temporal.00"] == halves["temporal.02"] != halves["temporal.01"]
+
+
+def test_a_kind_is_built_once_and_every_plan_has_its_own_weights(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str] = []
+
+    def build(_library: TensorRT, path: Path, graph: Any, *_rest: Any) -> memoryview:
+        built.append(graph.name)
+        return memoryview(json.dumps(weights_of(path)).encode())
+
+    monkeypatch.setattr(plan_jobs, "build_plan", build)
+    monkeypatch.setattr(plan_jobs, "_timing_cache", lambda _library, _folder: None)
+    todo = jobs(folder, tmp_path)
+    run_jobs(todo, library(), 1, lambda _units: None)
+    kinds = {job.graph.name: kind_of(job.onnx) for job in todo}
+    assert len(built) == len(set(kinds.values())) < len(todo)
+    for job in todo:
+        content = json.loads(job.plan.read_bytes())
+        first = next(other for other in todo if kinds[other.graph.name] == kinds[job.graph.name])
+        assert list(content) == list(weights_of(first.onnx))
+        assert list(content.values()) == list(weights_of(job.onnx).values())
+    assert set(BLOCKS) <= kinds.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"opens": False}, r"cannot open the plan of .*spatial\.00"),
+        ({"takes": False}, r"does not take spatial_blocks\.2\..* for spatial_blocks\.0\."),
+        ({"fixed": ("spatial_blocks.0.attn.qkv.weight",)}, r"cannot change spatial_blocks\.0\.attn\.qkv\.weight"),
+    ],
+)
+def test_a_weight_that_cannot_be_replaced(bundle_folder: Path, options: dict[str, Any], message: str) -> None:
+    base, other = (bundle_folder / "onnx" / f"spatial.0{index}.onnx" for index in (0, 2))
+    plan = json.dumps(weights_of(base)).encode()
+    with pytest.raises(EngineError, match=message):
+        refit(library(**options), plan, base, other)
+
+
+def test_a_weight_that_the_graph_does_not_have(bundle_folder: Path) -> None:
+    base, other = (bundle_folder / "onnx" / f"spatial.0{index}.onnx" for index in (0, 2))
+    plan = json.dumps({**weights_of(base), "another": ""}).encode()
+    with pytest.raises(EngineError, match=r"cannot put the weights of .*spatial\.02.* \(missing: another\)"):
+        refit(library(), plan, base, other)

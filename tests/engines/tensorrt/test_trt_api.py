@@ -1,0 +1,79 @@
+"""The fakes have the real library's names, and the code that calls it fits the published types."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import fake_tensorrt
+
+
+@pytest.mark.parametrize("name", ["Runtime", "ICudaEngine", "IExecutionContext", "IRuntimeConfig", "IRuntimeCache"])
+def test_the_fake_has_the_names_of_the_real_one(name: str) -> None:
+    api = pytest.importorskip("tensorrt_rtx")
+    ours = {
+        member
+        for member in re.findall(r"def (\w+)\(", Path(fake_tensorrt.__file__).read_text())
+        if member in vars(getattr(fake_tensorrt, name)) and not member.startswith("_") and member != "need"
+    }
+    ours |= {"cuda_graph_strategy", "dynamic_shapes_kernel_specialization_strategy"} if "Config" in name else set()
+    assert ours
+    assert ours - set(dir(getattr(api, name))) == set()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "DataType",
+        "TensorIOMode",
+        "TensorLocation",
+        "ExecutionContextAllocationStrategy",
+        "CudaGraphStrategy",
+        "DynamicShapesKernelSpecializationStrategy",
+    ],
+)
+def test_the_fakes_values_are_the_real_ones(name: str) -> None:
+    api = pytest.importorskip("tensorrt_rtx")
+    for member in getattr(fake_tensorrt, name):
+        assert getattr(getattr(api, name), member.name).name == member.name
+
+
+OURS = tuple(f"tensorrt/{name}.py" for name in ("backend", "engine", "build", "refit"))
+STUBS = ("tensorrt", "tensorrt_bindings")
+WRONG_CALL = """
+import tensorrt as trt
+def wrong(context: trt.IExecutionContext) -> None:
+    context.execute_async_v9(1)
+"""
+
+
+def test_the_calls_are_those_of_the_stubs(tmp_path: Path) -> None:
+    """The published stubs do not parse as they are: their parameters are called ``in``."""
+    site = Path(pytest.__file__).parent.parent
+    root = Path(__file__).parents[3]
+    for stub in STUBS:
+        if not (site / stub / "__init__.pyi").is_file():
+            pytest.skip("tensorrt-stubs is not installed")
+        shutil.copytree(site / stub, tmp_path / "stubs" / stub)
+    whole = tmp_path / "stubs" / "tensorrt_bindings" / "tensorrt.pyi"
+    text = whole.read_text().replace(", in: ", ", in_: ").replace("channel_axis: int)", "channel_axis: int = ...)")
+    whole.write_text(text)
+    (tmp_path / "wrong.py").write_text(WRONG_CALL)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", f"--cache-dir={tmp_path / 'cache'}"),
+            *(str(root / "engines" / "adacache_engines" / name) for name in OURS),
+            str(tmp_path / "wrong.py"),
+        ],
+        env={"MYPYPATH": f"{tmp_path / 'stubs'}:{root / 'engines'}", "PATH": ""},
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    ours = [line for line in done.stdout.splitlines() if "/stubs/" not in line and "error:" in line]
+    assert [line for line in ours if any(name in line for name in OURS)] == []
+    assert any("execute_async_v9" in line for line in ours), done.stdout[:2000]

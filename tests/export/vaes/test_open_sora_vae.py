@@ -1,0 +1,417 @@
+"""Open-Sora's VAE: engines against the original's tensors, the whole against its halves in torch, and odd folders."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+
+from adacache_engines.bundle.files import Bundle, open_bundle, read_manifest
+from adacache_engines.bundle.shape_profiles import shape_profile
+from adacache_engines.errors import AdaCacheError, CheckpointError, InputError, OutOfRangeError
+from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.tensorrt.build import BuildOptions
+from adacache_engines.tensorrt.library import open_library
+from adacache_engines.tensorrt.plan_builder import build_plans
+from adacache_export.commands.export import main as export
+from adacache_export.vaes import open_vae
+from adacache_export.vaes.open_sora_modules import TemporalConfig, TemporalDecoder, TemporalEncoder
+from adacache_runtime.commands.run import main as run
+from adacache_runtime.media.pictures import fit, read_image, read_last_frames
+from adacache_runtime.media.video import write_video
+from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.vae.decode import decode, render
+from adacache_runtime.vae.encode import drawn, encode
+from tests.helpers.exporting import convert_quietly
+from tests.helpers.reference import OPEN_SORA, arrays, worst
+from tests.helpers.vae_bundle import (
+    OPEN_SORA_LATENT,
+    SCALE,
+    SHIFT,
+    alone,
+    random_spatial_vae,
+    set_config,
+    set_weights,
+    write_open_sora_vae,
+)
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+TOLERANCE = 1e-5
+FACTOR = 0.18215
+MEAN, DEVIATION = (np.array(values, np.float32)[:, None, None, None] for values in (SHIFT, SCALE))
+
+
+@pytest.fixture(scope="module")
+def original() -> dict[str, Floats]:
+    return arrays(OPEN_SORA / "outputs_vae_temporal_tiny.npz")
+
+
+@pytest.fixture(scope="module")
+def temporal(open_sora_vae_bundle: Path) -> Bundle:
+    """The temporal half alone, as the original was run: the spatial VAE does nothing."""
+    bundle = open_bundle(open_sora_vae_bundle)
+    space = bundle.manifest.latent
+    return alone(bundle, decoding=space.decoding[:1], encoding=space.encoding[1:], spatial_factor=1)
+
+
+@pytest.fixture(scope="module")
+def whole(open_sora_vae_bundle: Path) -> Bundle:
+    return open_bundle(open_sora_vae_bundle)
+
+
+@pytest.fixture(scope="module")
+def backend(open_sora_vae_bundle: Path) -> OrtBackend:
+    return OrtBackend(open_sora_vae_bundle)
+
+
+@pytest.fixture
+def folder(open_sora_vae_folder: Path, tmp_path: Path) -> Path:
+    """One to spoil."""
+    return Path(shutil.copytree(open_sora_vae_folder, tmp_path / "vae"))
+
+
+def noise(*shape: int) -> Floats:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def no_noise(shape: tuple[int, ...]) -> Floats:
+    """Takes the mean of each distribution for its sample."""
+    return np.zeros(shape, np.float32)
+
+
+def video(bundle: Bundle, backend: OrtBackend, latents: Floats, frames: int | None = None, tile: int | None = None):
+    return np.concatenate(list(decode(bundle, backend, latents, frames, tile)), axis=1)
+
+
+# parity with the original
+
+
+@pytest.mark.parametrize(("case", "frames"), [("pipe_decode", 27), ("image_decode", 1)])
+def test_decoding_is_the_originals(
+    case: str, frames: int, temporal: Bundle, backend: OrtBackend, original: dict[str, Floats]
+) -> None:
+    given = video(temporal, backend, original[f"{case}.z"][0], frames)
+    assert worst(given, original[f"{case}.x_spatial_latent"][0]) < TOLERANCE
+
+
+def test_one_group_is_the_originals(temporal: Bundle, backend: OrtBackend, original: dict[str, Floats]) -> None:
+    mean = original["encode.moments"][0, :4]
+    given = video(temporal, backend, (mean - MEAN) / DEVIATION, 17)
+    assert worst(given, original["decode_raw.x"][0]) < TOLERANCE
+
+
+def test_encoding_is_the_originals(temporal: Bundle, backend: OrtBackend, original: dict[str, Floats]) -> None:
+    frames = original["encode.x"][0]
+    mean, log_variance = np.split(original["encode.moments"][0], 2)
+    given = encode(temporal, backend, frames, no_noise)
+    assert worst(DEVIATION * given + MEAN, mean) < TOLERANCE
+    further = encode(temporal, backend, frames, lambda shape: np.ones(shape, np.float32))
+    assert worst(2 * np.log(DEVIATION * (further - given)), log_variance) < TOLERANCE
+
+
+def test_the_published_tensors() -> None:
+    """Of the original class, enumerated: names, shapes, order of magnitude."""
+    lines = (OPEN_SORA / "vae_temporal_keys.txt").read_text().splitlines()
+    wanted = dict(line.split(" ", 1) for line in lines[:-1])
+    with torch.device("meta"):
+        modules = TemporalEncoder(TemporalConfig()), TemporalDecoder(TemporalConfig())
+    tensors = {name: value for module in modules for name, value in module.temporal_vae.state_dict().items()}
+    assert {name: str(tuple(value.shape)) for name, value in tensors.items()} == wanted
+    assert sum(value.numel() for value in tensors.values()) == int(lines[-1].split()[1])
+
+
+# the whole
+
+
+@pytest.fixture(scope="module")
+def spatial() -> AutoencoderKL:
+    return random_spatial_vae(2)
+
+
+def pixels_of(spatial: AutoencoderKL, coded: Floats) -> Floats:
+    """(C, F, H, W) to (3, F, 2 H, 2 W)."""
+    with torch.no_grad():
+        decoded = spatial.decode(torch.from_numpy(coded).transpose(0, 1) / FACTOR).sample
+    return decoded.transpose(0, 1).numpy()
+
+
+@pytest.mark.parametrize(("latents", "frames"), [(8, 27), (5, 17), (6, 18), (1, 1)])
+def test_decoding_is_that_of_both_halves(
+    latents: int, frames: int, whole: Bundle, temporal: Bundle, backend: OrtBackend, spatial: AutoencoderKL
+) -> None:
+    given = noise(4, latents, 3, 5)
+    wanted = pixels_of(spatial, video(temporal, backend, given, frames))
+    parts = list(decode(whole, backend, given, frames))
+    assert worst(np.concatenate(parts, axis=1), wanted) < 2e-5
+    assert wanted.shape == (3, frames, 6, 10)
+    groups = [min(17, frames - start) for start in range(0, frames, 17)]
+    assert [part.shape[1] for part in parts] == [min(4, group - i) for group in groups for i in range(0, group, 4)]
+
+
+def test_the_number_of_images_at_once_changes_no_value(whole: Bundle, backend: OrtBackend) -> None:
+    latents = noise(4, 6, 3, 5)
+    usual = video(whole, backend, latents, 18)
+    for images in (1, 3, 17):
+        assert worst(video(alone(whole, images=images), backend, latents, 18), usual) < 2e-6
+
+
+def test_groups_are_independent(whole: Bundle, backend: OrtBackend) -> None:
+    latents = noise(4, 10, 2, 3)
+    apart = [video(whole, backend, latents[:, :5]), video(whole, backend, latents[:, 5:])]
+    np.testing.assert_array_equal(video(whole, backend, latents, 34), np.concatenate(apart, axis=1))
+
+
+def test_the_frames_decide_what_is_left_of_the_last_group(whole: Bundle, backend: OrtBackend) -> None:
+    latents = noise(4, 6, 2, 3)
+    longest = video(whole, backend, latents)
+    assert longest.shape[1] == 21
+    for frames in (18, 19, 20, 21):
+        given = video(whole, backend, latents, frames)
+        np.testing.assert_array_equal(given[:, :17], longest[:, :17])
+        np.testing.assert_array_equal(given[:, 17:], longest[:, -(frames - 17) :])
+    with pytest.raises(InputError, match="6 latent frames are no video of 17 frames"):
+        video(whole, backend, latents, 17)
+
+
+def test_tiles(whole: Bundle, backend: OrtBackend) -> None:
+    latents = noise(4, 2, 5, 11)
+    usual = video(whole, backend, latents, 5)
+    np.testing.assert_array_equal(video(whole, backend, latents, 5, 24), usual)  # one tile
+    tiled = video(whole, backend, latents, 5, 16)  # of 8 columns of latents, which overlap by 2
+    assert tiled.shape == usual.shape
+    assert np.abs(tiled - usual).max() > 1e-3
+    np.testing.assert_array_equal(tiled, video(alone(whole, tile=16), backend, latents, 5))
+    with pytest.raises(OutOfRangeError, match=r"tiles of 20 pixels are not possible .* a multiple of 8"):
+        video(whole, backend, latents, 5, 20)
+
+
+@pytest.mark.parametrize("frames", [1, 17, 22])
+def test_encoding_is_that_of_both_halves(
+    frames: int, whole: Bundle, temporal: Bundle, backend: OrtBackend, spatial: AutoencoderKL
+) -> None:
+    pixels = np.tanh(noise(3, frames, 6, 11))  # the last column is none of latents
+    draw, again, calls = drawn(7), drawn(7), []
+
+    def recorded(shape: tuple[int, ...]) -> Floats:
+        calls.append(shape)
+        return draw(shape)
+
+    given = encode(whole, backend, pixels, recorded)
+    latent_frames = OPEN_SORA_LATENT.latent_frames(frames)
+    assert given.shape == (4, latent_frames, 3, 5)
+    assert given.dtype == np.float32
+    groups = [min(17, frames - start) for start in range(0, frames, 17)]
+    assert calls == [(frames, 4, 3, 5), *((1, 4, -(-group // 4), 3, 5) for group in groups)]
+    with torch.no_grad():
+        posterior = spatial.encode(torch.from_numpy(pixels).transpose(0, 1)).latent_dist
+    sample = posterior.mean + posterior.std * torch.from_numpy(again((frames, 4, 3, 5)))
+    coded = (FACTOR * sample).transpose(0, 1).numpy()
+    assert worst(given, encode(temporal, backend, coded, again)) < 2e-5
+
+
+def test_the_same_seed_gives_the_same_latents(whole: Bundle, backend: OrtBackend) -> None:
+    pixels = np.tanh(noise(3, 5, 4, 4))
+    one, same, other = (encode(whole, backend, pixels, drawn(seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert np.abs(one - other).max() > 1e-3
+    mean = encode(whole, backend, pixels, no_noise)
+    assert np.abs(one - mean).max() > 0
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 4, 4), (3, 0, 4, 4), (3, 1, 1, 4), (3, 4, 4)])
+def test_what_cannot_be_encoded(shape: tuple[int, ...], whole: Bundle, backend: OrtBackend) -> None:
+    with pytest.raises(InputError, match=r"expected \(3, frames, height, width\), at least 2 pixels each way"):
+        encode(whole, backend, np.zeros(shape, np.float32), no_noise)
+
+
+def test_what_else_cannot_be_encoded(whole: Bundle, backend: OrtBackend) -> None:
+    pixels = np.zeros((3, 1, 8, 8), np.float32)
+    with pytest.raises(InputError, match="no encoder of images and clips: export the checkpoint with --vae DIR"):
+        encode(alone(whole, encoding=()), backend, pixels, no_noise)
+    pixels[0, 0, 0, 0] = np.nan
+    with pytest.raises(InputError, match="contain NaN"):
+        encode(whole, backend, pixels, no_noise)
+
+
+# what a folder may hold
+
+
+def test_sizes_follow_from_the_tensors(open_sora_vae_folder: Path) -> None:
+    vae = open_vae(open_sora_vae_folder, OPEN_SORA_LATENT)
+    config = vae.config.model_dump()
+    assert config["temporal"] == {
+        "channels": (4, 8, 8, 16),
+        "halving": (False, True, True),
+        "blocks": 1,
+        "coded_channels": 4,
+        "latent_channels": 4,
+        "groups": 2,
+    }
+    assert config["spatial"]["block_out_channels"] == (8, 8)
+    assert config["spatial"]["layers_per_block"] == 1
+    assert config["spatial"]["scaling_factor"] == FACTOR
+    stored = load_file(open_sora_vae_folder / WEIGHTS)
+    assert {key.removeprefix("vae.") for key in vae.checkpoint.tensors} == set(stored)
+    assert type(vae.config).model_validate(json.loads(vae.config.model_dump_json())) == vae.config
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"architectures": ["OpenSoraVAE_V1_2"]},
+        {"architectures": None, "model_type": "OpenSoraVAE_V1_2"},
+        {"micro_frame_size": None},
+    ],
+)
+def test_other_configs(named: dict[str, object], folder: Path) -> None:
+    set_config(folder, **named)
+    open_vae(folder, OPEN_SORA_LATENT)
+
+
+TEMPORAL, SPATIAL = "temporal_vae.", "spatial_vae.module."
+CONV = f"{TEMPORAL}decoder.conv1.conv.weight"
+SPOILED: dict[str, tuple[Callable[[Path], object], type[AdaCacheError], str]] = {
+    "missing in both halves": (
+        lambda folder: set_weights(
+            folder,
+            lambda tensors: [tensors.pop(name) for name in ("scale", CONV, f"{SPATIAL}quant_conv.bias")],
+        ),
+        CheckpointError,
+        rf"(?s)3 tensors missing.*vae\.scale, expected \(1, 4, 1, 1, 1\).*vae\.{CONV}, expected \(16, 4, 3, 3, 3\)",
+    ),
+    "only the spatial half": (
+        lambda folder: set_weights(
+            folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(TEMPORAL)]
+        ),
+        CheckpointError,
+        r"(?s)267 tensors missing.*temporal_vae\.decoder\.conv1\.conv\.weight, expected \(512, 4, 3, 3, 3\)",
+    ),
+    "another shape": (
+        lambda folder: set_weights(folder, lambda tensors: tensors.update({CONV: torch.zeros(16, 4, 1, 3, 3)})),
+        CheckpointError,
+        rf"{CONV} is \(16, 4, 1, 3, 3\), expected \(16, 4, 3, 3, 3\)",
+    ),
+    "unexpected": (
+        lambda folder: set_weights(folder, lambda tensors: tensors.update({"disc.weight": torch.zeros(2)})),
+        CheckpointError,
+        r"(?s)1 tensor unexpected.*vae\.disc\.weight",
+    ),
+    "NaN": (
+        lambda folder: set_weights(folder, lambda tensors: tensors["shift"].fill_(torch.nan)),
+        CheckpointError,
+        "vae.shift has 4 NaN",
+    ),
+    "usual groups": (
+        lambda folder: set_config(folder, vae_temporal={}, vae_2d={}),
+        CheckpointError,
+        "vae_2d.norm_num_groups 32: expected a divisor of the channels 8, 8; vae_temporal.num_groups 32: .* 16",
+    ),
+    "other windows": (lambda folder: set_config(folder, micro_frame_size=33), CheckpointError, "micro_frame_size"),
+    "another class": (
+        lambda folder: set_config(folder, architectures=["AutoencoderKL"]),
+        InputError,
+        "other latent frames to AutoencoderKL than to this model; pass a folder with OpenSoraVAE_V1_2",
+    ),
+    "three halvings": (
+        lambda folder: set_weights(
+            folder,
+            lambda tensors: tensors.update(
+                {f"{TEMPORAL}encoder.conv_blocks.0.conv.weight": torch.zeros(4, 4, 3, 3, 3)}
+            ),
+        ),
+        CheckpointError,
+        "3 levels of the temporal VAE halve the frames: expected 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_spoiled_folder(case: str, folder: Path) -> None:
+    spoil, kind, message = SPOILED[case]
+    spoil(folder)
+    with pytest.raises(kind, match=message) as raised:
+        open_vae(folder, OPEN_SORA_LATENT)
+    assert str(folder) in str(raised.value)
+
+
+# from a prompt's embeddings to a file
+
+
+@pytest.fixture(scope="module")
+def exported_whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    write_open_sora_vae(folder / "vae", levels=4)
+    convert_quietly(checkpoint, folder / "bundle", vae=folder / "vae", conditioning=True)
+    return folder / "bundle"
+
+
+@pytest.mark.slow
+def test_a_run_ends_in_a_video(exported_whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    inputs = arrays(OPEN_SORA / "inputs_A.npz")
+    np.savez(tmp_path / "text.npz", embeddings=inputs["y"][:1, 0], mask=inputs["mask"][:1])
+    saved, clip, picture = tmp_path / "latents.npz", tmp_path / "clip.mp4", tmp_path / "picture.png"
+    command = [str(exported_whole), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "48x80", "--steps", "2"]
+    assert run([*command, "--frames", "19", "--save-latents", str(saved), "-o", str(clip)]) == 0
+    assert "decoded frame 19/19" in capsys.readouterr().err
+    with av.open(str(clip)) as container:
+        assert container.streams.video[0].average_rate == 24
+        shown = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    assert shown.shape == (19, 48, 80, 3)
+    latents = arrays(saved)["latents"]
+    assert latents.shape == (1, 4, 6, 6, 10)
+    bundle = open_bundle(exported_whole)
+    pixels = render(bundle, OrtBackend(exported_whole), latents[0], 19)
+    assert run([*command, "--frames", "19", "-o", str(tmp_path / "clip.npz")]) == 0
+    np.testing.assert_array_equal(arrays(tmp_path / "clip.npz")["frames"], pixels)
+    assert run([*command, "--frames", "1", "-o", str(picture)]) == 0
+    with av.open(str(picture)) as container:
+        assert [frame.to_ndarray(format="rgb24").shape for frame in container.decode(video=0)] == [(48, 80, 3)]
+
+
+@pytest.mark.slow
+def test_a_run_starts_from_a_picture_and_a_clip(exported_whole: Path, tmp_path: Path) -> None:
+    """They come back as the encoder has them, clips in a row are one video, and the same command gives the same."""
+    inputs = arrays(OPEN_SORA / "inputs_A.npz")
+    np.savez(tmp_path / "text.npz", embeddings=inputs["y"][:1, 0], mask=inputs["mask"][:1])
+    shown = np.random.default_rng(0).integers(0, 256, (20, 60, 90, 3), np.uint8)
+    write_video(tmp_path / "clip.mp4", shown, 24)
+    write_video(tmp_path / "picture.png", shown[:1], 24)
+    command = [str(exported_whole), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "48x80", "--steps", "2"]
+    command += ["--frames", "51", "--video", str(tmp_path / "clip.mp4"), "--image", str(tmp_path / "picture.png")]
+    command += ["--image-at", "34", "--loops", "2", "--save-latents", str(tmp_path / "latents.npz")]
+    assert run([*command, "-o", str(tmp_path / "video.npz")]) == 0
+    latents, frames = arrays(tmp_path / "latents.npz")["latents"], arrays(tmp_path / "video.npz")["frames"]
+    assert latents.shape == (1, 4, 15 + 10, 6, 10)
+    assert frames.shape == (51 + 34, 48, 80, 3)
+    bundle, noise = open_bundle(exported_whole), drawn(0)
+    given = fit(read_last_frames(tmp_path / "clip.mp4", 17), 48, 80), fit(read_image(tmp_path / "picture.png"), 48, 80)
+    clip, picture = (encode(bundle, OrtBackend(exported_whole), pixels, noise) for pixels in given)
+    np.testing.assert_array_equal(latents[0, :, :5], clip)
+    np.testing.assert_array_equal(latents[0, :, 10:11], picture)
+    assert run([*command, "-o", str(tmp_path / "again.npz")]) == 0
+    np.testing.assert_array_equal(arrays(tmp_path / "again.npz")["frames"], frames)
+
+
+@pytest.mark.slow
+def test_inspect_and_verify(exported_whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert export(["--inspect", str(exported_whole)]) == 0
+    assert "open-sora-vae" in capsys.readouterr().out
+    assert export(["--verify", str(exported_whole)]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in ("decoder.temporal", "decoder.spatial", "vae_encoder.spatial"))
+
+
+@pytest.mark.slow
+def test_plans_of_the_vae(exported_whole: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported_whole, tmp_path / "bundle"))
+    profile = shape_profile(read_manifest(folder), "64x64..96x128:17f..34f")
+    plans = build_plans(folder, open_library("tensorrt-rtx"), {"any": profile}, BuildOptions(), workers=1)
+    built = {entry.graph: entry for entry in plans.plans}
+    for graph in read_manifest(folder).vae_graphs():
+        assert folder.joinpath(built[graph.name].path).stat().st_size == built[graph.name].nbytes > 0

@@ -1,0 +1,1 @@
+"""Fakes, fixtures and reference data that several tests share."""

@@ -1,0 +1,43 @@
+"""What tests share with ``test_policies``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hypothesis import strategies as st
+
+from adacache_runtime.caching.policy import Context, Measurement, Observation, Policy, Run
+
+SITE = "temporal.0.attn"
+
+
+def measured(distance: float | Sequence[float], motion: Sequence[float] = (), site: str = SITE) -> Measurement:
+    """What would show these relative changes (a unit each), and this motion at each stride in every unit."""
+    distances = (distance,) if isinstance(distance, int | float) else tuple(distance)
+    ones = (2.0,) * len(distances)
+    moved = tuple((2.0 * raw,) * len(distances) for raw in motion)
+    return Measurement(site, tuple(2.0 * d for d in distances), ones, moved, (ones,) * len(moved))
+
+
+def replay(
+    policy: Policy[Any], calls: int, shown: Mapping[int, Sequence[Measurement]], units: int = 1, groups: int = 1
+) -> tuple[list[int], dict[int, Observation]]:
+    """Drives a policy without a model; ``shown`` is what a call would measure, if it is computed."""
+    run = Run(calls, groups, units)
+    state = policy.start(run)
+    computed, observed = [], {}
+    for call in range(1, calls + 1):
+        context = Context(run, call, 1000.0 - call)
+        decision, state = policy.decide(state, context)
+        assert len(decision.compute) == groups
+        assert len(set(decision.compute)) == 1
+        if decision.compute[0]:
+            if computed:  # the first computed call has nothing to compare with
+                observed[call], state = policy.observe(state, context, shown[call])
+            computed.append(call)
+    return computed, observed
+
+
+@st.composite
+def codebooks(draw: st.DrawFn) -> list[tuple[float, int]]:
+    thresholds = sorted(draw(st.lists(st.floats(0.001, 2), min_size=1, max_size=7)))
+    return [(threshold, draw(st.integers(1, 14))) for threshold in thresholds]

@@ -1,0 +1,61 @@
+"""What tests share with ``test_encode``."""
+
+import numpy as np
+
+from adacache_engines.bundle.latent_space import Windows
+from adacache_engines.contract.device import Array
+from adacache_runtime.samplers.rflow import Floats
+from tests.helpers.decoding import SPACE
+from tests.helpers.fake_model import WIDTH, functions, graph, spec
+
+IMAGES = graph(
+    "vae_encoder.spatial",
+    (spec("pixels", "images", 3, "pixel_height", "pixel_width"),),
+    tuple(spec(name, "images", WIDTH, "height", "width") for name in ("mean", "deviation")),
+)
+
+
+OVER_TIME = graph(
+    "vae_encoder.temporal",
+    (spec("coded", 1, WIDTH, "pixel_frames", "height", "width"),),
+    tuple(spec(name, 1, WIDTH, "frames", "height", "width") for name in ("mean", "deviation")),
+)
+
+
+CHAIN = SPACE.model_copy(
+    update={
+        "frames": "open-sora-vae",
+        "encoding": (IMAGES, OVER_TIME),
+        "windows": Windows(frames=17, latents=5, stretch=4, spare="first"),
+        "images": 4,
+    }
+)
+
+
+def blocks(pixels: Array) -> Array:
+    """The mean of each 2 x 2 pixels, and of nothing else."""
+    *before, height, width = pixels.shape
+    whole = pixels[..., : height // 2 * 2, : width // 2 * 2]
+    means: Array = whole.reshape(*before, height // 2, 2, width // 2, 2).mean((-3, -1))
+    return means
+
+
+def distribution(mean: Array) -> dict[str, Array]:
+    return {"mean": mean, "deviation": np.exp(mean / 2)}
+
+
+def every_fourth(frames: Array, short: int = 0) -> dict[str, Array]:
+    count = -(-(frames.shape[2] + short) // 4)
+    return distribution(frames[:, :, np.minimum(4 * np.arange(count), frames.shape[2] - 1)])
+
+
+ENGINES = {
+    **functions(),
+    "vae_encoder.spatial": lambda given: distribution(blocks(given["pixels"])),
+    "vae_encoder.temporal": lambda given: every_fourth(given["coded"]),
+    "vae_encoder": lambda given: every_fourth(blocks(given["pixels"]), short=3),
+}
+
+
+def noise(*shape: int) -> Floats:
+    return np.random.default_rng(0).standard_normal(shape, np.float32)

@@ -1,0 +1,162 @@
+"""A service whose workers are this process: they do what a test says, when it says so."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+
+from adacache_engines.bundle.files import open_bundle
+from adacache_serve.jobs import dispatching
+from adacache_serve.jobs.results import Results, open_results
+from adacache_serve.jobs.service import Service
+from adacache_serve.jobs.store import Job, Store, jobs
+from adacache_serve.keys import ANONYMOUS, Client
+from adacache_serve.messages import (
+    Begin,
+    Called,
+    Cancel,
+    Cancelled,
+    Completed,
+    Failed,
+    FromWorker,
+    Ready,
+    ToWorker,
+    Turn,
+)
+from adacache_serve.schema import CreateVideo
+from adacache_serve.settings import Settings
+from adacache_serve.spool import finish
+from tests.helpers.fake_server import until
+
+CALL = {"call": 1, "computed": True, "engine_ms": {"blocks": 1.0}, "wall_ms": 2.0, "distance": 0.5}
+
+
+class FakeWorker:
+    """In the place of :class:`adacache_serve.device.supervisor.Worker`."""
+
+    made: ClassVar[list["FakeWorker"]] = []
+
+    def __init__(self, settings: Settings, device: str | None, _open: Any, hear: Any, died: Any) -> None:
+        self.device, self.ready, self.restarts, self.pid = device, False, 0, 1
+        self.heard = time.monotonic()
+        self.hear: Callable[[FakeWorker, FromWorker], None] = hear
+        self.died: Callable[[FakeWorker], None] = died
+        self.sent: list[ToWorker] = []
+        self.killed = False
+        FakeWorker.made.append(self)
+
+    def begin(self) -> None:
+        self.ready = True
+        self.says(Ready(pid=1))
+
+    def send(self, message: ToWorker) -> None:
+        self.sent.append(message)
+
+    def kill(self) -> None:
+        self.killed = True
+
+    def stop(self) -> None:
+        self.ready = False
+
+    # what the test has it do
+
+    def says(self, message: FromWorker) -> None:
+        self.hear(self, message)
+
+    def dies(self, again: bool = True) -> None:
+        self.ready = False
+        self.died(self)
+        if again:
+            self.begin()
+
+    def begun(self, job: Job | None = None) -> list[Begin]:
+        return [m for m in self.sent if isinstance(m, Begin) and (job is None or m.job == job.id)]
+
+    def cancelled(self) -> list[str]:
+        return [message.job for message in self.sent if isinstance(message, Cancel)]
+
+    def turn(self, begin: Begin) -> None:
+        self.says(Turn(job=begin.job, attempt=begin.attempt))
+
+    def calls(self, begin: Begin) -> None:
+        self.turn(begin)
+        self.says(Called(job=begin.job, attempt=begin.attempt, model=begin.model, of=1, call=CALL))
+
+    def writes(self, begin: Begin, content: bytes = b"a video") -> None:
+        """The video, and its record, of which the server has not heard yet."""
+        video = Path(f"{begin.output}.mp4")
+        video.write_bytes(content)
+        finish(video, 1, [CALL])
+
+    def completes(self, begin: Begin, content: bytes = b"a video") -> None:
+        self.calls(begin)
+        self.writes(begin, content)
+        self.says(Completed(job=begin.job, attempt=begin.attempt, file="video.mp4", nbytes=len(content)))
+
+    def fails(self, begin: Begin) -> None:
+        self.says(Failed(job=begin.job, attempt=begin.attempt, code="EngineError", message="it broke"))
+
+    def lets_go(self, begin: Begin) -> None:
+        self.says(Cancelled(job=begin.job, attempt=begin.attempt))
+
+
+class Bench:
+    """A service on fake workers, which can be ended as by a kill, and begun again on the same data."""
+
+    def __init__(self, folder: Path, model: Path, patch: pytest.MonkeyPatch, **settings: Any) -> None:
+        patch.setattr(dispatching, "Worker", FakeWorker)
+        self.model = model
+        self.settings = Settings(folder / "data", **settings)
+        self.settings.data.mkdir(parents=True, exist_ok=True)
+        self.wrap: Callable[[Results], Results] = lambda results: results
+        self.begin()
+
+    def begin(self) -> None:
+        FakeWorker.made = []
+        store = Store(self.settings.database or f"sqlite:///{self.settings.data / 'jobs.sqlite'}")
+        self.results = self.wrap(open_results(self.settings.results or str(self.settings.data / "results")))
+        self.service = Service(
+            self.settings, {"fake": open_bundle(self.model)}, store, self.results, lambda _settings: {}
+        )
+        self.service.begin()
+        self.workers = FakeWorker.made
+        self.worker = self.workers[0]
+
+    def crash(self) -> None:
+        """The server is gone without a word; nothing is queued again, no file is deleted."""
+        service = self.service
+        service.dispatcher.paused = True
+        service._housekeeper.stop()
+        service.publisher.stop()
+        service.ownership.release()
+        service.store.close()
+        service._stopped = True
+
+    def submit(self, client: Client = ANONYMOUS, picture: bool = False, key: str | None = None, **order: Any) -> Job:
+        asked = CreateVideo(**{"prompt": "boat", "seed": 1, **order})
+        pixels = np.zeros((1, 2, 5, 3), np.uint8) if picture else None
+        return self.service.submit(asked, client, pixels, key)[0]
+
+    def job(self, job: Job) -> Job:
+        found = self.service.store.get(job.id)
+        assert found is not None
+        return found
+
+    def status(self, job: Job) -> str:
+        return self.job(job).status
+
+    def becomes(self, job: Job, status: str) -> Job:
+        until(lambda: self.status(job) == status, 10)
+        return self.job(job)
+
+    def age(self, job: Job, seconds: float) -> None:
+        """Has it happened so much earlier."""
+        with self.service.store.engine.begin() as connection:
+            times = {time: jobs.c[time] - seconds for time in ("created", "deadline", "ended")}
+            connection.execute(jobs.update().where(jobs.c.id == job.id).values(times))
+
+    def files(self, folder: str) -> list[str]:
+        return sorted(path.name for path in (self.settings.data / folder).iterdir())

@@ -1,0 +1,46 @@
+"""What tests share with ``test_forecast``."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adacache_runtime.caching.policies.teacache import MODULATED
+from adacache_runtime.caching.policy import VELOCITY
+from adacache_tune.calibration.records import RESIDUAL, Record, Site
+
+DEFAULT_SITE = "temporal.0.attn"
+
+
+def site(tensors: NDArray[Any], gaps: int) -> Site:
+    """Of tensors (calls, frames, values)."""
+    calls = len(tensors)
+    change, magnitude = np.full((2, gaps, calls), np.nan)
+    for gap in range(1, gaps + 1):
+        change[gap - 1, gap:] = np.abs(tensors[gap:] - tensors[:-gap]).sum((1, 2))
+        magnitude[gap - 1, gap:] = np.abs(tensors[:-gap]).sum((1, 2))
+    later, earlier = tensors[:, 1:], tensors[:, :-1]
+    moved, size = np.abs(later - earlier).sum((1, 2)), (np.abs(later) + np.abs(earlier)).sum((1, 2))
+    return Site(change, magnitude, moved[None], size[None])
+
+
+def toy(residuals: NDArray[Any], gaps: int, weights: NDArray[Any] | None = None, seed: int = 0) -> Record:
+    """A model whose velocity is its residual (calls, frames, values): the latents move by weight x residual."""
+    calls = len(residuals)
+    weights = np.full(calls, 1 / calls) if weights is None else weights
+    error = np.full((gaps, calls, residuals[0].size), np.nan, np.float32)
+    for gap in range(1, gaps + 1):
+        off = (residuals[:-gap] - residuals[gap:]).reshape(calls - gap, -1)
+        error[gap - 1, gap:] = weights[gap:, None] * off
+    modulated = np.cumsum(np.random.default_rng(seed).random((calls, 2, 5)), axis=0) + 5
+    sites = {DEFAULT_SITE: residuals, RESIDUAL: residuals, VELOCITY: residuals**3, MODULATED: modulated}
+    timesteps = tuple(np.linspace(1000, 1, calls).tolist())
+    found = {name: site(tensors, gaps) for name, tensors in sites.items()}
+    return Record(timesteps, found, (1,), (DEFAULT_SITE,), error)
+
+
+def wandering(calls: int, seed: int, gaps: int = 0) -> Record:
+    """Residuals that change much at first, and ever less."""
+    rng = np.random.default_rng(seed)
+    steps = rng.standard_normal((calls, 2, 8)) * np.exp(-np.arange(calls) / 6)[:, None, None]
+    return toy(3 + np.cumsum(steps, axis=0), gaps or calls - 1, seed=seed)

@@ -1,0 +1,130 @@
+"""A server that can be killed: a process of its own on the fake model, whose workers keep a log of what they make.
+
+The log is the evidence of what was begun and what was made, independently of the server: a line for each, appended by
+the worker, ``begun JOB-ATTEMPT`` before its first call and ``made JOB-ATTEMPT`` once its record is on the disk.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+import adacache_serve.device.worker
+from adacache_runtime.pipeline import Pipeline
+from adacache_serve.http.app import create_app
+from adacache_serve.http.server import run
+from adacache_serve.logs import configure
+from adacache_serve.settings import Settings
+from tests.helpers import fake_server
+
+PORT, LOG, ERRORS = "port", "made.log", "errors.log"
+
+
+def open_logging_models(log: Path, folders: tuple[Path, ...], settings: Settings) -> dict[str, Pipeline]:
+    """In a worker process."""
+    film, finish = adacache_serve.device.worker.film, adacache_serve.device.worker.finish
+
+    def append(word: str, output: Path) -> None:
+        descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        os.write(descriptor, f"{word} {output.parent.name}\n".encode())
+        os.close(descriptor)
+
+    def logged_film(pipeline: Pipeline, request: Any, output: Path, *rest: Any) -> Any:
+        if output.parent.parent == settings.data / "spool":  # else it is a warm-up
+            append("begun", output)
+        return (yield from film(pipeline, request, output, *rest))
+
+    def logged_finish(video: Path, *rest: Any) -> None:
+        finish(video, *rest)
+        append("made", video)
+
+    adacache_serve.device.worker.film, adacache_serve.device.worker.finish = logged_film, logged_finish
+    return fake_server.open_models(folders, settings)
+
+
+def main() -> None:
+    """The process: its folder, the model's, and settings as JSON."""
+    folder, model = map(Path, sys.argv[1:3])
+    settings = Settings(folder / "data", **json.loads(sys.argv[3]))
+    configure()
+    service = fake_server.service(settings, model, opener=partial(open_logging_models, folder / LOG, (model,)))
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    part = folder / "port.part"
+    part.write_text(str(listening.getsockname()[1]))
+    part.replace(folder / PORT)
+    run(create_app(service, None), service, listening)
+
+
+class ServerProcess:
+    """Begun, killed and begun again on the same data."""
+
+    def __init__(self, folder: Path, model: Path, **settings: Any) -> None:
+        self.folder, self.model, self.settings = folder, model, settings
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{(self.folder / PORT).read_text()}"
+
+    def begin(self) -> None:
+        (self.folder / PORT).unlink(missing_ok=True)
+        command = [sys.executable, "-c", "import server_process; server_process.main()"]
+        with (self.folder / ERRORS).open("ab") as errors:
+            self.process = subprocess.Popen(
+                [*command, str(self.folder), str(self.model), json.dumps(self.settings)],
+                stdout=errors,
+                stderr=errors,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+            )
+        fake_server.until(lambda: (self.folder / PORT).exists() or self.process.poll() is not None, 60)
+        assert self.process.poll() is None, self.errors()[-3000:]
+
+    def ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def workers(self) -> list[psutil.Process]:
+        return [child for child in psutil.Process(self.process.pid).children() if is_worker(child)]
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        """By a signal; gives the exit status."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        return self.process.wait(60)
+
+    def errors(self) -> str:
+        return (self.folder / ERRORS).read_text()
+
+    def log(self, word: str) -> list[str]:
+        """Jobs, an entry for each line of that word, in order."""
+        path = self.folder / LOG
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line.split()[1].rpartition("-")[0] for line in lines if line.startswith(word)]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return any("spawn_main" in word for word in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def gone(processes: list[psutil.Process], seconds: float = 60.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
+            return True
+        time.sleep(0.02)
+    return False

@@ -1,0 +1,88 @@
+"""Videos cut into windows: which latent frames give which frames, for every kind of VAE that is known."""
+
+import itertools
+
+import pytest
+
+from adacache_engines.bundle.latent_space import LatentSpace, Windows
+from adacache_engines.errors import InputError
+from adacache_runtime.vae.chunks import decoded_windows, encoded_windows, video_frames
+
+OPEN_SORA = Windows(frames=17, latents=5, stretch=4, spare="first")
+CAUSAL = Windows(frames=65, latents=17, stretch=4, short=3, shared=1)  # Open-Sora-Plan's
+TEMPORAL = Windows(frames=14, latents=14)  # Stable Video Diffusion's decoder
+SINGLE = Windows()
+RULES = {"open-sora-vae": OPEN_SORA, "causal-vae": CAUSAL, "identity": TEMPORAL}
+
+
+def space(frames: str, windows: Windows) -> LatentSpace:
+    return LatentSpace(channels=4, patch=(1, 1, 1), spatial_factor=8, frames=frames, decoder="some", windows=windows)
+
+
+def decoded(frames: str, windows: Windows, latents: int, count: int | None = None) -> list[tuple[int, int, int, int]]:
+    """Of each window the latent frames, and which of the frames that come out are kept."""
+    return [
+        (window.start, window.stop, window.kept.start, window.kept.stop)
+        for window in decoded_windows(space(frames, windows), latents, count)
+    ]
+
+
+def test_open_soras_groups_are_apart_and_lose_their_first_frames() -> None:
+    assert decoded("open-sora-vae", OPEN_SORA, 15, 51) == [(0, 5, 3, 20), (5, 10, 3, 20), (10, 15, 3, 20)]
+    assert decoded("open-sora-vae", OPEN_SORA, 8, 27) == [(0, 5, 3, 20), (5, 8, 2, 12)]
+    assert decoded("open-sora-vae", OPEN_SORA, 1, 1) == [(0, 1, 3, 4)]
+    assert decoded("open-sora-vae", OPEN_SORA, 6, 18) == [(0, 5, 3, 20), (5, 6, 3, 4)]
+    assert decoded("open-sora-vae", OPEN_SORA, 8) == [(0, 5, 3, 20), (5, 8, 0, 12)]
+
+
+def test_causal_windows_share_a_latent_frame() -> None:
+    assert decoded("causal-vae", CAUSAL, 17, 65) == [(0, 17, 0, 65)]
+    assert decoded("causal-vae", CAUSAL, 33) == [(0, 17, 0, 65), (16, 33, 1, 65)]
+    assert decoded("causal-vae", CAUSAL, 56, 221)[-2:] == [(32, 49, 1, 65), (48, 56, 1, 29)]
+    assert decoded("causal-vae", CAUSAL, 18, 67) == [(0, 17, 0, 65), (16, 18, 1, 3)]  # two of four new ones
+
+
+def test_others_are_as_long_as_their_latents() -> None:
+    assert decoded("identity", TEMPORAL, 16, 16) == [(0, 14, 0, 14), (14, 16, 0, 2)]
+    assert decoded("identity", SINGLE, 3) == [(0, 1, 0, 1), (1, 2, 0, 1), (2, 3, 0, 1)]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_frame_is_there_once(name: str) -> None:
+    rule = RULES[name]
+    for frames in range(1, 140):
+        if name == "causal-vae" and frames % 2 == 0:
+            continue  # fewer latent frames than it takes; see below
+        latents = space(name, rule).latent_frames(frames)
+        windows = decoded_windows(space(name, rule), latents, frames)
+        assert sum(window.count for window in windows) == frames
+        assert all(0 < window.count <= window.made == rule.decoded(window.stop - window.start) for window in windows)
+        assert windows[0].start == 0
+        assert windows[-1].stop == latents
+        for one, other in itertools.pairwise(windows):
+            assert other.start == one.stop - rule.shared
+            assert one.stop - one.start == rule.latents
+        made = encoded_windows(rule, frames)
+        assert sum(window.count for window in made) == latents
+        assert made[-1].stop == frames
+        assert all(window.made == rule.encoded(window.stop - window.start) for window in made)
+
+
+def test_a_causal_video_of_an_even_number_is_shorter() -> None:
+    assert space("causal-vae", CAUSAL).latent_frames(64) == 16
+    assert sum(window.count for window in decoded_windows(space("causal-vae", CAUSAL), 16, 64)) == 61
+
+
+def test_frames_of_another_length_are_refused() -> None:
+    with pytest.raises(InputError, match="15 latent frames are no video of 34 frames, which has 10"):
+        decoded_windows(space("open-sora-vae", OPEN_SORA), 15, 34)
+
+
+@pytest.mark.parametrize(("latents", "frames"), [(15, 51), (8, 29), (5, 17), (1, 4), (6, 21)])
+def test_given_latents_decide_over_the_condition(latents: int, frames: int) -> None:
+    some = space("open-sora-vae", OPEN_SORA)
+    assert video_frames(some, latents, 1000) == latents  # nothing decodes them
+    graph = {"name": "decoder", "path": "onnx/decoder.onnx", "inputs": (), "outputs": ()}
+    decoding = LatentSpace.model_validate({**some.model_dump(), "decoding": [graph]})
+    assert video_frames(decoding, latents, 1000) == frames
+    assert video_frames(decoding, 8, 27) == 27

@@ -1,0 +1,476 @@
+"""What becomes of jobs when something comes between: on workers that do what the test says."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adacache_engines.errors import InputError
+from adacache_serve.jobs import housekeeping, publishing
+from adacache_serve.jobs.housekeeping import forget, retain, sweep
+from adacache_serve.jobs.results import Folder
+from adacache_serve.jobs.service import BusyError, StoppingError
+from adacache_serve.jobs.store import Job
+from adacache_serve.keys import Client
+from tests.helpers.fake_server import until, write_model
+from tests.helpers.fake_workers import Bench, FakeWorker
+
+Benches = Callable[..., Bench]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "fake"
+    write_model(folder, conditioned=True)
+    return folder
+
+
+@pytest.fixture
+def benches(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Benches]:
+    made = []
+    monkeypatch.setattr(housekeeping, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(publishing, "PAUSES", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(publishing, "LEAVE_SECONDS", 0.5)
+
+    def make(**settings: Any) -> Bench:
+        made.append(Bench(tmp_path, model, monkeypatch, **settings))
+        return made[-1]
+
+    yield make
+    for bench in made:
+        bench.service.settings = bench.settings
+        bench.service.stop()
+
+
+@pytest.fixture
+def bench(benches: Benches) -> Bench:
+    return benches()
+
+
+class Gate(Folder):
+    """A folder that takes nothing until it is opened, and fails first."""
+
+    def __init__(self, folder: Path, failures: int = 0) -> None:
+        super().__init__(folder)
+        self.open, self.failures = threading.Event(), failures
+        self.tries = 0
+
+    def put(self, file: Path, name: str) -> None:
+        self.tries += 1
+        self.open.wait(10)
+        if self.failures:
+            self.failures -= 1
+            raise OSError("no room")
+        super().put(file, name)
+
+
+def gated(bench: Bench, failures: int = 0) -> Gate:
+    gate = Gate(bench.settings.data / "results", failures)
+    bench.service.publisher._results = bench.service.results = gate
+    return gate
+
+
+def left_alone(bench: Bench) -> None:
+    """Nothing waits, runs or lies about."""
+    until(lambda: bench.service.store.count("queued", "in_progress") == 0)
+    until(lambda: len(bench.service.dispatcher) + len(bench.service.publisher) == 0)
+    assert bench.files("spool") == []
+
+
+def test_a_worker_has_so_many_jobs_at_once(benches: Benches) -> None:
+    bench = benches(in_flight=2, devices=("0", "1"))
+    jobs = [bench.submit() for _ in range(6)]
+    assert [len(worker.begun()) for worker in bench.workers] == [2, 2]
+    assert [bench.status(job) for job in jobs] == ["in_progress"] * 4 + ["queued"] * 2
+    bench.worker.completes(bench.worker.begun()[0])
+    assert len(bench.worker.begun()) == 3
+    assert bench.becomes(jobs[0], "completed").trace["calls"] == 1
+
+
+def test_the_highest_priority_is_begun_first(benches: Benches) -> None:
+    bench = benches(in_flight=1)
+    first, low, high, higher = (bench.submit(priority=priority) for priority in (0, -1, 1, 2))
+    for _ in range(4):
+        bench.worker.completes(bench.worker.begun()[-1])
+    assert [begin.job for begin in bench.worker.begun()] == [job.id for job in (first, higher, high, low)]
+
+
+def test_a_waiting_job_is_cancelled(benches: Benches) -> None:
+    bench = benches(in_flight=1)
+    running, waiting = bench.submit(), bench.submit(picture=True)
+    assert bench.files("pictures") == [f"{waiting.id}.npy"]
+    assert bench.service.cancel(waiting.id)
+    assert not bench.service.cancel(waiting.id)
+    assert bench.files("pictures") == []
+    bench.worker.completes(bench.worker.begun()[0])
+    bench.becomes(running, "completed")
+    assert len(bench.worker.begun()) == 1
+    left_alone(bench)
+
+
+def test_the_place_of_a_cancelled_job_is_free_when_its_worker_let_go(benches: Benches) -> None:
+    bench = benches(in_flight=1)
+    first, second = bench.submit(picture=True), bench.submit()
+    (begin,) = bench.worker.begun()
+    assert bench.service.cancel(first.id)
+    assert bench.worker.cancelled() == [first.id]
+    assert bench.files("pictures") == [f"{first.id}.npy"]  # which the worker may be reading
+    assert len(bench.worker.begun()) == 1
+    bench.worker.lets_go(begin)
+    assert bench.files("pictures") == []
+    assert bench.worker.begun()[-1].job == second.id
+    assert bench.status(first) == "cancelled"
+
+
+def test_a_video_that_comes_after_the_cancel_is_dropped(bench: Bench) -> None:
+    job = bench.submit()
+    (begin,) = bench.worker.begun()
+    bench.service.cancel(job.id)
+    bench.worker.completes(begin)
+    assert bench.status(job) == "cancelled"
+    assert bench.files("results") == []
+    left_alone(bench)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "deadline"])
+def test_a_job_that_ends_while_its_video_is_put_away_leaves_nothing(bench: Bench, how: str) -> None:
+    gate = gated(bench)
+    job = bench.submit(deadline_seconds=3600)
+    bench.worker.completes(bench.worker.begun()[0])
+    until(lambda: gate.tries)
+    if how == "cancelled":
+        assert bench.service.cancel(job.id)
+    else:
+        bench.age(job, 3600)
+        assert bench.becomes(job, "failed").error["code"] == "deadline"
+    gate.open.set()
+    until(lambda: not bench.files("spool"))
+    assert bench.files("results") == []
+    assert bench.job(job).content is None
+    left_alone(bench)
+
+
+def test_deadlines_end_waiting_and_running_jobs(benches: Benches) -> None:
+    bench = benches(in_flight=1)
+    running, waiting, patient = (bench.submit(deadline_seconds=seconds) for seconds in (600, 600, 3600))
+    bench.age(running, 600)
+    bench.age(waiting, 600)
+    assert bench.becomes(running, "failed").error["code"] == "deadline"
+    assert bench.becomes(waiting, "failed").error["code"] == "deadline"
+    until(lambda: bench.worker.cancelled() == [running.id])
+    bench.worker.lets_go(bench.worker.begun()[0])
+    assert [begin.job for begin in bench.worker.begun()] == [running.id, patient.id]
+
+
+def test_what_a_worker_made_before_it_died_is_not_made_again(bench: Bench) -> None:
+    made, unmade = bench.submit(), bench.submit()
+    bench.worker.writes(bench.worker.begun(made)[0], b"before it died")
+    bench.worker.turn(bench.worker.begun(unmade)[0])
+    bench.worker.dies()
+    assert bench.becomes(made, "completed").attempts == 1
+    assert bench.results.path(f"{made.id}.mp4").read_bytes() == b"before it died"
+    assert bench.service.store.calls(made.id)[0]["distance"] == 0.5
+    assert [begin.attempt for begin in bench.worker.begun(unmade)] == [1, 2]
+    assert len(bench.worker.begun(made)) == 1
+
+
+def test_a_video_without_a_record_is_not_taken_for_made(bench: Bench) -> None:
+    job = bench.submit()
+    (begin,) = bench.worker.begun()
+    Path(f"{begin.output}.mp4").write_bytes(b"the disk did not get all of it")
+    bench.worker.dies()
+    assert [begin.attempt for begin in bench.worker.begun(job)] == [1, 2]
+    assert bench.files("results") == []
+
+
+def test_a_death_is_held_against_the_job_whose_step_it_was(benches: Benches) -> None:
+    bench = benches(in_flight=3, attempts=2)
+    harmless, deadly, other = (bench.submit() for _ in range(3))
+    for _ in range(2):
+        for job in (harmless, other, deadly):
+            bench.worker.calls(bench.worker.begun(job)[-1])
+        bench.worker.dies()
+    failed = bench.becomes(deadly, "failed")
+    assert failed.error["code"] == "worker_died"
+    assert "2 times" in failed.error["message"]
+    for job in (harmless, other):
+        assert (bench.status(job), bench.job(job).deaths, len(bench.worker.begun(job))) == ("in_progress", 0, 3)
+
+
+def test_a_worker_that_dies_before_any_step_is_everybodys(benches: Benches) -> None:
+    bench = benches(attempts=1)
+    jobs = [bench.submit(), bench.submit()]
+    bench.worker.dies()
+    assert [bench.status(job) for job in jobs] == ["failed", "failed"]
+    left_alone(bench)
+
+
+def test_jobs_of_a_dead_worker_go_on_with_another(benches: Benches) -> None:
+    bench = benches(devices=("0", "1"), in_flight=1)
+    first, second = bench.workers
+    job, other = bench.submit(), bench.submit()
+    first.dies(again=False)
+    second.completes(second.begun(other)[0])
+    (begin,) = second.begun(job)
+    assert begin.attempt == 2
+    # what the dead one said last is of an attempt that is over
+    first.fails(first.begun(job)[0])
+    first.completes(first.begun(job)[0].model_copy(update={"output": begin.output}), b"of the dead")
+    assert bench.status(job) == "in_progress"
+    second.completes(begin, b"of the living")
+    assert bench.becomes(job, "completed").attempts == 2
+    assert bench.results.path(f"{job.id}.mp4").read_bytes() == b"of the living"
+
+
+def test_a_cancelled_job_whose_worker_dies_is_over(bench: Bench) -> None:
+    job = bench.submit()
+    bench.service.cancel(job.id)
+    bench.worker.dies()
+    assert bench.status(job) == "cancelled"
+    assert len(bench.worker.begun()) == 1
+    left_alone(bench)
+
+
+def test_errors_are_told(bench: Bench) -> None:
+    job = bench.submit()
+    bench.worker.fails(bench.worker.begun()[0])
+    assert bench.job(job).error == {"code": "EngineError", "message": "it broke"}
+    left_alone(bench)
+
+
+def test_a_killed_server_leaves_everything_to_the_next(benches: Benches) -> None:
+    bench = benches(in_flight=2)
+    gate = gated(bench)
+    made_not_put, made_not_heard = bench.submit(), bench.submit()
+    begins = bench.worker.begun()
+    bench.worker.completes(begins[0], b"first")
+    until(lambda: gate.tries)
+    bench.worker.writes(begins[1], b"second")
+    running, waiting = bench.submit(), bench.submit()
+    assert [bench.status(job) for job in (made_not_put, made_not_heard, running, waiting)] == [
+        *(["in_progress"] * 3),
+        "queued",
+    ]
+    gate.failures = 1
+    bench.service.publisher._stopping.set()
+    gate.open.set()
+    bench.crash()
+    bench.begin()
+    assert bench.becomes(made_not_put, "completed").attempts == 1
+    assert bench.becomes(made_not_heard, "completed").attempts == 1
+    assert bench.results.path(f"{made_not_put.id}.mp4").read_bytes() == b"first"
+    assert bench.results.path(f"{made_not_heard.id}.mp4").read_bytes() == b"second"
+    assert [(begin.job, begin.attempt) for begin in bench.worker.begun()] == [(running.id, 2), (waiting.id, 1)]
+
+
+def test_a_video_that_was_put_before_the_server_was_killed_is_completed(bench: Bench) -> None:
+    job = bench.submit()
+    bench.service.publisher._store = Deaf()  # the server is killed before it can say so
+    bench.worker.completes(bench.worker.begun()[0])
+    until(lambda: bench.files("results") == [f"{job.id}.mp4"])
+    bench.crash()
+    bench.begin()
+    assert bench.becomes(job, "completed").content == f"{job.id}.mp4"
+    assert bench.worker.begun() == []
+    left_alone(bench)
+
+
+class Deaf:
+    """A database that is gone."""
+
+    def get(self, name: str) -> Job:
+        return Job(**{**dict.fromkeys(Job.__dataclass_fields__), "id": name, "status": "in_progress"})
+
+    def complete(self, *_: object) -> bool:
+        raise OSError("gone")
+
+
+def test_a_video_that_vanished_is_made_again(bench: Bench) -> None:
+    gate = gated(bench)
+    gate.failures = 1
+    job = bench.submit()
+    (begin,) = bench.worker.begun()
+    bench.worker.completes(begin)
+    until(lambda: gate.tries)
+    Path(f"{begin.output}.mp4").unlink()
+    gate.open.set()
+    until(lambda: len(bench.worker.begun()) == 2)
+    assert bench.job(job).attempts == 2
+    bench.worker.completes(bench.worker.begun()[1])
+    bench.becomes(job, "completed")
+
+
+def test_what_cannot_be_put_is_tried_again(bench: Bench) -> None:
+    gate = gated(bench, failures=3)
+    gate.open.set()
+    job = bench.submit()
+    bench.worker.completes(bench.worker.begun()[0])
+    bench.becomes(job, "completed")
+    assert gate.tries == 4
+    left_alone(bench)
+
+
+def test_what_can_never_be_put_fails_its_job(bench: Bench) -> None:
+    gate = gated(bench, failures=99)
+    gate.open.set()
+    job = bench.submit()
+    bench.worker.completes(bench.worker.begun()[0])
+    assert bench.becomes(job, "failed").error["code"] == "storage"
+    assert gate.tries == 4
+    left_alone(bench)
+
+
+def test_a_job_that_is_nobodys_is_found(bench: Bench) -> None:
+    job = bench.submit()
+    # as after an error of the database in the middle of a worker's death
+    bench.service.dispatcher._assigned.clear()
+    until(lambda: len(bench.worker.begun(job)) == 2)
+    assert bench.job(job).attempts == 2
+
+
+def test_a_worker_that_hangs_is_killed(benches: Benches) -> None:
+    bench = benches(hang_seconds=0.3)
+    time.sleep(0.4)  # with nothing to do, it may be silent
+    assert not bench.worker.killed
+    bench.submit()
+    until(lambda: bench.worker.killed, 5)
+
+
+def test_a_model_that_is_not_served_any_more_is_told(benches: Benches) -> None:
+    bench = benches(in_flight=1)
+    running, waiting = bench.submit(), bench.submit()
+    bench.crash()
+    bench.begin()
+    bench.service.dispatcher._models = ()
+    bench.worker.completes(bench.worker.begun(running)[0])
+    assert bench.becomes(waiting, "failed").error["code"] == "model"
+    left_alone(bench)
+
+
+def test_the_queue_has_a_bound_for_all_and_for_each(benches: Benches) -> None:
+    bench = benches(in_flight=1, queue=3, queue_per_client=2)
+    one, other, small = Client("one"), Client("other"), Client("small", queue=1)
+    bench.submit(one)
+    bench.submit(small)
+    with pytest.raises(BusyError, match="1 jobs of yours"):
+        bench.submit(small)
+    bench.submit(other)
+    bench.submit(other)
+    with pytest.raises(BusyError, match="2 jobs of yours"):
+        bench.submit(other, picture=True)
+    with pytest.raises(BusyError, match="3 jobs wait already") as busy:
+        bench.submit(one, picture=True)
+    assert busy.value.retry_after == 5  # nothing is known yet
+    assert bench.files("pictures") == []
+    bench.service.dispatcher._took.append(7.0)
+    with pytest.raises(BusyError, match="3 jobs wait already") as busy:
+        bench.submit(one)
+    assert busy.value.retry_after == 7  # one place
+    with pytest.raises(BusyError, match="2 jobs of yours") as busy:
+        bench.submit(other)
+    assert busy.value.retry_after == 14  # behind that of the small one
+    bench.worker.completes(bench.worker.begun()[0])
+    bench.submit(one)
+
+
+def test_a_stopping_server_takes_no_jobs_and_knows_those_it_has(benches: Benches) -> None:
+    bench = benches(drain_seconds=0.2, in_flight=1)
+    running, waiting = bench.submit(key="a key"), bench.submit()
+    bench.service.drain()
+    with pytest.raises(StoppingError):
+        bench.submit()
+    assert bench.submit(key="a key").id == running.id
+    assert not bench.service.ready
+    bench.service.stop()
+    bench.begin()
+    assert [(begin.job, begin.attempt) for begin in bench.worker.begun()] == [(running.id, 2)]
+    assert bench.status(waiting) == "queued"
+    assert bench.job(running).deaths == 0
+
+
+def test_a_drain_ends_with_the_last_job_that_runs(benches: Benches) -> None:
+    bench = benches(drain_seconds=30, in_flight=1)
+    running, waiting = bench.submit(), bench.submit()
+    drain = threading.Thread(target=bench.service.drain)
+    drain.start()
+    until(lambda: bench.service.draining)
+    bench.worker.completes(bench.worker.begun()[0])
+    drain.join(5)
+    assert not drain.is_alive()
+    assert (bench.status(running), bench.status(waiting)) == ("completed", "queued")
+
+
+def test_two_servers_cannot_have_the_same_data(bench: Bench) -> None:
+    service = bench.service
+    with pytest.raises(InputError, match="another adacache-serve uses"):
+        bench.begin()
+    bench.service, bench.worker = service, FakeWorker.made[0] if FakeWorker.made else bench.worker
+    assert bench.service.ready
+
+
+def test_results_are_deleted_by_age(benches: Benches) -> None:
+    bench = benches(keep_seconds=60)
+    job = bench.submit()
+    bench.worker.completes(bench.worker.begun()[0])
+    bench.becomes(job, "completed")
+    retain(bench.service)
+    assert bench.files("results") == [f"{job.id}.mp4"]
+    bench.age(job, 61)
+    retain(bench.service)
+    assert bench.files("results") == []
+    assert (bench.status(job), bench.job(job).content) == ("completed", None)
+
+
+def test_the_oldest_results_are_deleted_beyond_a_size(benches: Benches) -> None:
+    bench = benches(keep_nbytes=250)
+    jobs = [bench.submit() for _ in range(4)]
+    for job in jobs:
+        bench.worker.completes(bench.worker.begun(job)[0], bytes(100))
+        bench.becomes(job, "completed")
+    retain(bench.service)
+    assert [bench.job(job).content is not None for job in jobs] == [False, False, True, True]
+    assert bench.files("results") == sorted(f"{job.id}.mp4" for job in jobs[2:])
+
+
+def test_jobs_are_forgotten_with_their_results(benches: Benches) -> None:
+    bench = benches(forget_seconds=60)
+    old, cancelled, running = (bench.submit() for _ in range(3))
+    bench.worker.completes(bench.worker.begun(old)[0])
+    bench.service.cancel(cancelled.id)
+    bench.becomes(old, "completed")
+    forget(bench.service)
+    assert bench.service.store.get(old.id) is not None
+    for job in (old, cancelled, running):
+        bench.age(job, 61)
+    forget(bench.service)
+    assert [bench.service.store.get(job.id) is None for job in (old, cancelled, running)] == [True, True, False]
+    assert bench.files("results") == []
+
+
+def test_files_that_belong_to_no_job_are_swept(bench: Bench) -> None:
+    data = bench.settings.data
+    kept, cancelled, running = bench.submit(), bench.submit(), bench.submit(picture=True)
+    bench.worker.completes(bench.worker.begun(kept)[0])
+    bench.becomes(kept, "completed")
+    bench.service.cancel(cancelled.id)
+    bench.worker.lets_go(bench.worker.begun(cancelled)[0])
+    unknown = f"video_{'0' * 32}"
+    for name in (f"{unknown}-1", f"{kept.id}-1", f"{running.id}-0"):
+        (data / "spool" / name).mkdir()
+        (data / "spool" / name / "video.mp4").write_bytes(b"left")
+    for name in (cancelled.id, unknown):
+        (data / "pictures" / f"{name}.npy").write_bytes(b"left")
+    (data / "pictures" / "video_old.npy").write_bytes(b"left")
+    os.utime(data / "pictures" / "video_old.npy", (0, 0))
+    for name in (f"{cancelled.id}.mp4", f".{cancelled.id}.mp4.part", f"{unknown}.mp4", "holiday.mp4"):
+        (data / "results" / name).write_bytes(b"left")
+    sweep(bench.service)
+    assert bench.files("spool") == [f"{running.id}-1"]
+    # one that is not known may be of a job that is about to be stored
+    assert bench.files("pictures") == sorted([f"{running.id}.npy", f"{unknown}.npy"])
+    # and results that are not known may be another server's
+    assert bench.files("results") == sorted([f"{kept.id}.mp4", f"{unknown}.mp4", "holiday.mp4"])
