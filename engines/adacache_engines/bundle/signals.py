@@ -18,9 +18,9 @@ class SignalEntry(Entry):
 
     Attributes:
         graphs: graph for each space that the signal is made for.
-        independent: axes along which the work is independent: the numbers of a tensor's parts, cut along one of these,
-            add up to those of the whole tensor.
+        independent_axes: axes along which the work is independent: the numbers of a tensor's parts, cut along one of
+            these, add up to those of the whole tensor.
     """
 
     graphs: dict[Space, Graph]
-    independent: tuple[str, ...]
+    independent_axes: tuple[str, ...]

@@ -1,7 +1,5 @@
 """Change: the sums of AdaCache's distance (arXiv 2411.02397, eq. 4), sum |cached - new| and sum |cached|."""
 
-import numpy as np
-
 from adacache_runtime.caching.signals.signal import Arrays, Signal
 
 NODES = """
@@ -19,7 +17,7 @@ NODES = """
 def _reference(given: Arrays) -> Arrays:
     cached, new = given["cached"], given["new"]
     axes = tuple(range(1, cached.ndim))
-    return {"change": np.abs(cached - new).sum(axes), "magnitude": np.abs(cached).sum(axes)}
+    return {"change": abs(cached - new).sum(axes), "magnitude": abs(cached).sum(axes)}
 
 
 CHANGE = Signal(
@@ -28,5 +26,5 @@ CHANGE = Signal(
     numbers=("change", "magnitude"),
     nodes=NODES,
     reference=_reference,
-    independent=("patch_frames", "tokens"),
+    independent_axes=("patch_frames", "tokens"),
 )

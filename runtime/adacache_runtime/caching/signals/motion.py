@@ -4,8 +4,6 @@ They are sum |later - earlier| and sum |later| + |earlier|. A frame is compared 
 independent along frames.
 """
 
-import numpy as np
-
 from adacache_runtime.caching.signals.signal import Arrays, Signal
 
 NODES = """
@@ -27,8 +25,8 @@ def _reference(given: Arrays) -> Arrays:
     first, second = given["new"][:, given["earlier"]], given["new"][:, given["later"]]
     axes = tuple(range(1, first.ndim))
     return {
-        "motion": np.abs(second - first).sum(axes),
-        "motion_magnitude": (np.abs(second) + np.abs(first)).sum(axes),
+        "motion": abs(second - first).sum(axes),
+        "motion_magnitude": (abs(second) + abs(first)).sum(axes),
     }
 
 
@@ -38,6 +36,6 @@ MOTION = Signal(
     numbers=("motion", "motion_magnitude"),
     nodes=NODES,
     reference=_reference,
-    independent=("tokens",),
+    independent_axes=("tokens",),
     spaces=("hidden",),
 )

@@ -1,7 +1,5 @@
 """The magnitude of a call's own tensor, sum |new|, which EasyCache relates the next call's change to."""
 
-import numpy as np
-
 from adacache_runtime.caching.signals.signal import Arrays, Signal
 
 NODES = """
@@ -14,7 +12,7 @@ NODES = """
 
 def _reference(given: Arrays) -> Arrays:
     new = given["new"]
-    return {"new_magnitude": np.abs(new).sum(tuple(range(1, new.ndim)))}
+    return {"new_magnitude": abs(new).sum(tuple(range(1, new.ndim)))}
 
 
 NEW_MAGNITUDE = Signal(
@@ -23,6 +21,6 @@ NEW_MAGNITUDE = Signal(
     numbers=("new_magnitude",),
     nodes=NODES,
     reference=_reference,
-    independent=("patch_frames", "tokens"),
+    independent_axes=("patch_frames", "tokens"),
     spaces=("latents",),
 )

@@ -4,7 +4,7 @@ One entry holds everything about it: its name, the tensors that it takes, its gr
 The exporter writes the graphs into bundles and checks them against numpy; the runtime runs them; fakes use numpy.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,8 +35,8 @@ class Signal:
         nodes: the graph's nodes as ONNX text, from ``inputs`` to ``numbers``. ``{axes}`` stands for all axes but the
             first, ``{frames}`` for the axis of frames. Tensors come in the model's precision: cast them to float32 (1).
         reference: the same in numpy, from ``inputs`` in float64, (first axis, frames, ...), to ``numbers``.
-        independent: axes along which the work is independent: the numbers of a tensor's parts, cut along one of these,
-            add up to those of the whole tensor.
+        independent_axes: axes along which the work is independent: the numbers of a tensor's parts, cut along one of
+            these, add up to those of the whole tensor.
         spaces: tensors that it is made for: the hidden state and what has its shape, the latents, or both.
     """
 
@@ -45,8 +45,19 @@ class Signal:
     numbers: tuple[str, ...]
     nodes: str
     reference: Callable[[Arrays], Arrays]
-    independent: tuple[str, ...]
+    independent_axes: tuple[str, ...]
     spaces: tuple[Space, ...] = ("hidden", "latents")
+
+    @property
+    def strided(self) -> bool:
+        """Whether it compares frames, and is measured at distances in frames."""
+        return "earlier" in self.inputs
+
+    def keys(self, strides: Iterable[int]) -> tuple[str, ...]:
+        """Return the keys of its numbers in a measurement at these distances in frames."""
+        if not self.strided:
+            return self.numbers
+        return tuple(at_stride(number, stride) for stride in strides for number in self.numbers)
 
     def nodes_in(self, space: Space) -> str:
         """Return the graph's nodes for tensors of a space."""
