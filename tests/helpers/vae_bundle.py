@@ -21,7 +21,7 @@ from adacache_export.parts import add_decoder
 from adacache_export.phases import Progress
 from adacache_export.vaes import Vae, open_vae
 from adacache_export.vaes.causal_vae_modules import CausalVaeConfig, ClipDecoder
-from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.decode import decode
 from tests.helpers import fake_model
 from tests.helpers.causal_vae_reference import PUBLISHED
