@@ -127,10 +127,14 @@ def test_who_does_not_read_takes_no_memory_and_is_hung_up_on(client: httpx.Clien
         before, nbytes = state(), process.memory_info().rss
         connections = [connected(client, f"GET /v1/videos/{large}/content HTTP/1.1") for _ in range(8)]
         until(lambda: state()["videos"] > before["videos"])
-        most = nbytes
-        while state()["videos"] > before["videos"]:  # it ends though the clients are still there
-            most = max(most, process.memory_info().rss)
-        assert most - nbytes < NBYTES
+        grown: list[int] = []
+
+        def hung_up_on() -> bool:
+            grown.append(process.memory_info().rss - nbytes)
+            return state()["videos"] == before["videos"]
+
+        until(hung_up_on)  # though the clients are still there
+        assert max(grown) < NBYTES
         for connection in connections:
             connection.close()
 
