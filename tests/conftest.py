@@ -25,6 +25,9 @@ PROBES = (
 )
 
 
+# so that a failed check shows the numbers, as a failed test does
+pytest.register_assert_rewrite("tests.helpers.gpu_checks")
+
 # Neither a slow machine nor chance decides whether a test passes: no example has a deadline, and the examples are the
 # same in every run. ``pytest --hypothesis-profile random`` looks at other examples each time.
 settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow])
