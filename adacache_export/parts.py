@@ -17,7 +17,7 @@ from adacache_engines.bundle.latent_space import VaePrecision
 from adacache_engines.bundle.manifest import DTYPES, FileEntry, Graph, LatentSpace, PartName, Precision, TextRule
 from adacache_engines.bundle.tensors import DType
 from adacache_engines.errors import InputError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.bundle_writer import file_entries, scratch
 from adacache_export.graphs import Sizes, export_graphs
 from adacache_export.parity import decoder_sizes, encoder_sizes, vae_encoder_sizes

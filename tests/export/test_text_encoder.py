@@ -13,7 +13,7 @@ from safetensors.torch import load, save_file
 
 from adacache_engines.bundle.manifest import DTYPES, TextRule
 from adacache_engines.errors import CheckpointError, MissingDependencyError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.graphs import export_graphs
 from adacache_export.parts import add_encoder
 from adacache_export.phases import Progress

@@ -13,7 +13,7 @@ from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.fake import FakeBackend, Function
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import EngineError, InputError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_engines.tensorrt.backend import TrtBackend
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline

@@ -13,7 +13,7 @@ from diffusers import LatteTransformer3DModel
 from torch import Tensor
 
 from adacache_engines.bundle.manifest import Graph
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.families.registry import FAMILIES
 from adacache_export.onnx_export import trace, write_graph
 from adacache_export.stages import OUT, Stage, run_stages
