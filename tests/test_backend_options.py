@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adacache_export.triton_repository import config_pbtxt
 
 from adacache_engines.backends import BACKENDS
 from adacache_engines.bundle.files import Bundle, open_bundle
@@ -20,6 +19,7 @@ from adacache_engines.contract.engine import Backend
 from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.contract.options import option, whole_number
 from adacache_engines.tensorrt.backend import TensorRT
+from adacache_export.writing.triton_repository import config_pbtxt
 from adacache_runtime.commands import run
 from adacache_serve.commands import serve
 from adacache_serve.settings import Settings
