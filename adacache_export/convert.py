@@ -22,7 +22,7 @@ from adacache_engines.bundle.manifest import (
 )
 from adacache_engines.bundle.tensors import DType
 from adacache_engines.errors import InputError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.arithmetic import arithmetic
 from adacache_export.checkpoint import check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json

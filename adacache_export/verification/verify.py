@@ -12,7 +12,7 @@ from torch import Tensor
 from adacache_engines.bundle.files import open_bundle, read_manifest
 from adacache_engines.bundle.manifest import DTYPES, Graph, Manifest, Precision
 from adacache_engines.errors import BundleError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_engines.tensorrt.plans import check_plans
 from adacache_export.arithmetic import arithmetic
 from adacache_export.checkpoint.mapped import taken

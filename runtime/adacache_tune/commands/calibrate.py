@@ -13,7 +13,7 @@ from rich.console import Console
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError, require
 from adacache_runtime.caching.measures import sites_of
-from adacache_runtime.commands.options import add_engine, add_video, video_size
+from adacache_runtime.commands.options import add_opening, add_video, opening_from, video_size
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import even_progress
 from adacache_runtime.pipeline import Pipeline
@@ -73,21 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     output = parser.add_argument_group("output").add_argument
     output("-o", "--output", type=Path, metavar="DIR", help="of records and runs (default: BUNDLE-calibration)")
     output("--force", action="store_true", help="begin anew where the folder holds another calibration")
-    add_engine(parser)
+    add_opening(parser)
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
     require("skimage", "compare")
     recorded, held_out = _split(options)
-    pipeline = Pipeline.open(
-        options.bundle,
-        options.backend,
-        options.provider,
-        options.threads,
-        text_device=options.text_device,
-        embedding_cache=options.embedding_cache,
-    )
+    pipeline = Pipeline.open(options.bundle, **opening_from(options))
     with closing(pipeline.backend):
         task = _task(options, pipeline, recorded, held_out)
         calibrated = calibrate(task)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from adacache_engines.bundle.manifest import Graph
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.families.registry import FAMILIES
 from adacache_export.stages import OUT, Stage, run_stages
 from adacache_export.tracing.graph_file import write_graph

@@ -17,7 +17,7 @@ import pytest
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.fake import FakeBackend
-from adacache_engines.onnxruntime import engine as ort
+from adacache_engines.onnxruntime import backend as ort
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.pipeline import Pipeline
 from adacache_tune.commands.profile import main
@@ -389,9 +389,11 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no text": (["--text-length", "0"], "text of length 0"),
     "json folder": (["--json", "nowhere/p.json"], "there is no folder nowhere"),
     "html folder": (["--html", "nowhere/p.html"], "there is no folder nowhere"),
-    "one": (["--compare", "onnxruntime"], "is not two back ends"),
-    "same": (["--compare", "onnxruntime,onnxruntime"], "is not two back ends"),
-    "unknown": (["--compare", "onnxruntime,openvino"], "backend openvino is unknown; known: onnxruntime,"),
+    "one": (["--compare", "onnxruntime"], "is not two backends"),
+    "same": (["--compare", "onnxruntime,onnxruntime"], "is not two backends"),
+    "unknown": (["--compare", "onnxruntime,openvino"], "backend 'openvino' is unknown; known: onnxruntime,"),
+    "plain": (["--compare", "onnxruntime,tensorrt-plain"], "backend 'tensorrt-plain' is unknown"),
+    "option": (["--compare", "onnxruntime,onnxruntime-plain", "--weight-budget", "4"], "has the option weight_budget"),
     "both": (["--compare", "tensorrt,tensorrt-rtx"], "tensorrt and tensorrt-rtx cannot run in one process"),
     "page": (["--compare", "onnxruntime,onnxruntime-plain", "--html", "c.html"], "can be written with --json"),
     "layers": (["--compare", "onnxruntime,onnxruntime-plain", "--layers"], "can be written with --json"),
