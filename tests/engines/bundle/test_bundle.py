@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from adacache_engines.bundle.files import MANIFEST, Bundle, dump_manifest, open_bundle, read_manifest
 from adacache_engines.bundle.manifest import SCHEMA_VERSION, Manifest
 from adacache_engines.errors import BundleError, ExportError, InputError
-from adacache_export import bundle_writer, convert, graphs
+from adacache_export import convert
 from adacache_export.convert import Options
+from adacache_export.tracing import graphs
+from adacache_export.writing import folder as bundle_writer
 from adacache_runtime import pipeline as pipeline_module
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers import fake_model
@@ -80,14 +82,14 @@ def test_a_manifest_comes_back_as_it_went(folder: Path, copy: Path) -> None:
     assert read_manifest(copy) == manifest
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(position=st.integers(0), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_the_manifest_is_refused(folder: Path, position: int, bit: int) -> None:
     with flipped(folder / MANIFEST, position, bit):
         refusal(folder)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(name=st.sampled_from(FILES[1:]), position=st.integers(0), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_a_file_is_refused(folder: Path, name: str, position: int, bit: int) -> None:
     with flipped(folder / name, position, bit):

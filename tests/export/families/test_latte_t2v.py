@@ -9,15 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import LatteTransformer3DModel
 from torch import Tensor
 
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.onnxruntime.engine import OrtBackend
 from adacache_export.families.registry import FAMILIES
-from adacache_export.onnx_export import trace, write_graph
 from adacache_export.stages import OUT, Stage, run_stages
-from adacache_export.weights_file import write_weights
+from adacache_export.tracing.trace import trace, write_graph
+from adacache_export.writing.weights_file import write_weights
 from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
@@ -114,6 +113,8 @@ def test_other_sizes_are_as_in_diffusers(
 ) -> None:
     """Its port of Latte with random weights: other heads, patches and lengths, odd grids, large training sizes."""
     torch.manual_seed(0)
+    from diffusers import LatteTransformer3DModel  # here: it imports all transformers of diffusers, which takes seconds
+
     port = LatteTransformer3DModel(
         num_attention_heads=heads,
         attention_head_dim=width,
