@@ -20,9 +20,9 @@ from adacache_export.families.registry import FAMILIES, maker
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
 from adacache_export.text_encoders.registry import reopened
-from adacache_export.tracing.graphs import verified
 from adacache_export.vaes.registry import coding_of
-from adacache_export.verification.parity import check_sizes, decoder_sizes, encoder_sizes, vae_encoder_sizes
+from adacache_export.verification.parity import verified
+from adacache_export.verification.sizes import check_sizes, decoder_sizes, encoder_sizes, vae_encoder_sizes
 
 
 def verify(folder: Path, progress: Progress) -> list[Graph]:

@@ -18,6 +18,7 @@ from adacache_engines.errors import BundleError, ExportError, InputError
 from adacache_export import convert
 from adacache_export.convert import Options
 from adacache_export.tracing import graphs
+from adacache_export.verification import parity
 from adacache_export.writing import folder as bundle_writer
 from adacache_runtime import pipeline as pipeline_module
 from adacache_runtime.pipeline import Pipeline
@@ -258,7 +259,7 @@ def test_an_export_with_a_text_encoder_and_a_vae(folder: str, vae_folder: Path, 
 FAULTS: dict[str, tuple[Any, str]] = {
     "tracing": (graphs, "trace"),
     "a graph": (graphs, "write_graph"),
-    "verifying": (graphs, "compare"),
+    "verifying": (parity, "compare"),
     "the weights": (convert, "write_weights"),
     "hashing": (convert, "file_entries"),
     "the manifest": (convert, "dump_manifest"),
@@ -402,14 +403,14 @@ def test_what_came_in_the_meantime_is_not_replaced(
     checkpoint: Path, room: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another export took the place while this one was under way."""
-    compare = graphs.compare
+    compare = parity.compare
 
     def meanwhile(*arguments: Any) -> Any:
         (room / "new").mkdir(exist_ok=True)
         (room / "new" / "mine.txt").write_text("mine")
         return compare(*arguments)
 
-    monkeypatch.setattr(graphs, "compare", meanwhile)
+    monkeypatch.setattr(parity, "compare", meanwhile)
     with pytest.raises(InputError, match="exists already"):
         export(checkpoint, room / "new")
     assert (room / "new" / "mine.txt").read_text() == "mine"

@@ -15,7 +15,8 @@ from adacache_engines.bundle.manifest import Graph
 from adacache_engines.onnxruntime.engine import OrtBackend
 from adacache_export.families.registry import FAMILIES
 from adacache_export.stages import OUT, Stage, run_stages
-from adacache_export.tracing.trace import trace, write_graph
+from adacache_export.tracing.graph_file import write_graph
+from adacache_export.tracing.trace import trace
 from adacache_export.writing.weights_file import write_weights
 from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.never import NeverReuse
