@@ -3,18 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from adacache_engines.backends import ONNXRUNTIME, TextDevice
-
-
-@dataclass(frozen=True)
-class Engine:
-    """How workers run bundles; see :meth:`adacache_runtime.pipeline.Pipeline.open` for the fields."""
-
-    backend: str = ONNXRUNTIME
-    provider: str = "cpu"
-    threads: int = 0
-    text_device: TextDevice = "backend"
-    embedding_cache: Path | None = None
+from adacache_engines.contract.engine import BackendConfig
+from adacache_engines.onnxruntime.backend import OnnxRuntime
+from adacache_runtime.text.device import TextDevice
 
 
 @dataclass(frozen=True)
@@ -26,7 +17,9 @@ class Settings:
         database: SQLAlchemy's URL of the database; None = SQLite in ``data``.
         results: folder of finished videos, or ``s3://BUCKET/PREFIX``; None = a folder in ``data``.
         devices: value of CUDA_VISIBLE_DEVICES for each worker; by default one worker that sees all devices.
-        engine: how workers run bundles.
+        backend: the backend that runs the bundles.
+        text_device: the device of the text encoder; see :meth:`adacache_runtime.pipeline.Pipeline.open`.
+        embedding_cache: folder in which the embeddings of prompts are kept; None = they are not kept.
         in_flight: number of generations that share a worker.
         memory_budget: memory that these may take beside the weights, in bytes; None = all that is free.
         queue: number of jobs that may wait.
@@ -47,7 +40,9 @@ class Settings:
     database: str | None = None
     results: str | None = None
     devices: tuple[str | None, ...] = (None,)
-    engine: Engine = Engine()
+    backend: BackendConfig = OnnxRuntime()
+    text_device: TextDevice = "backend"
+    embedding_cache: Path | None = None
     in_flight: int = 4
     memory_budget: int | None = None
     queue: int = 1000
