@@ -18,7 +18,7 @@ from adacache_runtime.caching.policies.fbcache import FBCache
 from adacache_runtime.caching.policies.teacache import TeaCache
 from adacache_runtime.caching.policy import FIRST, LATENTS, VELOCITY, Context, Measure, Measurement, Needs, Policy, Run
 from adacache_runtime.caching.simulate import Unchanged, simulate
-from tests.helpers.published_policies import PUBLISHED
+from tests.helpers.teacache_coefficients import PUBLISHED
 
 MODULATED = "spatial.0.modulated"
 FIRST_AND_REST = ("spatial.00", "temporal.00 to temporal.01")
