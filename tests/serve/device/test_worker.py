@@ -153,8 +153,7 @@ def test_real_engines_in_turn_give_what_they_give_alone(
     from adacache_runtime.caching.presets import PRESETS
     from adacache_runtime.request import Request
     from adacache_serve.device.video_file import film
-    from tests.helpers.conditioned import MASK, drawn
-    from tests.helpers.reference import request
+    from tests.helpers.reference import MASK, drawn, request
 
     latte, open_sora = Pipeline.open(decoding_folder), Pipeline.open(conditioned_folder)
     prompt = {"prompts": ("a red circle moves fast",), "steps": 5}
