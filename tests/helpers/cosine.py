@@ -59,9 +59,7 @@ class CosineCache:
         compute = state or context.forced or context.call <= 2
         return Decision((compute,) * context.run.groups), not compute
 
-    def observe(
-        self, state: bool, context: Context, measurements: Sequence[Measurement]
-    ) -> tuple[Observation, bool]:
+    def observe(self, state: bool, context: Context, measurements: Sequence[Measurement]) -> tuple[Observation, bool]:
         cosines = [
             seen["product"][unit] / math.sqrt(seen["cached_square"][unit] * seen["new_square"][unit])
             for seen in measurements
