@@ -103,14 +103,17 @@ class Pipeline:
         self._cache = EmbeddingCache(embedding_cache, bundle.manifest) if embedding_cache else None
         self._known: Known = {}
         manifest = bundle.manifest
-        stages, arithmetic = {}, {}
+        stages, arithmetic, signals = {}, {}, {}
         for stage in manifest.stages:
             stages[stage.graph.name] = backend.load(stage.graph)
             progress(1)
         for name, graph in manifest.arithmetic.items():
             arithmetic[name] = backend.load(graph)
             progress(1)
-        self.engines = Engines(stages, arithmetic)
+        for graph in manifest.signal_graphs():
+            signals[graph.name] = backend.load(graph)
+            progress(1)
+        self.engines = Engines(stages, arithmetic, signals)
 
     @classmethod
     def open(

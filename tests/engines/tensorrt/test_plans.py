@@ -34,7 +34,16 @@ from tools.speed.size import Size
 
 pytestmark = pytest.mark.slow  # an export, and plans that TensorRT-RTX builds
 DEMO = Path(__file__).parents[3] / "tools" / "demo" / "model"
-ARITHMETIC = {"add", "subtract", "distance", "motion", "guide", "combine"}
+ARITHMETIC = {
+    "add",
+    "subtract",
+    "hidden_change",
+    "latents_change",
+    "hidden_motion",
+    "latents_new_magnitude",
+    "guide",
+    "combine",
+}
 Once = Callable[[str, Callable[[Path], object]], Path]
 
 

@@ -255,7 +255,7 @@ def test_only_some_engines(bundle_folder: Path, tmp_path: Path, capsys: Capture)
 
 def test_a_single_frame_has_no_pairs_to_compare(bundle_folder: Path, tmp_path: Path) -> None:
     command = [str(bundle_folder), "--size", "48x80", "--frames", "1", "--text-length", "3", *QUICK]
-    assert main([*command, "--only", "motion", "embed", "--json", str(tmp_path / "p.json")]) == 0
+    assert main([*command, "--only", "hidden_motion", "embed", "--json", str(tmp_path / "p.json")]) == 0
 
 
 def test_inputs_are_what_a_stage_takes(pipeline: Pipeline) -> None:
@@ -268,7 +268,7 @@ def test_inputs_are_what_a_stage_takes(pipeline: Pipeline) -> None:
         }
         for name, value in given.items():
             np.testing.assert_array_equal(value, again[name])
-    given = example(pipeline.bundle.manifest.arithmetic["motion"], {**sizes, "pairs": 2})
+    given = example(pipeline.bundle.manifest.signals["motion"].graphs["hidden"], {**sizes, "pairs": 2})
     assert (given["earlier"].tolist(), given["later"].tolist()) == ([0, 1], [1, 2])
     given = example(pipeline.bundle.manifest.stages[1].graph, sizes)
     assert 0 <= given["timestep"].min() <= given["timestep"].max() <= 1000

@@ -158,6 +158,7 @@ def with_plans(made: Bundle) -> Bundle:
     wanted = [(stage.graph.name, "full", stage.graph.name) for stage in manifest.stages]
     wanted += [(stage.graph.name, "reuse", "add") for stage in manifest.stages if stage.block]
     wanted += [(name, "full", name) for name in manifest.arithmetic]
+    wanted += [(graph.name, "full", graph.name) for graph in manifest.signal_graphs()]
     entries = []
     for stage, variant, graph in wanted:
         path = folder / f"{graph}.plan"
