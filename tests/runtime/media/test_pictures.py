@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adacache_engines.errors import InputError
-from adacache_runtime.media.pictures import fit, read_image, read_last_frames
+from adacache_runtime.media.pictures import resize_to_fill, read_image, read_last_frames
 from adacache_runtime.media.video import to_pixels, write_video
 
 SIZES = [(12, 20), (24, 20), (7, 31), (40, 12), (13, 13), (3, 5)]  # (height, width) of what is read
@@ -98,5 +98,5 @@ def test_a_clip_is_what_torch_makes(size: tuple[int, int], wanted: tuple[int, in
     resized = torch.nn.functional.interpolate(clip, size=scaled, mode="bilinear", align_corners=False)
     top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
     expected = (resized[..., top : top + height, left : left + width] - 0.5) / 0.5
-    given = fit(frames, height, width)
+    given = resize_to_fill(frames, height, width)
     np.testing.assert_allclose(given, expected.permute(1, 0, 2, 3).numpy(), atol=1e-5)
