@@ -31,7 +31,7 @@ from adacache_runtime.memory.advice import check_fit
 from adacache_runtime.memory.estimate import MemoryEstimate, estimate_memory
 from adacache_runtime.request import Request
 from adacache_runtime.samplers.registry import dtype_of_conditions
-from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.samplers.update import Floats
 from adacache_runtime.settled import Settled, initial_noise, settle
 from adacache_runtime.text.captions import Captions
 from adacache_runtime.text.cleaning import with_scores
@@ -144,13 +144,10 @@ def _loop(bundle: Bundle, request: Request, number: int, continues: tuple[int, .
         number: number of the loop, from 0.
         continues: shape of the latents of the clip before; None = there is none.
     """
-    own = replace(
-        request,
-        prompts=_prompts(bundle.manifest.text, request, number),
-        seed=request.seed + number,
-        loops=1,
-        **({"images": (), "image_at": (), "clip": None, "latents": None, "mask": None, "noise": None} if number else {}),
-    )
+    prompts = _prompts(bundle.manifest.text, request, number)
+    own = replace(request, prompts=prompts, seed=request.seed + number, loops=1)
+    if continues:  # all that is given to it is the end of the clip before
+        own = replace(own, images=(), image_at=(), clip=None, latents=None, mask=None, noise=None)
     settled = settle(bundle, own, continues)
     text = read_text(bundle, own)
     sizes = {**settled.sizes, "text": text.length}
@@ -394,7 +391,9 @@ class Prepared:
             if name in tensors:
                 tensors[name].write(value.astype(tensors[name].dtype))
         assembly.plan.text.call()
-        return Begun(Generation(device, assembly, settled.run, count, loop.request.scope, condition), settled, loop.sizes)
+        return Begun(
+            Generation(device, assembly, settled.run, count, loop.request.scope, condition), settled, loop.sizes
+        )
 
 
 def _joined(loops: Sequence[Denoised]) -> Denoised:
@@ -405,5 +404,3 @@ def _joined(loops: Sequence[Denoised]) -> Denoised:
     trace = Trace(records, first.trace.sizes, first.trace.granularity)
     calls = [loop.calls for loop in loops if loop.calls is not None]
     return Denoised(latents, trace, np.concatenate(calls) if calls else None)
-
-

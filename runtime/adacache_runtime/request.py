@@ -13,6 +13,8 @@ from adacache_runtime.caching.policy import Granularity, Policy, Scope
 from adacache_runtime.media.frames import ClipSource, ImageSource
 from adacache_runtime.text.captions import Captions as Captions
 
+MAX_SEED = 2**63 - 1
+
 T = TypeVar("T")
 
 

@@ -18,13 +18,11 @@ from adacache_runtime.conditioning.clips import CONTINUATION
 from adacache_runtime.conditioning.given_frames import GivenFrames, given_mask, place_given
 from adacache_runtime.conditioning.masks import Masking, check_mask, masking
 from adacache_runtime.conditioning.references import Placement, alignment, mask_of
-from adacache_runtime.request import Request
+from adacache_runtime.request import MAX_SEED, Request
 from adacache_runtime.samplers.registry import updates
-from adacache_runtime.samplers.rflow import Update, check_guidance, check_steps
+from adacache_runtime.samplers.update import Update, check_guidance, check_steps
 from adacache_runtime.text.captions import check_captions, fits_float32
 from adacache_runtime.vae.tiles import check_tile
-
-MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from adacache_runtime.caching.policies.adacache import AdaCache
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policy import GRANULARITIES, Granularity
-from adacache_runtime.pipeline import Pipeline, Result
+from adacache_runtime.events import Denoised
+from adacache_runtime.pipeline import Pipeline
 from tools.gpu.machine import exporter_missing, find_gpu
 from tools.gpu.model import PRECISIONS, compiled, run_target
 from tools.gpu.rig import (
@@ -228,7 +229,7 @@ def test_the_runtime_cache_is_read_again(
     bundle = plans("fp16")
     request = small_request(bundle, STEPS, EVERY_THIRD)
 
-    def run() -> tuple[Path, Result]:
+    def run() -> tuple[Path, Denoised]:
         backend = opened("fp16")
         result = Pipeline(bundle, backend).generate(request)
         backend.close()

@@ -14,7 +14,8 @@ import numpy as np
 
 from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.bundle.shape_profiles import parse_profile
-from adacache_runtime.request import Captions, Request, settle
+from adacache_runtime.request import Captions, Request
+from adacache_runtime.settled import settle
 from tools.gpu.contenders import Skips, open_contenders
 from tools.gpu.measure import load, measure_calls, measure_stages
 

@@ -13,8 +13,10 @@ from adacache_engines.contract.engine import Backend
 from adacache_engines.tensorrt.arena import Arena
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policy import Policy
-from adacache_runtime.pipeline import Pipeline, Result
-from adacache_runtime.request import Captions, Request, settle
+from adacache_runtime.events import Denoised
+from adacache_runtime.pipeline import Pipeline
+from adacache_runtime.request import Captions, Request
+from adacache_runtime.settled import settle
 from tools.gpu.measure import bound, examples
 
 Arrays = dict[str, NDArray[Any]]
@@ -73,7 +75,7 @@ def small_request(bundle: Bundle, steps: int, policy: Policy[Any], seed: int = 0
     return Request(captions=captions, steps=steps, policy=policy, seed=seed, keep_calls=True)
 
 
-def same(one: Result, other: Result) -> bool:
+def same(one: Denoised, other: Denoised) -> bool:
     """Whether two generations went alike, bit for bit: latents before every call, schedule, distances."""
     assert one.calls is not None
     assert other.calls is not None
@@ -85,9 +87,9 @@ def same(one: Result, other: Result) -> bool:
     )
 
 
-def beside_each_other(pipeline: Pipeline, requests: Sequence[Request]) -> list[Result]:
+def beside_each_other(pipeline: Pipeline, requests: Sequence[Request]) -> list[Denoised]:
     """A thread each, begun together; raises what any of them raised."""
-    results: dict[int, Result] = {}
+    results: dict[int, Denoised] = {}
     failed: list[BaseException] = []
     start = threading.Barrier(len(requests))
 

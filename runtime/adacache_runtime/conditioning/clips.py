@@ -31,6 +31,6 @@ def check_continues(space: LatentSpace, frames: int) -> None:
 
 
 def joined_frames(space: LatentSpace, latent_frames: int, frames: int, clips: int) -> tuple[int, int]:
-    """Return the latent frames and the frames of a video of ``clips`` clips, each of ``latent_frames`` and ``frames``."""
+    """Return the latent frames and the frames of a video of several clips, each of ``latent_frames`` and ``frames``."""
     again = CHUNK_FRAMES if alignment(space) > 1 else CONTINUED
     return latent_frames + (clips - 1) * (latent_frames - CONTINUED), frames + (clips - 1) * (frames - again)

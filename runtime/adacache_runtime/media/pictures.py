@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -43,10 +43,9 @@ def read_last_frames(source: ClipSource, count: int) -> Frames:
         InputError: the file cannot be read, it is no clip, or it has fewer frames.
     """
     if isinstance(source, str | os.PathLike):
-        frames: Sequence[NDArray[np.uint8]] = deque(_decoded(Path(source)), maxlen=count)
-        name = str(source)
+        frames, name = list(deque(_decoded(Path(source)), maxlen=count)), str(source)
     else:
-        frames, name = source[-count:], "the clip"
+        frames, name = list(source[-count:]), "the clip"
         if source.ndim != 4 or source.shape[3] != 3 or source.dtype != np.uint8:
             raise InputError(
                 f"the clip is an array {source.shape} of {source.dtype}; expected (frames, height, width, 3) of uint8"

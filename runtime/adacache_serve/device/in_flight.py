@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adacache_runtime.conditioning.given_frames import Image
-from adacache_runtime.memory.estimate import MemoryPlan
+from adacache_runtime.generation import Prepared
+from adacache_runtime.memory.estimate import MemoryEstimate
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request
 from adacache_serve.device.film import Step
 from adacache_serve.messages import Begin, Phase
 
@@ -20,10 +19,7 @@ class Job:
     Attributes:
         begin: as it came.
         pipeline: of its model.
-        request: of its order.
-        picture: that it begins with.
-        plan: of its memory.
-        calls: of the denoiser, in all.
+        prepared: its generation.
         output: where the video goes.
         steps: None until it has its memory.
         phase: that it is in; ``since`` then, in seconds since 1970, it had ``seconds`` of the device.
@@ -33,10 +29,7 @@ class Job:
 
     begin: Begin
     pipeline: Pipeline
-    request: Request
-    picture: Image | None
-    plan: MemoryPlan
-    calls: int
+    prepared: Prepared
     output: Path
     steps: Generator[Step, None, object] | None = None
     phase: Phase = "encode"
@@ -44,6 +37,11 @@ class Job:
     seconds: float = 0.0
     arena: int = 0
     entries: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def plan(self) -> MemoryEstimate:
+        """Memory that it takes."""
+        return self.prepared.memory
 
     @property
     def own_arena(self) -> int:

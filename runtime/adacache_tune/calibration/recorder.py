@@ -29,9 +29,11 @@ from adacache_runtime.caching.policy import (
 )
 from adacache_runtime.denoising.denoiser import denoise
 from adacache_runtime.denoising.probes import Probe
-from adacache_runtime.pipeline import Pipeline, Result, Started
+from adacache_runtime.events import Denoised
+from adacache_runtime.generation import Begun
+from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
-from adacache_runtime.samplers.rflow import Update
+from adacache_runtime.samplers.update import Update
 from adacache_runtime.trace import CallRecord, Trace
 from adacache_tune.calibration.records import RESIDUAL, Record, Site
 
@@ -64,7 +66,7 @@ def record(
     gaps: int,
     strides: Sequence[int] = (1,),
     on_call: Callable[[CallRecord], None] = lambda _: None,
-) -> tuple[Record, Result]:
+) -> tuple[Record, Denoised]:
     """Makes a generation and records it.
 
     Args:
@@ -81,13 +83,13 @@ def record(
     manifest = pipeline.bundle.manifest
     probed = [MODULATED] if MODULATED in manifest.probes() else []
     policy = Everything((DEFAULT, *probed, FIRST, LATENTS, VELOCITY))
-    started = pipeline.start(replace(request, policy=policy, granularity=None, scope="batch"))
+    started = pipeline.prepare(replace(request, policy=policy, granularity=None, scope="batch")).begin()
     recorder = _Recorder(pipeline, started, gaps, strides)
     calls = []
     for made in denoise(started.generation, started.settled.updates, policy, before_advance=recorder.look):
         calls.append(made)
         on_call(made)
-    result = Result(
+    result = Denoised(
         started.generation.assembly.latents.read(), Trace(tuple(calls), started.sizes, started.settled.granularity)
     )
     return recorder.record(manifest.default_probes), result
@@ -96,7 +98,7 @@ def record(
 class _Recorder:
     """What is kept of the last calls, and what was seen."""
 
-    def __init__(self, pipeline: Pipeline, started: Started, gaps: int, strides: Sequence[int]) -> None:
+    def __init__(self, pipeline: Pipeline, started: Begun, gaps: int, strides: Sequence[int]) -> None:
         generation = started.generation
         assembly, device, arithmetic = generation.assembly, generation.device, pipeline.engines.arithmetic
         self._calls, self._branches = len(started.settled.updates), generation.branches
@@ -175,7 +177,7 @@ class _Recorder:
         return off
 
 
-def _guide(pipeline: Pipeline, prediction: Buffer, started: Started, velocity: Buffer, device: Device) -> Call:
+def _guide(pipeline: Pipeline, prediction: Buffer, started: Begun, velocity: Buffer, device: Device) -> Call:
     scale = device.empty((1,), np.dtype(np.float32))
     scale.write(np.array([started.settled.guidance], np.float32))
     tensors: Mapping[str, Any] = {"prediction": prediction, "guidance": scale, "velocity": velocity}

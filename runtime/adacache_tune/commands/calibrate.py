@@ -16,7 +16,8 @@ from adacache_runtime.commands.options import add_engine, add_video, video_size
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import even_progress
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request, Settled, settle
+from adacache_runtime.request import Request
+from adacache_runtime.settled import Settled, settle
 from adacache_runtime.vae.decode import WITHOUT_DECODER
 from adacache_tune.calibration.folder import begin
 from adacache_tune.calibration.goal import Goal
@@ -148,7 +149,7 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
         )
     latent = pipeline.bundle.manifest.latent
     if latent.decoder != "none":
-        check_ssim(*(side * latent.spatial_factor for side in settled.latents.shape[3:]))
+        check_ssim(*(side * latent.spatial_factor for side in settled.latent_shape[3:]))
     asked = {
         "size": f"{settled.height}x{settled.width}",
         "frames": settled.frames,
@@ -214,7 +215,7 @@ def _problem(method: str, manifest: Manifest, settled: Settled) -> str | None:
     site = NEEDS.get(method)
     if site is not None and site not in manifest.probes():
         return f"measures {site}, which this bundle has no probe for; export with --probe {site}"
-    if method == MOTION and settled.latents.shape[2] < 2:
+    if method == MOTION and settled.latent_shape[2] < 2:
         return "goes by motion, and an image has none; choose more --frames"
     return None
 

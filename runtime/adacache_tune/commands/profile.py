@@ -19,7 +19,8 @@ from adacache_runtime.commands.options import add_size, video_size
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import call_progress
 from adacache_runtime.media.files import check_folder, writing
-from adacache_runtime.request import Request, settle
+from adacache_runtime.request import Request
+from adacache_runtime.settled import settle
 from adacache_tune.profiling import comparison
 from adacache_tune.profiling.backends import BACKENDS, check_names, open_target
 from adacache_tune.profiling.engine_latency import EngineLatency, measure_engine

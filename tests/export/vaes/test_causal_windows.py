@@ -11,7 +11,7 @@ from adacache_engines.bundle.latent_space import LatentSpace, Windows
 from adacache_engines.contract.device import Array, HostBuffer, HostDevice
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.chunks import decoded_windows
 from adacache_runtime.vae.decode import decode
 from adacache_runtime.vae.tiles import spans
@@ -136,7 +136,7 @@ def test_the_memory_is_planned(
         return buffer
 
     height, width = size
-    plan = pipeline.memory(request(height=height, width=width, frames=frames, policy=NeverReuse()))
+    plan = pipeline.prepare(request(height=height, width=width, frames=frames, policy=NeverReuse())).memory
     latents = noise(WIDTH, SPACE.latent_frames(frames), height // FACTOR, width // FACTOR)
     monkeypatch.setattr(HostDevice, "empty", counted)
     list(decode(pipeline.bundle, pipeline.backend, latents, frames))

@@ -28,7 +28,7 @@ from adacache_runtime.caching.policy import (
 )
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.caching.simulate import Unchanged, bounds, replay, simulate
-from adacache_runtime.request import settle
+from adacache_runtime.settled import settle
 from tests.helpers.driving import codebooks, measured
 from tests.helpers.driving import replay as driven
 from tests.helpers.fake_model import fake_pipeline, functions, request

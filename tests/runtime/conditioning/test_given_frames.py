@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from adacache_engines.contract.fake import FakeBackend
 from adacache_runtime.commands import run as cli
 from adacache_runtime.conditioning.clips import CONTINUED
-from adacache_runtime.media.pictures import resize_to_fill, read_last_frames
+from adacache_runtime.media.pictures import read_last_frames, resize_to_fill
 from adacache_runtime.media.video import write_video
 from tests.helpers import fake_model
 from tests.helpers.fake_model import WIDTH, captions, functions, manifest, write_bundle
@@ -127,9 +127,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no such frame": (["--image", "a.png", "--image-at", "8"], "the video has no frame 8; it has 8"),
     "twice": (["--image", "a.png", "--image-at", "1"] * 2, "fall on latent frame 1"),
     "image in clip": (["--video", "LONG", "--image", "a.png", "--image-at", "4"], "fall on latent frame 4"),
-    "places": (["--image", "a.png", "--image", "a.png", "--image-at", "1"], "2 of --image and 1 of --image-at"),
-    "only places": (["--image-at", "1"], "0 of --image and 1 of --image-at"),
-    "ratio": (["--image", "a.png", "--edit", "1"], "--edit 1.0 is not possible; choose 0 or more, below 1"),
+    "places": (["--image", "a.png", "--image", "a.png", "--image-at", "1"], "there are 2 images and 1 frames for them"),
+    "only places": (["--image-at", "1"], "there are 0 images and 1 frames for them"),
+    "ratio": (["--image", "a.png", "--edit", "1"], "edit ratio 1.0 is not possible; choose 0 or more, below 1"),
     "all given": (["--video", "LONG", "--frames", "4"], "all 4 latent frames would be given"),
     "only an image": (["--image", "a.png", "--frames", "1"], "all 1 latent frames would be given"),
     "no loops": (["--loops", "0"], "0 loops are not possible"),

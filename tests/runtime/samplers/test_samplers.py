@@ -8,14 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adacache_engines.errors import OutOfRangeError
-from adacache_runtime.samplers.rflow import (
-    check_guidance,
-    check_steps,
-    condition_dtype,
-    rflow,
-    rflow_timesteps,
-    transform_ratio,
-)
+from adacache_runtime.samplers.rflow import condition_dtype, rflow, rflow_timesteps, transform_ratio
+from adacache_runtime.samplers.update import check_guidance, check_steps
 from tests.helpers.reference import OPEN_SORA, arrays
 
 REAL = arrays(OPEN_SORA / "timesteps_real.npz")

@@ -26,7 +26,8 @@ from adacache_runtime.conditioning.given_frames import Image
 from adacache_runtime.media.pictures import read_image
 from adacache_runtime.media.video import to_pixels, write_video
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request, settle
+from adacache_runtime.request import Request
+from adacache_runtime.settled import settle
 from adacache_serve import uploads
 from adacache_serve.http import videos
 from adacache_serve.settings import Settings
