@@ -25,7 +25,7 @@ from adacache_engines.tensorrt.library import open_library
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
 from tools.gpu.model import compiled, run_target
-from tools.gpu.rig import small_request
+from tools.gpu.requests import small_request
 
 STEPS = 4
 LIBRARY: Library = "tensorrt-rtx"
