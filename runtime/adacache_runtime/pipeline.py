@@ -1,17 +1,18 @@
 """A bundle with its engines loaded: make videos, or prepare a generation and read its events."""
 
 from collections.abc import Callable, Generator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-from adacache_engines.backends import ONNXRUNTIME, TextDevice, open_backend, open_text_backend
 from adacache_engines.bundle.files import Bundle, open_bundle
-from adacache_engines.contract.engine import Backend
+from adacache_engines.contract.engine import Backend, BackendConfig
 from adacache_engines.errors import InputError
+from adacache_engines.onnxruntime.backend import OnnxRuntime
 from adacache_runtime.denoising.device_plan import Engines
 from adacache_runtime.events import Called, Denoised
 from adacache_runtime.generation import Checked, Model, Prepared, check
 from adacache_runtime.request import Request
+from adacache_runtime.text.device import TextDevice, open_text_backend
 from adacache_runtime.text.embedding_cache import EmbeddingCache
 from adacache_runtime.trace import CallRecord
 
@@ -49,48 +50,51 @@ class Pipeline:
         """
         self.bundle, self.backend, self.text_backend = bundle, backend, text_backend or backend
         manifest = bundle.manifest
-        stages, arithmetic = {}, {}
+        stages, arithmetic, signals = {}, {}, {}
         for stage in manifest.stages:
             stages[stage.graph.name] = backend.load(stage.graph)
             progress(1)
         for name, graph in manifest.arithmetic.items():
             arithmetic[name] = backend.load(graph)
             progress(1)
-        self.engines = Engines(stages, arithmetic)
+        for graph in manifest.signal_graphs():
+            signals[graph.name] = backend.load(graph)
+            progress(1)
+        self.engines = Engines(stages, arithmetic, signals)
         cache = EmbeddingCache(embedding_cache, manifest) if embedding_cache else None
         self._model: Model | None = Model(bundle, backend, self.text_backend, self.engines, cache)
 
     @classmethod
     def open(
         cls,
-        folder: Path | str,
-        backend: str = ONNXRUNTIME,
-        provider: str = "cpu",
-        threads: int = 0,
-        shared_threads: bool = True,
-        cuda_graphs: bool = True,
-        weight_budget: int | None = None,
+        bundle: Path | str | Bundle,
+        backend: BackendConfig = OnnxRuntime(),
         text_device: TextDevice = "backend",
         embedding_cache: Path | None = None,
     ) -> "Pipeline":
         """Open a bundle.
 
         Args:
-            folder: folder of the bundle.
+            bundle: folder that ``adacache-export`` made, or the opened bundle.
+            backend: what runs the model, such as ``OnnxRuntime(provider="cuda")`` or ``TensorRT()``.
             text_device: where the text encoder runs: where the model does, or on the ``cpu``, through ONNX Runtime.
             embedding_cache: a folder where prompts' embeddings are kept, and found again; None = nowhere.
-            backend, provider, threads, shared_threads, cuda_graphs, weight_budget: see
-                :func:`adacache_engines.backends.open_backend`.
 
         Raises:
             BundleError: it is not an unchanged bundle.
             InputError, MissingDependencyError: the backend or its provider cannot be had here.
             EngineError: there is no GPU, no plan for it, or an engine cannot be loaded.
         """
-        bundle = open_bundle(folder)
-        opened = open_backend(bundle, backend, provider, threads, shared_threads, cuda_graphs, weight_budget)
-        text_backend = open_text_backend(bundle, opened, text_device, threads)
-        return cls(bundle, opened, text_backend=text_backend, embedding_cache=embedding_cache)
+        whole = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        with ExitStack() as stack:  # closes what is open already where the rest cannot be opened
+            opened = backend.open(whole)
+            stack.callback(opened.close)
+            text_backend = open_text_backend(whole, backend, opened, text_device)
+            if text_backend is not opened:
+                stack.callback(text_backend.close)
+            pipeline = cls(whole, opened, text_backend=text_backend, embedding_cache=embedding_cache)
+            stack.pop_all()
+        return pipeline
 
     def __enter__(self) -> "Pipeline":
         return self
@@ -103,7 +107,7 @@ class Pipeline:
         if self._model is None:
             return
         self._model = None
-        self.engines = Engines({}, {})
+        self.engines = Engines({}, {}, {})
         for backend in dict.fromkeys((self.text_backend, self.backend)):
             backend.close()
 

@@ -77,9 +77,9 @@ def check_observations(given: Denoised, wanted: Denoised, precision: Precision, 
     assert wanted.calls is not None
     assert np.array_equal(given.calls[0], wanted.calls[0]), "the same noise"
     measured = [
-        (mine.observation.distance, other.observation.distance)
+        (mine.observation.get("distance"), other.observation.get("distance"))
         for mine, other in zip(given.trace.calls, wanted.trace.calls, strict=True)
-        if other.observation.distance is not None
+        if other.observation.get("distance") is not None
     ]
     assert bool(measured) == (policy == "adacache")
     for mine, other in measured:

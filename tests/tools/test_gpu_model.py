@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from adacache_engines.bundle.files import open_bundle, read_manifest
 from adacache_engines.errors import BundleError, EngineError, InputError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.convert import Options, convert
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.flops import flops

@@ -7,8 +7,8 @@ from contextlib import closing
 
 from rich.console import Console
 
-from adacache_engines.backends import open_backend, open_text_backend
 from adacache_engines.bundle.files import open_bundle
+from adacache_runtime.commands.options import opening_from
 from adacache_runtime.commands.outputs import check_outputs, output_files, write_latents, write_reports, write_videos
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import call_progress
@@ -27,29 +27,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> None:
+    opening = opening_from(options)
     bundle = open_bundle(options.bundle)
     checked = check(bundle, request_from(options, bundle.manifest))
     outputs = output_files(options, len(checked.video.fps))
     if not options.plan_memory:
         check_outputs(options, outputs, bundle.manifest.latent, checked.video)
-    opened = open_backend(
-        bundle,
-        options.backend,
-        options.provider,
-        options.threads,
-        cuda_graphs=not options.no_cuda_graphs,
-        weight_budget=None if options.weight_budget is None else options.weight_budget * 10**6,
-    )
     if (preset := bundle.manifest.policies.get(options.policy.partition("+")[0])) and preset.note:
         print(f"policy {options.policy}: {preset.note}", file=sys.stderr)
-    with closing(opened) as backend:
-        text_backend = open_text_backend(bundle, backend, options.text_device, options.threads)
-        pipeline = Pipeline(bundle, backend, text_backend=text_backend, embedding_cache=options.embedding_cache)
+    with Pipeline.open(bundle, **opening) as pipeline:
         prepared = pipeline.prepare(checked)
         for note in prepared.notes:
             print(note, file=sys.stderr)
         if options.plan_memory:
-            Console().print(table(prepared.memory, backend.device.free_nbytes(), backend.name))
+            Console().print(table(prepared.memory, pipeline.backend.device.free_nbytes(), pipeline.backend.name))
             return
         print(_description(checked, options.policy), file=sys.stderr)
         _print_residuals(prepared)

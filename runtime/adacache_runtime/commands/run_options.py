@@ -9,7 +9,7 @@ from adacache_engines.errors import InputError
 from adacache_runtime.caching.policy import GRANULARITIES
 from adacache_runtime.caching.presets import POLICY_HELP, policy_from
 from adacache_runtime.commands.array_files import read_captions, read_latents
-from adacache_runtime.commands.options import add_engine, add_size, video_size
+from adacache_runtime.commands.options import add_opening, add_size, video_size
 from adacache_runtime.request import Request
 
 
@@ -89,10 +89,8 @@ def run_parser() -> argparse.ArgumentParser:
     output("--save-every-call", action="store_true", help="with --save-latents: also calls, the latents before each")
     output("--trace", metavar="FILE.json", type=Path, help="what happened at each call")
     output("--plot", metavar="FILE.png", type=Path, help="distance, motion, rate and time a step")
-    engine = add_engine(parser).add_argument
-    engine("--weight-budget", type=int, metavar="MB", help="TensorRT: GPU memory for weights (default: all of them)")
-    engine("--no-cuda-graphs", action="store_true", help="TensorRT: launch each engine by itself")
-    engine("--plan-memory", action="store_true", help="print what the run would take, by kind, and stop")
+    backend = add_opening(parser).add_argument
+    backend("--plan-memory", action="store_true", help="print what the run would take, by kind, and stop")
     return parser
 
 

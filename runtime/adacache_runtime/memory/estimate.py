@@ -142,6 +142,7 @@ def estimate_memory(
     asked = Engines(
         {name: Asked(engine, needs) for name, engine in engines.stages.items()},
         {name: Asked(engine, needs) for name, engine in engines.arithmetic.items()},
+        {name: Asked(engine, needs) for name, engine in engines.signals.items()},
     )
     manifest = bundle.manifest
     assembly = assemble(manifest, asked, device, request, settled, sizes)
