@@ -18,13 +18,9 @@ from adacache_engines.errors import AdaCacheError, InputError
 from adacache_runtime.memory.estimate import megabytes
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.trace import CallRecord, entry
-from adacache_serve.device.fair import Turns
-from adacache_serve.device.film import Denoised, Encoded, Part, Step, film, suffix
-from adacache_serve.device.in_flight import Job, largest_arena, most_nbytes
-from adacache_serve.device.warm_up import warm_ups
-from adacache_serve.lifetime import working
-from adacache_serve.logs import about, configure
-from adacache_serve.messages import (
+from adacache_serve.device.attempts import Attempt, largest_arena, most_nbytes
+from adacache_serve.device.fair_share import Turns
+from adacache_serve.device.messages import (
     Began,
     Begin,
     Called,
@@ -41,10 +37,14 @@ from adacache_serve.messages import (
     Turn,
     to_worker,
 )
-from adacache_serve.orders import request_of
+from adacache_serve.device.video_file import Denoised, Encoded, Part, Step, film, suffix
+from adacache_serve.device.warm_up import warm_ups
+from adacache_serve.disk.locks import worker_lock
+from adacache_serve.disk.spool import finish
+from adacache_serve.logs import about, configure
+from adacache_serve.orders.check import request_of
+from adacache_serve.orders.images import read_image
 from adacache_serve.settings import Settings
-from adacache_serve.spool import finish
-from adacache_serve.uploads import read_picture
 
 log = logging.getLogger(__name__)
 NICENESS = 5  # below the server, whose answers are short
@@ -74,7 +74,7 @@ def work(connection: Connection, settings: Settings, device: str | None, open_mo
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     try:
-        with working(settings.data):
+        with worker_lock(settings.data):
             worker = Worker(connection, open_models(settings), settings)
             worker.warm_up()
             worker.run()
@@ -98,7 +98,7 @@ class Worker:
     ) -> None:
         """``clock``: seconds, by which turns are shared."""
         self._connection, self._models, self._settings, self._clock = connection, models, settings, clock
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, Attempt] = {}
         self._waiting: list[str] = []  # for memory, the first that came first
         self._turns: Turns[str] = Turns()
         self._turn: str | None = None  # whose step was last
@@ -164,11 +164,11 @@ class Worker:
         self._jobs[message.job] = job
         self._waiting.append(message.job)
 
-    def _planned(self, begin: Begin) -> Job:
+    def _planned(self, begin: Begin) -> Attempt:
         pipeline = self._models[begin.model]
-        picture = read_picture(Path(begin.picture)) if begin.picture else None
-        prepared = pipeline.prepare(request_of(begin.order, pipeline.bundle, self._settings, picture))
-        job = Job(begin, pipeline, prepared, Path(begin.output + suffix(prepared.video.frames)))
+        image = read_image(Path(begin.image)) if begin.image else None
+        prepared = pipeline.prepare(request_of(begin.order, pipeline.bundle, self._settings, image))
+        job = Attempt(begin, pipeline, prepared, Path(begin.output + suffix(prepared.video.frames)))
         if (most := job.most()) > self._budget:
             raise InputError(
                 f"this video takes {megabytes(most)} MB of memory beside the weights, and all that there is for videos "
@@ -189,7 +189,7 @@ class Worker:
             self._send(Began(job=job.begin.job, attempt=job.begin.attempt, nbytes=job.most()))
             self._tell_memory()
 
-    def _planned_nbytes(self, *more: Job) -> int:
+    def _planned_nbytes(self, *more: Attempt) -> int:
         """The most that those in flight can come to take at once, and ``more`` with them."""
         return most_nbytes([*more, *(self._jobs[name] for name in self._turns)])
 
@@ -198,7 +198,7 @@ class Worker:
         free = min((nbytes for nbytes in told if nbytes is not None), default=None)
         self._send(Memory(planned=self._planned_nbytes(), budget=self._budget, free=free, waiting=len(self._waiting)))
 
-    def _step(self, job: Job) -> None:
+    def _step(self, job: Attempt) -> None:
         assert job.steps is not None
         message: FromWorker | None
         if self._turn != job.begin.job:
@@ -223,7 +223,7 @@ class Worker:
         if message is not None:
             self._send(message)
 
-    def _told(self, job: Job, step: Step) -> FromWorker | None:
+    def _told(self, job: Attempt, step: Step) -> FromWorker | None:
         begin = job.begin
         if isinstance(step, CallRecord):
             job.entries.append(entry(step))
@@ -234,18 +234,18 @@ class Worker:
             return Decoded(job=begin.job, attempt=begin.attempt, frames=step.frames, of=step.of)
         return None
 
-    def _completed(self, job: Job) -> Completed:
+    def _completed(self, job: Attempt) -> Completed:
         begin, output = job.begin, job.output
         finish(output, job.prepared.calls, job.entries)
         return Completed(job=begin.job, attempt=begin.attempt, file=output.name, nbytes=output.stat().st_size)
 
-    def _enter(self, job: Job, phase: Phase) -> None:
+    def _enter(self, job: Attempt, phase: Phase) -> None:
         self._leave(job, None)
         job.phase, job.since, job.seconds = phase, time.time(), 0.0
         job.arena = largest_arena(job.pipeline, [self._jobs[name] for name in self._turns])
         self._tell_memory()
 
-    def _leave(self, job: Job, error: str | None) -> None:
+    def _leave(self, job: Attempt, error: str | None) -> None:
         begin = job.begin
         self._send(
             PhaseEnded(
@@ -260,7 +260,7 @@ class Worker:
             )
         )
 
-    def _end(self, job: Job, error: str | None) -> None:
+    def _end(self, job: Attempt, error: str | None) -> None:
         """Lets go of all it has."""
         name = job.begin.job
         del self._jobs[name]
