@@ -15,6 +15,10 @@ from adacache_export.stages import OUT, Stage
 
 TENSOR_TYPES: Mapping[DType, int] = {"float32": 1, "float16": 10, "bfloat16": 16}  # of onnx.TensorProto
 
+# independent axes of work on single numbers of the state, and of the latents; sums over all have none
+TOKENS_APART = ("patch_frames", "tokens")
+PIXELS_APART = ("frames", "height", "width")
+
 ADD = "hidden_out = Add (hidden, residual)"
 SUBTRACT = "residual = Sub (after, before)"
 BLEND = """
@@ -185,9 +189,14 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
     updated = (latents("latents" + OUT, "samples"), spec("magnitude", ("samples",)))
 
     def stage(
-        name: str, module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], nodes: str
+        name: str,
+        module: nn.Module,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        nodes: str,
+        independent_axes: tuple[str, ...] = (),
     ) -> Stage:
-        return Stage(name, name, module, "", inputs, outputs, nodes=nodes)
+        return Stage(name, name, module, "", inputs, outputs, nodes=nodes, independent_axes=independent_axes)
 
     conditioned = any(spec.name == X_MASK for stage in stages for spec in stage.inputs)
     select = stage(
@@ -196,18 +205,20 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
         (spec("mask", ("samples", "frames"), "bool"), latents("new", "samples"), latents("latents", "samples")),
         (latents("latents" + OUT, "samples"),),
         SELECT,
+        PIXELS_APART,
     )
     to_hidden = f"Cast <to = {TENSOR_TYPES[tokens.dtype]}>"
     return [
-        stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),), ADD),
+        stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),), ADD, TOKENS_APART),
         stage(
             "blend",
             Blend(),
             (hidden("hidden"), kept, spec("weights", ("calls",))),
             (hidden("hidden" + OUT),),
             BLEND.format(to_hidden=to_hidden),
+            TOKENS_APART,
         ),
-        stage("subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),), SUBTRACT),
+        stage("subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),), SUBTRACT, TOKENS_APART),
         stage("distance", Distance(), (hidden("cached"), hidden("new")), sums, DISTANCE.format(axes="1, 2, 3")),
         stage(
             "change",
@@ -226,6 +237,7 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
                 channels=latent.channels,
                 branches="conditional, unconditional" if guide.conditional_first else "unconditional, conditional",
             ),
+            PIXELS_APART,
         ),
         stage(
             "combine",

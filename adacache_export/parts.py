@@ -142,7 +142,6 @@ def add_encoder(
     part = write_part(bundle, "text_encoder", stages, tensors, dtypes, precision, progress, others)
     changes = {
         "tokenizer": f"{part.folder}/{TOKENIZER}",
-        "encoder": None,
         "encoder_stages": tuple(part.graphs.values()),
         "encoder_config": encoder.config.model_dump(mode="json"),
         "precision": precision,

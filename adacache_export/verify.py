@@ -21,7 +21,7 @@ from adacache_export.mapped import taken
 from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes, vae_encoder_sizes
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
-from adacache_export.text_encoders.encoder import encoder_stages, whole_encoder_stage
+from adacache_export.text_encoders.encoder import encoder_stages
 from adacache_export.text_encoders.t5 import T5Config
 from adacache_export.vaes import coding_of
 
@@ -73,12 +73,11 @@ def _jobs(
     graphs = {stage.graph.name: stage.graph for stage in manifest.stages} | manifest.arithmetic
     sizes = check_sizes(manifest.latent)
     jobs = [(stage, graphs[stage.name], manifest.precision, sizes) for stage in (*stages, *sums)]
-    if text_graphs := manifest.text.encoder_graphs():
+    if text_graphs := manifest.text.encoder_stages:
         encoder = T5Config.model_validate(manifest.text.encoder_config)
         text_sizes = encoder_sizes(manifest.text.max_length, encoder.vocab_size)
         text_precision = manifest.text.precision
-        chain = encoder_stages(encoder, DTYPES[text_precision])
-        text_stages = (whole_encoder_stage(encoder),) if manifest.text.encoder else chain
+        text_stages = encoder_stages(encoder, DTYPES[text_precision])
         jobs += [
             (stage, graph, text_precision, text_sizes) for stage, graph in zip(text_stages, text_graphs, strict=True)
         ]

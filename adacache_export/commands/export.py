@@ -245,7 +245,7 @@ def _inspect(options: argparse.Namespace) -> None:
         "default video": f"{video.height}x{video.width} pixels, {video.frames} frames",
         **counted.facts(),
         "text": f"up to {manifest.text.max_length} tokens, width {manifest.text.width}, "
-        + (f"with encoder in {manifest.text.precision}" if manifest.text.encoder_graphs() else "no encoder"),
+        + (f"with encoder in {manifest.text.precision}" if manifest.text.encoder_stages else "no encoder"),
         "decoder": manifest.latent.decoder + (f" in {manifest.latent.precision}" if manifest.vae_graphs() else ""),
         "conditioning": "frames may be given and kept" if manifest.conditioned() else "none",
         "probes": ", ".join(manifest.probes()) or "none",

@@ -231,6 +231,6 @@ def test_plans_of_parts_build(
         assert dtypes_outside(graph) == {"float32"}
         assert graph.check
         assert (graph.check.error > 1e-4) == (precision == "bf16")
-    for graph in manifest.text.encoder_graphs()[1:-1]:
+    for graph in manifest.text.encoder_stages[1:-1]:
         assert set(graph.weight_dtypes) == {DTYPES[text], DTYPES["fp32" if text == "fp16" else text]}
         assert dtypes_outside(graph) == {DTYPES[text] if text == "bf16" else "float32"}

@@ -20,7 +20,7 @@ def resolve(manifest: Manifest, needs: Needs, granularity: Granularity) -> tuple
     order = [*before, *after]
     measures: list[Measure] = []
     for measure in needs.measures:
-        sites = manifest.default_probes if measure.site == DEFAULT else (measure.site,)
+        sites = manifest.sites("default") if measure.site == DEFAULT else (measure.site,)
         measures += [replace(measure, site=site) for site in sites]
     missing = [measure.site for measure in measures if measure.site not in order]
     if missing:

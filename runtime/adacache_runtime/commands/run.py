@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="repeat it to generate several in one batch; |0|TEXT|8|TEXT changes it at a loop",
     )
-    text("--aesthetic", type=float, metavar="SCORE", help="append a score that Open-Sora was trained with, such as 6.5")
+    text("--aesthetic", type=float, metavar="SCORE", help="append a score that some models were trained with, such as 6.5")
     text("--motion", type=float, metavar="SCORE", help="likewise for the amount of motion")
     text("--camera", metavar="MOTION", help="likewise for the camera, such as 'pan right'")
     text(
@@ -187,6 +187,8 @@ def _run(options: argparse.Namespace) -> None:
 def _prompts(options: argparse.Namespace, rule: TextRule, loop: int = 0) -> tuple[str, ...]:
     """Those of one of the clips that make the video."""
     scores = (options.aesthetic, options.motion, options.camera)
-    if rule.cleaning != "open-sora" and any(score is not None for score in scores):
-        raise InputError("--aesthetic, --motion and --camera are for models that were trained with them: Open-Sora's")
+    for name, score in zip(("aesthetic", "motion", "camera"), scores, strict=True):
+        if score is not None and name not in rule.scores:
+            known = ", ".join(f"--{other}" for other in rule.scores) or "none of them"
+            raise InputError(f"--{name}: this model was not trained to read that score; it reads {known}")
     return tuple(with_scores(prompts_by_loop(text, loop + 1)[loop], *scores) for text in options.prompt)

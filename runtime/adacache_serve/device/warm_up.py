@@ -19,7 +19,7 @@ def warm_ups(pipeline: Pipeline) -> Iterator[tuple[Request, Image | None]]:
     of pictures.
     """
     manifest = pipeline.bundle.manifest
-    policy = MEASURING if manifest.default_probes else FixedInterval(every=2)
+    policy = MEASURING if manifest.sites("default") else FixedInterval(every=2)
     request = Request(prompts=("warm-up",), steps=WARM_UP_STEPS, policy=policy)
     yield request, None
     space = manifest.latent

@@ -90,7 +90,7 @@ def record(
     result = Result(
         started.generation.assembly.latents.read(), Trace(tuple(calls), started.sizes, started.settled.granularity)
     )
-    return recorder.record(manifest.default_probes), result
+    return recorder.record(manifest.sites("default")), result
 
 
 class _Recorder:
