@@ -27,17 +27,24 @@ from adacache_engines.bundle.tensors import DType
 from adacache_engines.errors import InputError
 from adacache_engines.onnxruntime.engine import OrtBackend
 from adacache_export.arithmetic import arithmetic
-from adacache_export.bundle_writer import building, check_destination, file_entries
 from adacache_export.checkpoint import check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json
 from adacache_export.families.registry import maker, recognise
 from adacache_export.families.residual_block import sites_of
-from adacache_export.graphs import export_graphs
-from adacache_export.parity import check_sizes
-from adacache_export.parts import SMALL_FILES, add_decoder, add_encoder, open_decoder, open_encoder, weights_nbytes
 from adacache_export.phases import Progress, running_total
 from adacache_export.stages import MODULATED, Stage
-from adacache_export.weights_file import reader, write_weights
+from adacache_export.tracing.graphs import export_graphs
+from adacache_export.verification.parity import check_sizes
+from adacache_export.writing.folder import building, check_destination, file_entries
+from adacache_export.writing.parts import (
+    SMALL_FILES,
+    add_decoder,
+    add_encoder,
+    open_decoder,
+    open_encoder,
+    weights_nbytes,
+)
+from adacache_export.writing.weights_file import reader, write_weights
 
 WEIGHTS = "onnx/weights.safetensors"
 

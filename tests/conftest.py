@@ -176,8 +176,8 @@ def decoding_folder(
     """The bundle of the reference Latte, with a text encoder and a decoder. Not to be changed."""
 
     def build(folder: Path) -> None:
-        from adacache_export.adding_parts import add_parts  # here: it imports torch, which few tests need
         from adacache_export.phases import Progress
+        from adacache_export.writing.add_parts import add_parts  # here: it imports torch, which few tests need
 
         part = Path(shutil.copytree(latte_bundle("latte"), folder.with_suffix(".part")))
         with unlogged():

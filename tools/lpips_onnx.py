@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adacache_engines.errors import AdaCacheError, InputError
-from adacache_export.onnx_export import quiet
+from adacache_export.tracing.trace import quiet
 from adacache_runtime.media.files import check_folder, writing
 from adacache_tune.comparison.quality import SMALLEST_SIDE
 

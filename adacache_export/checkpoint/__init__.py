@@ -13,7 +13,7 @@ from adacache_engines.errors import CheckpointError
 from adacache_export.checkpoint.containers import unwrap
 from adacache_export.checkpoint.formats import read_weights, unreadable
 from adacache_export.checkpoint.layout import find_files
-from adacache_export.mapped import give_back
+from adacache_export.checkpoint.mapped import give_back
 
 Shape = tuple[int, ...]
 Progress = Callable[[int], None]  # called with the bytes done so far

@@ -154,7 +154,7 @@ def _extend(options: argparse.Namespace, check: Callable[[], None]) -> None:
     console = Console()
     if options.text_encoder or options.vae:
         _require_exporter()
-        from adacache_export.adding_parts import add_parts
+        from adacache_export.writing.add_parts import add_parts
 
         with PhaseProgress(check=check) as progress:
             precision: Precision = options.text_precision or "fp32"
@@ -185,7 +185,7 @@ def _triton(options: argparse.Namespace, check: Callable[[], None]) -> None:
             f"--triton-repository writes a bundle as it is; leave {', '.join(foreign) or '--backend'} out, or change "
             "the bundle first"
         )
-    from adacache_export.triton_repository import CONFIG, add_to_repository
+    from adacache_export.writing.triton_repository import CONFIG, add_to_repository
 
     with PhaseProgress(check=check) as progress:
         made = add_to_repository(options.triton_repository, options.source, options.triton_device, progress)
@@ -271,8 +271,8 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _verify(folder: Path, check: Callable[[], None]) -> None:
     _require_exporter()
-    from adacache_export.graphs import check_errors
-    from adacache_export.verify import verify
+    from adacache_export.tracing.graphs import check_errors
+    from adacache_export.verification.verify import verify
 
     with PhaseProgress(check=check) as progress:
         graphs = verify(folder, progress)

@@ -15,13 +15,14 @@ from adacache_engines.bundle.files import open_bundle, read_manifest, replace_ma
 from adacache_engines.bundle.manifest import LatentSpace, Manifest
 from adacache_engines.errors import CheckpointError, EngineError, InputError
 from adacache_engines.tensorrt.plans import ENGINES, check_plans, find
-from adacache_export import adding_parts, graphs
-from adacache_export.adding_parts import Added, add_parts
 from adacache_export.commands.export import main as export
-from adacache_export.onnx_export import trace
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
-from adacache_export.verify import verify
+from adacache_export.tracing import graphs
+from adacache_export.tracing.trace import trace
+from adacache_export.verification.verify import verify
+from adacache_export.writing import add_parts as adding_parts
+from adacache_export.writing.add_parts import Added, add_parts
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from tests.helpers import fake_tensorrt
@@ -211,7 +212,7 @@ def test_a_disagreeing_engine_changes_nothing(
     whole: Path, other_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     before = content(whole)
-    monkeypatch.setattr("adacache_export.text_encoders.encoder.TOLERANCE", 0.0)
+    monkeypatch.setattr("adacache_export.text_encoders.registry.TOLERANCE", 0.0)
     assert export([str(whole), "--text-encoder", str(other_t5)]) == 1
     assert "these engines disagree" in capsys.readouterr().err
     assert content(whole) == before

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from adacache_engines.errors import CheckpointError
 from adacache_export.checkpoint import check, open_checkpoint
-from adacache_export.mapped import give_back, taken
+from adacache_export.checkpoint.mapped import give_back, taken
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 VALUES = 1 << 24  # 64 MB of float32

@@ -14,12 +14,12 @@ from safetensors.torch import load, save_file
 from adacache_engines.bundle.manifest import DTYPES, TextRule
 from adacache_engines.errors import CheckpointError, MissingDependencyError
 from adacache_engines.onnxruntime.engine import OrtBackend
-from adacache_export.graphs import export_graphs
-from adacache_export.parts import add_encoder
 from adacache_export.phases import Progress
 from adacache_export.stages import run_stages
-from adacache_export.text_encoders.encoder import PREFIX, open_text_encoder, whole_encoder_stage
-from adacache_export.weights_file import write_weights
+from adacache_export.text_encoders.registry import PREFIX, open_text_encoder, whole_encoder_stage
+from adacache_export.tracing.graphs import export_graphs
+from adacache_export.writing.parts import add_encoder
+from adacache_export.writing.weights_file import write_weights
 from adacache_runtime.text.encoder import encode
 from adacache_runtime.text.tokenizer import Tokenizer, Tokens
 

@@ -9,7 +9,7 @@ import pytest
 
 from adacache_engines.bundle import files as bundle_module
 from adacache_engines.bundle.files import MANIFEST
-from adacache_export import graphs
+from adacache_export.tracing import graphs
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

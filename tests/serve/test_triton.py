@@ -15,7 +15,7 @@ from adacache_engines.bundle.files import open_bundle
 from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.errors import InputError
 from adacache_export.commands.export import main
-from adacache_export.triton_repository import config_pbtxt
+from adacache_export.writing.triton_repository import config_pbtxt
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request

@@ -22,7 +22,7 @@ from adacache_engines.errors import EngineError
 from adacache_export.arithmetic import arithmetic
 from adacache_export.families.registry import FAMILIES, maker
 from adacache_export.stages import Stage
-from adacache_export.weights_file import TORCH_DTYPES
+from adacache_export.writing.weights_file import TORCH_DTYPES
 from tools.gpu.skeleton import config_of, source_of
 
 DTYPE_OF = {NUMPY_DTYPES[name]: dtype for name, dtype in TORCH_DTYPES.items()}

@@ -14,7 +14,7 @@ from adacache_export.families.open_sora.family import expected
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.open_sora_plan import family as open_sora_plan
 from adacache_export.families.registry import FAMILIES
-from adacache_export.weights_file import write_weights
+from adacache_export.writing.weights_file import write_weights
 from tools.speed.size import CHANNELS, PATCH, Size
 
 PUBLISHED: Mapping[str, Any] = {

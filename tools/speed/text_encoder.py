@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import save_file
 
 from adacache_export.stages import weight_shapes
-from adacache_export.text_encoders.encoder import PREFIX, encoder_stages
-from adacache_export.text_encoders.t5 import T5Config
+from adacache_export.text_encoders.registry import PREFIX, encoder_stages
+from adacache_export.text_encoders.t5.modules import T5Config
 from tools.speed.checkpoint import config_of, write_checkpoint
 from tools.speed.full_size import Costs, measure_command
 from tools.speed.size import Size

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from adacache_engines.bundle.files import MANIFEST, Bundle, dump_manifest, open_bundle, read_manifest
 from adacache_engines.bundle.manifest import SCHEMA_VERSION, Manifest
 from adacache_engines.errors import BundleError, ExportError, InputError
-from adacache_export import bundle_writer, convert, graphs
+from adacache_export import convert
 from adacache_export.convert import Options
+from adacache_export.tracing import graphs
+from adacache_export.writing import folder as bundle_writer
 from adacache_runtime import pipeline as pipeline_module
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers import fake_model

@@ -15,9 +15,9 @@ from torch import Tensor
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.onnxruntime.engine import OrtBackend
 from adacache_export.families.registry import FAMILIES
-from adacache_export.onnx_export import trace, write_graph
 from adacache_export.stages import OUT, Stage, run_stages
-from adacache_export.weights_file import write_weights
+from adacache_export.tracing.trace import trace, write_graph
+from adacache_export.writing.weights_file import write_weights
 from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline

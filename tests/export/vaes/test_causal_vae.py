@@ -21,10 +21,10 @@ from adacache_engines.onnxruntime.engine import OrtBackend
 from adacache_engines.tensorrt.build import BuildOptions
 from adacache_engines.tensorrt.library import open_library
 from adacache_engines.tensorrt.plan_builder import build_plans
-from adacache_export.vaes import open_vae
-from adacache_export.vaes.causal_vae_layers import TimeUpsample2x
-from adacache_export.vaes.causal_vae_modules import SCALING_FACTOR, CausalVaeConfig, ClipDecoder
+from adacache_export.vaes.causal_vae.layers import TimeUpsample2x
+from adacache_export.vaes.causal_vae.modules import SCALING_FACTOR, CausalVaeConfig, ClipDecoder
 from adacache_export.vaes.coding import PREFIX
+from adacache_export.vaes.registry import open_vae
 from adacache_runtime.commands.run import main as run_command
 from adacache_runtime.media.video import to_pixels
 from adacache_runtime.samplers.rflow import Floats

@@ -20,8 +20,8 @@ from adacache_engines.tensorrt.build import BuildOptions
 from adacache_engines.tensorrt.library import open_library
 from adacache_engines.tensorrt.plan_builder import build_plans
 from adacache_export.commands.export import main as export
-from adacache_export.vaes import open_vae
-from adacache_export.vaes.open_sora_modules import TemporalConfig, TemporalDecoder, TemporalEncoder
+from adacache_export.vaes.open_sora.temporal import TemporalConfig, TemporalDecoder, TemporalEncoder
+from adacache_export.vaes.registry import open_vae
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.media.pictures import fit, read_image, read_last_frames
 from adacache_runtime.media.video import write_video

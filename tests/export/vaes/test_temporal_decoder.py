@@ -19,9 +19,9 @@ from adacache_engines.onnxruntime.engine import OrtBackend
 from adacache_engines.tensorrt.build import BuildOptions
 from adacache_engines.tensorrt.library import open_library
 from adacache_engines.tensorrt.plan_builder import build_plans
-from adacache_export.vaes import open_vae
 from adacache_export.vaes.coding import ENCODER
-from adacache_export.vaes.temporal_decoder_modules import TemporalDecoderConfig, WindowDecoder
+from adacache_export.vaes.registry import open_vae
+from adacache_export.vaes.temporal_decoder.modules import TemporalDecoderConfig, WindowDecoder
 from adacache_runtime.commands.run import main as run_command
 from adacache_runtime.media.video import to_pixels
 from adacache_runtime.samplers.rflow import Floats

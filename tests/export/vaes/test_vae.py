@@ -17,8 +17,8 @@ from adacache_engines.errors import AdaCacheError, CheckpointError, InputError, 
 from adacache_engines.onnxruntime.engine import OrtBackend
 from adacache_export.commands.export import main as export
 from adacache_export.convert import Options, convert
-from adacache_export.vaes import open_vae, recognise_vae
 from adacache_export.vaes.coding import PREFIX
+from adacache_export.vaes.registry import open_vae, recognise_vae
 from adacache_runtime.vae.decode import decode
 from tests.helpers.vae_bundle import LATTE_LATENT, set_config, set_weights, stage_of
 

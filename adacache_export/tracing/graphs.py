@@ -9,11 +9,11 @@ from torch import Tensor
 from adacache_engines.bundle.manifest import TOLERANCES, Check, Graph, Precision
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import ExportError
-from adacache_export.onnx_export import trace, write_graph, written_down
-from adacache_export.parity import compare
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
-from adacache_export.weights_file import TORCH_DTYPES, Location
+from adacache_export.tracing.trace import trace, write_graph, written_down
+from adacache_export.verification.parity import compare
+from adacache_export.writing.weights_file import TORCH_DTYPES, Location
 
 Sizes = Mapping[str, int]
 

@@ -18,10 +18,10 @@ from adacache_engines.errors import CheckpointError
 from adacache_export.checkpoint.config import settled
 from adacache_export.frame_rules import CHUNKS_OF_17
 from adacache_export.stages import Stage
-from adacache_export.vaes import autoencoder_kl
-from adacache_export.vaes.autoencoder_kl import VaeConfig
+from adacache_export.vaes.autoencoder_kl import vae as autoencoder_kl
+from adacache_export.vaes.autoencoder_kl.vae import VaeConfig
 from adacache_export.vaes.coding import PREFIX, TOLERANCE, Coding
-from adacache_export.vaes.open_sora_modules import STRETCH, TemporalConfig, TemporalDecoder, TemporalEncoder
+from adacache_export.vaes.open_sora.temporal import STRETCH, TemporalConfig, TemporalDecoder, TemporalEncoder
 
 Shapes = Mapping[str, tuple[int, ...]]
 

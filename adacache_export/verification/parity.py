@@ -10,9 +10,9 @@ from torch import Tensor
 from adacache_engines.bundle.manifest import Graph, LatentSpace
 from adacache_engines.bundle.tensors import NUMPY_DTYPES, TensorSpec
 from adacache_engines.contract.engine import Backend
-from adacache_export.onnx_export import example
 from adacache_export.stages import Stage
-from adacache_export.weights_file import TORCH_DTYPES
+from adacache_export.tracing.trace import example
+from adacache_export.writing.weights_file import TORCH_DTYPES
 
 HALVES = ("float16", "bfloat16")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from adacache_engines.bundle.latent_space import Windows
 from adacache_engines.errors import CheckpointError
 from adacache_export.frame_rules import FIRST_THEN_FOURS
-from adacache_export.vaes.causal_vae_modules import CausalVaeConfig, ClipDecoder
+from adacache_export.vaes.causal_vae.modules import CausalVaeConfig, ClipDecoder
 from adacache_export.vaes.coding import ENCODER, Coding, window_decoder
 
 NAME = "causal-vae"

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from adacache_engines.bundle.tensors import INPUT_RANGES, DType, TensorSpec
 from adacache_engines.errors import ExportError
 from adacache_export.stages import Stage
-from adacache_export.weights_file import TORCH_DTYPES, Location
+from adacache_export.writing.weights_file import TORCH_DTYPES, Location
 
 OPSET = 23  # has Attention and RMSNormalization, which ONNX Runtime and TensorRT map to fused kernels
 IR_VERSION = 11  # that goes with it

@@ -16,7 +16,7 @@ from adacache_engines.errors import BundleError, CheckpointError, require
 from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
 from adacache_export.checkpoint.formats import unreadable
 from adacache_export.stages import OUT, Stage, weight_shapes
-from adacache_export.text_encoders.t5 import FLOAT32_IN_FLOAT16, Block, Embed, Final, T5Config, T5Encoder
+from adacache_export.text_encoders.t5.modules import FLOAT32_IN_FLOAT16, Block, Embed, Final, T5Config, T5Encoder
 from adacache_runtime.text.tokenizer import Tokenizer
 
 PREFIX = "text_encoder."  # keeps the encoder's weights apart from the model's in one weights file

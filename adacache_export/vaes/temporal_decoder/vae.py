@@ -10,7 +10,7 @@ from torch import Tensor
 from adacache_engines.bundle.latent_space import Windows
 from adacache_export.frame_rules import EACH_FRAME
 from adacache_export.vaes.coding import ENCODER, Coding, window_decoder
-from adacache_export.vaes.temporal_decoder_modules import TemporalDecoderConfig, WindowDecoder
+from adacache_export.vaes.temporal_decoder.modules import TemporalDecoderConfig, WindowDecoder
 
 NAME = "temporal-decoder"
 CLASSES = ("AutoencoderKLTemporalDecoder",)

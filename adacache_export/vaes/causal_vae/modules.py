@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from adacache_engines.errors import CheckpointError
 from adacache_export.checkpoint.config import settled
-from adacache_export.vaes import causal_vae_layers as layers
+from adacache_export.vaes.causal_vae import layers
 
 SCALING_FACTOR = 0.18215  # in the original's code, not in its configuration
 PIXEL_CHANNELS = 3

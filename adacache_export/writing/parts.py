@@ -18,14 +18,14 @@ from adacache_engines.bundle.manifest import DTYPES, FileEntry, Graph, LatentSpa
 from adacache_engines.bundle.tensors import DType
 from adacache_engines.errors import InputError
 from adacache_engines.onnxruntime.engine import OrtBackend
-from adacache_export.bundle_writer import file_entries, scratch
-from adacache_export.graphs import Sizes, export_graphs
-from adacache_export.parity import decoder_sizes, encoder_sizes, vae_encoder_sizes
 from adacache_export.phases import Progress, running_total
 from adacache_export.stages import Stage
-from adacache_export.text_encoders.encoder import TextEncoder, open_text_encoder
-from adacache_export.vaes import Vae, open_vae, recognise_vae
-from adacache_export.weights_file import TORCH_DTYPES, reader, write_weights
+from adacache_export.text_encoders.registry import TextEncoder, open_text_encoder
+from adacache_export.tracing.graphs import Sizes, export_graphs
+from adacache_export.vaes.registry import Vae, open_vae, recognise_vae
+from adacache_export.verification.parity import decoder_sizes, encoder_sizes, vae_encoder_sizes
+from adacache_export.writing.folder import file_entries, scratch
+from adacache_export.writing.weights_file import TORCH_DTYPES, reader, write_weights
 
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"

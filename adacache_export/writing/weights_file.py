@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adacache_engines.bundle.tensors import DType
 from adacache_engines.errors import ExportError
-from adacache_export.mapped import taken
+from adacache_export.checkpoint.mapped import taken
 
 ALIGNMENT = 64  # bytes; of the data section
 SAFETENSORS_NAMES: Mapping[DType, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}

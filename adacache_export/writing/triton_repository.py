@@ -20,8 +20,8 @@ from adacache_engines.bundle.files import MANIFEST, open_bundle, read_manifest
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError
 from adacache_engines.tensorrt.plans import check_plans
-from adacache_export.bundle_writer import scratch
 from adacache_export.phases import Progress
+from adacache_export.writing.folder import scratch
 from adacache_serve.orders import check_servable
 from adacache_serve.triton.config import INPUTS, MODEL, OUTPUTS, PARAMETERS
 

@@ -15,15 +15,15 @@ from adacache_engines.errors import BundleError
 from adacache_engines.onnxruntime.engine import OrtBackend
 from adacache_engines.tensorrt.plans import check_plans
 from adacache_export.arithmetic import arithmetic
+from adacache_export.checkpoint.mapped import taken
 from adacache_export.families.registry import FAMILIES, maker
-from adacache_export.graphs import verified
-from adacache_export.mapped import taken
-from adacache_export.parity import check_sizes, decoder_sizes, encoder_sizes, vae_encoder_sizes
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
-from adacache_export.text_encoders.encoder import encoder_stages
-from adacache_export.text_encoders.t5 import T5Config
-from adacache_export.vaes import coding_of
+from adacache_export.text_encoders.registry import encoder_stages
+from adacache_export.text_encoders.t5.modules import T5Config
+from adacache_export.tracing.graphs import verified
+from adacache_export.vaes.registry import coding_of
+from adacache_export.verification.parity import check_sizes, decoder_sizes, encoder_sizes, vae_encoder_sizes
 
 
 def verify(folder: Path, progress: Progress) -> list[Graph]:

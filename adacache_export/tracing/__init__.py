@@ -1,0 +1,1 @@
+"""Tracing of stages, and their graphs as ONNX files."""

@@ -1,0 +1,1 @@
+"""AutoencoderKL, the VAE of images of Stable Diffusion."""

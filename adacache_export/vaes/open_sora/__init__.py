@@ -1,0 +1,1 @@
+"""The two-stage video VAE of Open-Sora 1.2."""

@@ -1,0 +1,1 @@
+"""AutoencoderKLTemporalDecoder, the VAE of Stable Video Diffusion."""

@@ -1,0 +1,1 @@
+"""Comparison of engines with the torch stages that they were made from."""

@@ -1,0 +1,1 @@
+"""Files and folders of a bundle, written whole or not at all."""
