@@ -218,7 +218,9 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
             BLEND.format(to_hidden=to_hidden),
             TOKENS_APART,
         ),
-        stage("subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),), SUBTRACT, TOKENS_APART),
+        stage(
+            "subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),), SUBTRACT, TOKENS_APART
+        ),
         stage("distance", Distance(), (hidden("cached"), hidden("new")), sums, DISTANCE.format(axes="1, 2, 3")),
         stage(
             "change",

@@ -179,7 +179,9 @@ def text_stage(module: nn.Module, prefix: str, spec: Mapping[str, TensorSpec]) -
     )
 
 
-def final_stage(module: nn.Module, prefix: str, inputs: tuple[TensorSpec, ...], spec: Mapping[str, TensorSpec]) -> Stage:
+def final_stage(
+    module: nn.Module, prefix: str, inputs: tuple[TensorSpec, ...], spec: Mapping[str, TensorSpec]
+) -> Stage:
     """Make the stage that turns the state into a prediction; ``inputs`` are what the module takes."""
     given = (spec["prediction"],)
     return Stage("final", "final", module, prefix, inputs, given, independent_axes=WITHIN_FRAMES, role="final")

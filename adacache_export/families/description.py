@@ -43,7 +43,7 @@ class Description:
     text: TextRule
     profiles: Mapping[str, Mapping[str, tuple[int, int]]]
     probe: str
-    names: VideoNames = VideoNames()
+    names: VideoNames = field(default_factory=VideoNames)
     policies: Mapping[str, Preset] = field(default_factory=dict)
 
 

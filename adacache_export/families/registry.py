@@ -73,9 +73,7 @@ class Family(Protocol):
     def conditioned_stages(self) -> "MakeStages | None":
         """Makes the same stages for generations that may keep frames; None where the model was not trained for it."""
 
-    def describe(
-        self, config: Any, scheduler: Mapping[str, Any] | None, precision: DType = "float32"
-    ) -> Description:
+    def describe(self, config: Any, scheduler: Mapping[str, Any] | None, precision: DType = "float32") -> Description:
         """Return all else that the manifest says about the model.
 
         Args:

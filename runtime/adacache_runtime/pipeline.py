@@ -29,7 +29,7 @@ from adacache_runtime.denoising.latents import Latents
 from adacache_runtime.memory.advice import check_fit
 from adacache_runtime.memory.estimate import MemoryPlan, plan_memory
 from adacache_runtime.request import Request, Settled, settle
-from adacache_runtime.samplers.registry import dtype_of_conditions
+from adacache_runtime.samplers.registry import condition_dtype
 from adacache_runtime.samplers.rflow import Floats
 from adacache_runtime.text import prompts as text
 from adacache_runtime.text.embedding_cache import EmbeddingCache
@@ -236,7 +236,7 @@ class Pipeline:
         assembly = assemble(manifest, self.engines, device, request, settled, sizes)
         plan = assembly.plan
         branches = len(manifest.guidance.order)
-        dtype = dtype_of_conditions(manifest)
+        dtype = condition_dtype(manifest)
 
         def condition(values: Floats) -> Floats:
             return values.astype(dtype).astype(np.float32)

@@ -12,10 +12,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from adacache_engines.bundle.files import open_bundle, read_manifest, replace_manifest, sha256_file
-from adacache_engines.bundle.manifest import LatentSpace, Manifest
+from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import CheckpointError, EngineError, InputError
 from adacache_engines.tensorrt.plans import ENGINES, check_plans, find
 from adacache_export.commands.export import main as export
+from adacache_export.frame_rules import FIRST_THEN_FOURS
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
 from adacache_export.tracing import graphs
@@ -39,7 +40,7 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All encoders here have one shape, as all VAEs. Logs are not collected: that takes longer than tracing."""
 
     def trace_once(stage: Stage, sizes: Mapping[str, int]) -> ir.Model:
-        key = (stage.kind, next(stage.module.parameters()).dtype)
+        key = (stage.traced_as, next(stage.module.parameters()).dtype)
         if key not in TRACED:
             TRACED[key] = trace(stage, sizes)
         return TRACED[key]
@@ -137,23 +138,6 @@ def test_another_takes_its_place(whole: Path, other_t5: Path, t5_folder: Path, c
     add_text(whole, t5_folder)
     assert read_manifest(whole) == old
     np.testing.assert_array_equal(Pipeline.open(whole).generate(request).latents, before)
-
-
-def test_a_part_of_before_goes_whole(whole: Path, t5_folder: Path, decoding_folder: Path) -> None:
-    """Bundles used to have the encoder in one graph, its weights with the model's, and the tokenizer on top."""
-    manifest = read_manifest(whole)
-    encoder = manifest.text.encoder_stages[0].model_copy(update={"name": "encoder", "path": "onnx/encoder.onnx"})
-    text = {"encoder": encoder, "encoder_stages": (), "tokenizer": "tokenizer.json"}
-    files = {path: entry for path, entry in manifest.files.items() if not path.startswith("text_encoder-")}
-    for path, of_now in (("onnx/encoder.onnx", "encoder.embed.onnx"), ("tokenizer.json", "tokenizer.json")):
-        shutil.copyfile(whole / Path(manifest.part_weights["text_encoder"]).with_name(of_now), whole / path)
-        files[path] = manifest.files[f"{Path(manifest.part_weights['text_encoder']).parent}/{of_now}"]
-    changes = {"part_weights": {"vae": manifest.part_weights["vae"]}, "files": files}
-    before = manifest.model_copy(update={**changes, "text": manifest.text.model_copy(update=text)})
-    replace_manifest(whole, before)
-    assert open_bundle(whole).manifest.weight_files()["encoder"] == before.weights
-    add_text(whole, t5_folder)
-    assert content(whole) == content(decoding_folder)
 
 
 def test_the_same_again_changes_nothing(whole: Path, t5_folder: Path) -> None:
@@ -261,7 +245,7 @@ def test_refused(case: str, decoding_folder: Path, capsys: Capture) -> None:
 
 def test_a_part_that_does_not_fit(whole: Path, vae_folder: Path) -> None:
     manifest = read_manifest(whole)
-    latent = LatentSpace.model_validate({**manifest.latent.model_dump(), "frames": "causal-vae"})
+    latent = manifest.latent.model_copy(update={"frames": FIRST_THEN_FOURS})
     replace_manifest(whole, manifest.model_copy(update={"latent": latent}))
     with pytest.raises(InputError, match="are other latent frames to AutoencoderKL"):
         add_parts(whole, None, vae_folder, "fp32", Progress())

@@ -141,7 +141,7 @@ def test_engines_equal_transformers(proj, precision, tmp_path, tokenizer_json):
     model.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text(tokenizer_json, "utf-8")
     encoder = open_text_encoder(tmp_path, DTYPES[precision])
-    rule = TextRule(max_length=60, width=SIZES["d_model"], cleaning="deepfloyd")
+    rule = TextRule(max_length=60, width=SIZES["d_model"], cleaning="html-and-captions")
     part, rule = add_encoder(tmp_path, encoder, rule, precision, Progress())
     assert rule.precision == precision
     assert [graph.name for graph in rule.encoder_stages] == [
@@ -174,7 +174,7 @@ def test_whole_graph_of_before(tmp_path, folder):
     backend = OrtBackend(tmp_path)
     sizes = [{"batch": 2, "text": 6}]
     graphs = export_graphs([stage], "fp32", weights, locations, tensors.__getitem__, sizes, backend, Progress())
-    rule = TextRule(max_length=9, width=SIZES["d_model"], cleaning="deepfloyd")
+    rule = TextRule(max_length=9, width=SIZES["d_model"], cleaning="html-and-captions")
     chain = add_encoder(tmp_path, encoder, rule, "fp32", Progress())[1]
     text = [Tokens(*(value.numpy() for value in inputs(2, 9)))]
     (before,) = encode(rule.model_copy(update={"encoder": graphs["encoder"]}), backend, text)
@@ -239,7 +239,7 @@ def test_shards_of_a_whole_t5(folder):
 def test_stages(folder):
     stages = open_text_encoder(folder).stages
     first, *blocks, last = stages
-    assert [(stage.name, stage.kind) for stage in stages] == [
+    assert [(stage.name, stage.traced_as) for stage in stages] == [
         ("encoder.embed", "encoder.embed"),
         ("encoder.00", "encoder.block"),
         ("encoder.01", "encoder.block"),

@@ -35,7 +35,15 @@ from adacache_export.families.latte_t2v.transformer import (
 )
 from adacache_export.families.residual_block import Parts
 from adacache_export.frame_rules import EACH_FRAME
-from adacache_export.stages import Stage, block_stages, embed_stage, final_stage, tensor_specs, text_stage, weight_shapes
+from adacache_export.stages import (
+    Stage,
+    block_stages,
+    embed_stage,
+    final_stage,
+    tensor_specs,
+    text_stage,
+    weight_shapes,
+)
 
 Shape = tuple[int, ...]
 
@@ -226,7 +234,10 @@ def describe(
         guidance=GuidanceRule(order=("unconditional", "conditional"), null_captions=None),
         latent=latent,
         text=TextRule(
-            max_length=config.model_max_length, width=config.caption_channels, cleaning="html-and-captions", masking="cut"
+            max_length=config.model_max_length,
+            width=config.caption_channels,
+            cleaning="html-and-captions",
+            masking="cut",
         ),
         profiles={name: {**usual, "frames": (length, length)} for name, length in lengths.items()},
         probe=f"temporal.{(config.num_layers - 1) // 2}.attn",
@@ -278,6 +289,4 @@ def sampler(scheduler: Mapping[str, Any] | None, usual: str) -> SamplerDefaults:
             f"scheduler_config.json asks for what is not supported: {', '.join(problems)}; pass the published file of"
             " the model, or remove it"
         )
-    return SamplerDefaults.model_validate(
-        {"name": sampler_name, "steps": steps, "guidance": GUIDANCE}
-    )
+    return SamplerDefaults.model_validate({"name": sampler_name, "steps": steps, "guidance": GUIDANCE})

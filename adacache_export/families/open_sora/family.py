@@ -28,11 +28,19 @@ from adacache_engines.bundle.tensors import DType, TensorSpec
 from adacache_engines.errors import CheckpointError, InputError
 from adacache_export.families.config import count_blocks, settle
 from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description, presets
-from adacache_export.families.open_sora.transformer import Block, CaptionEmbedder, Embed, Final, OpenSoraConfig
 from adacache_export.families.open_sora.sizes import ASPECT, DURATIONS, SIZES
+from adacache_export.families.open_sora.transformer import Block, CaptionEmbedder, Embed, Final, OpenSoraConfig
 from adacache_export.families.residual_block import Parts
 from adacache_export.frame_rules import CHUNKS_OF_17, EACH_FRAME
-from adacache_export.stages import Stage, block_stages, embed_stage, final_stage, tensor_specs, text_stage, weight_shapes
+from adacache_export.stages import (
+    Stage,
+    block_stages,
+    embed_stage,
+    final_stage,
+    tensor_specs,
+    text_stage,
+    weight_shapes,
+)
 
 Shape = tuple[int, ...]
 
@@ -233,7 +241,14 @@ def describe(config: OpenSoraConfig, scheduler: Mapping[str, Any] | None, precis
         video=VideoDefaults(height=side, width=side, frames=8)
         if pixels
         else VideoDefaults(height=480, width=854, frames=51),
-        names=VideoNames(sizes=SIZES, aspect=ASPECT, durations={} if pixels else DURATIONS, only_named_durations=not pixels),
+        names=VideoNames.model_validate(
+            {
+                "sizes": SIZES,
+                "aspect": ASPECT,
+                "durations": {} if pixels else DURATIONS,
+                "only_named_durations": not pixels,
+            }
+        ),
         guidance=GuidanceRule(order=("conditional", "unconditional"), null_captions=NULL_CAPTIONS),
         latent=LatentSpace(
             channels=config.in_channels,
@@ -242,7 +257,12 @@ def describe(config: OpenSoraConfig, scheduler: Mapping[str, Any] | None, precis
             frames=EACH_FRAME if pixels else CHUNKS_OF_17,
             decoder="pixels" if pixels else "none",
         ),
-        text=TextRule(max_length=config.model_max_length, width=config.caption_channels, cleaning="html-and-captions-trimmed", scores=("aesthetic", "motion", "camera")),
+        text=TextRule(
+            max_length=config.model_max_length,
+            width=config.caption_channels,
+            cleaning="html-and-captions-trimmed",
+            scores=("aesthetic", "motion", "camera"),
+        ),
         profiles={"default": {axis: (1, size) for axis, size in upper.items()}},
         probe=f"temporal.{(config.depth - 1) // 2}.attn",
         policies=presets(Path(__file__).parent),

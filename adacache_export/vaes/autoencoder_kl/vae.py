@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from adacache_engines.bundle.tensors import TensorSpec
 from adacache_engines.errors import CheckpointError, require
-from adacache_export.frame_rules import EACH_FRAME
 from adacache_export.checkpoint.config import settled
+from adacache_export.frame_rules import EACH_FRAME
 from adacache_export.stages import Stage
 from adacache_export.vaes.coding import ENCODER, PREFIX, TOLERANCE, Coding
 

@@ -16,13 +16,18 @@ from adacache_engines.bundle.latent_space import FrameRule as FrameRule
 from adacache_engines.bundle.latent_space import LatentSpace as LatentSpace
 from adacache_engines.bundle.plan_entries import Library as Library
 from adacache_engines.bundle.plan_entries import PlanEntry as PlanEntry
-from adacache_engines.bundle.plan_entries import PlanSet, Precision
+from adacache_engines.bundle.plan_entries import PlanSet as PlanSet
+from adacache_engines.bundle.plan_entries import Precision as Precision
 from adacache_engines.bundle.plan_entries import Variant as Variant
 from adacache_engines.bundle.sampling import Branch as Branch
-from adacache_engines.bundle.sampling import Expert, GuidanceRule, SamplerDefaults
+from adacache_engines.bundle.sampling import Expert as Expert
+from adacache_engines.bundle.sampling import GuidanceRule as GuidanceRule
+from adacache_engines.bundle.sampling import SamplerDefaults as SamplerDefaults
 from adacache_engines.bundle.sampling import TimestepShift as TimestepShift
 from adacache_engines.bundle.stages import ProbeEntry as ProbeEntry
-from adacache_engines.bundle.stages import ProbeRole, Role, StageEntry
+from adacache_engines.bundle.stages import ProbeRole as ProbeRole
+from adacache_engines.bundle.stages import Role as Role
+from adacache_engines.bundle.stages import StageEntry as StageEntry
 from adacache_engines.bundle.stages import Term as Term
 from adacache_engines.bundle.tensors import DType
 

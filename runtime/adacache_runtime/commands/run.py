@@ -47,7 +47,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="repeat it to generate several in one batch; |0|TEXT|8|TEXT changes it at a loop",
     )
-    text("--aesthetic", type=float, metavar="SCORE", help="append a score that some models were trained with, such as 6.5")
+    text(
+        "--aesthetic",
+        type=float,
+        metavar="SCORE",
+        help="append a score that some models were trained with, such as 6.5",
+    )
     text("--motion", type=float, metavar="SCORE", help="likewise for the amount of motion")
     text("--camera", metavar="MOTION", help="likewise for the camera, such as 'pan right'")
     text(

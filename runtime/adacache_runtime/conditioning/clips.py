@@ -13,10 +13,7 @@ from adacache_engines.errors import InputError
 from adacache_runtime.conditioning.references import Floats, Placement, alignment, beginning, place
 from adacache_runtime.pipeline import Pipeline, Result
 from adacache_runtime.request import Request, initial_noise
-from adacache_runtime.samplers.rflow import CHUNK_FRAMES, CHUNK_LATENTS
 from adacache_runtime.trace import CallRecord, Trace
-
-CONTINUED = CHUNK_LATENTS  # latent frames of a clip that the next one begins with
 
 
 def generate_clips(
@@ -29,14 +26,14 @@ def generate_clips(
     """
     clips: list[Result] = []
     for request in requests:
-        asked = continued(request, pipeline.bundle.manifest.latent, clips[-1].latents) if clips else request
+        asked = continuing(request, pipeline.bundle.manifest.latent, clips[-1].latents) if clips else request
         clips.append(pipeline.generate(asked, on_call))
-    return joined(clips) if len(clips) > 1 else clips[0]
+    return joined(clips, pipeline.bundle.manifest.latent.continued) if len(clips) > 1 else clips[0]
 
 
-def continued(request: Request, space: LatentSpace, before: Floats) -> Request:
+def continuing(request: Request, space: LatentSpace, before: Floats) -> Request:
     """A request for the clip that follows on one with latents ``before`` (prompts, channels, frames, height, width): it
-    begins with that one's last :data:`CONTINUED` latent frames, and keeps them.
+    begins with that one's last ``space.continued`` latent frames, and keeps them.
 
     They are taken as they are. The original takes them through pixels, which are encoded again.
 
@@ -44,7 +41,7 @@ def continued(request: Request, space: LatentSpace, before: Floats) -> Request:
         InputError: see :func:`check_continues`.
     """
     check_continues(space, before.shape[2])
-    begin = [Placement(reference_start=-CONTINUED, length=CONTINUED)]
+    begin = [Placement(reference_start=-space.continued, length=space.continued)]
     noise = initial_noise(request.seed, before.shape)
     return beginning(
         replace(request, noise=None),
@@ -58,25 +55,30 @@ def check_continues(space: LatentSpace, frames: int) -> None:
         InputError: clips of so many latent frames are too short to continue one another, or do not end with a whole
             group.
     """
-    align = alignment(space)
-    if frames <= CONTINUED or frames % align:
-        what = f"a multiple of {CHUNK_FRAMES} frames, {2 * CHUNK_FRAMES} or more" if align > 1 else "more of them"
+    rule, continued = space.frames, space.continued
+    if frames <= continued or frames % alignment(space):
+        chunk, what = rule.chunk_frames, "more of them"
+        if alignment(space) > 1 and chunk is not None:
+            what = f"a multiple of {chunk} frames, {rule.frames_of(continued) + chunk} or more"
         raise InputError(
-            f"clips of {frames} latent frames cannot continue one another, each beginning with {CONTINUED} of the one "
+            f"clips of {frames} latent frames cannot continue one another, each beginning with {continued} of the one "
             f"before; choose {what}"
         )
 
 
 def joined_frames(space: LatentSpace, latent_frames: int, frames: int, clips: int) -> tuple[int, int]:
     """Latent frames and frames of a video of so many clips, each of ``latent_frames`` and ``frames``."""
-    again = CHUNK_FRAMES if alignment(space) > 1 else CONTINUED
-    return latent_frames + (clips - 1) * (latent_frames - CONTINUED), frames + (clips - 1) * (frames - again)
+    latents_again, frames_again = space.continued, space.frames.frames_of(space.continued)
+    more = clips - 1
+    return latent_frames + more * (latent_frames - latents_again), frames + more * (frames - frames_again)
 
 
-def joined(clips: Sequence[Result]) -> Result:
-    """Clips that continue one another as one generation: of each after the first without the frames it began with."""
+def joined(clips: Sequence[Result], continued: int) -> Result:
+    """Join clips that continue one another to one generation: each but the first without the ``continued`` latent
+    frames that it began with.
+    """
     first, *others = clips
-    latents = np.concatenate([first.latents, *(clip.latents[:, :, CONTINUED:] for clip in others)], axis=2)
+    latents = np.concatenate([first.latents, *(clip.latents[:, :, continued:] for clip in others)], axis=2)
     records = [record for clip in clips for record in clip.trace.calls]
     trace = Trace(
         tuple(replace(record, call=call) for call, record in enumerate(records, 1)),

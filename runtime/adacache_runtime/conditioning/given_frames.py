@@ -12,7 +12,7 @@ from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.dry_run import Known
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import InputError, OutOfRangeError
-from adacache_runtime.conditioning.clips import CONTINUED, check_continues
+from adacache_runtime.conditioning.clips import check_continues
 from adacache_runtime.conditioning.masks import check_conditioned
 from adacache_runtime.conditioning.references import Placement, alignment, latent_index, placed, snapped
 from adacache_runtime.media.pictures import fit, read_image, read_last_frames
@@ -20,7 +20,6 @@ from adacache_runtime.media.video import Frames
 from adacache_runtime.memory.advice import check_encoder_fit
 from adacache_runtime.memory.estimate import encoder_memory
 from adacache_runtime.request import Request, Settled
-from adacache_runtime.samplers.rflow import CHUNK_FRAMES
 from adacache_runtime.vae.encode import check_encoder, drawn, encode
 
 
@@ -57,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         action="append",
         default=[],
-        help="of the video, one an image, from 0, or from -1 at the end (default: 0); Open-Sora 1.2 can have one where "
-        "17 frames begin, and takes the nearest",
+        help="frame of the video, one an image, from 0, or from -1 at the end (default: 0); a model that codes frames "
+        "in chunks can have one where a chunk begins, and takes the nearest",
     )
     add("--video", metavar="FILE", type=Path, help="a clip to continue: the video begins with its last frames")
     add(
@@ -100,7 +99,7 @@ def read_start(options: argparse.Namespace, bundle: Bundle, settled: Settled) ->
         raise OutOfRangeError(f"--edit {options.edit} is not possible; choose 0 or more, below 1")
     if settled.masking is not None:
         raise InputError("the mask in --latents says already what is given: leave it out, or the images and the clip")
-    count = CHUNK_FRAMES if space.frames == "open-sora-vae" else CONTINUED
+    count = space.frames.frames_of(space.continued)
     clip = None if options.video is None else read_last_frames(options.video, count)
     images = [Image(str(path), read_image(path), at) for path, at in zip(options.image, places, strict=True)]
     return start_with(bundle, settled, images, clip, options.edit)
@@ -135,13 +134,13 @@ def start_with(
     pixels, placements, notes = [], [], []
     if clip is not None:
         pixels.append(fit(clip, settled.height, settled.width))
-        placements.append(Placement(length=CONTINUED, edit_ratio=edit))
+        placements.append(Placement(length=space.continued, edit_ratio=edit))
     for image in images:
         asked = latent_index(space, image.at, settled.frames)
         start = snapped(asked, frames, alignment(space))
         if start != asked:
-            frame = start // alignment(space) * CHUNK_FRAMES
-            notes.append(f"{image.name}: at frame {frame}, the nearest to {image.at} where {CHUNK_FRAMES} frames begin")
+            chunk, frame = space.frames.chunk_frames, space.frames.frames_of(start)
+            notes.append(f"{image.name}: at frame {frame}, the nearest to {image.at} where {chunk} frames begin")
         placements.append(Placement(reference=len(pixels), start=start, edit_ratio=edit))
         pixels.append(fit(image.frames, settled.height, settled.width))
     _check_places(placements, frames, edit)

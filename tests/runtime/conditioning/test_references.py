@@ -9,15 +9,17 @@ from numpy.typing import NDArray
 
 from adacache_engines.bundle.manifest import LatentSpace
 from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_export.frame_rules import CHUNKS_OF_17
 from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.conditioning.clips import CONTINUED, check_continues, continued, generate_clips
+from adacache_runtime.conditioning.clips import check_continues, continuing, generate_clips
 from adacache_runtime.conditioning.references import Placement, alignment, latent_index, place, placed, snapped
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers import fake_model
 from tests.helpers.fake_model import WIDTH, fake_pipeline, functions, manifest, request
 
 PIXELS = manifest().latent
-VAE = PIXELS.model_copy(update={"frames": "open-sora-vae", "decoder": "none"})
+CONTINUED = PIXELS.continued
+VAE = PIXELS.model_copy(update={"frames": CHUNKS_OF_17, "decoder": "none"})
 
 
 def drawn(seed: int, *shape: int) -> NDArray[np.float32]:
@@ -111,8 +113,8 @@ def test_clips_continue_one_another(pipeline: Pipeline) -> None:
     calls: list[int] = []
     whole = generate_clips(pipeline, requests, lambda record: calls.append(record.call))
     first = pipeline.generate(requests[0]).latents
-    second = pipeline.generate(continued(requests[1], PIXELS, first)).latents
-    third = pipeline.generate(continued(requests[2], PIXELS, second)).latents
+    second = pipeline.generate(continuing(requests[1], PIXELS, first)).latents
+    third = pipeline.generate(continuing(requests[2], PIXELS, second)).latents
     np.testing.assert_array_equal(second[:, :, :CONTINUED], first[:, :, -CONTINUED:])
     np.testing.assert_array_equal(third[:, :, :CONTINUED], second[:, :, -CONTINUED:])
     parts = [first, second[:, :, CONTINUED:], third[:, :, CONTINUED:]]
