@@ -30,7 +30,7 @@ from adacache_runtime.memory.advice import check_fit
 from adacache_runtime.memory.estimate import MemoryPlan, plan_memory
 from adacache_runtime.request import Request, Settled, settle
 from adacache_runtime.samplers.registry import condition_dtype
-from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.samplers.update import Floats
 from adacache_runtime.text import prompts as text
 from adacache_runtime.text.embedding_cache import EmbeddingCache
 from adacache_runtime.text.encoder import cached

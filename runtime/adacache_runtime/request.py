@@ -17,7 +17,7 @@ from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policy import GRANULARITIES, SCOPES, Granularity, Measure, Policy, Run, Scope
 from adacache_runtime.conditioning.masks import Masking, check_mask, masking
 from adacache_runtime.samplers.registry import updates
-from adacache_runtime.samplers.rflow import Update, check_guidance, check_steps
+from adacache_runtime.samplers.update import Update, check_guidance, check_steps
 from adacache_runtime.vae.tiles import check_tile
 
 MAX_SEED = 2**63 - 1

@@ -5,7 +5,7 @@ import numpy as np
 from adacache_engines.bundle.latent_space import Windows
 from adacache_engines.contract.device import Array
 from adacache_export.frame_rules import CHUNKS_OF_17
-from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.samplers.update import Floats
 from tests.helpers.decoding import SPACE
 from tests.helpers.fake_model import WIDTH, functions, graph, spec
 

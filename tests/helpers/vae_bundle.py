@@ -22,7 +22,7 @@ from adacache_export.phases import Progress
 from adacache_export.vaes.causal_vae.modules import CausalVaeConfig, ClipDecoder
 from adacache_export.vaes.registry import Vae, open_vae
 from adacache_export.writing.parts import add_decoder
-from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.decode import decode
 from tests.helpers import fake_model
 from tests.helpers.causal_vae_reference import PUBLISHED

@@ -22,7 +22,8 @@ from transformers import T5EncoderModel
 from adacache_export.families.latte_t2v import family as latte_t2v
 from adacache_export.families.latte_t2v.transformer import Block, Embed, Final, LatteT2VConfig
 from adacache_export.stages import run_stages
-from adacache_runtime.samplers.noise import ddim, signal_variances
+from adacache_runtime.samplers.ddim import ddim
+from adacache_runtime.samplers.noise_schedule import signal_variances
 from tools.demo import checker, world
 from tools.demo.model import CONFIG as DEMO
 from tools.demo.model import text_encoder_config, tokenise

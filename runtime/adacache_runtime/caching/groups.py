@@ -9,7 +9,7 @@ import numpy as np
 from adacache_engines.bundle.manifest import Manifest, StageEntry
 from adacache_engines.bundle.tensors import NUMPY_DTYPES, TensorSpec
 from adacache_runtime.caching.policy import GRANULARITIES, Granularity, Run
-from adacache_runtime.samplers.rflow import Update
+from adacache_runtime.samplers.update import Update
 
 
 def granularities(manifest: Manifest) -> tuple[Granularity, ...]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime.samplers.registry import SAMPLERS
-from adacache_runtime.samplers.rflow import TRAIN_TIMESTEPS, Floats, Update
+from adacache_runtime.samplers.update import TRAIN_TIMESTEPS, Floats, Update
 
 
 @dataclass(frozen=True)

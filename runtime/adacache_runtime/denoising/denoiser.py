@@ -20,7 +20,7 @@ from adacache_runtime.denoising.assembly import Assembly
 from adacache_runtime.denoising.device_plan import PARTS
 from adacache_runtime.denoising.latents import Latents
 from adacache_runtime.denoising.probes import Probe
-from adacache_runtime.samplers.rflow import Floats, Update
+from adacache_runtime.samplers.update import Floats, Update
 from adacache_runtime.trace import CallRecord
 
 TIMED = ("embed", "blocks", "final", "measure", "update")

@@ -11,7 +11,7 @@ from adacache_engines.contract.device import Buffer, Device
 from adacache_engines.contract.engine import Engine
 from adacache_runtime.conditioning.masks import Masking
 from adacache_runtime.denoising.latents import FLOAT32, Latents
-from adacache_runtime.samplers.rflow import TRAIN_TIMESTEPS
+from adacache_runtime.samplers.update import TRAIN_TIMESTEPS
 
 
 class Masked:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from adacache_engines.contract.device import Buffer, Call, Device
 from adacache_engines.contract.engine import Engine
-from adacache_runtime.samplers.rflow import Update
+from adacache_runtime.samplers.update import Update
 
 FLOAT32 = np.dtype(np.float32)
 

@@ -1,1 +1,1 @@
-"""Samplers: timesteps, and the coefficients of a linear update for each call."""
+"""Samplers, one a file: the timesteps, and the coefficients of the linear update after each call."""

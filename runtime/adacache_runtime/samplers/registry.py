@@ -1,80 +1,78 @@
-"""The samplers by name, and the calls that one makes for a bundle."""
+"""The samplers by the name that a manifest gives them, and the type of a model's conditions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.bundle.tensors import NUMPY_DTYPES
-from adacache_runtime.samplers.noise import ddim, pndm
-from adacache_runtime.samplers.rflow import Update, rflow, rflow_timesteps, shift_ratio
+from adacache_runtime.samplers.ddim import ddim
+from adacache_runtime.samplers.pndm import pndm
+from adacache_runtime.samplers.rflow import rflow, rflow_timesteps, shift_ratio
+from adacache_runtime.samplers.update import Update
 
 
 @dataclass(frozen=True)
-class Video:
-    """What timesteps may depend on.
+class Sampling:
+    """What a generation asks of its sampler.
 
     Attributes:
-        height, width: pixels of a frame.
-        frames: number of frames.
+        steps: number of steps.
         samples: number of prompts.
+        height, width: size of the video in pixels.
+        frames: number of pixel frames.
+        idle_call: make the call, too, with which PNDM originally ends and which changes nothing.
     """
 
+    steps: int
+    samples: int
     height: int
     width: int
     frames: int
-    samples: int
+    idle_call: bool = False
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampler.
+    """An entry of the registry.
 
     Attributes:
-        updates: makes all calls of a generation, of a manifest, a number of steps, a video, and whether the original's
-            call that changes nothing is made, too.
-        keeps_frames: between data and noise lies a straight line, so that a frame that is given can be brought to any
+        updates: makes the updates of all calls.
+        keeps_frames: data and noise are joined by a straight line, so that a frame that is given can be brought to any
             timestep, and be kept.
     """
 
-    updates: Callable[[Manifest, int, Video, bool], Sequence[Update]]
+    updates: Callable[[Manifest, Sampling], Iterator[Update]]
     keeps_frames: bool = False
 
 
 def condition_dtype(manifest: Manifest) -> np.dtype:
-    """Return the type to which timesteps, sizes and frames per second are rounded."""
+    """Return the type to which timesteps, sizes and frames per second are rounded before the model gets them."""
     return NUMPY_DTYPES[manifest.sampler.condition_dtype]
+
+
+def _rflow(manifest: Manifest, asked: Sampling) -> Iterator[Update]:
+    shift, ratio = manifest.sampler.timestep_shift, None
+    if shift is not None:
+        ratio = shift_ratio(shift, asked.height, asked.width, asked.frames, condition_dtype(manifest))
+    return rflow(rflow_timesteps(asked.steps, asked.samples, ratio))
+
+
+SAMPLERS: Mapping[str, Sampler] = {
+    "ddim": Sampler(lambda _manifest, asked: ddim(asked.steps, asked.samples)),
+    "pndm": Sampler(lambda _manifest, asked: pndm(asked.steps, asked.samples, asked.idle_call)),
+    "rflow": Sampler(_rflow, keeps_frames=True),
+}
 
 
 def updates(
     manifest: Manifest, steps: int, samples: int, height: int, width: int, frames: int, idle_call: bool = False
 ) -> Sequence[Update]:
-    """Return all calls of a generation; sizes in pixels.
+    """Return the updates of all calls of a generation; :class:`Sampling` describes the arguments.
 
     Raises:
         OutOfRangeError: the sampler cannot make so few or so many steps, or has no timesteps for this size.
     """
-    return SAMPLERS[manifest.sampler.name].updates(manifest, steps, Video(height, width, frames, samples), idle_call)
-
-
-def _rflow(manifest: Manifest, steps: int, video: Video, _idle_call: bool) -> Sequence[Update]:
-    shift, ratio = manifest.sampler.timestep_shift, None
-    if shift is not None:
-        ratio = shift_ratio(shift, video.height, video.width, video.frames, condition_dtype(manifest))
-    return list(rflow(rflow_timesteps(steps, video.samples, ratio)))
-
-
-def _ddim(_manifest: Manifest, steps: int, video: Video, _idle_call: bool) -> Sequence[Update]:
-    return list(ddim(steps, video.samples))
-
-
-def _pndm(_manifest: Manifest, steps: int, video: Video, idle_call: bool) -> Sequence[Update]:
-    return list(pndm(steps, video.samples, idle_call))
-
-
-SAMPLERS: Mapping[str, Sampler] = {
-    "rflow": Sampler(_rflow, keeps_frames=True),
-    "ddim": Sampler(_ddim),
-    "pndm": Sampler(_pndm),
-}
+    asked = Sampling(steps, samples, height, width, frames, idle_call)
+    return list(SAMPLERS[manifest.sampler.name].updates(manifest, asked))

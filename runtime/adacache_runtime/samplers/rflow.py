@@ -1,38 +1,12 @@
-"""Samplers: which timesteps to evaluate, and how each prediction changes the latents.
+"""RFLOW: Euler steps of a rectified flow (arXiv 2209.03003), and the timesteps at which they are made."""
 
-Every update is linear, z' = a z + sum_k b_k v_k, over the velocities of the last calls, so one graph runs them all.
-A sampler is a generator of :class:`Update`; it does no tensor arithmetic.
-"""
-
-import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adacache_engines.bundle.manifest import TimestepShift
 from adacache_engines.errors import OutOfRangeError
-
-Floats = NDArray[np.float32]
-TRAIN_TIMESTEPS = 1000  # timestep of pure noise
-
-
-@dataclass(frozen=True)
-class Update:
-    """One call of the denoiser and what follows.
-
-    Attributes:
-        timestep: (samples,) float32, where the model is evaluated.
-        slot: place in the history, of ``weights.shape[0]`` entries, that receives the call's velocity.
-        scale: (samples,) float32, a.
-        weights: (calls, samples) float32, b.
-    """
-
-    timestep: Floats
-    slot: int
-    scale: Floats
-    weights: Floats
+from adacache_runtime.samplers.update import TRAIN_TIMESTEPS, Floats, Update
 
 
 def shift_ratio(shift: TimestepShift, height: int, width: int, frames: int, dtype: np.dtype) -> np.generic:
@@ -42,7 +16,7 @@ def shift_ratio(shift: TimestepShift, height: int, width: int, frames: int, dtyp
 
     Args:
         shift: numbers of the model.
-        height, width: pixels of a frame.
+        height, width: size of the video in pixels.
         frames: number of frames of the video.
         dtype: type in which the ratio is evaluated, that of the model's conditions.
 
@@ -62,7 +36,7 @@ def shift_ratio(shift: TimestepShift, height: int, width: int, frames: int, dtyp
 
 
 def rflow_timesteps(steps: int, samples: int, ratio: np.generic | None = None) -> Floats:
-    """Timesteps (steps, samples) from 1000 down, evenly spaced or shifted by :func:`shift_ratio`."""
+    """Return timesteps (steps, samples) float32 from 1000 down, evenly spaced or shifted by :func:`shift_ratio`."""
     even = np.array([(1.0 - i / steps) * TRAIN_TIMESTEPS for i in range(steps)], np.float32)
     timesteps = np.repeat(even[:, None], samples, axis=1)
     if ratio is None:
@@ -75,29 +49,11 @@ def rflow_timesteps(steps: int, samples: int, ratio: np.generic | None = None) -
 
 
 def rflow(timesteps: Floats) -> Iterator[Update]:
-    """Euler steps of a rectified flow (arXiv 2209.03003): z' = z + v (t_i - t_{i+1}) / 1000, the last one to t = 0.
+    """Yield the updates z' = z + v (t_i - t_{i+1}) / 1000, the last one to t = 0.
 
-    ``timesteps`` (steps, samples), falling.
+    ``timesteps`` (steps, samples) fall.
     """
     following = np.concatenate([timesteps[1:], np.zeros_like(timesteps[:1])])
     for here, there in zip(timesteps, following, strict=True):
         dt = (here - there) / np.float32(TRAIN_TIMESTEPS)
         yield Update(here, 0, np.ones_like(here), dt[None])
-
-
-def check_steps(steps: int) -> None:
-    """
-    Raises:
-        OutOfRangeError: fewer than 1 or more steps than timesteps.
-    """
-    if not 1 <= steps <= TRAIN_TIMESTEPS:
-        raise OutOfRangeError(f"{steps} steps are not possible; choose 1 to {TRAIN_TIMESTEPS}")
-
-
-def check_guidance(guidance: float) -> None:
-    """
-    Raises:
-        OutOfRangeError: negative, infinite or NaN.
-    """
-    if not (math.isfinite(guidance) and 0 <= guidance <= 100):
-        raise OutOfRangeError(f"guidance {guidance} is not possible; choose 0 to 100, 1 = none")

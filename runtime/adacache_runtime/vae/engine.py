@@ -8,7 +8,7 @@ from adacache_engines.bundle.manifest import Graph
 from adacache_engines.bundle.tensors import NUMPY_DTYPES
 from adacache_engines.contract.device import Buffer, Call, Device
 from adacache_engines.contract.engine import Backend
-from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.samplers.update import Floats
 
 Shapes = tuple[tuple[int, ...], ...]
 

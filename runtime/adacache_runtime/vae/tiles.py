@@ -10,7 +10,7 @@ import numpy as np
 
 from adacache_engines.bundle.latent_space import LatentSpace
 from adacache_engines.errors import InputError, OutOfRangeError
-from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.samplers.update import Floats
 
 QUARTER = 4  # of a tile's side are overlap
 

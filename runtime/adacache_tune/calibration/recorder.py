@@ -31,7 +31,7 @@ from adacache_runtime.denoising.denoiser import denoise
 from adacache_runtime.denoising.probes import Probe
 from adacache_runtime.pipeline import Pipeline, Result, Started
 from adacache_runtime.request import Request
-from adacache_runtime.samplers.rflow import Update
+from adacache_runtime.samplers.update import Update
 from adacache_runtime.trace import CallRecord, Trace
 from adacache_tune.calibration.records import RESIDUAL, Record, Site
 

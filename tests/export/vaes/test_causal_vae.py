@@ -27,7 +27,7 @@ from adacache_export.vaes.coding import PREFIX
 from adacache_export.vaes.registry import open_vae
 from adacache_runtime.commands.run import main as run_command
 from adacache_runtime.media.video import to_pixels
-from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.samplers.update import Floats
 from tests.helpers.causal_vae_reference import PUBLISHED, RELEASE, Reference
 from tests.helpers.causal_windows_reference import in_pieces
 from tests.helpers.exporting import DATA, convert_quietly

@@ -12,7 +12,7 @@ from adacache_engines.contract.device import Array, HostBuffer, HostDevice
 from adacache_export.frame_rules import FIRST_THEN_FOURS
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.chunks import decoded_windows
 from adacache_runtime.vae.decode import decode
 from adacache_runtime.vae.tiles import spans

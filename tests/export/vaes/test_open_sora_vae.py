@@ -25,7 +25,7 @@ from adacache_export.vaes.registry import open_vae
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.media.pictures import fit, read_image, read_last_frames
 from adacache_runtime.media.video import write_video
-from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.decode import decode, render
 from adacache_runtime.vae.encode import drawn, encode
 from tests.helpers.exporting import convert_quietly

@@ -24,7 +24,7 @@ from adacache_export.vaes.registry import open_vae
 from adacache_export.vaes.temporal_decoder.modules import TemporalDecoderConfig, WindowDecoder
 from adacache_runtime.commands.run import main as run_command
 from adacache_runtime.media.video import to_pixels
-from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.tiles import by_tiles
 from tests.helpers.exporting import DATA, convert_quietly
 from tests.helpers.reference import arrays, worst

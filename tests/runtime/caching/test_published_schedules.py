@@ -26,7 +26,8 @@ from adacache_runtime.caching.policies.tgate import TGate
 from adacache_runtime.caching.policy import Context, Policy, Run
 from adacache_runtime.caching.presets import policy_from, policy_from_description
 from adacache_runtime.caching.simulate import replay
-from adacache_runtime.samplers.noise import ddim, pndm
+from adacache_runtime.samplers.ddim import ddim
+from adacache_runtime.samplers.pndm import pndm
 from adacache_runtime.samplers.rflow import rflow, rflow_timesteps, shift_ratio
 from tests.helpers.published_policies import PUBLISHED
 from tools.demo.fit import replace_presets

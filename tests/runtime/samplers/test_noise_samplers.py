@@ -12,8 +12,12 @@ from diffusers import DDIMScheduler, PNDMScheduler
 from numpy.typing import NDArray
 
 from adacache_engines.errors import OutOfRangeError
-from adacache_runtime.samplers.noise import DDIM_HISTORY, PNDM_HISTORY, ddim, pndm, signal_variances
-from adacache_runtime.samplers.rflow import Update
+from adacache_runtime.samplers.ddim import HISTORY as DDIM_HISTORY
+from adacache_runtime.samplers.ddim import ddim
+from adacache_runtime.samplers.noise_schedule import signal_variances
+from adacache_runtime.samplers.pndm import HISTORY as PNDM_HISTORY
+from adacache_runtime.samplers.pndm import pndm
+from adacache_runtime.samplers.update import Update
 from tests.helpers.reference import arrays
 
 LATTE, PLAN = (Path(__file__).parents[3] / "tests" / "data" / name for name in ("latte", "open-sora-plan"))

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 
 from adacache_engines.bundle.manifest import Graph, LatentSpace
 from adacache_engines.errors import InputError, OutOfRangeError
-from adacache_runtime.samplers.rflow import Floats
+from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.tiles import by_tiles, check_tile, spans
 
 FACTOR = 8

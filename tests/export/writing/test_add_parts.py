@@ -196,7 +196,7 @@ def test_a_disagreeing_engine_changes_nothing(
     whole: Path, other_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     before = content(whole)
-    monkeypatch.setattr("adacache_export.text_encoders.registry.TOLERANCE", 0.0)
+    monkeypatch.setattr("adacache_export.text_encoders.t5.encoder.TOLERANCE", 0.0)
     assert export([str(whole), "--text-encoder", str(other_t5)]) == 1
     assert "these engines disagree" in capsys.readouterr().err
     assert content(whole) == before
