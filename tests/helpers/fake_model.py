@@ -143,7 +143,9 @@ def manifest(files: Mapping[str, FileEntry] | None = None) -> Manifest:
         video=VideoDefaults(height=SIZE[1], width=SIZE[2], frames=SIZE[0]),
         guidance=GuidanceRule(order=("conditional", "unconditional"), null_captions=NULL),
         latent=LatentSpace(channels=WIDTH, patch=(1, 1, 1), spatial_factor=1, decoder="pixels"),
-        text=TextRule(max_length=4, width=WIDTH, cleaning="html-and-captions-trimmed"),
+        text=TextRule(
+            max_length=4, width=WIDTH, cleaning="html-and-captions-trimmed", scores=("aesthetic", "motion", "camera")
+        ),
         weights=WEIGHTS,
         checkpoint=CheckpointEntry(files=("model.safetensors",), sha256="0" * 64),
         files=dict(files or {}),
