@@ -43,7 +43,7 @@ def test_refused(text: str, message: str) -> None:
 
 
 def test_the_command_gives_each_clip_its_text() -> None:
-    rule = TextRule(max_length=9, width=3, cleaning="html-and-captions-trimmed")
+    rule = TextRule(max_length=9, width=3, scores=("motion",))
     options = _parser().parse_args(["bundle", "--prompt", "|0|rain|2|sun", "--prompt", "a boat", "--motion", "3"])
     score = " motion score: 3.0."
     assert _prompts(options, rule) == (f"rain{score}", f"a boat{score}")
