@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 
-from adacache_engines.bundle.manifest import ExportGranularity, Manifest, StageEntry, Term
+from adacache_engines.bundle.manifest import ExportGranularity, Manifest, Term
+from adacache_export.convert import stage_entry
 from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.open_sora_plan import family as open_sora_plan
 from adacache_export.families.registry import FAMILIES
 from adacache_export.stages import Stage
-from adacache_runtime.caching.policy import Observation
 from adacache_runtime.trace import CallRecord, Trace
 from tests.helpers import fake_model
 
@@ -31,8 +31,7 @@ def manifest_of(name: str, config: Any) -> Manifest:
     """As export writes it, but for the graphs: those are the fake model's."""
     described, graph = FAMILIES[name].describe(config, None), fake_model.manifest().stages[0].graph
     stages = tuple(
-        StageEntry(graph=graph.model_copy(update={"name": stage.name}), block=stage.block, flops=stage.flops)
-        for stage in stages_of(name, config)
+        stage_entry(stage, graph.model_copy(update={"name": stage.name}), ()) for stage in stages_of(name, config)
     )
     parts = {part: getattr(described, part) for part in ("sampler", "video", "guidance", "latent", "text", "profiles")}
     parts["stages"] = stages
@@ -57,11 +56,9 @@ TEXT, ENDS, SPATIAL, TEMPORAL = 8000, 100 + 10, 500, 3000  # at these sizes
 def counted_fake() -> Manifest:
     """The fake model, whose stages take round numbers."""
     plain = fake_model.manifest()
-    stages = tuple(
-        stage.model_copy(update={"flops": (TERMS[stage.graph.name.split(".")[0]],)}) for stage in plain.stages
-    )
+    stages = tuple(stage.model_copy(update={"flops": (TERMS[stage.kind or stage.role],)}) for stage in plain.stages)
     return plain.model_copy(update={"stages": stages})
 
 
 def trace_of(*calls: tuple[bool, ...]) -> Trace:
-    return Trace(tuple(CallRecord(i, 1.0, call, Observation(), {}, 1.0) for i, call in enumerate(calls, 1)), SIZES)
+    return Trace(tuple(CallRecord(i, 1.0, call, {}, {}, 1.0) for i, call in enumerate(calls, 1)), SIZES)

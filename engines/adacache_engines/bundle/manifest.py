@@ -24,6 +24,7 @@ from adacache_engines.bundle.sampling import Expert as Expert
 from adacache_engines.bundle.sampling import GuidanceRule as GuidanceRule
 from adacache_engines.bundle.sampling import SamplerDefaults as SamplerDefaults
 from adacache_engines.bundle.sampling import TimestepShift as TimestepShift
+from adacache_engines.bundle.signals import SignalEntry as SignalEntry
 from adacache_engines.bundle.stages import ProbeEntry as ProbeEntry
 from adacache_engines.bundle.stages import ProbeRole as ProbeRole
 from adacache_engines.bundle.stages import Role as Role
@@ -152,6 +153,7 @@ class Manifest(Entry):
         stages: the stages of all experts, in the order of execution.
         experts: the model's transformers; one, unless different timesteps have different ones.
         arithmetic: name -> graph that all stages share, such as ``add``.
+        signals: name -> signal that policies can measure.
         policies: name -> preset; they come before the program's own of that name.
         sampler: how the model is sampled.
         video: the video that a request makes unless it says otherwise.
@@ -176,6 +178,7 @@ class Manifest(Entry):
     stages: tuple[StageEntry, ...]
     experts: tuple[Expert, ...] = Field(default=(Expert(),), min_length=1)
     arithmetic: dict[str, Graph]
+    signals: dict[str, SignalEntry]
     policies: dict[str, Preset] = Field(default_factory=dict)
     sampler: SamplerDefaults
     video: VideoDefaults
@@ -189,9 +192,13 @@ class Manifest(Entry):
     files: dict[str, FileEntry]
     plans: dict[str, PlanSet] = Field(default_factory=dict)
 
+    def signal_graphs(self) -> list[Graph]:
+        """Return the graphs of all signals."""
+        return [graph for signal in self.signals.values() for graph in signal.graphs.values()]
+
     def loop_graphs(self) -> list[Graph]:
-        """Graphs of the stages in order, and of arithmetic: they stay loaded from one generation to the next."""
-        return [*(stage.graph for stage in self.stages), *self.arithmetic.values()]
+        """Return the graphs that stay loaded from one generation to the next: stages in order, arithmetic, signals."""
+        return [*(stage.graph for stage in self.stages), *self.arithmetic.values(), *self.signal_graphs()]
 
     def graphs(self) -> list[Graph]:
         """Graphs of the loop, and of the text encoder and the VAE where the bundle has them."""
@@ -235,7 +242,7 @@ class Manifest(Entry):
         """Site -> stage, in the order of execution."""
         return {site: stage for stage in self.stages for site in stage.probes}
 
-    def sites(self, role: ProbeRole) -> tuple[str, ...]:
+    def sites(self, role: str) -> tuple[str, ...]:
         """Sites of the probes with a role, in the order of execution."""
         return tuple(site for stage in self.stages for site, probe in stage.probes.items() if probe.role == role)
 

@@ -13,7 +13,7 @@ from adacache_runtime.denoising.device_plan import Engines, Plan
 from adacache_runtime.denoising.kept_frames import Masked
 from adacache_runtime.denoising.latents import Latents
 from adacache_runtime.denoising.model_residual import ModelResidual
-from adacache_runtime.denoising.probes import Probe
+from adacache_runtime.denoising.probes import Probe, Signals
 from adacache_runtime.request import Request, Settled
 
 
@@ -94,11 +94,12 @@ def assemble(
     shown = {LATENTS: latents.current, **probed}
     if FIRST in sites:
         shown[FIRST] = plan.residuals[0].row(0)
+    signals = Signals(manifest.signals, engines.signals)
     reuses_model = settled.granularity == "model" and needs.residuals > 0
     return Assembly(
         plan,
         latents,
-        [Probe(measure, shown[measure.site], engines.arithmetic, device) for measure in settled.measures],
+        [Probe(measure, shown[measure.site], signals, device) for measure in settled.measures],
         probed,
         shown,
         Masked(masking, latents, plan.tensors[X_MASK], engines.arithmetic, device) if masking else None,

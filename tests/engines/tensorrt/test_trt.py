@@ -88,8 +88,8 @@ def same(one: Result, other: Result) -> None:
     np.testing.assert_array_equal(one.latents, other.latents)
     assert [call.compute for call in one.trace.calls] == [call.compute for call in other.trace.calls]
     np.testing.assert_array_equal(
-        [call.observation.distance or 0 for call in one.trace.calls],
-        [call.observation.distance or 0 for call in other.trace.calls],
+        [call.observation.get("distance") or 0 for call in one.trace.calls],
+        [call.observation.get("distance") or 0 for call in other.trace.calls],
     )
 
 

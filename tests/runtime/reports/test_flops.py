@@ -18,7 +18,7 @@ from adacache_export.families.latte_t2v.transformer import Block, LatteT2VConfig
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.registry import FAMILIES
 from adacache_export.stages import Stage
-from adacache_export.verification.parity import check_sizes
+from adacache_export.verification.sizes import check_sizes
 from adacache_export.writing.weights_file import TORCH_DTYPES
 from adacache_runtime.reports.flops import Work, flops, in_unit, work, work_of_run
 from adacache_runtime.trace import Trace
@@ -199,10 +199,8 @@ def test_calls_by_granularity() -> None:
 
 
 def test_a_bundle_without_counts() -> None:
-    bundle = counted_fake()
+    assert work(counted_fake(), SIZES) is not None
     assert work(fake_model.manifest(), SIZES) is None
-    older = bundle.stages[3].model_copy(update={"flops": None})
-    assert work(bundle.model_copy(update={"stages": (*bundle.stages[:3], older, *bundle.stages[4:])}), SIZES) is None
 
 
 # runs
