@@ -21,7 +21,7 @@ from adacache_export.convert import Options, convert
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.flops import flops
 from adacache_runtime.request import settle
-from tests.helpers.gpu_results import RESULT
+from tests.helpers.gpu_check_result import RESULT
 from tools.gpu import benchmark as benchmark_module
 from tools.gpu.benchmark import Run, benchmark
 from tools.gpu.contenders import open_contenders, with_reason

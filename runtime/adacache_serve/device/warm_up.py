@@ -1,4 +1,4 @@
-"""Videos that a worker makes before clients wait for theirs."""
+"""Videos that a worker makes before it accepts jobs."""
 
 from collections.abc import Iterator
 
@@ -10,13 +10,14 @@ from adacache_runtime.conditioning.given_frames import Image
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request, settle
 
-MEASURING = AdaCache(codebook=((1.0, 2),))  # of five steps it computes the first and the second, and reuses the third
+MEASURING = AdaCache(codebook=((1.0, 2),))  # computes the first two of five steps, and reuses the third
 WARM_UP_STEPS = 5
 
 
 def warm_ups(pipeline: Pipeline) -> Iterator[tuple[Request, Image | None]]:
-    """Short videos that use what clients' will: every stage in full and reused, what policies measure, and the encoder
-    of pictures.
+    """Yield requests for short videos that use everything that clients' videos use.
+
+    They run every stage in full and reused, the signals of policies, and the encoder of images.
     """
     manifest = pipeline.bundle.manifest
     policy = MEASURING if manifest.sites("default") else FixedInterval(every=2)

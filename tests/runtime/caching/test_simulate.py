@@ -30,12 +30,12 @@ from adacache_runtime.caching.policy import (
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.caching.simulate import Unchanged, bounds, replay, simulate
 from adacache_runtime.request import settle
-from tests.helpers.driving import codebooks, measured
-from tests.helpers.driving import replay as driven
 from tests.helpers.fake_model import fake_pipeline, functions, request
-from tests.helpers.measuring_policies import ADACACHE, EASYCACHE, FBCACHE, INTERVAL, TEACACHE
 from tests.helpers.plain import Plain, plain
-from tests.helpers.wrapping import CHANGES, KINDS, WRAPS, Numbers, Wrap, run_of, wrapped
+from tests.helpers.policy_kinds import CHANGES, KINDS, WRAPS, Numbers, Wrap, run_of, wrapped
+from tests.helpers.policy_runs import codebooks, measured
+from tests.helpers.policy_runs import replay as driven
+from tests.helpers.scripted_policy import ADACACHE, EASYCACHE, FBCACHE, INTERVAL, TEACACHE
 
 
 def falling(calls: int) -> list[float]:

@@ -24,8 +24,8 @@ from adacache_runtime.request import Captions
 from adacache_runtime.samplers.rflow import rflow, rflow_timesteps
 from adacache_runtime.text.prompts import null_captions
 from tests.helpers import fake_model
-from tests.helpers.broken import broken_at
 from tests.helpers.fake_model import BLOCKS, SIZE, WIDTH, captions, fake_pipeline, functions, request
+from tests.helpers.not_finite import broken_at
 
 SITE = "temporal.0.attn"
 EMBED, FINAL, UPDATE = ["embed"], ["final"], ["guide", "combine"]

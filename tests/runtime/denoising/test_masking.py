@@ -19,10 +19,10 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request, settle
 from adacache_runtime.samplers.rflow import rflow, rflow_timesteps
 from tests.helpers import fake_model
-from tests.helpers.broken import broken_at
 from tests.helpers.fake_model import SIZE, WIDTH, fake_pipeline, functions, manifest, request
-from tests.helpers.measuring_policies import ADACACHE, EASYCACHE, FBCACHE, INTERVAL, TEACACHE, follows
+from tests.helpers.not_finite import broken_at
 from tests.helpers.plain import GROUPS
+from tests.helpers.scripted_policy import ADACACHE, EASYCACHE, FBCACHE, INTERVAL, TEACACHE, follows
 
 STEPS = 12
 MASK = np.array([[1, 0, 0.45, 1], [0.7, 1, 1, 0]], np.float32)  # of two prompts' four frames

@@ -24,9 +24,9 @@ from adacache_runtime.caching.policies.fbcache import FBCache
 from adacache_runtime.caching.policies.teacache import TeaCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.pipeline import Pipeline, Result
-from tests.helpers.bundles import Stubs
-from tests.helpers.latte import ORIGINALS, model_inputs
-from tests.helpers.open_sora_stages import variant
+from tests.helpers.bundle_changes import Stubs
+from tests.helpers.latte_originals import ORIGINALS, model_inputs
+from tests.helpers.open_sora_original import variant
 from tests.helpers.reference import DATA, OPEN_SORA, config
 from tests.helpers.reference import request as open_sora_request
 

@@ -1,4 +1,4 @@
-"""What tests share with ``test_bundle``."""
+"""Change the manifest of a bundle that is there, and export without tracing anything."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from adacache_export.verification import parity
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the manifest and gives it the digest of its new content."""
+    """Change the manifest and give it the digest of its new content."""
     content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     content.pop("digest")
     change(content)
@@ -23,7 +23,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 class Stubs:
-    """Tracing and verifying made cheap; ``error`` is what every comparison shows."""
+    """Replace tracing and verification by nothing; ``error`` is the difference that every comparison shows."""
 
     def __init__(self) -> None:
         self.error = 0.0

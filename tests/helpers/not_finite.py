@@ -1,4 +1,4 @@
-"""What tests share with ``test_denoiser``."""
+"""The fake model with NaN or infinity among the outputs of one stage in one call."""
 
 from collections.abc import Mapping
 
@@ -9,7 +9,7 @@ from tests.helpers.fake_model import functions
 
 
 def broken_at(name: str, call: int, steps: int, value: float) -> dict[str, Function]:
-    """Functions one of which gives a number that is none, in one call (told apart by its timestep)."""
+    """Return the fake model's functions, of which ``name`` returns ``value`` in one call, which its timestep tells."""
     every = functions()
     now: list[float] = []
 

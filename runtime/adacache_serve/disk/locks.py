@@ -1,6 +1,7 @@
-"""How long a worker process lives: no longer than its server, and no other server begins before it is gone.
+"""Locks between servers and worker processes.
 
-The lock is the kernel's, so that a process that was killed leaves none.
+A worker ends when its server ends, and no other server starts on the same data folder before it has ended. The kernel
+holds the locks, so that a process that was killed leaves none behind.
 """
 
 import fcntl
@@ -21,8 +22,14 @@ WAIT_SECONDS = 60.0  # for workers of a server that was killed; they end as soon
 
 
 @contextmanager
-def working(data: Path) -> Iterator[None]:
-    """For a worker process: no other server begins while it lives, and it does not outlive its own, even in a call."""
+def worker_lock(data: Path) -> Iterator[None]:
+    """Keep other servers from starting while this worker process lives, and end the process when its server ends.
+
+    The process ends even while it is inside a call of an engine.
+
+    Args:
+        data: the server's data folder.
+    """
     parent = multiprocessing.parent_process()
     assert parent is not None
     with (data / WORKERS).open("ab") as file:
@@ -37,25 +44,25 @@ def _end_with(sentinel: int) -> None:
 
 
 def wait_for_workers(data: Path) -> None:
-    """For a server, before it begins: those of a server that was killed must not finish what it makes again.
+    """Wait until the workers of an earlier server have ended, since this server makes their videos again.
 
     Raises:
-        InputError: one does not end.
+        InputError: a worker does not end.
     """
     path = data / WORKERS
     end = time.monotonic() + WAIT_SECONDS
     with path.open("ab") as file:
-        while not locked(file):
+        while not try_lock(file):
             if time.monotonic() > end:
                 raise InputError(
-                    f"a worker process of an earlier adacache-serve still runs after {WAIT_SECONDS:.0f} seconds "
-                    f"(it has {path} locked); end it"
+                    f"a worker process of an earlier adacache-serve still runs after {WAIT_SECONDS:.0f} seconds and "
+                    f"holds a lock on {path}; end this process"
                 )
             time.sleep(0.1)
 
 
-def locked(file: BinaryIO) -> bool:
-    """Whether it is ours alone, from now on until it is closed."""
+def try_lock(file: BinaryIO) -> bool:
+    """Lock a file until it is closed; return False where another process has a lock on it."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

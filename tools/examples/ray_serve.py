@@ -1,6 +1,6 @@
 """A bundle on Ray Serve, for many machines: a replica for each device, and jobs, so that no proxy waits for a video.
 
-    serve run tools.ray_serve:app bundle=/models/boats.adacache replicas=2 gpus=1
+    serve run tools.examples.ray_serve:app bundle=/models/boats.adacache replicas=2 gpus=1
 
 ``POST /v1/videos`` answers at once with the id of a job; ``GET /v1/videos/ID`` has its status and calls,
 ``GET /v1/videos/ID/content`` the video, and ``DELETE /v1/videos/ID`` cancels it between two calls of the denoiser.
@@ -26,9 +26,9 @@ from adacache_engines.bundle.files import open_bundle
 from adacache_runtime.commands.options import opening_from_texts
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.trace import CallRecord, entry
-from adacache_serve.device.film import film, suffix
-from adacache_serve.orders import FieldError, check, check_servable, with_seed
-from adacache_serve.schema import ENDED, CreateVideo, Status
+from adacache_serve.device.video_file import film, suffix
+from adacache_serve.orders.check import FieldError, check, check_servable, with_seed
+from adacache_serve.orders.schema import ENDED, CreateVideo, Status
 from adacache_serve.settings import Settings
 
 NOT_HERE = {"model", "image", "priority", "deadline_seconds"}

@@ -1,4 +1,4 @@
-"""What tests share with ``test_wrappers``."""
+"""A policy of every kind, what it runs on, and wrappers around it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +57,7 @@ CHANGES = st.integers(0, 99).map(lambda seed: np.random.default_rng(seed).random
 
 @dataclass(frozen=True)
 class Numbers(Unchanged):
-    """A change of every tensor in every call."""
+    """Measurements in which every tensor changes by the same number in a call."""
 
     changes: Sequence[float]
 

@@ -1,4 +1,4 @@
-"""What tests share with ``test_stages_parity``."""
+"""Recorded tensors of the original Open-Sora, and this project's stages run on them in torch and by engines."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -51,7 +51,7 @@ def model_inputs() -> Inputs:
 
 
 def variant(name: str) -> Inputs:
-    """The inputs of one run of the original; ``""`` is the plain one."""
+    """Return the inputs of one recorded run of the original; ``""`` is the plain one."""
     inputs = model_inputs()
     if name == "nomask":
         inputs["text_mask"] = np.ones_like(inputs["text_mask"])
@@ -70,7 +70,7 @@ def run_torch(stages: list[Stage], inputs: Mapping[str, Any]) -> dict[str, Tenso
 
 
 def run_engines(pipeline: Pipeline, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
-    """Runs the bundle's graphs one after another; gives each stage's name and outputs."""
+    """Run the bundle's graphs one after another; yields each stage's name and outputs."""
     manifest = pipeline.bundle.manifest
     batch, _, *size = inputs["latents"].shape
     axes = dict(zip(("frames", "height", "width"), size, strict=True))

@@ -1,4 +1,4 @@
-"""What tests share with ``test_gpu_report``."""
+"""A result of tools/gpu_check.py with every part that its report shows."""
 
 RESULT = {
     "date": "2026-01-02T03:04:05+00:00",

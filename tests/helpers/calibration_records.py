@@ -1,10 +1,11 @@
-"""What tests share with ``test_forecast``."""
+"""Records of made-up generations for calibration, and a bundle whose stages show less."""
 
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adacache_engines.bundle.manifest import StageEntry
 from adacache_runtime.caching.policy import BLOCK_INPUT, DEFAULT, VELOCITY
 from adacache_runtime.caching.signals.signal import at_stride
 from adacache_tune.calibration.records import RESIDUAL, Record, Site
@@ -13,8 +14,14 @@ DEFAULT_SITE = "temporal.0.attn"
 MODULATED = "spatial.0.modulated"
 
 
+def without_probes(stage: StageEntry) -> StageEntry:
+    """Return the stage without its probes, and the graph without their outputs."""
+    outputs = tuple(spec for spec in stage.graph.outputs if spec.name not in stage.probes.values())
+    return stage.model_copy(update={"probes": {}, "graph": stage.graph.model_copy(update={"outputs": outputs})})
+
+
 def site(tensors: NDArray[Any], gaps: int) -> Site:
-    """Of tensors (calls, frames, values)."""
+    """Return what is recorded of a tensor with one value a call, (calls, frames, values)."""
     calls = len(tensors)
     change, magnitude = np.full((2, gaps, calls), np.nan)
     for gap in range(1, gaps + 1):
@@ -27,7 +34,7 @@ def site(tensors: NDArray[Any], gaps: int) -> Site:
 
 
 def toy(residuals: NDArray[Any], gaps: int, weights: NDArray[Any] | None = None, seed: int = 0) -> Record:
-    """A model whose velocity is its residual (calls, frames, values): the latents move by weight x residual."""
+    """Return the record of a model whose velocity is its residual (calls, frames, values), times a weight a call."""
     calls = len(residuals)
     weights = np.full(calls, 1 / calls) if weights is None else weights
     error = np.full((gaps, calls, residuals[0].size), np.nan, np.float32)
@@ -42,7 +49,7 @@ def toy(residuals: NDArray[Any], gaps: int, weights: NDArray[Any] | None = None,
 
 
 def wandering(calls: int, seed: int, gaps: int = 0) -> Record:
-    """Residuals that change much at first, and ever less."""
+    """Return a record whose residuals change much at first, and ever less."""
     rng = np.random.default_rng(seed)
     steps = rng.standard_normal((calls, 2, 8)) * np.exp(-np.arange(calls) / 6)[:, None, None]
     return toy(3 + np.cumsum(steps, axis=0), gaps or calls - 1, seed=seed)

@@ -1,4 +1,4 @@
-"""What tests share with ``test_within_calls``."""
+"""A policy that decides what a test wrote down, and generations checked against the plain numpy loop."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -40,7 +40,7 @@ INTERVAL = FixedInterval(every=3)
 
 @dataclass(frozen=True)
 class Scripted:
-    """Decides what it was told, and writes down in which order it is asked, and what it is shown."""
+    """A policy that decides what it was told, and notes the order in which it is asked and what it is shown."""
 
     needs: Needs
     decisions: Sequence[Decision]
@@ -61,7 +61,7 @@ class Scripted:
 
 
 def words(text: str) -> list[Decision]:
-    """``"CC CR"``: compute both groups, then reuse the second one."""
+    """Return decisions from letters: ``"CC CR"`` is to compute both groups, then to reuse the second one."""
     return [Decision(tuple(letter == "C" for letter in word)) for word in text.split()]
 
 
@@ -72,7 +72,7 @@ def close(given: Any, expected: Any) -> None:
 def follows(
     pipeline: Pipeline, granularity: str | None = None, extrapolates: bool = False, **options: Any
 ) -> list[Any]:
-    """Checks a generation against numpy's, decided alike; returns whether a call was computed as a whole."""
+    """Check a generation against the plain loop's with the same decisions; return which calls were computed whole."""
     asked = request(**options, granularity=granularity, keep_calls=True)
     result = pipeline.generate(asked)
     assert result.calls is not None

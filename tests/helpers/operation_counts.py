@@ -1,4 +1,4 @@
-"""What tests share with ``test_flops``."""
+"""Stages whose floating-point operations are known: published models without weights, and the fake model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +28,7 @@ def stages_of(name: str, config: Any, granularity: ExportGranularity = "block") 
 
 
 def manifest_of(name: str, config: Any) -> Manifest:
-    """As export writes it, but for the graphs: those are the fake model's."""
+    """Return the manifest as export writes it, with the fake model's graphs."""
     described, graph = FAMILIES[name].describe(config, None), fake_model.manifest().stages[0].graph
     stages = tuple(
         stage_entry(stage, graph.model_copy(update={"name": stage.name}), ()) for stage in stages_of(name, config)
@@ -54,7 +54,7 @@ TEXT, ENDS, SPATIAL, TEMPORAL = 8000, 100 + 10, 500, 3000  # at these sizes
 
 
 def counted_fake() -> Manifest:
-    """The fake model, whose stages take round numbers."""
+    """Return the fake model's manifest with round numbers of operations."""
     plain = fake_model.manifest()
     stages = tuple(stage.model_copy(update={"flops": (TERMS[stage.kind or stage.role],)}) for stage in plain.stages)
     return plain.model_copy(update={"stages": stages})

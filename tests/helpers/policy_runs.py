@@ -1,4 +1,4 @@
-"""What tests share with ``test_policies``."""
+"""Policies driven call by call without a model, on measurements that a test makes up."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ SITE = "temporal.0.attn"
 
 
 def measured(distance: float | Sequence[float], motion: Sequence[float] = (), site: str = SITE) -> Measurement:
-    """What would show these relative changes (a unit each), and this motion at each stride in every unit."""
+    """Return the measurement of these relative changes, one a unit, and of this motion at each stride in all units."""
     distances = (distance,) if isinstance(distance, int | float) else tuple(distance)
     twos = (2.0,) * len(distances)
     numbers = {"change": tuple(2.0 * distance for distance in distances), "magnitude": twos}
@@ -30,7 +30,7 @@ def changed(site: str, change: tuple[float, ...], magnitude: tuple[float, ...]) 
 def replay(
     policy: Policy[Any], calls: int, shown: Mapping[int, Sequence[Measurement]], units: int = 1, groups: int = 1
 ) -> tuple[list[int], dict[int, Observation]]:
-    """Drives a policy without a model; ``shown`` is what a call would measure, if it is computed."""
+    """Return the computed calls and what was observed in them; ``shown`` is what a call measures if it is computed."""
     run = Run(calls, groups, units)
     state = policy.start(run)
     computed, observed = [], {}

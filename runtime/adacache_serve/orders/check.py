@@ -1,4 +1,4 @@
-"""What a client asks for, as a request to the runtime; every refusal names the field that it is about."""
+"""The check of an order, which turns it into a request to the runtime. A refusal names the field that caused it."""
 
 import re
 import secrets
@@ -19,16 +19,20 @@ from adacache_runtime.conditioning.given_frames import Image, check_start, start
 from adacache_runtime.media.video import Frames
 from adacache_runtime.request import Request, Settled, settle
 from adacache_runtime.text import prompts as text
-from adacache_serve.schema import CreateVideo
+from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
 
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 POLICY = re.compile(r"([A-Za-z0-9_.-]+)((?:\+[a-z-]+(?:=[0-9.]+)?)*)", re.ASCII)
-DRAWN = 2**53  # seeds above are no longer whole numbers in JavaScript
+DRAWN = 2**53  # larger seeds are not exact in JavaScript
 
 
 class FieldError(InputError):
-    """A field of an order is not possible."""
+    """A field of an order is not possible.
+
+    Attributes:
+        field: name of the field; None = no single field is to blame.
+    """
 
     def __init__(self, field: str | None, message: str) -> None:
         super().__init__(message)
@@ -48,9 +52,10 @@ class Checked:
 
 
 def check_servable(folder: Path, manifest: Manifest) -> None:
-    """
+    """Check that a bundle turns prompts into videos.
+
     Raises:
-        InputError: the bundle in this folder takes no prompts, or gives no videos.
+        InputError: the bundle in this folder has no text encoder or no decoder.
     """
     if not manifest.text.encoder_stages:
         raise InputError(f"{folder} has no text encoder: add one with adacache-export {folder} --text-encoder DIR")
@@ -59,11 +64,11 @@ def check_servable(folder: Path, manifest: Manifest) -> None:
 
 
 def with_seed(order: CreateVideo) -> CreateVideo:
-    """Draws a seed where there is none, so that the same video comes when it has to be made again."""
+    """Draw a seed where an order has none, so that another attempt at it makes the same video."""
     return order if order.seed is not None else order.model_copy(update={"seed": secrets.randbelow(DRAWN)})
 
 
-def check(order: CreateVideo, bundle: Bundle, settings: Settings, picture: Frames | None = None) -> Checked:
+def check(order: CreateVideo, bundle: Bundle, settings: Settings, image: Frames | None = None) -> Checked:
     """
     Args:
         order: of a client.
@@ -85,28 +90,32 @@ def check(order: CreateVideo, bundle: Bundle, settings: Settings, picture: Frame
         raise FieldError(_culprit(order, bundle), str(error)) from error
     with _about("prompt"):
         text.read_text(bundle, request)
-    if picture is not None:
+    if image is not None:
         with _about("image"):
             check_start(bundle)
         if settled.latents.shape[2] == 1:
-            raise FieldError("image", "the whole video would be the image; choose more frames or seconds")
+            raise FieldError(
+                "image", "a video of a single frame cannot start from an image; choose more frames or seconds"
+            )
         with _about("image_at"):
-            start_with(bundle, settled, [Image("the image", picture, order.image_at)])
+            start_with(bundle, settled, [Image("the image", image, order.image_at)])
     return Checked(request, settled)
 
 
 def _check_limits(request: Request, manifest: Manifest, settings: Settings) -> None:
-    """Those of this server, before anything of that size is made."""
+    """Check the server's limits, before anything of that size is made."""
     usual = manifest.video
     height, width, frames = request.height or usual.height, request.width or usual.width, request.frames or usual.frames
     if (pixels := frames * height * width) > settings.max_pixels:
         raise FieldError(
             "size",
-            f"{frames} frames of {width}x{height} are {pixels} pixels, and this server makes at most "
+            f"{frames} frames of {width}x{height} have {pixels} pixels, and this server allows at most "
             f"{settings.max_pixels}; choose a smaller size or fewer seconds",
         )
     if request.steps and request.steps > settings.max_steps:
-        raise FieldError("steps", f"{request.steps} steps: this server makes at most {settings.max_steps}")
+        raise FieldError(
+            "steps", f"{request.steps} steps are too many: this server allows at most {settings.max_steps}"
+        )
 
 
 def _culprit(order: CreateVideo, bundle: Bundle) -> str | None:
@@ -124,7 +133,7 @@ def _culprit(order: CreateVideo, bundle: Bundle) -> str | None:
 def _size(request: Request, order: CreateVideo, _manifest: Manifest) -> Request:
     if order.size is None:
         if order.aspect:
-            raise FieldError("aspect", f"aspect {order.aspect} is of a named size: give one, such as 480p, too")
+            raise FieldError("aspect", f"aspect {order.aspect} needs a named size; give one, such as 480p")
         return request
     if order.size in RESOLUTIONS:
         try:
@@ -139,7 +148,7 @@ def _size(request: Request, order: CreateVideo, _manifest: Manifest) -> Request:
             f"{', '.join(RESOLUTIONS)}"
         )
     if order.aspect:
-        raise FieldError("aspect", f"size {order.size} has an aspect already; leave this one out")
+        raise FieldError("aspect", f"size {order.size} has an aspect already; leave this field out")
     width, height = map(int, match.groups())
     return replace(request, height=height, width=width)
 
@@ -148,7 +157,7 @@ def _frames(request: Request, order: CreateVideo, manifest: Manifest) -> Request
     if order.seconds is None:
         return replace(request, frames=order.frames)
     if order.frames is not None:
-        raise InputError("give either seconds or frames, and not both")
+        raise InputError("seconds and frames are both given; give one of them")
     named = manifest.names.only_named_durations
     duration = f"{order.seconds:.6f}".rstrip("0").rstrip(".") + "s"
     return replace(request, frames=frames_of(duration, manifest.video.fps, possible_frames(manifest), named))
@@ -185,7 +194,7 @@ _FIELDS: Mapping[str, Callable[[Request, CreateVideo, Manifest], Request]] = {
 
 @contextmanager
 def _about(field: str) -> Iterator[None]:
-    """What is refused inside is refused because of this field."""
+    """Blame this field for errors that are raised inside."""
     try:
         yield
     except FieldError:
@@ -195,6 +204,6 @@ def _about(field: str) -> Iterator[None]:
 
 
 def policies(manifest: Manifest) -> list[tuple[str, str]]:
-    """Names of the presets that a model has, with their notes."""
+    """Return the names and notes of a model's presets."""
     own = manifest.policies
     return [(name, own[name].note if name in own else "") for name in sorted({*PRESETS, *own})]

@@ -1,4 +1,4 @@
-"""What tests share with ``test_latte_t2v``."""
+"""Recorded tensors and sampling runs of the original Latte and Open-Sora-Plan, and this project's stages for them."""
 
 import json
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ UNMASKED = ("nomask", "nonsquare", "oneframe", "notemporal")  # runs of the orig
 
 @dataclass(frozen=True)
 class Original:
-    """What was recorded of one family's original, and that family."""
+    """The recorded tensors of a family's original implementation, and that family."""
 
     folder: Path
     family: Family
@@ -79,7 +79,7 @@ def model_inputs(original: Original, variant: str) -> Arrays:
 
 
 def request(original: Original, **options: Any) -> Request:
-    """The reference sampling run, with whatever is to be different."""
+    """Return the request of the reference sampling run, changed by ``options``."""
     inputs = original.inputs
     captions = Captions(inputs["cfg_text"], np.ones(inputs["cfg_text"].shape[:2], bool), inputs["cfg_neg"])
     steps = int(original.sample[-2:])

@@ -1,6 +1,4 @@
-"""What is known of jobs that are being made: each call of the denoiser, frame counts. Gone with the server, as they are
-made again then.
-"""
+"""The progress of jobs that are being made. It lives in memory: after a restart these jobs are made again."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,15 +9,16 @@ DECODING = 0.1  # share of the progress that is decoding
 
 
 @dataclass
-class Live:
-    """One attempt at a job.
+class Progress:
+    """The progress of one attempt at a job.
 
     Attributes:
-        attempt: its number.
-        began: when a worker was given it, by the monotonic clock.
-        of: calls that there will be; 0 = not known yet.
-        calls: so far, each as :func:`adacache_runtime.trace.entry` has it.
-        frames, frames_of: that were decoded.
+        attempt: number of the attempt.
+        began: when a worker was given the job, by the monotonic clock, in seconds.
+        of: number of denoiser calls that the generation makes in all; 0 = not known yet.
+        calls: records of the calls so far, as :func:`adacache_runtime.trace.entry` writes them.
+        frames: number of frames that are decoded.
+        frames_of: number of frames that are decoded in all; 0 = not known yet.
     """
 
     attempt: int
@@ -29,15 +28,15 @@ class Live:
     frames: int = 0
     frames_of: int = 0
 
-    def progress(self) -> float:
-        """Per cent."""
+    def percent(self) -> float:
+        """Return the percentage of the work that is done."""
         called = len(self.calls) / self.of if self.of else 0.0
         decoded = self.frames / self.frames_of if self.frames_of else 0.0
         return round(100 * ((1 - DECODING) * called + DECODING * decoded), 1)
 
 
 def numbers(calls: Sequence[Mapping[str, Any]], of: int) -> dict[str, Any]:
-    """Of :class:`adacache_serve.schema.TraceNumbers`."""
+    """Sum up the records of calls, as the fields of :class:`adacache_serve.http.schema.TraceNumbers`."""
     engine_ms: dict[str, float] = {}
     for call in calls:
         for part, time_ms in call["engine_ms"].items():

@@ -48,7 +48,7 @@ def suffix(frames: int) -> str:
 
 
 def film(
-    pipeline: Pipeline, request: Request, output: Path, picture: Image | None = None
+    pipeline: Pipeline, request: Request, output: Path, image: Image | None = None
 ) -> Generator[Step, None, Trace]:
     """Makes a video; what it holds is let go of when the generator is closed.
 
@@ -70,8 +70,8 @@ def film(
     """
     bundle, backend = pipeline.bundle, pipeline.backend
     settled = settle(bundle, request)
-    if picture is not None:
-        begins_with = start.start_with(bundle, settled, [picture])
+    if image is not None:
+        begins_with = start.start_with(bundle, settled, [image])
         request = start.begin(begins_with, request, settled, bundle, backend)
         yield Encoded("picture")
     started = pipeline.start(request)
@@ -90,11 +90,11 @@ def film(
     return result.trace
 
 
-def memory(pipeline: Pipeline, request: Request, settled: Settled, picture: Image | None) -> MemoryPlan:
-    """What :func:`film` will take of its device; the request is settled, and its picture is not encoded."""
-    if picture is None:
+def memory(pipeline: Pipeline, request: Request, settled: Settled, image: Image | None) -> MemoryPlan:
+    """What :func:`film` will take of its device; the request is settled, and its image is not encoded."""
+    if image is None:
         return pipeline.memory(request)
-    begins_with = start.start_with(pipeline.bundle, settled, [picture])
+    begins_with = start.start_with(pipeline.bundle, settled, [image])
     request = start.begin_on_paper(begins_with, request, settled, pipeline.bundle)
     return pipeline.memory(request, [pixels.shape for pixels in begins_with.pixels])
 

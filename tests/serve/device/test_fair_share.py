@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adacache_serve.device.fair import DOUBLES_AFTER, Turns
+from adacache_serve.device.fair_share import DOUBLES_AFTER, Turns
 
 PRIORITIES = st.integers(-10, 10)
 SECONDS = st.floats(1e-4, 10)

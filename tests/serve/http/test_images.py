@@ -27,10 +27,10 @@ from adacache_runtime.media.pictures import read_image
 from adacache_runtime.media.video import to_pixels, write_video
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request, settle
-from adacache_serve import uploads
 from adacache_serve.http import videos
+from adacache_serve.orders.check import images
+from adacache_serve.orders.images import decode_image
 from adacache_serve.settings import Settings
-from adacache_serve.uploads import decode_picture
 from tests.helpers.fake_server import functions, served, service, write_model
 from tests.helpers.waiting import HANG_SECONDS, until
 
@@ -105,21 +105,21 @@ OFTEN = ("alpha", "cmyk")  # the others when there is time
 )
 def test_pictures_are_read_as_files_are(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "picture").write_bytes(content)
-    np.testing.assert_array_equal(decode_picture(content), read_image(tmp_path / "picture"))
-    assert decode_picture(content).shape == (1, 5, 7, 3)
+    np.testing.assert_array_equal(decode_image(content), read_image(tmp_path / "picture"))
+    assert decode_image(content).shape == (1, 5, 7, 3)
 
 
 def test_what_is_no_picture_is_refused() -> None:
     def refusal(content: bytes) -> str:
         try:
-            decode_picture(content)
+            decode_image(content)
         except InputError as error:
             return str(error)
         return "none"
 
     with ThreadPoolExecutor(2) as pool:
         refusals = dict(zip(BAD, pool.map(refusal, BAD.values()), strict=True))
-    assert {name: refused for name, refused in refusals.items() if refused != uploads.REFUSED} == {}
+    assert {name: refused for name, refused in refusals.items() if refused != images.REFUSED} == {}
 
 
 def test_the_process_that_decodes_can_open_no_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -129,29 +129,29 @@ def test_the_process_that_decodes_can_open_no_file(monkeypatch: pytest.MonkeyPat
     module = tmp_path / "opens.py"
     module.write_text(
         "import io, sys, av\n"
-        "from adacache_serve import uploads\n"
+        "from adacache_serve.orders.check import images\n"
         "def opened(*_, **__):\n"
         f"    try: open({str(secret)!r})\n"
         "    except OSError as error: sys.exit(24 if error.errno == 24 else 1)\n"
         "    sys.exit(99)\n"
-        "limit = uploads.resource.setrlimit\n"
+        "limit = images.resource.setrlimit\n"
         "def limited(*of): limit(*of); av.open = opened\n"
-        "uploads.resource.setrlimit = limited\n"
-        "uploads._limited('png_pipe')\n"
+        "images.resource.setrlimit = limited\n"
+        "images._limited('png_pipe')\n"
     )
     done = subprocess.run(
-        [sys.executable, str(module)], input=GOOD["grey"], stdout=subprocess.DEVNULL, env=uploads._environment(),
+        [sys.executable, str(module)], input=GOOD["grey"], stdout=subprocess.DEVNULL, env=images._environment(),
         check=False,
     )  # fmt: skip
     assert done.returncode == 24  # too many open files
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s")
-    assert not any("SECRET" in name for name in uploads._environment())
+    assert not any("SECRET" in name for name in images._environment())
 
 
 def test_a_picture_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "SECONDS", 0.05)
+    monkeypatch.setattr(images, "SECONDS", 0.05)
     with pytest.raises(InputError, match=r"not decoded within 0.05 seconds"):
-        decode_picture(GOOD["grey"])
+        decode_image(GOOD["grey"])
 
 
 def ended(client: httpx.Client, answer: httpx.Response) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def test_statuses_are_told_while_many_pictures_are_read(client: httpx.Client, mo
         now[0] -= 1
         return np.asarray(picture())[None]
 
-    monkeypatch.setattr(videos, "decode_picture", slow)
+    monkeypatch.setattr(videos, "decode_image", slow)
     order = {"prompt": "a", "image": base64.b64encode(GOOD["grey"]).decode()}
     with ThreadPoolExecutor(60) as pool, httpx.Client(base_url=client.base_url, timeout=HANG_SECONDS) as other:
         asked = [pool.submit(client.post, "/v1/videos", json=order) for _ in range(60)]
@@ -248,5 +248,5 @@ def test_nothing_is_left_of_pictures(client: httpx.Client, tmp_path_factory: pyt
     for _ in range(3):
         ended(client, client.post("/v1/videos", json=order))
     until(lambda: not client.get("/v1/videos", params={"status": "queued"}).json()["data"])
-    pictures = next(iter(tmp_path_factory.getbasetemp().glob("data*/pictures")))
+    pictures = next(iter(tmp_path_factory.getbasetemp().glob("data*/images")))
     until(lambda: not list(pictures.iterdir()))
