@@ -4,16 +4,14 @@ Latents are float32 whatever the precision of the hidden state. The graphs are s
 ONNX text, which saves tracing it, and as a torch module; at export the one is verified against the other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from adacache_engines.bundle.manifest import X_MASK, GuidanceRule, LatentSpace
-from adacache_engines.bundle.tensors import DType, TensorSpec
+from adacache_engines.bundle.tensors import ELEMENT_TYPES, DType, TensorSpec
 from adacache_export.stages import OUT, Stage, hidden_of
-
-TENSOR_TYPES: Mapping[DType, int] = {"float32": 1, "float16": 10, "bfloat16": 16}  # of onnx.TensorProto
 
 # independent axes of work on single numbers of the state, and of the latents; sums over all have none
 TOKENS_APART = ("patch_frames", "tokens")
@@ -155,7 +153,7 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
         SELECT,
         PIXELS_APART,
     )
-    to_hidden = f"Cast <to = {TENSOR_TYPES[tokens.dtype]}>"
+    to_hidden = f"Cast <to = {ELEMENT_TYPES[tokens.dtype].onnx}>"
     return [
         stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),), ADD, TOKENS_APART),
         stage(

@@ -87,10 +87,10 @@ class Films:
             self._thread.submit(steps.close)  # in the thread, so after the call that is under way
 
     def _steps(self, order: CreateVideo) -> Generator[dict[str, Any] | bytes, None, None]:
-        checked = check(order, self._pipeline.bundle, SETTINGS)
+        prepared = self._pipeline.prepare(check(order, self._pipeline.bundle, SETTINGS))
         with tempfile.TemporaryDirectory() as folder:
-            output = Path(folder, f"video{suffix(checked.settled.frames)}")
-            with closing(film(self._pipeline, checked.request, output)) as steps:
+            output = Path(folder, f"video{suffix(prepared.video.frames)}")
+            with closing(film(prepared, output)) as steps:
                 yield from (entry(step) for step in steps if isinstance(step, CallRecord))
             yield output.read_bytes()
 

@@ -17,7 +17,6 @@ from adacache_engines.bundle.latent_space import LatentSpace as LatentSpace
 from adacache_engines.bundle.plan_entries import Library as Library
 from adacache_engines.bundle.plan_entries import PlanEntry as PlanEntry
 from adacache_engines.bundle.plan_entries import PlanSet as PlanSet
-from adacache_engines.bundle.plan_entries import Precision as Precision
 from adacache_engines.bundle.plan_entries import Variant as Variant
 from adacache_engines.bundle.sampling import Branch as Branch
 from adacache_engines.bundle.sampling import Expert as Expert
@@ -30,12 +29,12 @@ from adacache_engines.bundle.stages import ProbeRole as ProbeRole
 from adacache_engines.bundle.stages import Role as Role
 from adacache_engines.bundle.stages import StageEntry as StageEntry
 from adacache_engines.bundle.stages import Term as Term
-from adacache_engines.bundle.tensors import DType
+from adacache_engines.bundle.tensors import DTYPES as DTYPES
+from adacache_engines.bundle.tensors import Precision as Precision
 
 SCHEMA_VERSION = 1
 
 ExportGranularity = Literal["block", "module"]  # of stages: a transformer block, or its attention, MLP, ... each
-DTYPES: Mapping[Precision, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 X_MASK = "x_mask"  # input (batch, patch_frames) of a model that may keep frames: False = this one is given, and kept
 # largest Check.error of a graph: rounding of the precision, through one stage
 TOLERANCES: Mapping[Precision, float] = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1.5e-1}

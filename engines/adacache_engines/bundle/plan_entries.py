@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field
 
 from adacache_engines.bundle.entries import Entry
+from adacache_engines.bundle.tensors import Precision
 
-Precision = Literal["fp32", "fp16", "bf16"]
 Library = Literal["tensorrt-rtx", "tensorrt"]
 Variant = Literal["full", "reuse"]
 

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adacache_runtime.conditioning.given_frames import Image
-from adacache_runtime.memory.estimate import MemoryPlan
+from adacache_runtime.generation import Prepared
+from adacache_runtime.memory.estimate import MemoryEstimate
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request
 from adacache_serve.device.messages import Begin, Phase
 from adacache_serve.device.video_file import Step
 
@@ -20,10 +19,7 @@ class Attempt:
     Attributes:
         begin: the server's message.
         pipeline: the model's pipeline.
-        request: the request that the order asks for.
-        image: the image that the video starts from; None = no image.
-        plan: estimate of the attempt's memory.
-        calls: number of denoiser calls in all.
+        prepared: the prepared generation.
         output: file of the video.
         steps: the generation, step by step; None while the attempt waits for memory.
         phase: the present phase.
@@ -36,10 +32,7 @@ class Attempt:
 
     begin: Begin
     pipeline: Pipeline
-    request: Request
-    image: Image | None
-    plan: MemoryPlan
-    calls: int
+    prepared: Prepared
     output: Path
     steps: Generator[Step, None, object] | None = None
     phase: Phase = "encode"
@@ -47,6 +40,11 @@ class Attempt:
     seconds: float = 0.0
     arena: int = 0
     entries: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def plan(self) -> MemoryEstimate:
+        """Estimate of the attempt's memory."""
+        return self.prepared.memory
 
     @property
     def own_arena(self) -> int:

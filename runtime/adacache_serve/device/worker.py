@@ -15,10 +15,8 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from adacache_engines.errors import AdaCacheError, InputError
-from adacache_runtime.conditioning.given_frames import Image
 from adacache_runtime.memory.estimate import megabytes
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import settle
 from adacache_runtime.trace import CallRecord, entry
 from adacache_serve.device.attempts import Attempt, largest_arena, most_nbytes
 from adacache_serve.device.fair_share import Turns
@@ -39,12 +37,12 @@ from adacache_serve.device.messages import (
     Turn,
     to_worker,
 )
-from adacache_serve.device.video_file import Denoised, Encoded, Part, Step, film, memory, suffix
+from adacache_serve.device.video_file import Denoised, Encoded, Part, Step, film, suffix
 from adacache_serve.device.warm_up import warm_ups
 from adacache_serve.disk.locks import worker_lock
 from adacache_serve.disk.spool import finish
 from adacache_serve.logs import about, configure
-from adacache_serve.orders.check import check
+from adacache_serve.orders.check import request_of
 from adacache_serve.orders.images import read_image
 from adacache_serve.settings import Settings
 
@@ -110,10 +108,11 @@ class Worker:
         """Short videos of every model, so that what is slow or wrong the first time is so before a client waits."""
         for name, pipeline in self._models.items():
             began = time.perf_counter()
-            for request, image in warm_ups(pipeline):
+            for request in warm_ups(pipeline):
                 with tempfile.TemporaryDirectory() as folder:
-                    output = Path(folder, f"video{suffix(settle(pipeline.bundle, request).frames)}")
-                    for _ in film(pipeline, request, output, image):
+                    prepared = pipeline.prepare(request)
+                    output = Path(folder, f"video{suffix(prepared.video.frames)}")
+                    for _ in film(prepared, output):
                         pass
             log.info("warm-up", extra={"model": name, "seconds": round(time.perf_counter() - began, 3)})
         if self._settings.memory_budget is None:  # libraries keep some of what the first videos took
@@ -167,12 +166,9 @@ class Worker:
 
     def _planned(self, begin: Begin) -> Attempt:
         pipeline = self._models[begin.model]
-        image = Image("the image", read_image(Path(begin.image)), begin.order.image_at) if begin.image else None
-        checked = check(begin.order, pipeline.bundle, self._settings)
-        settled = checked.settled
-        plan = memory(pipeline, checked.request, settled, image)
-        output = Path(begin.output + suffix(settled.frames))
-        job = Attempt(begin, pipeline, checked.request, image, plan, len(settled.updates), output)
+        image = read_image(Path(begin.image)) if begin.image else None
+        prepared = pipeline.prepare(request_of(begin.order, pipeline.bundle, self._settings, image))
+        job = Attempt(begin, pipeline, prepared, Path(begin.output + suffix(prepared.video.frames)))
         if (most := job.most()) > self._budget:
             raise InputError(
                 f"this video takes {megabytes(most)} MB of memory beside the weights, and all that there is for videos "
@@ -187,7 +183,7 @@ class Worker:
             if self._planned_nbytes(job) > self._budget:
                 return
             del self._waiting[0]
-            job.steps = film(job.pipeline, job.request, job.output, job.image)
+            job.steps = film(job.prepared, job.output)
             job.since = time.time()
             self._turns.add(job.begin.job, job.begin.order.priority)
             self._send(Began(job=job.begin.job, attempt=job.begin.attempt, nbytes=job.most()))
@@ -231,14 +227,16 @@ class Worker:
         begin = job.begin
         if isinstance(step, CallRecord):
             job.entries.append(entry(step))
-            return Called(job=begin.job, attempt=begin.attempt, model=begin.model, of=job.calls, call=job.entries[-1])
+            return Called(
+                job=begin.job, attempt=begin.attempt, model=begin.model, of=job.prepared.calls, call=job.entries[-1]
+            )
         if isinstance(step, Part):
             return Decoded(job=begin.job, attempt=begin.attempt, frames=step.frames, of=step.of)
         return None
 
     def _completed(self, job: Attempt) -> Completed:
         begin, output = job.begin, job.output
-        finish(output, job.calls, job.entries)
+        finish(output, job.prepared.calls, job.entries)
         return Completed(job=begin.job, attempt=begin.attempt, file=output.name, nbytes=output.stat().st_size)
 
     def _enter(self, job: Attempt, phase: Phase) -> None:

@@ -4,7 +4,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from adacache_engines.bundle.video_sizes import RESOLUTIONS, frames_of, size_of
 from adacache_engines.errors import AdaCacheError, InputError
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.caching.presets import PRESETS, policy_from
-from adacache_runtime.conditioning.given_frames import Image, check_start, start_with
+from adacache_runtime.conditioning.given_frames import check_accepts_images
+from adacache_runtime.generation import Checked
+from adacache_runtime.generation import check as check_request
 from adacache_runtime.media.video import Frames
-from adacache_runtime.request import Request, Settled, settle
-from adacache_runtime.text import prompts as text
+from adacache_runtime.request import Request
+from adacache_runtime.settled import settle
+from adacache_runtime.text.prompts import read_text
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
 
@@ -37,18 +40,6 @@ class FieldError(InputError):
     def __init__(self, field: str | None, message: str) -> None:
         super().__init__(message)
         self.field = field
-
-
-@dataclass(frozen=True)
-class Checked:
-    """
-    Attributes:
-        request: to the runtime, without the picture.
-        settled: the same with every default.
-    """
-
-    request: Request
-    settled: Settled
 
 
 def check_servable(folder: Path, manifest: Manifest) -> None:
@@ -74,32 +65,30 @@ def check(order: CreateVideo, bundle: Bundle, settings: Settings, image: Frames 
         order: of a client.
         bundle: that it is for.
         settings: limits.
-        picture: that the video is to begin with (1, height, width, 3).
+        image: that the video is to begin with (1, height, width, 3).
 
     Raises:
         FieldError: it is not possible; names the field, and says what is.
     """
+    request = request_of(order, bundle, settings, image)
+    if image is not None:
+        with _about("image"):
+            check_accepts_images(bundle.manifest)
+    try:
+        checked = check_request(bundle, request)
+    except AdaCacheError as error:
+        raise FieldError(_culprit(order, bundle, image is not None), str(error)) from error
+    return checked
+
+
+def request_of(order: CreateVideo, bundle: Bundle, settings: Settings, image: Frames | None = None) -> Request:
+    """The request that an order makes of the runtime; raises what :func:`check` raises of its fields."""
     request = Request(prompts=(order.prompt,))
     for field, apply in _FIELDS.items():
         with _about(field):
             request = apply(request, order, bundle.manifest)
     _check_limits(request, bundle.manifest, settings)
-    try:
-        settled = settle(bundle, request)
-    except AdaCacheError as error:
-        raise FieldError(_culprit(order, bundle), str(error)) from error
-    with _about("prompt"):
-        text.read_text(bundle, request)
-    if image is not None:
-        with _about("image"):
-            check_start(bundle)
-        if settled.latents.shape[2] == 1:
-            raise FieldError(
-                "image", "a video of a single frame cannot start from an image; choose more frames or seconds"
-            )
-        with _about("image_at"):
-            start_with(bundle, settled, [Image("the image", image, order.image_at)])
-    return Checked(request, settled)
+    return request if image is None else replace(request, images=(image[0],), image_at=(order.image_at,))
 
 
 def _check_limits(request: Request, manifest: Manifest, settings: Settings) -> None:
@@ -118,7 +107,7 @@ def _check_limits(request: Request, manifest: Manifest, settings: Settings) -> N
         )
 
 
-def _culprit(order: CreateVideo, bundle: Bundle) -> str | None:
+def _culprit(order: CreateVideo, bundle: Bundle, image: bool) -> str | None:
     """The first field with which it is refused, the others being added one by one; None where none is to blame."""
     request = Request(prompts=(order.prompt,))
     for field, apply in _FIELDS.items():
@@ -127,7 +116,13 @@ def _culprit(order: CreateVideo, bundle: Bundle) -> str | None:
             settle(bundle, request)
         except AdaCacheError:
             return field
-    return None
+    try:
+        read_text(bundle, request)
+    except AdaCacheError:
+        return "prompt"
+    if not image:
+        return None
+    return "image" if settle(bundle, request).latent_shape[2] == 1 else "image_at"
 
 
 def _size(request: Request, order: CreateVideo, _manifest: Manifest) -> Request:
