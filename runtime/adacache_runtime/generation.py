@@ -399,7 +399,7 @@ class Prepared:
 
 
 def _joined(loops: Sequence[Denoised], continued: int) -> Denoised:
-    """Join clips that continue one another, all but the first without the ``continued`` latent frames they began with."""
+    """Join clips that continue one another: all but the first lose the ``continued`` latent frames they began with."""
     first, *others = loops
     latents = np.concatenate([first.latents, *(loop.latents[:, :, continued:] for loop in others)], axis=2)
     records = tuple(record for loop in loops for record in loop.trace.calls)
