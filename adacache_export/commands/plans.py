@@ -4,17 +4,16 @@ import argparse
 import contextlib
 from pathlib import Path
 
+from adacache_engines.backends import BACKENDS, default_backend
 from adacache_engines.bundle.files import read_manifest
 from adacache_engines.bundle.manifest import PlanSet
 from adacache_engines.bundle.shape_profiles import fixed_profile, parse_profile, shape_profile
 from adacache_engines.errors import InputError, MissingDependencyError
 from adacache_engines.tensorrt.build import TARGETS, BuildOptions, check_options
-from adacache_engines.tensorrt.library import LIBRARIES, TensorRT, gpu_target, open_library
+from adacache_engines.tensorrt.library import LIBRARIES, InstalledLibrary, gpu_target, open_library
 from adacache_engines.tensorrt.plan_builder import Phase, build_plans
 
-ONNX_ONLY = "onnxruntime"
 AUTO = "auto"
-BACKENDS = (ONNX_ONLY, *LIBRARIES, AUTO)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("compiled engines").add_argument
     add(
         "--backend",
-        choices=BACKENDS,
-        default=ONNX_ONLY,
+        choices=(*BACKENDS, AUTO),
+        default=default_backend(),
         help="library to compile plans for, beside the ONNX graphs; for a finished bundle, too. auto: TensorRT where "
-        f"it and a GPU are there, else TensorRT-RTX where it is installed (default: {ONNX_ONLY}, which needs no plans)",
+        "it and a GPU are there, else TensorRT-RTX where it is installed "
+        f"(default: {default_backend()}, which needs no plans)",
     )
     add(
         "--profile",
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def chosen(options: argparse.Namespace) -> tuple[TensorRT | None, BuildOptions]:
+def chosen(options: argparse.Namespace) -> tuple[InstalledLibrary | None, BuildOptions]:
     """Return the library that the options choose and how it builds, checked as far as is possible without a bundle.
 
     Returns:
@@ -85,7 +85,7 @@ def chosen(options: argparse.Namespace) -> tuple[TensorRT | None, BuildOptions]:
     return library, build
 
 
-def explanation(library: TensorRT | None) -> str:
+def explanation(library: InstalledLibrary | None) -> str:
     """Return a sentence on what ``auto`` chose, and why."""
     if library is None:
         return "backend: ONNX Runtime only, because neither TensorRT with a GPU nor TensorRT-RTX is installed"
@@ -93,7 +93,7 @@ def explanation(library: TensorRT | None) -> str:
     return f"backend: {library.name} {library.version}, because {why}"
 
 
-def _automatic() -> TensorRT | None:
+def _automatic() -> InstalledLibrary | None:
     with contextlib.suppress(MissingDependencyError):
         library = open_library("tensorrt")
         if gpu_target() is not None:
@@ -104,7 +104,7 @@ def _automatic() -> TensorRT | None:
 
 
 def compile_bundle(
-    folder: Path, library: TensorRT, build: BuildOptions, options: argparse.Namespace, phase: Phase
+    folder: Path, library: InstalledLibrary, build: BuildOptions, options: argparse.Namespace, phase: Phase
 ) -> PlanSet:
     """Build the plans that the options ask for, by default for the bundle's default video.
 

@@ -4,8 +4,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from adacache_engines.backends import default_backend
 from adacache_engines.errors import InputError
-from adacache_export.commands import plans
 from adacache_export.commands.extend import options_of_checkpoints
 from adacache_export.commands.fields import flag_of, flags, given
 from adacache_export.commands.progress import PhaseProgress
@@ -40,7 +40,7 @@ def add_bundle(options: argparse.Namespace, check: Callable[[], None]) -> None:
     """Write a bundle into a model repository, unless its newest version is this bundle already."""
     parts = [flag_of(PartOptions, name) for name in given(options, PartOptions)]
     foreign = [*options_of_checkpoints(options), *parts, *flags(options, ["profile", "force"])]
-    if foreign or options.backend != plans.ONNX_ONLY:
+    if foreign or options.backend != default_backend():
         raise InputError(
             f"--triton-repository writes a bundle as it is; leave {', '.join(foreign) or '--backend'} out, or change "
             "the bundle first"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from adacache_engines.bundle.manifest import FileEntry, Graph, PartName, Precision
 from adacache_engines.bundle.tensors import DType
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
 from adacache_export.tracing.graphs import Sizes, export_graphs

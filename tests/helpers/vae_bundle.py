@@ -16,7 +16,7 @@ from torch import Tensor
 from adacache_engines.bundle.files import MANIFEST, Bundle, dump_manifest
 from adacache_engines.bundle.latent_space import VaePrecision
 from adacache_engines.bundle.manifest import LatentSpace
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.parts.vae import add_decoder
 from adacache_export.phases import Progress
 from adacache_export.vaes.causal_vae.modules import CausalVaeConfig, ClipDecoder

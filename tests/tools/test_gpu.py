@@ -17,9 +17,9 @@ from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.bundle.manifest import Precision
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import AdaCacheError, InputError, MissingDependencyError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_engines.tensorrt.backend import RUNTIME_CACHE, TrtBackend
-from adacache_engines.tensorrt.library import LIBRARIES, TensorRT, open_library
+from adacache_engines.tensorrt.library import LIBRARIES, InstalledLibrary, open_library
 from adacache_runtime.caching.policy import GRANULARITIES, Granularity
 from tests.helpers import gpu_checks
 from tests.helpers.gpu_checks import Open
@@ -57,7 +57,7 @@ def folder(gpu: str, request: pytest.FixtureRequest) -> Callable[[Precision], Pa
 
 
 @pytest.fixture(scope="session", params=LIBRARIES)
-def library(gpu: str, request: pytest.FixtureRequest) -> TensorRT:
+def library(gpu: str, request: pytest.FixtureRequest) -> InstalledLibrary:
     if request.param == "tensorrt-rtx" and os.environ.get(RTX_TARGET) == NO_TARGET:
         pytest.skip(f"tensorrt-rtx was tried and does not run on compute capability {gpu}")
     try:
@@ -68,7 +68,7 @@ def library(gpu: str, request: pytest.FixtureRequest) -> TensorRT:
 
 @pytest.fixture(scope="session")
 def plans(
-    folder: Callable[[Precision], Path], library: TensorRT, tmp_path_factory: pytest.TempPathFactory
+    folder: Callable[[Precision], Path], library: InstalledLibrary, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Precision], Bundle]:
     """A bundle with plans for this library and GPU, in a place of its own."""
     made: dict[str, Bundle] = {}
@@ -88,7 +88,7 @@ def plans(
 
 
 @pytest.fixture
-def opened(plans: Callable[[Precision], Bundle], library: TensorRT) -> Open:
+def opened(plans: Callable[[Precision], Bundle], library: InstalledLibrary) -> Open:
     """Opens the plans of a precision."""
 
     def open_(precision: Precision, graphs: bool = True) -> TrtBackend:
@@ -143,7 +143,7 @@ def test_the_same_again_is_the_same(opened: Open, plans: Callable[[Precision], B
 
 
 def test_the_runtime_cache_is_read_again(
-    library: TensorRT, opened: Open, plans: Callable[[Precision], Bundle], caplog: pytest.LogCaptureFixture
+    library: InstalledLibrary, opened: Open, plans: Callable[[Precision], Bundle], caplog: pytest.LogCaptureFixture
 ) -> None:
     if library.name != "tensorrt-rtx":
         pytest.skip("TensorRT compiles all kernels when it builds; only TensorRT-RTX keeps a cache")

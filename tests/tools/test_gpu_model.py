@@ -16,13 +16,13 @@ from safetensors.numpy import load_file
 
 from adacache_engines.bundle.files import open_bundle, read_manifest
 from adacache_engines.errors import BundleError, EngineError, InputError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.convert import convert
 from adacache_export.options import Options
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.flops import flops
-from adacache_runtime.request import settle
-from tests.helpers.gpu_results import RESULT
+from adacache_runtime.settled import settle
+from tests.helpers.gpu_check_result import RESULT
 from tools.gpu import benchmark as benchmark_module
 from tools.gpu.benchmark import Run, benchmark
 from tools.gpu.contenders import open_contenders, with_reason

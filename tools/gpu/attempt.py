@@ -18,7 +18,7 @@ import numpy as np
 from adacache_engines.bundle.files import open_bundle
 from adacache_engines.bundle.manifest import Library
 from adacache_engines.errors import AdaCacheError, InputError, MissingDependencyError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_engines.tensorrt.backend import TrtBackend
 from adacache_engines.tensorrt.build import CURRENT, TARGETS
 from adacache_engines.tensorrt.library import open_library

@@ -13,8 +13,9 @@ from adacache_runtime.denoising.device_plan import Engines, Plan
 from adacache_runtime.denoising.kept_frames import Masked
 from adacache_runtime.denoising.latents import Latents
 from adacache_runtime.denoising.model_residual import ModelResidual
-from adacache_runtime.denoising.probes import Probe
-from adacache_runtime.request import Request, Settled
+from adacache_runtime.denoising.probes import Probe, Signals
+from adacache_runtime.request import Request
+from adacache_runtime.settled import Settled
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def assemble(
     plan = Plan(manifest, engines, device, sizes, settled.granularity, needs, probed, opening)
     masking = settled.masking
     latents = Latents(
-        settled.latents,
+        settled.latent_shape,
         settled.guidance,
         settled.updates[0].weights.shape[0],
         engines.arithmetic,
@@ -94,11 +95,12 @@ def assemble(
     shown = {LATENTS: latents.current, **probed}
     if FIRST in sites:
         shown[FIRST] = plan.residuals[0].row(0)
+    signals = Signals(manifest.signals, engines.signals)
     reuses_model = settled.granularity == "model" and needs.residuals > 0
     return Assembly(
         plan,
         latents,
-        [Probe(measure, shown[measure.site], engines.arithmetic, device) for measure in settled.measures],
+        [Probe(measure, shown[measure.site], signals, device) for measure in settled.measures],
         probed,
         shown,
         Masked(masking, latents, plan.tensors[X_MASK], engines.arithmetic, device) if masking else None,

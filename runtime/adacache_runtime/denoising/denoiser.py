@@ -15,7 +15,7 @@ import numpy as np
 
 from adacache_engines.contract.device import Device
 from adacache_engines.errors import NonFiniteError, PolicyError
-from adacache_runtime.caching.policy import FIRST, Context, Decision, Observation, Policy, Run, Scope, merged
+from adacache_runtime.caching.policy import FIRST, Context, Decision, Observation, Policy, Run, Scope
 from adacache_runtime.denoising.assembly import Assembly
 from adacache_runtime.denoising.device_plan import PARTS
 from adacache_runtime.denoising.latents import Latents
@@ -111,7 +111,7 @@ def denoise(
             previous = time.perf_counter()  # what the caller did meanwhile is no part of a call
         _enter(generation, number)
         before_call(number, latents)
-        call = _Call(Context(run, number, run.timesteps[number - 1]), update, None, Observation(), [], [])
+        call = _Call(Context(run, number, run.timesteps[number - 1]), update, None, {}, [], [])
         _open(generation, call)
         state = _observe(generation, call, policy, state)
         call.decision, state = policy.decide(state, call.context)
@@ -256,7 +256,7 @@ def _observe(generation: Generation, call: _Call, policy: Policy[Any], state: An
         return state
     results = [probe.result(generation.branches, generation.scope == "prompt") for probe in call.shown]
     observation, state = policy.observe(state, call.context, results)
-    call.observation = merged(call.observation, observation)
+    call.observation = {**call.observation, **observation}
     return state
 
 

@@ -24,10 +24,11 @@ OUT = "_out"  # a stage's output "hidden_out" is the next one's "hidden"
 
 @dataclass(frozen=True)
 class Engines:
-    """A bundle's engines, loaded once for all generations."""
+    """A bundle's engines, loaded once for all generations; each mapping goes by the graph's name."""
 
     stages: Mapping[str, Engine]
     arithmetic: Mapping[str, Engine]
+    signals: Mapping[str, Engine]
 
 
 @dataclass(frozen=True)

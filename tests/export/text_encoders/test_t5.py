@@ -6,7 +6,7 @@ import torch
 import transformers
 
 from adacache_engines.bundle.manifest import DTYPES, TextRule
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.parts.text_encoder import add_encoder
 from adacache_export.phases import Progress
 from adacache_export.text_encoders.registry import open_text_encoder

@@ -23,18 +23,19 @@ from adacache_runtime.caching.policy import (
     Decision,
     Measure,
     Measurement,
+    Needs,
     Policy,
     Run,
 )
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.caching.simulate import Unchanged, bounds, replay, simulate
-from adacache_runtime.request import settle
-from tests.helpers.driving import codebooks, measured
-from tests.helpers.driving import replay as driven
+from adacache_runtime.settled import settle
 from tests.helpers.fake_model import fake_pipeline, functions, request
-from tests.helpers.measuring_policies import ADACACHE, EASYCACHE, FBCACHE, INTERVAL, TEACACHE
 from tests.helpers.plain import Plain, plain
-from tests.helpers.wrapping import CHANGES, KINDS, WRAPS, Numbers, Wrap, run_of, wrapped
+from tests.helpers.policy_kinds import CHANGES, KINDS, WRAPS, Numbers, Wrap, run_of, wrapped
+from tests.helpers.policy_runs import codebooks, measured
+from tests.helpers.policy_runs import replay as driven
+from tests.helpers.scripted_policy import ADACACHE, EASYCACHE, FBCACHE, INTERVAL, TEACACHE
 
 
 def falling(calls: int) -> list[float]:
@@ -142,7 +143,11 @@ class Recorded(Unchanged):
 
     shown: Mapping[tuple[str, int], Measurement]
     seen: Plain
+    resolved: Sequence[Measure]
     asked: set[tuple[str, int]] = field(default_factory=set)
+
+    def measures(self, needs: Needs) -> Sequence[Measure]:
+        return self.resolved
 
     def tensor(self, site: str, call: int) -> Any:
         whole = {FIRST: self.seen.first, LATENTS: self.seen.latents, VELOCITY: self.seen.velocities}
@@ -157,7 +162,7 @@ class Recorded(Unchanged):
         self.asked.add((measure.site, call))
         given = self.shown[measure.site, call]
         change = np.abs(self.tensor(measure.site, call) - self.tensor(measure.site, earlier)).sum(dtype=np.float64)
-        assert math.isclose(sum(given.change), change, rel_tol=1e-4)
+        assert math.isclose(sum(given["change"]), change, rel_tol=1e-4)
         return given
 
 
@@ -192,8 +197,9 @@ def test_a_simulation_is_the_loop(tmp_path: Path, policy: Any, granularity: Any,
     trace = pipeline.generate(asked).trace
     decisions = tuple(call.compute for call in trace.calls)
     seen = plain(pipeline, asked, decisions, granularity, policy.needs.weighted)
-    source = Recorded(witness.shown, seen)
-    simulated = simulate(policy, settle(pipeline.bundle, asked).run, source)
+    settled = settle(pipeline.bundle, asked)
+    source = Recorded(witness.shown, seen, settled.measures)
+    simulated = simulate(policy, settled.run, source)
     assert simulated.decisions == decisions
     assert simulated.observations == tuple(call.observation for call in trace.calls)
     assert source.asked == set(witness.shown)

@@ -24,10 +24,11 @@ from adacache_runtime.caching.policies.easycache import EasyCache
 from adacache_runtime.caching.policies.fbcache import FBCache
 from adacache_runtime.caching.policies.teacache import TeaCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate
-from adacache_runtime.pipeline import Pipeline, Result
-from tests.helpers.bundles import Stubs
-from tests.helpers.latte import ORIGINALS, model_inputs
-from tests.helpers.open_sora_stages import variant
+from adacache_runtime.events import Denoised
+from adacache_runtime.pipeline import Pipeline
+from tests.helpers.bundle_changes import Stubs
+from tests.helpers.latte_originals import ORIGINALS, model_inputs
+from tests.helpers.open_sora_original import variant
 from tests.helpers.reference import DATA, OPEN_SORA, config
 from tests.helpers.reference import request as open_sora_request
 
@@ -141,7 +142,7 @@ def test_weights_are_stored_once(bundle_folder: Path, pipeline: Pipeline) -> Non
 # real engines
 
 
-def generate(pipeline: Pipeline, policy: Any) -> Result:
+def generate(pipeline: Pipeline, policy: Any) -> Denoised:
     result = pipeline.generate(open_sora_request(policy=policy, steps=STEPS, keep_calls=True))
     assert np.isfinite(result.latents).all()
     assert len(result.trace.calls) == STEPS
@@ -149,13 +150,13 @@ def generate(pipeline: Pipeline, policy: Any) -> Result:
     return result
 
 
-def whole(result: Result) -> list[int]:
+def whole(result: Denoised) -> list[int]:
     return [call.call for call in result.trace.calls if all(call.compute)]
 
 
-def distances(result: Result) -> list[float]:
+def distances(result: Denoised) -> list[float]:
     """From the second call on."""
-    return [float(call.observation.distance or 0) for call in result.trace.calls[1:]]
+    return [float(call.observation.get("distance") or 0) for call in result.trace.calls[1:]]
 
 
 def test_teacache(pipeline: Pipeline) -> None:
@@ -173,7 +174,7 @@ def test_teacache(pipeline: Pipeline) -> None:
     assert distances(result)[0] == pytest.approx(relative, rel=1e-4)
 
 
-def probe_by_hand(result: Result, call: int) -> Any:
+def probe_by_hand(result: Denoised, call: int) -> Any:
     """What the torch stage shows of a call's latents, both branches."""
     assert result.calls is not None
     latents = np.concatenate([result.calls[call]] * 2)
@@ -211,7 +212,7 @@ def test_easycache(pipeline: Pipeline) -> None:
         dx = np.abs(latents[k] - latents[k - 1]).mean()
         if k > 1:
             total += factor * dx / np.abs(velocities[k - 1]).mean()
-            assert result.trace.calls[k].observation.metric == pytest.approx(total, rel=1e-2)
+            assert result.trace.calls[k].observation.get("metric") == pytest.approx(total, rel=1e-2)
             if total >= 0.8 or k == STEPS - 1:
                 expected.append(k + 1)
         if k + 1 in expected:
@@ -233,7 +234,7 @@ def test_extrapolated_adacache(pipeline: Pipeline) -> None:
     for call in range(2, STEPS + 1):
         if call == following or call >= STEPS - 1:
             expected.append(call)
-            distance = result.trace.calls[call - 1].observation.distance
+            distance = result.trace.calls[call - 1].observation.get("distance")
             following = call + (3 if distance < 0.2 else 2)
     assert whole(result) == expected
     full = pipeline.generate(open_sora_request(steps=STEPS)).latents
