@@ -108,8 +108,9 @@ class Pipeline:
             return
         self._model = None
         self.engines = Engines({}, {}, {})
-        for backend in dict.fromkeys((self.text_backend, self.backend)):
-            backend.close()
+        if self.text_backend is not self.backend:
+            self.text_backend.close()
+        self.backend.close()
 
     def prepare(self, request: Request | Checked) -> Prepared:
         """Check a request once, tokenise it once, and estimate its memory once; nothing is allocated.

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.policy import Granularity, Observation
 
-OWN_KEYS = ("call", "timestep", "computed", "groups", "engine_ms", "wall_ms")  # of a call's entry in JSON
+OWN_KEYS = ("call", "timestep", "computed", "groups", "rebuilt", "engine_ms", "wall_ms")  # of a call's entry in JSON
 
 
 @dataclass(frozen=True)

@@ -272,7 +272,7 @@ def test_what_fails_before_it_begins_leaves_the_others(tmp_path: Path) -> None:
     codes = {said.job: said.code for said in rig.of(Failed)}
     assert codes == {"unknown policy": "FieldError", "breaks": "EngineError", "large": "InputError"}
     message = next(said.message for said in rig.of(Failed, "large"))
-    assert "MB of memory beside the weights, and all that there is for videos is 0.0 MB" in message
+    assert "MB of memory beside the weights, and all memory for videos is 0.0 MB" in message
 
 
 @dataclass(frozen=True)
@@ -436,7 +436,7 @@ def test_a_model_that_makes_no_video_is_not_served(tmp_path: Path, capfd: pytest
     (line,) = capfd.readouterr().err.splitlines()
     said = json.loads(line)
     assert said["level"] == "error"
-    assert said["message"].startswith("a worker ends: NaN or infinity in call 1 of 5")
+    assert said["message"].startswith("worker ends: NaN or infinity in call 1 of 5")
 
 
 @pytest.mark.slow
