@@ -113,7 +113,7 @@ class Select(nn.Module):
 
 
 def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceRule) -> list[Stage]:
-    """The graphs for a model with these ``stages``; ``select`` only for one that may keep frames.
+    """Return the graphs for a model with these ``stages``; ``select`` only for one that may keep frames.
 
     Axes: ``batch`` is all guidance branches of all samples, ``samples`` one of them, ``calls`` the predictions that
     the sampler remembers or the residuals that a group keeps.

@@ -165,9 +165,7 @@ class _Recorder:
             numbers[min(gap, len(numbers)) - 1, call - 1] = value
 
     def _error_of(self, place: int, update: Update) -> NDArray[np.float64]:
-        """Return how far off the latents' update with an old residual is: its velocity's error, as far as the sampler
-        follows it.
-        """
+        """Return how far off the latents' update with an old residual is, at the recorded places."""
         self._plan.embed()  # once more: blocks write over it
         self._reuse[place]()
         self._final()
