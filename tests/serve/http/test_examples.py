@@ -10,7 +10,7 @@ import pytest
 from adacache_serve.settings import Settings
 from tests.helpers.fake_server import events, served, service, write_model
 
-README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[3] / "runtime" / "README.md").read_text(encoding="utf-8")
 BLOCK = re.search(r"<!-- curl: begin -->\s*```sh\n(.*?)```\s*<!-- curl: end -->", README, re.DOTALL)
 ADDRESS = "http://127.0.0.1:8000"
 
