@@ -23,9 +23,10 @@ from adacache_engines.contract.engine import Backend
 from adacache_runtime.caching.groups import granularities, residual_nbytes
 from adacache_runtime.caching.policy import Granularity
 from adacache_runtime.denoising.assembly import assemble
-from adacache_runtime.denoising.denoiser import Generation, denoise
-from adacache_runtime.denoising.device_plan import Engines
+from adacache_runtime.denoising.denoiser import Denoiser
 from adacache_runtime.denoising.latents import Latents
+from adacache_runtime.denoising.segments import segments
+from adacache_runtime.denoising.stages import Engines
 from adacache_runtime.memory.advice import check_fit
 from adacache_runtime.memory.estimate import MemoryPlan, plan_memory
 from adacache_runtime.request import Request, Settled, settle
@@ -57,12 +58,12 @@ class Started:
     """A generation that is ready for its first call.
 
     Attributes:
-        generation: bound buffers and engines.
+        denoiser: the denoising loop, with bound buffers and engines.
         settled: the request with every default filled in.
         sizes: of all dynamic axes.
     """
 
-    generation: Generation
+    denoiser: Denoiser
     settled: Settled
     sizes: dict[str, int]
 
@@ -177,12 +178,12 @@ class Pipeline:
                 before.append(latents.read())
 
         records = []
-        for record in denoise(started.generation, started.settled.updates, request.policy, keep):
+        for record in started.denoiser.records(keep):
             records.append(record)
             yield record
         calls = np.stack(before) if request.keep_calls else None
         trace = Trace(tuple(records), started.sizes, started.settled.granularity)
-        return Result(started.generation.assembly.latents.read(), trace, calls)
+        return Result(started.denoiser.latents.read(), trace, calls)
 
     def start(self, request: Request) -> Started:
         """Checks a request, allocates what it takes, and encodes its text, for who drives the loop in a way of their
@@ -230,12 +231,12 @@ class Pipeline:
         check_profiles(self.bundle.manifest, sizes)
         return sizes
 
-    def _prepare(self, request: Request, settled: Settled, read: text.Text, sizes: dict[str, int]) -> Generation:
+    def _prepare(self, request: Request, settled: Settled, read: text.Text, sizes: dict[str, int]) -> Denoiser:
         manifest, device = self.bundle.manifest, self.backend.device
         captions = text.branches(self.bundle, self.text_backend, read, self._cache)
         assembly = assemble(manifest, self.engines, device, request, settled, sizes)
-        plan = assembly.plan
-        branches = len(manifest.guidance.order)
+        tensors = assembly.stages.tensors
+        branches = assembly.stages.branches
         dtype = dtype_of_conditions(manifest)
 
         def condition(values: Floats) -> Floats:
@@ -248,10 +249,11 @@ class Pipeline:
             "height": condition(np.array([settled.height], np.float32)),
             "width": condition(np.array([settled.width], np.float32)),
         }
-        if X_MASK in plan.tensors:  # all frames are generated, unless a mask says otherwise at each call
-            conditions[X_MASK] = np.ones(plan.tensors[X_MASK].shape, np.bool_)
+        if X_MASK in tensors:  # all frames are generated, unless a mask says otherwise at each call
+            conditions[X_MASK] = np.ones(tensors[X_MASK].shape, np.bool_)
         for name, value in conditions.items():
-            if name in plan.tensors:
-                plan.tensors[name].write(value.astype(plan.tensors[name].dtype))
-        plan.text.call()
-        return Generation(device, assembly, settled.run, branches, request.scope, condition)
+            if name in tensors:
+                tensors[name].write(value.astype(tensors[name].dtype))
+        units, order = settled.run.units, manifest.guidance.order
+        parts = segments(manifest, settled.updates, settled.granularity, units, settled.guidance, order)
+        return Denoiser(assembly, parts, settled.updates, request.policy, request.scope, condition)

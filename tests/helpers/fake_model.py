@@ -100,6 +100,7 @@ def manifest(files: Mapping[str, FileEntry] | None = None) -> Manifest:
         graph("distance", (hidden("cached"), hidden("new")), sums),
         graph("change", (latents("cached", "samples"), latents("new", "samples")), of_samples),
         graph("motion", (hidden("new"), *pairs), sums),
+        graph("velocity", (latents("prediction", "samples"),), (latents("velocity", "samples"),)),
         graph("guide", (latents("prediction", "batch"), spec("guidance", 1)), (latents("velocity", "samples"),)),
         graph(
             "combine",
@@ -217,6 +218,7 @@ def functions() -> dict[str, Function]:
         "subtract": lambda given: {"residual": given["after"] - given["before"]},
         "distance": run_distance,
         "motion": run_motion,
+        "velocity": lambda given: {"velocity": given["prediction"]},
         "guide": run_guide,
         "combine": run_combine,
         "select": run_select,

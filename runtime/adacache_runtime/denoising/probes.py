@@ -58,6 +58,10 @@ class Probe:
         self._remember()
         self._filled = True
 
+    def forget(self) -> None:
+        """Compare the next tensor with none that was remembered so far."""
+        self._filled = False
+
     def result(self, branches: int, per_prompt: bool) -> Measurement:
         """Waits for the sums of the last ``enqueue``; a unit is a prompt with its branches, or the whole batch."""
 

@@ -1,0 +1,56 @@
+"""The calls of a generation by expert: each run of calls that one transformer makes is a run of its own to a policy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from adacache_engines.bundle.manifest import Manifest
+from adacache_runtime.caching.groups import group_stages, run_of
+from adacache_runtime.caching.policy import Context, Granularity, Run
+from adacache_runtime.samplers.update import Update
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive calls that one expert makes.
+
+    Attributes:
+        expert: index of the expert.
+        guidance: guidance scale of these calls.
+        before: number of calls of the generation before them.
+        run: what the policy is told of them, before the first.
+    """
+
+    expert: int
+    guidance: float
+    before: int
+    run: Run
+
+    def context(self, number: int) -> Context:
+        """Return what the policy is told of a call, which is number ``number`` of the generation, from 1."""
+        call = number - self.before
+        return Context(self.run, call, self.run.timesteps[call - 1])
+
+
+def segments(
+    manifest: Manifest,
+    updates: Sequence[Update],
+    granularity: Granularity,
+    units: int,
+    guidance: float,
+    branches: tuple[str, ...],
+) -> tuple[Segment, ...]:
+    """Divide the calls of a generation among the experts.
+
+    Args:
+        manifest: the bundle's manifest.
+        updates: the sampler's update for each call.
+        granularity: groups that share a cached residual.
+        units: number of units that decide together.
+        guidance: guidance scale of the request.
+        branches: guidance branches that a call evaluates.
+    """
+    return (
+        Segment(
+            0, guidance, 0, replace(run_of(group_stages(manifest, granularity), updates, units), branches=branches)
+        ),
+    )
