@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers.exporting import convert_quietly, unlogged
@@ -22,6 +23,13 @@ PROBES = (
     ),
     "spatial.0.modulated",
 )
+
+
+# Neither a slow machine nor chance decides whether a test passes: no example has a deadline, and the examples are the
+# same in every run. ``pytest --hypothesis-profile random`` looks at other examples each time.
+settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeatable", settings.get_profile("random"), derandomize=True)
+settings.load_profile("repeatable")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

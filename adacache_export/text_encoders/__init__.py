@@ -1,1 +1,1 @@
-"""Text encoders as stages."""
+"""Text encoders as stages, one folder a kind; :mod:`adacache_export.text_encoders.registry` knows them all."""

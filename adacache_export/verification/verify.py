@@ -19,8 +19,7 @@ from adacache_export.checkpoint.mapped import taken
 from adacache_export.families.registry import FAMILIES, maker
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
-from adacache_export.text_encoders.registry import encoder_stages, whole_encoder_stage
-from adacache_export.text_encoders.t5.modules import T5Config
+from adacache_export.text_encoders.registry import reopened
 from adacache_export.tracing.graphs import verified
 from adacache_export.vaes.registry import coding_of
 from adacache_export.verification.parity import check_sizes, decoder_sizes, encoder_sizes, vae_encoder_sizes
@@ -73,14 +72,13 @@ def _jobs(
     graphs = {stage.graph.name: stage.graph for stage in manifest.stages} | manifest.arithmetic
     sizes = check_sizes(manifest.latent)
     jobs = [(stage, graphs[stage.name], manifest.precision, sizes) for stage in (*stages, *sums)]
-    if text_graphs := manifest.text.encoder_graphs():
-        encoder = T5Config.model_validate(manifest.text.encoder_config)
-        text_sizes = encoder_sizes(manifest.text.max_length, encoder.vocab_size)
+    if manifest.text.encoder_config is not None:
         text_precision = manifest.text.precision
-        chain = encoder_stages(encoder, DTYPES[text_precision])
-        text_stages = (whole_encoder_stage(encoder),) if manifest.text.encoder else chain
+        encoder, text_stages = reopened(manifest.text.encoder_config, DTYPES[text_precision])
+        text_sizes = encoder_sizes(manifest.text.max_length, encoder.vocab_size)
         jobs += [
-            (stage, graph, text_precision, text_sizes) for stage, graph in zip(text_stages, text_graphs, strict=True)
+            (stage, graph, text_precision, text_sizes)
+            for stage, graph in zip(text_stages, manifest.text.encoder_graphs(), strict=True)
         ]
     if vae := {graph.name: graph for graph in manifest.vae_graphs()}:
         coding = coding_of(manifest.latent)

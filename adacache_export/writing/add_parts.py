@@ -1,4 +1,4 @@
-"""Adds a text encoder or a VAE to a bundle that is there, or puts another in its place.
+"""A text encoder or a VAE that is added to a finished bundle, or replaces the one in it.
 
 The part is written into a folder of its own; then the manifest changes, in one step; then what no manifest names any
 more is deleted. Whatever stops this earlier leaves the bundle as it was.
@@ -6,7 +6,7 @@ more is deleted. Whatever stops this earlier leaves the bundle as it was.
 
 import contextlib
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -21,11 +21,11 @@ from adacache_export.writing.parts import DIGITS, Part, add_decoder, add_encoder
 
 @dataclass(frozen=True)
 class Added:
-    """What was added.
+    """Result of adding parts to a bundle.
 
     Attributes:
-        graphs: of the new parts, each with its check.
-        dropped: compiled plans that were of parts which are not there any more.
+        graphs: graphs of the new parts, each with its check.
+        dropped: number of compiled plans that were deleted because their graphs were replaced.
     """
 
     graphs: tuple[Graph, ...]
@@ -40,18 +40,18 @@ def add_parts(
     progress: Progress,
     vae_precision: VaePrecision = "fp32",
 ) -> Added:
-    """Adds parts to the bundle in ``folder``; at least one is given.
+    """Add parts to the bundle in ``folder``; at least one is given.
 
     Args:
-        folder: the bundle.
-        text_encoder: a Hugging Face folder with a T5 encoder.
-        vae: a folder with the model's VAE.
-        text_precision: of the text encoder.
-        progress: told of every phase.
-        vae_precision: of the VAE.
+        folder: folder of the bundle.
+        text_encoder: folder of a text encoder in the layout of Hugging Face; None = the bundle keeps what it has.
+        vae: folder of the model's VAE; None = the bundle keeps what it has.
+        text_precision: precision of the text encoder.
+        progress: object that is told of every phase.
+        vae_precision: precision of the VAE.
 
     Raises:
-        BundleError: the bundle was changed.
+        BundleError: a file of the bundle is missing or was changed.
         CheckpointError: a part cannot be read, is of no known kind, or is damaged.
         ExportError: a stage cannot be traced, an engine disagrees with its stage, or the disk is full.
         InputError: a part does not fit the model.
@@ -82,33 +82,27 @@ def add_parts(
     return Added(tuple(graph for part in parts.values() for graph in part.graphs.values()), dropped)
 
 
-def _changed(before: Manifest, after: Manifest, parts: dict[PartName, Part]) -> Manifest:
-    """``after`` with the files of its new parts, and less the files and plans of those that they replace."""
-    replaced = [name for name, part in parts.items() if before.part_weights.get(name) != part.weights]
+def _changed(before: Manifest, after: Manifest, parts: Mapping[PartName, Part]) -> Manifest:
+    """Return ``after`` with the files of its new parts, and without the files and plans of those that they replace."""
+    replaced = [
+        name for name, weights in before.part_weights.items() if name in parts and parts[name].weights != weights
+    ]
     gone = {graph.name for name in replaced for graph in before.part_graphs(name)}
+    folders = tuple(f"{Path(before.part_weights[name]).parent}/" for name in replaced)
     weights = {**before.part_weights, **{name: part.weights for name, part in parts.items()}}
-    after = after.model_copy(update={"part_weights": dict(sorted(weights.items()))})
-    used = {after.weights, *after.weight_files().values(), *(graph.path for graph in after.graphs())}
-    parted = {path for name in replaced for path in _files(before, name)}
-    files = {path: entry for path, entry in before.files.items() if path in used or path not in parted}
+    files = {path: entry for path, entry in before.files.items() if not path.startswith(folders)}
     for part in parts.values():
         files |= part.files
-    plans = {name: _without(plans, gone) for name, plans in before.plans.items()}
-    return after.model_copy(update={"files": dict(sorted(files.items())), "plans": plans})
-
-
-def _files(manifest: Manifest, name: PartName) -> set[str]:
-    """What belongs to a part alone, wherever it lies."""
-    own = {graph.path for graph in manifest.part_graphs(name)}
-    if name == "text_encoder" and manifest.text.tokenizer:
-        own.add(manifest.text.tokenizer)
-    if name in manifest.part_weights:
-        own.add(manifest.part_weights[name])
-    return own
+    changes = {
+        "part_weights": dict(sorted(weights.items())),
+        "files": dict(sorted(files.items())),
+        "plans": {name: _without(plans, gone) for name, plans in before.plans.items()},
+    }
+    return after.model_copy(update=changes)
 
 
 def _without(plans: PlanSet, graphs: Collection[str]) -> PlanSet:
-    """The set less the plans of graphs that are not there any more: of their weights a plan has a copy."""
+    """Return a set of plans without those of the given graphs, whose weights the plans hold a copy of."""
     return plans.model_copy(update={"plans": tuple(entry for entry in plans.plans if entry.graph not in graphs)})
 
 
@@ -118,12 +112,12 @@ def _plan_files(manifest: Manifest) -> set[str]:
 
 def _delete(folder: Path, paths: Collection[str]) -> None:
     for path in paths:
-        with contextlib.suppress(OSError):  # what cannot be deleted is not used any more
+        with contextlib.suppress(OSError):  # no manifest names them any more
             (folder / path).unlink()
 
 
 def _sweep(folder: Path) -> None:
-    """Deletes folders of parts that the manifest does not name: what is replaced, or was never finished."""
+    """Delete the folders of parts that the manifest does not name: they were replaced, or never finished."""
     manifest = read_manifest(folder)
     used = {Path(path).parts[0] for path in manifest.files}
     for name in get_args(PartName):

@@ -1,4 +1,4 @@
-"""Where a bundle is built: a hidden folder beside its destination, renamed when it is whole."""
+"""The folder that a bundle is built in: a hidden one beside its destination, renamed when it is whole."""
 
 import contextlib
 import errno
@@ -11,15 +11,20 @@ from adacache_engines.bundle.files import MANIFEST, sha256_file
 from adacache_engines.bundle.manifest import FileEntry
 from adacache_engines.errors import ExportError, InputError
 
-PARTIAL = ".partial"  # how the name of a folder ends that is being built
+PARTIAL = ".partial"  # ends the name of a folder that is being built
 
 
 def check_destination(output: Path, force: bool) -> None:
-    """
+    """Check that a bundle can be written to ``output``.
+
+    Args:
+        output: folder of the bundle.
+        force: whether a bundle that is there may be replaced.
+
     Raises:
         InputError: something is there already, and ``force`` is off or it is not a bundle; or its parent is missing.
     """
-    there = output.exists() or output.is_symlink()  # a link to nowhere is something, too
+    there = output.exists() or output.is_symlink()  # a dangling link is in the way, too
     if there and not force:
         raise InputError(f"{output} exists already; choose another with -o, or replace it with --force")
     if there and not (output / MANIFEST).is_file():
@@ -30,15 +35,15 @@ def check_destination(output: Path, force: bool) -> None:
 
 @contextlib.contextmanager
 def building(output: Path, nbytes: int, force: bool) -> Iterator[Path]:
-    """Gives an empty folder to build in, which becomes ``output`` if the block succeeds and is deleted if not.
+    """Yield an empty folder to build in, which becomes ``output`` if the block succeeds and is deleted if not.
 
     Args:
-        output: the destination.
-        nbytes: about how large the bundle will be.
+        output: folder that the bundle will be.
+        nbytes: approximate size of the bundle.
         force: whether a bundle that is there is replaced.
 
     Raises:
-        ExportError: the disk is too small or full.
+        ExportError: the disk has too little room, or becomes full.
         InputError: the destination was taken in the meantime.
     """
     with scratch(output.absolute().parent, output.name, nbytes) as folder:
@@ -49,10 +54,15 @@ def building(output: Path, nbytes: int, force: bool) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch(parent: Path, name: str, nbytes: int) -> Iterator[Path]:
-    """Gives an empty hidden folder in ``parent``, which is deleted at the end unless it was renamed.
+    """Yield an empty hidden folder in ``parent``, which is deleted at the end unless it was renamed.
+
+    Args:
+        parent: folder on the same file system as the destination.
+        name: name of what is built, for the folder's name.
+        nbytes: approximate size of what is built.
 
     Raises:
-        ExportError: the disk has no room for ``nbytes``, or becomes full; or the folder is closed to us.
+        ExportError: the disk has no room for ``nbytes``, or becomes full; or ``parent`` cannot be written to.
     """
     free = shutil.disk_usage(parent).free
     if free < nbytes:
@@ -78,6 +88,7 @@ def scratch(parent: Path, name: str, nbytes: int) -> Iterator[Path]:
 
 
 def _publish(folder: Path, output: Path) -> None:
+    """Rename a built folder to its destination; a bundle that is there is deleted once the new one is in its place."""
     folder.chmod(0o755)
     if not output.exists():
         folder.rename(output)
@@ -95,7 +106,7 @@ def _publish(folder: Path, output: Path) -> None:
 
 
 def file_entries(folder: Path, progress: Callable[[int], None]) -> dict[str, FileEntry]:
-    """Size and hash of every file in a folder, by path relative to it; ``progress`` gets numbers of bytes."""
+    """Return size and hash of every file in a folder, by path relative to it; ``progress`` gets numbers of bytes."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_file(path, progress), nbytes=path.stat().st_size)

@@ -1,4 +1,4 @@
-"""A part of a bundle, its text encoder or its VAE: files in a folder of their own, with weights of their own.
+"""The parts of a bundle, its text encoder and its VAE: each has a folder with its graphs and weights.
 
 So a part is the same whether it was exported with the model or added later, and replacing one touches no other file.
 The folder's name ends in a digest of its content: a new part has another name than the one that it replaces, and the
@@ -29,18 +29,18 @@ from adacache_export.writing.weights_file import TORCH_DTYPES, reader, write_wei
 
 WEIGHTS = "weights.safetensors"
 TOKENIZER = "tokenizer.json"
-DIGITS = 12  # of the digest, in a folder's name
-SMALL_FILES = 1 << 24  # bytes; graphs and a tokenizer, generously
+DIGITS = 12  # hexadecimal digits of the digest in a folder's name
+SMALL_FILES = 1 << 24  # bytes; more than all graphs and a tokenizer take
 
 
 @dataclass(frozen=True)
 class Part:
-    """What was written.
+    """A part that was written.
 
     Attributes:
-        folder: its name in the bundle.
-        graphs: by name.
-        files: by path in the bundle.
+        folder: name of the part's folder in the bundle.
+        graphs: the part's graphs by name.
+        files: the part's files by path in the bundle.
     """
 
     folder: str
@@ -49,7 +49,7 @@ class Part:
 
     @property
     def weights(self) -> str:
-        """Path in the bundle."""
+        """Path of the weights file in the bundle."""
         return f"{self.folder}/{WEIGHTS}"
 
 
@@ -63,17 +63,18 @@ def write_part(
     progress: Progress,
     others: Mapping[str, bytes] | None = None,
 ) -> Part:
-    """Writes and verifies a part's graphs and weights, no more than one stage's in memory at a time.
+    """Write and verify a part's graphs and weights, with no more than one stage's weights in memory at a time.
 
     Args:
-        bundle: the folder that gets a folder with the part.
-        name: of the part.
-        stages: with modules on the meta device, those that are verified at the same sizes of the dynamic axes together.
-        tensors: the weights under the stages' keys, mapped from their files.
-        dtypes: to write them in.
-        precision: of the stages.
-        progress: told of every phase.
-        others: further files of the part: name -> content.
+        bundle: folder of the bundle, which gets a folder with the part.
+        name: which part it is.
+        stages: stages with modules on the meta device, each list of them with the sizes of dynamic axes that its
+            engines are verified at.
+        tensors: weights under the stages' keys, mapped from their files.
+        dtypes: dtypes to write the weights in, by key.
+        precision: precision of the stages, which decides how much an engine may differ from its stage.
+        progress: object that is told of every phase.
+        others: content of further files of the part, by name.
 
     Raises:
         ExportError: a stage cannot be traced, an engine disagrees with its stage, or the disk is full; nothing is left.
@@ -106,7 +107,7 @@ def write_part(
 
 
 def weights_nbytes(tensors: Mapping[str, Tensor], dtypes: Mapping[str, DType]) -> int:
-    """Of tensors, each in its dtype."""
+    """Return the size of tensors in bytes, each in the dtype that it is to have."""
     return sum(tensor.numel() * TORCH_DTYPES[dtypes[key]].itemsize for key, tensor in tensors.items())
 
 
@@ -115,10 +116,17 @@ def _digest(entries: Mapping[str, FileEntry]) -> str:
 
 
 def open_encoder(folder: Path, text: TextRule, precision: Precision, progress: Progress) -> TextEncoder:
-    """
+    """Open the text encoder in a folder for a model.
+
+    Args:
+        folder: folder in the layout of Hugging Face.
+        text: what the model takes.
+        precision: precision of the encoder in the bundle.
+        progress: object that is told of every phase.
+
     Raises:
-        CheckpointError: the folder holds no whole text encoder.
-        InputError: it is not one that the model could have been trained with.
+        CheckpointError: the folder holds no complete text encoder.
+        InputError: its captions have another width than the model takes.
     """
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     scanned = running_total(progress.phase("checking the text encoder", size))
@@ -134,7 +142,7 @@ def open_encoder(folder: Path, text: TextRule, precision: Precision, progress: P
 def add_encoder(
     bundle: Path, encoder: TextEncoder, text: TextRule, precision: Precision, progress: Progress
 ) -> tuple[Part, TextRule]:
-    """Writes the part, and gives what the manifest says of it."""
+    """Write a text encoder into a bundle; return the part, and the text rule of the manifest with the encoder in it."""
     sizes = encoder_sizes(text.max_length, encoder.config.vocab_size)
     others = {TOKENIZER: encoder.tokenizer}
     tensors = encoder.checkpoint.tensors
@@ -142,7 +150,6 @@ def add_encoder(
     part = write_part(bundle, "text_encoder", stages, tensors, dtypes, precision, progress, others)
     changes = {
         "tokenizer": f"{part.folder}/{TOKENIZER}",
-        "encoder": None,
         "encoder_stages": tuple(part.graphs.values()),
         "encoder_config": encoder.config.model_dump(mode="json"),
         "precision": precision,
@@ -151,10 +158,17 @@ def add_encoder(
 
 
 def open_decoder(folder: Path, latent: LatentSpace, precision: VaePrecision, progress: Progress) -> Vae:
-    """
+    """Open the VAE in a folder for a model.
+
+    Args:
+        folder: folder with ``config.json`` and weights.
+        latent: the model's latent space.
+        precision: precision of the VAE in the bundle.
+        progress: object that is told of every phase.
+
     Raises:
-        CheckpointError: the folder holds no whole VAE of a known kind.
-        InputError: the model's latents are not what it decodes.
+        CheckpointError: the folder holds no complete VAE of a known kind.
+        InputError: the VAE decodes other latents than the model makes.
     """
     recognise_vae(folder, latent)
     size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
@@ -162,7 +176,7 @@ def open_decoder(folder: Path, latent: LatentSpace, precision: VaePrecision, pro
 
 
 def add_decoder(bundle: Path, vae: Vae, latent: LatentSpace, progress: Progress) -> tuple[Part, LatentSpace]:
-    """Writes the part, and gives what the manifest says of it."""
+    """Write a VAE into a bundle; return the part, and the latent space of the manifest with the VAE in it."""
     fed, coding = vae.added_to(latent, {}), vae.coding
     stages = [(coding.decoding, decoder_sizes(fed)), (coding.encoding, vae_encoder_sizes(fed))]
     tensors, used = vae.checkpoint.tensors, [one for one in stages if one[0]]

@@ -1,6 +1,6 @@
-"""Writes ``weights.safetensors`` tensor by tensor, so that no second copy of the weights is ever in memory.
+"""The weights file of a bundle, written tensor by tensor so that no second copy of the weights is ever in memory.
 
-The format: 8 bytes little-endian header length, a JSON header, then the tensors' bytes one after another.
+The format is safetensors: 8 bytes of little-endian header length, a JSON header, then the bytes of all tensors.
 """
 
 import json
@@ -15,7 +15,7 @@ from adacache_engines.bundle.tensors import DType
 from adacache_engines.errors import ExportError
 from adacache_export.checkpoint.mapped import taken
 
-ALIGNMENT = 64  # bytes; of the data section
+ALIGNMENT = 64  # bytes; the data section begins at a multiple
 SAFETENSORS_NAMES: Mapping[DType, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 TORCH_DTYPES: Mapping[DType, torch.dtype] = {
     "float32": torch.float32,
@@ -28,17 +28,29 @@ TORCH_DTYPES: Mapping[DType, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Location:
-    """Where a tensor lies in the file."""
+    """Place of a tensor in a weights file.
+
+    Attributes:
+        shape: sizes of the tensor's axes.
+        dtype: dtype of the tensor in the file.
+        offset: number of bytes between the beginning of the file and the tensor.
+        nbytes: size of the tensor in bytes.
+    """
 
     shape: tuple[int, ...]
     dtype: DType
-    offset: int  # bytes from the beginning of the file
+    offset: int
     nbytes: int
 
 
 def reader(tensors: Mapping[str, Tensor], dtypes: Mapping[str, DType]) -> Callable[[str], Tensor]:
-    """Gives a weight by its key, in its dtype and in memory of its own. It raises ExportError where float16 cannot hold
-    a value.
+    """Return a function that reads a weight by its key, in the dtype it is to have and in memory of its own.
+
+    The function raises ExportError where float16 cannot hold a value.
+
+    Args:
+        tensors: weights by key, mapped from their files.
+        dtypes: dtypes that the weights are to have, by key.
     """
 
     def read(key: str) -> Tensor:
@@ -57,9 +69,14 @@ def write_weights(
     read: Callable[[str], Tensor],
     progress: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Location]:
-    """Writes the tensors named in ``shapes``, read one at a time and converted; returns where each one lies.
+    """Write tensors, read one at a time and converted, and return the place of each in the file.
 
-    ``progress`` gets the bytes written with each tensor.
+    Args:
+        path: file to write.
+        shapes: shape of every tensor by key, in the order in which they are written.
+        dtypes: dtype of every tensor in the file, by key.
+        read: function that returns a tensor by its key.
+        progress: function that is called with the size of each tensor once it is written, in bytes.
     """
     header: dict[str, object] = {}
     position = 0

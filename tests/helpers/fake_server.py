@@ -1,7 +1,7 @@
 """A server on the fake model, whose worker processes are real and whose videos take milliseconds.
 
 Prompts can ask for more: ``slow`` sleeps in every call, ``die`` kills its worker, ``break`` fails inside an engine,
-``stall`` sleeps for a minute in one.
+``stall`` sleeps in one for longer than any test waits.
 """
 
 import json
@@ -35,10 +35,11 @@ from adacache_serve.jobs.store import Store
 from adacache_serve.keys import Client
 from adacache_serve.settings import Settings
 from tests.helpers import fake_model
+from tests.helpers.waiting import HANG_SECONDS, until
 
 WORDS = ("<pad>", "</s>", "<unk>", "slow", "die", "break", "stall")
 SLOW_SECONDS = 0.03  # a call
-STALL_SECONDS = 60.0
+STALL_SECONDS = 10 * HANG_SECONDS
 LENGTH = 4
 
 
@@ -115,22 +116,12 @@ def served(
     try:
         until(lambda: server.started)
         port = (listening or server.servers[0].sockets[0]).getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=HANG_SECONDS) as client:
             until(lambda: client.get("/readyz").status_code == 200)
             yield client
     finally:
         server.should_exit = True
         thread.join()
-
-
-def until(condition: Any, seconds: float = 30.0) -> Any:
-    """What ``condition`` gives when it is true at last."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.01)
-    raise AssertionError(f"not true within {seconds} seconds: {condition}")
 
 
 def events(text: str) -> list[tuple[str, Any]]:

@@ -149,7 +149,7 @@ class Bench:
         return self.job(job).status
 
     def becomes(self, job: Job, status: str) -> Job:
-        until(lambda: self.status(job) == status, 10)
+        until(lambda: self.status(job) == status)
         return self.job(job)
 
     def age(self, job: Job, seconds: float) -> None:

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from adacache_serve.http.server import run
 from adacache_serve.logs import configure
 from adacache_serve.settings import Settings
 from tests.helpers import fake_server
+from tests.helpers.waiting import HANG_SECONDS
 
 PORT, LOG, ERRORS = "port", "made.log", "errors.log"
 
@@ -78,7 +78,7 @@ class ServerProcess:
 
     def begin(self) -> None:
         (self.folder / PORT).unlink(missing_ok=True)
-        command = [sys.executable, "-c", "import server_process; server_process.main()"]
+        command = [sys.executable, "-c", "from tests.helpers import server_process; server_process.main()"]
         with (self.folder / ERRORS).open("ab") as errors:
             self.process = subprocess.Popen(
                 [*command, str(self.folder), str(self.model), json.dumps(self.settings)],
@@ -86,12 +86,15 @@ class ServerProcess:
                 stderr=errors,
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
             )
-        fake_server.until(lambda: (self.folder / PORT).exists() or self.process.poll() is not None, 60)
+        fake_server.until(lambda: (self.folder / PORT).exists() or self.process.poll() is not None)
         assert self.process.poll() is None, self.errors()[-3000:]
+
+    def request(self, method: str, path: str, **rest: Any) -> httpx.Response:
+        return httpx.request(method, f"{self.url}{path}", timeout=HANG_SECONDS, **rest)
 
     def ready(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/readyz").status_code == 200
+            return self.request("GET", "/readyz").status_code == 200
         except httpx.TransportError:
             return False
 
@@ -102,7 +105,7 @@ class ServerProcess:
         """By a signal; gives the exit status."""
         assert self.process is not None
         self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(HANG_SECONDS)
 
     def errors(self) -> str:
         return (self.folder / ERRORS).read_text()
@@ -121,10 +124,13 @@ def is_worker(process: psutil.Process) -> bool:
         return False
 
 
-def gone(processes: list[psutil.Process], seconds: float = 60.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
-            return True
-        time.sleep(0.02)
-    return False
+def wait_until_gone(processes: list[psutil.Process]) -> None:
+    fake_server.until(lambda: not any(map(runs, processes)))
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether the process still does anything; one that only waits to be reaped does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -169,7 +169,7 @@ def triton(repository: Path, folder: Path, name: str, *options: str) -> Iterator
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
     client = Client(name, f"127.0.0.1:{grpc}", f"127.0.0.1:{http}")
     try:
-        until(lambda: client.get("/v2/health/ready") == 200 or process.poll() is not None, 120)
+        until(lambda: client.get("/v2/health/ready") == 200 or process.poll() is not None)
         assert process.poll() is None, log.read_text(errors="replace")[-4000:]
         yield client
     finally:

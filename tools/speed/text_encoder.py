@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from adacache_export.stages import weight_shapes
-from adacache_export.text_encoders.registry import PREFIX, encoder_stages
+from adacache_export.text_encoders.t5.encoder import PREFIX, stages
 from adacache_export.text_encoders.t5.modules import T5Config
 from tools.speed.checkpoint import config_of, write_checkpoint
 from tools.speed.full_size import Costs, measure_command
@@ -59,7 +59,7 @@ def write_t5(folder: Path, nbytes: float, layout: str) -> int:
     config = sizes(nbytes)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_bytes(TOKENIZER.read_bytes())
-    shapes = weight_shapes(encoder_stages(T5Config.from_json(config), "float32"))
+    shapes = weight_shapes(stages(T5Config.from_json(config), "float32"))
     if layout == "bin":
         torch.save({name: tensor for shard in _drawn(shapes, float("inf")) for name, tensor in shard.items()},
                    folder / "pytorch_model.bin")  # fmt: skip

@@ -1,13 +1,13 @@
-"""The encoder half of T5 (1.0, 1.1, mT5), written for export.
+"""Modules of the encoder half of T5 (1.0, 1.1, mT5), written for export.
 
 transformers' own module reshapes attention in a way that torch.onnx cannot trace with a dynamic length (transformers 5,
 torch 2.13), and leaves the logarithm behind the position buckets to the engine, where its last bit decides a bucket.
 
-Weights may be of several dtypes: a product is computed in that of its weights, and what blocks exchange is in that of
-the norms and of the position bias.
+Weights may have several dtypes: a product is computed in the dtype of its weights, and what blocks exchange has the
+dtype of the norms and of the position bias.
 
 Source: Raffel et al., arXiv 1910.10683; T5 1.1: Shazeer, arXiv 2002.05202. Parameters have transformers' names.
-Axes: B prompts, L tokens, D width, h heads, K width of a head.
+Axes: B prompts, L tokens, D width, h heads.
 """
 
 import math
@@ -32,21 +32,22 @@ ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {  # feed_forward_proj -
     "gated-silu": F.silu,
 }
 GATED = "gated-"
-BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"  # by distance, of all blocks
-# beside float16 weights: the feed-forward of T5 1.1 XXL, and so the sum that blocks add to, goes beyond 65504.
-# transformers keeps "wo" in float32, too
+BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"  # by distance; all blocks share it
+# Endings of the weights that stay float32 beside float16 ones: the feed-forward of T5 1.1 XXL, and so the sum that
+# blocks add to, goes beyond 65504. transformers keeps "wo" in float32, too
 FLOAT32_IN_FLOAT16 = ("norm.weight", "relative_attention_bias.weight", "wo.weight")
-DEFAULTS: Mapping[str, Mapping[str, str]] = {  # by model type, for fields that a config leaves out
+DEFAULTS: Mapping[str, Mapping[str, str]] = {  # by model type, for fields that a config.json leaves out
     "t5": {"feed_forward_proj": "relu"},
     "mt5": {"feed_forward_proj": "gated-gelu"},
 }
 
 
 class T5Config(BaseModel):
-    """The fields of T5's ``config.json`` that change the encoder's mathematics, under their published names."""
+    """The fields of a T5's ``config.json`` that change the encoder's mathematics, under their published names."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
+    model_type: Literal["t5", "mt5"]
     vocab_size: PositiveInt
     d_model: PositiveInt
     d_kv: PositiveInt
@@ -60,27 +61,25 @@ class T5Config(BaseModel):
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "T5Config":
-        """From the content of ``config.json``; other fields are ignored.
+        """Return the configuration that the content of a ``config.json`` describes; other fields are ignored.
 
         Raises:
-            CheckpointError: it is not a T5's, or lists all fields that are missing or invalid.
+            CheckpointError: fields are missing or invalid; lists all of them.
         """
-        kind = config.get("model_type")
-        if not isinstance(kind, str) or kind not in DEFAULTS:
-            raise CheckpointError(f"model_type is {kind!r}; expected a T5 encoder: {', '.join(DEFAULTS)}")
+        defaults = DEFAULTS.get(str(config.get("model_type")), {})
         given = {name: value for name, value in config.items() if value is not None}
-        made = settled(cls, {**DEFAULTS[kind], **given})
+        made = settled(cls, {**defaults, **given})
         if made.relative_attention_max_distance <= made.relative_attention_num_buckets // 4:
             raise CheckpointError("relative_attention_max_distance: expected more than a quarter of the buckets")
         return made
 
 
 def position_buckets(config: T5Config) -> tuple[int, ...]:
-    """Bucket of each distance 0, 1, ..., max_distance, where the last stands for all beyond.
+    """Return the bucket of each distance 0, 1, ..., max_distance, where the last one stands for all distances beyond.
 
-    Half of a direction's buckets are one distance each, the others grow as its logarithm (arXiv 1910.10683, 2.1).
+    Half of a direction's buckets hold one distance each, the others grow as its logarithm (arXiv 1910.10683, 2.1).
     """
-    count = config.relative_attention_num_buckets // 2  # of one direction
+    count = config.relative_attention_num_buckets // 2  # buckets of one direction
     exact, farthest = count // 2, config.relative_attention_max_distance
     # float32 in the order of the original: its rounding belongs to the trained model
     distance = torch.arange(farthest + 1, dtype=torch.float32, device="cpu").clamp(min=exact)
@@ -90,7 +89,7 @@ def position_buckets(config: T5Config) -> tuple[int, ...]:
 
 
 class SelfAttention(nn.Module):
-    """Attention without scaling."""
+    """Self-attention whose scores are not scaled."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -102,7 +101,7 @@ class SelfAttention(nn.Module):
         self.o = nn.Linear(inner, config.d_model, bias=False)
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """``x`` (B, L, D), ``bias`` (B, h, L, L) added to the scores -> (B, L, D)."""
+        """Map ``x`` (B, L, D), and ``bias`` (B, h, L, L) that is added to the scores, to (B, L, D)."""
         batch, length, _ = x.shape
         shape = (batch, length, *self.heads)
         x = x.to(self.q.weight.dtype)
@@ -114,7 +113,7 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """wo(f(wi x)), or gated: wo(f(wi_0 x) * wi_1 x)."""
+    """The feed-forward layer wo(f(wi x)), or its gated form wo(f(wi_0 x) * wi_1 x)."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -135,7 +134,7 @@ class FeedForward(nn.Module):
 
 
 class AttentionLayer(nn.Module):
-    """x + attention(norm(x))."""
+    """The residual layer x + attention(norm(x))."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -148,7 +147,7 @@ class AttentionLayer(nn.Module):
 
 
 class FeedForwardLayer(nn.Module):
-    """x + feed-forward(norm(x))."""
+    """The residual layer x + feed_forward(norm(x))."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -161,21 +160,21 @@ class FeedForwardLayer(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then feed-forward."""
+    """A block of the encoder: attention, then feed-forward."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
         self.layer = nn.ModuleList([AttentionLayer(config), FeedForwardLayer(config)])
 
     def forward(self, hidden: Tensor, bias: Tensor) -> Tensor:
-        """``hidden`` (B, L, D), ``bias`` (B, h, L, L) added to the scores -> (B, L, D)."""
+        """Map ``hidden`` (B, L, D), and ``bias`` (B, h, L, L) that is added to the scores, to (B, L, D)."""
         attention, feed_forward = self.layer
         out: Tensor = feed_forward(attention(hidden, bias))
         return out
 
 
 class Embed(nn.Module):
-    """Token ids to hidden states and to what all blocks add to their scores."""
+    """The stage before the first block: hidden states of tokens, and the bias that all blocks add to their scores."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
@@ -189,7 +188,7 @@ class Embed(nn.Module):
         self.encoder = bias
 
     def position_bias(self, length: int, device: torch.device) -> Tensor:
-        """What a head adds to a score for the distance between two tokens: (1, h, L, L), row = the one that attends."""
+        """Return what each head adds to a score for the distance of two tokens: (1, h, L, L), from rows to columns."""
         place = torch.arange(length, device=device)
         ahead = place[None, :] - place[:, None]
         buckets = torch.tensor(self.buckets, device=device)
@@ -198,7 +197,9 @@ class Embed(nn.Module):
         return bias.permute(2, 0, 1)[None]
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """``tokens`` (B, L) int64, ``mask`` (B, L) bool, True = a token -> hidden (B, L, D), bias (B, h, L, L)."""
+        """Map ``tokens`` (B, L) int64 and ``mask`` (B, L) bool, True = a token, to hidden states (B, L, D) and the bias
+        of scores (B, h, L, L).
+        """
         bias = self.position_bias(tokens.shape[1], tokens.device)
         # the lowest number and not -inf: a row without any token then has some value, and not NaN
         padding = torch.where(mask, 0.0, torch.finfo(bias.dtype).min).to(bias.dtype)[:, None, None, :]
@@ -206,34 +207,13 @@ class Embed(nn.Module):
 
 
 class Final(nn.Module):
-    """The norm behind the last block; float32 whatever the weights are."""
+    """The norm behind the last block, whose result is float32 whatever the dtype of the weights."""
 
     def __init__(self, config: T5Config) -> None:
         super().__init__()
         self.final_layer_norm = nn.RMSNorm(config.d_model, config.layer_norm_epsilon)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D) float32: the last hidden state, padding not zeroed."""
+        """Map (B, L, D) to the captions (B, L, D) float32; padding is not zeroed."""
         out: Tensor = self.final_layer_norm(hidden).float()
-        return out
-
-
-class T5Encoder(nn.Module):
-    """The whole encoder in one: what bundles had before its blocks were graphs of their own."""
-
-    def __init__(self, config: T5Config) -> None:
-        super().__init__()
-        embed = Embed(config)
-        self.shared, self.encoder = embed.shared, Final(config)
-        self.encoder.block = nn.ModuleList([Block(config) for _ in range(config.num_layers)])
-        place, _, name = BIAS.rpartition(".")
-        self.get_submodule(place).add_module(name, embed.get_submodule(BIAS))
-        self.__dict__["embed"] = embed  # not registered: its parameters are here by their names
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """As :class:`Embed` takes them -> as :class:`Final` gives them."""
-        hidden, bias = self.__dict__["embed"](tokens, mask)
-        for block in self.encoder.get_submodule("block").children():
-            hidden = block(hidden, bias)
-        out: Tensor = self.encoder(hidden)
         return out

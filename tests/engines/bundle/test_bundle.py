@@ -82,14 +82,14 @@ def test_a_manifest_comes_back_as_it_went(folder: Path, copy: Path) -> None:
     assert read_manifest(copy) == manifest
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(position=st.integers(0), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_the_manifest_is_refused(folder: Path, position: int, bit: int) -> None:
     with flipped(folder / MANIFEST, position, bit):
         refusal(folder)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(name=st.sampled_from(FILES[1:]), position=st.integers(0), bit=st.integers(0, 7))
 def test_a_flipped_bit_in_a_file_is_refused(folder: Path, name: str, position: int, bit: int) -> None:
     with flipped(folder / name, position, bit):

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -29,6 +28,7 @@ from adacache_engines.tensorrt.plan_builder import build_plans
 from adacache_engines.tensorrt.plans import check_plans, choose, find
 from adacache_export.commands.export import main as export
 from adacache_export.convert import Options, convert
+from tests.helpers.waiting import HANG_SECONDS, until
 from tools.speed.checkpoint import config_of, write_checkpoint
 from tools.speed.size import Size
 
@@ -282,11 +282,8 @@ def started(folder: Path, count: int) -> subprocess.Popen[bytes]:
     arguments = [str(folder), "--backend", "tensorrt-rtx", "--jobs", "1"]
     code = "import sys; from adacache_export.commands.export import main; sys.exit(main())"
     child = subprocess.Popen([sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while len(finished(folder)) < count:
-        assert child.poll() is None, child.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: len(finished(folder)) >= count or child.poll() is not None)
+    assert child.poll() is None, child.communicate()
     return child
 
 
@@ -295,7 +292,7 @@ def test_a_stopped_build_goes_on(bare: Path, rtx: TensorRT, stop: signal.Signals
     before = (bare / "manifest.json").read_bytes()
     child = started(bare, 3)
     child.send_signal(stop)
-    child.communicate(timeout=60)
+    child.communicate(timeout=HANG_SECONDS)
     assert child.returncode == status
     assert (bare / "manifest.json").read_bytes() == before
     open_bundle(bare)  # what is there is a bundle without plans

@@ -179,7 +179,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(suffix=st.sampled_from(["pt", "safetensors"]), part=st.floats(0, 1, exclude_max=True))
 def test_a_truncated_file_is_refused(damaged: Path, suffix: str, part: float) -> None:
     path = damaged / f"short.{suffix}"
@@ -187,7 +187,7 @@ def test_a_truncated_file_is_refused(damaged: Path, suffix: str, part: float) ->
     assert str(path) in refusal(path)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     suffix=st.sampled_from(["pt", "safetensors"]),
     flips=st.lists(st.tuples(st.integers(0, 10**6), st.integers(1, 255)), min_size=1, max_size=8),
@@ -549,7 +549,7 @@ def test_all_problems_are_told_at_once() -> None:
     assert "t2 has 0 NaN and 1 infinite of 12 values" in message
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(gone=st.sets(st.sampled_from(NAMES), min_size=1))
 def test_every_missing_tensor_is_named(gone: set[str]) -> None:
     message = problems({name: tensor for name, tensor in make_tensors().items() if name not in gone}, EXPECTED)

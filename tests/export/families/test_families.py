@@ -83,7 +83,7 @@ def test_expected_is_what_the_stages_load(config: OpenSoraConfig) -> None:
     assert beside == {"y_embedder.y_embedding": (7, 24), "rope.freqs": (4,)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     heads=st.integers(1, 6),
     head_width=st.sampled_from([4, 8, 12, 72]),

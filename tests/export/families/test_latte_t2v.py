@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import LatteTransformer3DModel
 from torch import Tensor
 
 from adacache_engines.bundle.manifest import Graph
@@ -114,6 +113,8 @@ def test_other_sizes_are_as_in_diffusers(
 ) -> None:
     """Its port of Latte with random weights: other heads, patches and lengths, odd grids, large training sizes."""
     torch.manual_seed(0)
+    from diffusers import LatteTransformer3DModel  # here: it imports all transformers of diffusers, which takes seconds
+
     port = LatteTransformer3DModel(
         num_attention_heads=heads,
         attention_head_dim=width,

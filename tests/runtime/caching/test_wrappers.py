@@ -59,7 +59,7 @@ def streaks(decisions: Sequence[Decision], group: int) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(wraps=WRAPS, calls=st.integers(1, 20), changes=CHANGES)
 def test_what_a_wrapper_says_holds_in_any_order(
     kind: str, wraps: list[Wrap], calls: int, changes: Sequence[float]
@@ -82,7 +82,7 @@ def test_what_a_wrapper_says_holds_in_any_order(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(wraps=WRAPS, calls=st.integers(1, 20), changes=CHANGES)
 def test_extrapolation_changes_no_decision(kind: str, wraps: list[Wrap], calls: int, changes: Sequence[float]) -> None:
     """But where groups differ and there is a limit around it: it then takes all groups along."""
@@ -95,7 +95,7 @@ def test_extrapolation_changes_no_decision(kind: str, wraps: list[Wrap], calls: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     before=WRAPS,
     after=WRAPS,

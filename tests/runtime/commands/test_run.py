@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from adacache_export.commands.export import main as export
 from adacache_runtime.commands.run import main as run
 from tests.helpers.reference import OPEN_SORA, arrays
+from tests.helpers.waiting import HANG_SECONDS, until
 
 Capture = pytest.CaptureFixture[str]
 WEIGHTS = OPEN_SORA / "weights_A.safetensors"
@@ -286,13 +286,10 @@ def test_a_stopped_export_leaves_nothing(stop: signal.Signals, tmp_path: Path) -
     program = "import sys; from adacache_export.commands.export import main; sys.exit(main())"
     words = [sys.executable, "-c", program, str(WEIGHTS), "-o", str(tmp_path / "bundle")]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(tmp_path.glob(".bundle.*/onnx/weights.safetensors")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: list(tmp_path.glob(".bundle.*/onnx/weights.safetensors")) or process.poll() is not None)
+    assert process.poll() is None
     process.send_signal(stop)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=HANG_SECONDS)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[stop]
     assert "Traceback" not in error
     assert not list(tmp_path.iterdir())

@@ -110,7 +110,7 @@ def test_one_prompt_is_not_a_list_of_letters(tokenize):
 
 
 @given(st.lists(st.text(max_size=20), max_size=3))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_text(tokenize, prompts):
     ids, mask = tokenize(prompts)
     assert ids.shape == mask.shape == (len(prompts), 5)

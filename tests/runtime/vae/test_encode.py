@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as some
 
 from adacache_engines.bundle.files import open_bundle
@@ -46,7 +46,6 @@ def fake(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return encoding(tmp_path_factory.mktemp("bundle"), CAUSAL if request.param == "windows" else CHAIN)
 
 
-@settings(deadline=None)
 @given(
     frames=some.integers(1, 20),
     height=some.integers(2, 45),

@@ -28,7 +28,7 @@ def run(turns: Turns[int], costs: dict[int, float], until: float) -> dict[int, f
 
 
 @given(st.lists(PRIORITIES, min_size=1, max_size=6), st.lists(SECONDS, min_size=50, max_size=200))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_shares_are_proportional_to_weights_up_to_one_turn(priorities: list[int], costs: list[float]) -> None:
     """However long each turn is: by what it had over its weight, nobody is more than a turn ahead of another."""
     turns: Turns[int] = Turns()
@@ -69,7 +69,7 @@ def test_one_with_long_turns_gets_no_more_time_than_one_with_short_ones() -> Non
 
 
 @given(st.lists(st.tuples(PRIORITIES, SECONDS), min_size=1, max_size=6), st.integers(0, 300), PRIORITIES, st.booleans())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_newcomer_has_its_turn_before_anybody_has_a_second(
     those: list[tuple[int, float]], before: int, priority: int, during: bool
 ) -> None:
@@ -92,7 +92,7 @@ def test_a_newcomer_has_its_turn_before_anybody_has_a_second(
 
 
 @given(PRIORITIES, PRIORITIES, SECONDS, SECONDS)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_nobody_starves_under_a_stream_of_newcomers_that_take_one_turn_each(
     own: int, theirs: int, cost: float, passing: float
 ) -> None:

@@ -23,6 +23,7 @@ from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import EngineError
 from adacache_engines.tensorrt.backend import TrtBackend
 from adacache_runtime.pipeline import Pipeline
+from adacache_serve.device.supervisor import FIRST_PAUSE
 from adacache_serve.device.worker import Models, Worker, work
 from adacache_serve.jobs.results import open_results
 from adacache_serve.jobs.service import Service
@@ -45,8 +46,9 @@ from adacache_serve.settings import Settings
 from adacache_serve.uploads import write_picture
 from tests.helpers import fake_model
 from tests.helpers.fake_cuda import FakeCuda
-from tests.helpers.fake_server import functions, until, write_model
+from tests.helpers.fake_server import functions, write_model
 from tests.helpers.fake_tensorrt import Module, library, write_plans
+from tests.helpers.waiting import HANG_SECONDS, until
 
 MODEL = "fake"
 ENDS = (Completed, Failed, Cancelled)
@@ -426,7 +428,7 @@ def test_a_model_that_makes_no_video_is_not_served(tmp_path: Path, capfd: pytest
     process = spawn.Process(target=forbidden, args=(theirs, Settings(tmp_path)))
     process.start()
     theirs.close()
-    process.join(60)
+    process.join(HANG_SECONDS)
     assert process.exitcode == 1
     with pytest.raises(EOFError):
         ours.recv_bytes()
@@ -437,20 +439,23 @@ def test_a_model_that_makes_no_video_is_not_served(tmp_path: Path, capfd: pytest
 
 
 @pytest.mark.slow
-def test_a_server_is_not_ready_without_its_models_and_does_not_spin(tmp_path: Path) -> None:
+def test_a_server_is_not_ready_without_its_models_and_does_not_spin(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def pauses() -> list[float]:
+        return [record.again_in_seconds for record in caplog.records if record.message == "worker died"]
+
     bundle = write_model(tmp_path / "model")
     results = open_results(str(tmp_path / "results"))
     store = Store(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
     made = Service(Settings(tmp_path), {MODEL: bundle}, store, results, again_broken)
     made.begin()
     try:
-        until(lambda: made.workers[0].restarts == 2, 90)
-        began = time.monotonic()
+        until(lambda: len(pauses()) > 2)
         assert not made.ready
-        until(lambda: made.workers[0].restarts == 3, 90)
-        assert time.monotonic() - began > 0.8  # the second pause doubles the first one
     finally:
         made.stop()
+    assert pauses()[:3] == [2 * FIRST_PAUSE, 4 * FIRST_PAUSE, 8 * FIRST_PAUSE]
 
 
 def again_broken(settings: Settings) -> Models:

@@ -2,7 +2,6 @@
 
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +19,7 @@ from adacache_serve.jobs.service import Service
 from adacache_serve.keys import Client, client_of, new_key, read_keys
 from adacache_serve.settings import Settings
 from tests.helpers.fake_server import served, service, until, write_model
+from tests.helpers.waiting import HANG_SECONDS
 
 ORDER = {"prompt": "a boat"}
 MOST = 2**20
@@ -225,12 +225,15 @@ def test_large_bodies_are_refused_however_they_come(alice: httpx.Client) -> None
 def test_a_body_that_does_not_come_is_given_up(alice: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "BODY_SECONDS", 0.3)
 
-    def slowly() -> Iterator[bytes]:
-        yield b'{"prompt":'
-        threading.Event().wait(1.0)
-        yield b'"a boat"}'
-
-    problem(alice.post("/v1/videos", content=slowly(), headers={"Content-Type": "application/json"}), 408)
+    head = (
+        "POST /v1/videos HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
+        f"Authorization: {alice.headers['Authorization']}\r\n\r\n"
+    )
+    with socket.create_connection((alice.base_url.host, alice.base_url.port), HANG_SECONDS) as connection:
+        connection.sendall(head.encode() + b'{"prompt":')
+        answer = connection.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b"content-type: application/problem+json" in answer
 
 
 def test_headers_have_a_limit(alice: httpx.Client) -> None:
@@ -241,7 +244,7 @@ def test_headers_have_a_limit(alice: httpx.Client) -> None:
     problem(alice.get(f"/v1/videos/{name}/events", headers={"Last-Event-ID": "1" * 300}), 422)
     host, port = alice.base_url.host, alice.base_url.port
     with socket.create_connection((host, port)) as connection:
-        connection.settimeout(10)
+        connection.settimeout(HANG_SECONDS)
         try:
             connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 2**20)
             assert b" 400 " in connection.recv(100)

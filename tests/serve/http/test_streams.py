@@ -20,7 +20,8 @@ from adacache_serve.commands import serve as cli
 from adacache_serve.http import events as events_module
 from adacache_serve.jobs.service import Service
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import events, served, service, until, write_model
+from tests.helpers.fake_server import events, served, service, write_model
+from tests.helpers.waiting import HANG_SECONDS, until
 
 SLOW = {"prompt": "slow", "steps": 30}
 NBYTES = 64 * 2**20
@@ -66,7 +67,7 @@ def connected(client: httpx.Client, request: str, body: bytes = b"") -> socket.s
     """A connection with a request on it, whose kernel takes in little."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.settimeout(10)
+    connection.settimeout(HANG_SECONDS)
     connection.connect((client.base_url.host, client.base_url.port))
     connection.sendall(f"{request}\r\nHost: x\r\n\r\n".encode() + body)
     return connection
@@ -89,11 +90,7 @@ def leaving_nothing(client: httpx.Client) -> Iterator[None]:
     client.get("/healthz")  # the connection that stays
     before, threads = state(), threading.active_count()
     yield
-    end = time.monotonic() + 15
-    while any(now > before[name] for name, now in state().items()) and time.monotonic() < end:
-        time.sleep(0.1)
-    left = state()
-    assert {name: now for name, now in left.items() if now > before[name]} == {}
+    until(lambda: all(now <= before[name] for name, now in state().items()))
     assert threading.active_count() <= threads + 40 + 4 + 2  # idle ones of the pools
 
 
@@ -130,9 +127,14 @@ def test_who_does_not_read_takes_no_memory_and_is_hung_up_on(client: httpx.Clien
         before, nbytes = state(), process.memory_info().rss
         connections = [connected(client, f"GET /v1/videos/{large}/content HTTP/1.1") for _ in range(8)]
         until(lambda: state()["videos"] > before["videos"])
-        time.sleep(0.3)
-        assert process.memory_info().rss - nbytes < NBYTES
-        until(lambda: state()["videos"] == before["videos"])  # though the clients are still there
+        grown: list[int] = []
+
+        def hung_up_on() -> bool:
+            grown.append(process.memory_info().rss - nbytes)
+            return state()["videos"] == before["videos"]
+
+        until(hung_up_on)  # though the clients are still there
+        assert max(grown) < NBYTES
         for connection in connections:
             connection.close()
 
@@ -196,7 +198,10 @@ def test_listeners_to_a_running_job_do_not_ask_the_database(client: httpx.Client
     until(lambda: client.get(f"/v1/videos/{name}").json()["status"] == "in_progress")
     listeners = 12
     with counted(made) as looks, ThreadPoolExecutor(listeners) as pool:
-        streams = [pool.submit(httpx.get, f"{client.base_url}/v1/videos/{name}/events", timeout=60) for _ in range(12)]
+        streams = [
+            pool.submit(httpx.get, f"{client.base_url}/v1/videos/{name}/events", timeout=HANG_SECONDS)
+            for _ in range(12)
+        ]
         texts = {stream.result().text for stream in streams}
         assert looks() < 6 * listeners  # one to come in, one at each end, and few in between; more than ten polls each
     for text in texts:
@@ -212,7 +217,7 @@ def test_a_listener_hears_all_of_a_job_from_queue_to_end(
     blocking = [video(client, prompt="slow", steps=900) for _ in range(made.settings.in_flight)]
     name = video(client)
     lines = []
-    with httpx.stream("GET", f"{client.base_url}/v1/videos/{name}/events", timeout=60) as stream:
+    with httpx.stream("GET", f"{client.base_url}/v1/videos/{name}/events", timeout=HANG_SECONDS) as stream:
         for line in stream.iter_lines():
             lines.append(line)
             if line == ": still here":
@@ -253,7 +258,7 @@ def test_who_comes_back_hears_what_is_new(client: httpx.Client) -> None:
 def test_a_listener_of_a_job_that_is_made_again_hears_the_new_calls(client: httpx.Client, made: Service) -> None:
     name = video(client, prompt="slow", steps=12)
     heard: list[str] = []
-    with httpx.stream("GET", f"{client.base_url}/v1/videos/{name}/events", timeout=60) as stream:
+    with httpx.stream("GET", f"{client.base_url}/v1/videos/{name}/events", timeout=HANG_SECONDS) as stream:
         for line in stream.iter_lines():
             heard.append(line)
             if line == "id: 1-3":

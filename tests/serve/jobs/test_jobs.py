@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ from adacache_serve.jobs.results import Folder
 from adacache_serve.jobs.service import BusyError, StoppingError
 from adacache_serve.jobs.store import Job
 from adacache_serve.keys import Client
-from tests.helpers.fake_server import until, write_model
+from tests.helpers.fake_server import write_model
 from tests.helpers.fake_workers import Bench, FakeWorker
+from tests.helpers.waiting import HANG_SECONDS, until
 
 Benches = Callable[..., Bench]
 
@@ -61,7 +61,7 @@ class Gate(Folder):
 
     def put(self, file: Path, name: str) -> None:
         self.tries += 1
-        self.open.wait(10)
+        assert self.open.wait(HANG_SECONDS)
         if self.failures:
             self.failures -= 1
             raise OSError("no room")
@@ -333,11 +333,15 @@ def test_a_job_that_is_nobodys_is_found(bench: Bench) -> None:
 
 
 def test_a_worker_that_hangs_is_killed(benches: Benches) -> None:
-    bench = benches(hang_seconds=0.3)
-    time.sleep(0.4)  # with nothing to do, it may be silent
-    assert not bench.worker.killed
-    bench.submit()
-    until(lambda: bench.worker.killed, 5)
+    bench = benches(hang_seconds=100)
+    bench.worker.heard -= 1000
+    bench.service.dispatcher.end_hung()
+    assert not bench.worker.killed  # with nothing to do, it may be silent
+    job = bench.submit()
+    bench.service.dispatcher.end_hung()
+    assert not bench.worker.killed  # it has just been given something to do
+    bench.service.dispatcher._assigned[job.id][1].began -= 1000
+    until(lambda: bench.worker.killed)
 
 
 def test_a_model_that_is_not_served_any_more_is_told(benches: Benches) -> None:
@@ -393,13 +397,13 @@ def test_a_stopping_server_takes_no_jobs_and_knows_those_it_has(benches: Benches
 
 
 def test_a_drain_ends_with_the_last_job_that_runs(benches: Benches) -> None:
-    bench = benches(drain_seconds=30, in_flight=1)
+    bench = benches(drain_seconds=10 * HANG_SECONDS, in_flight=1)
     running, waiting = bench.submit(), bench.submit()
     drain = threading.Thread(target=bench.service.drain)
     drain.start()
     until(lambda: bench.service.draining)
     bench.worker.completes(bench.worker.begun()[0])
-    drain.join(5)
+    drain.join(HANG_SECONDS)
     assert not drain.is_alive()
     assert (bench.status(running), bench.status(waiting)) == ("completed", "queued")
 

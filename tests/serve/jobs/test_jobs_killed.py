@@ -20,8 +20,9 @@ from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.media.video import to_pixels, write_video
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
-from tests.helpers.fake_server import STALL_SECONDS, functions, until, write_model
-from tests.helpers.server_process import LOG, ServerProcess, gone
+from tests.helpers.fake_server import functions, until, write_model
+from tests.helpers.server_process import LOG, ServerProcess, wait_until_gone
+from tests.helpers.waiting import HANG_SECONDS
 
 ORDERS = (
     {"prompt": "boat", "seed": 1, "steps": 2},
@@ -76,7 +77,7 @@ class Clients:
             thread.join()
 
     def _run(self, numbers: range, chance: random.Random) -> None:
-        with httpx.Client(timeout=10) as client:
+        with httpx.Client(timeout=HANG_SECONDS) as client:
             for number in numbers:
                 which = chance.choices(range(len(ORDERS)), (6, 2, 2))[0]
                 order = {**ORDERS[which], "priority": chance.randint(-3, 3)}
@@ -166,7 +167,7 @@ def test_a_few_jobs_outlive_their_workers_and_servers(process: ServerProcess, mo
     workers = process.workers()
     assert workers
     assert process.end(signal.SIGKILL) == -signal.SIGKILL
-    assert gone(workers)
+    wait_until_gone(workers)
     process.begin()
     clients.join()
     until(lambda: open_jobs(process) == 0)
@@ -180,55 +181,51 @@ def test_a_server_that_is_told_to_stop_drains(process: ServerProcess) -> None:
     process.begin()
     until(process.ready)
     short, long = (
-        httpx.post(f"{process.url}/v1/videos", json={"prompt": "slow", "steps": steps}).json()["id"]
+        process.request("POST", "/v1/videos", json={"prompt": "slow", "steps": steps}).json()["id"]
         for steps in (8, 900)
     )
     until(lambda: len(process.log("begun")) == 2)
     workers = process.workers()
     process.process.send_signal(signal.SIGTERM)
     until(lambda: not process.ready())
-    refused = httpx.post(f"{process.url}/v1/videos", json={"prompt": "boat"})
+    refused = process.request("POST", "/v1/videos", json={"prompt": "boat"})
     assert (refused.status_code, refused.headers["Retry-After"]) == (503, "3")
     assert refused.headers["content-type"] == "application/problem+json"
-    assert httpx.get(f"{process.url}/healthz").status_code == 200
-    events = httpx.get(f"{process.url}/v1/videos/{long}/events", timeout=30).text  # ends with the server
+    assert process.request("GET", "/healthz").status_code == 200
+    events = process.request("GET", f"/v1/videos/{long}/events").text  # ends with the server
     assert '"status":"in_progress"' in events
-    assert process.process.wait(60) == 0
+    assert process.process.wait(HANG_SECONDS) == 0
     found = rows(process)
     assert {name: row["status"] for name, row in found.items()} == {short: "completed", long: "queued"}
-    assert gone(workers)
+    wait_until_gone(workers)
     assert "Traceback" not in process.errors()
 
 
 @pytest.mark.slow
 def test_a_second_signal_ends_the_server_at_once(process: ServerProcess) -> None:
-    process.settings["drain_seconds"] = 600
+    process.settings["drain_seconds"] = 10 * HANG_SECONDS  # a test that waited for it would have failed long before
     process.begin()
     until(process.ready)
-    name = httpx.post(f"{process.url}/v1/videos", json={"prompt": "slow", "steps": 900}).json()["id"]
+    name = process.request("POST", "/v1/videos", json={"prompt": "slow", "steps": 900}).json()["id"]
     until(lambda: process.log("begun"))
     workers = process.workers()
     process.process.send_signal(signal.SIGTERM)
     until(lambda: not process.ready())
     assert process.process.poll() is None
-    began = time.monotonic()
     assert process.end(signal.SIGTERM) == 0
-    assert time.monotonic() - began < 10
     assert rows(process)[name]["status"] == "queued"
-    assert gone(workers)
+    wait_until_gone(workers)
 
 
 @pytest.mark.slow
 def test_a_worker_does_not_outlive_its_server_even_in_a_call(process: ServerProcess) -> None:
     process.begin()
     until(process.ready)
-    httpx.post(f"{process.url}/v1/videos", json={"prompt": "stall"})
+    process.request("POST", "/v1/videos", json={"prompt": "stall"})
     until(lambda: process.log("begun"))
     workers = process.workers()
     process.end(signal.SIGKILL)
-    began = time.monotonic()
-    assert gone(workers, 20)
-    assert time.monotonic() - began < STALL_SECONDS / 2
+    wait_until_gone(workers)  # the call that it is in would last ten times longer than this waits
 
 
 @pytest.mark.slow
@@ -240,12 +237,9 @@ def test_a_thousand_jobs_outlive_cancels_kills_and_restarts(
     done: Counter[str] = Counter()
     process.begin()
     clients = Clients(process, 1000, 0.2, 7, 2)
-    end = time.monotonic() + 90
     for kill in (True, False, True) * 3:
-        if time.monotonic() > end:
-            break
         if chance.random() < 0.8:  # else it is ended while it begins
-            until(process.ready, 60)
+            until(process.ready)
         for _ in range(chance.randint(1, 4)):
             time.sleep(chance.uniform(0.1, 1))
             done["worker killed"] += kill_worker(process, chance)
@@ -254,13 +248,13 @@ def test_a_thousand_jobs_outlive_cancels_kills_and_restarts(
         if kill:
             process.end(signal.SIGKILL)
             done["server killed"] += 1
-            assert gone(workers)
+            wait_until_gone(workers)
         else:
             assert process.end() == 0
             done["server stopped"] += 1
         process.begin()
     clients.join()
-    until(lambda: open_jobs(process) == 0, 120)
+    until(lambda: open_jobs(process) == 0)
     assert process.end() == 0
     check(process, clients, expected(model, tmp_path))
     found = rows(process)

@@ -201,7 +201,7 @@ def some_records(draw: st.DrawFn) -> list[Record]:
     return records
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(some_records())
 def test_paths_are_the_best_of_all_schedules(records: list[Record]) -> None:
     calls = len(records[0].timesteps)
@@ -217,7 +217,7 @@ def test_paths_are_the_best_of_all_schedules(records: list[Record]) -> None:
         least = best
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(some_records(), st.data())
 def test_refining_never_makes_it_worse(records: list[Record], data: st.DataObject) -> None:
     calls = len(records[0].timesteps)

@@ -139,23 +139,6 @@ def test_another_takes_its_place(whole: Path, other_t5: Path, t5_folder: Path, c
     np.testing.assert_array_equal(Pipeline.open(whole).generate(request).latents, before)
 
 
-def test_a_part_of_before_goes_whole(whole: Path, t5_folder: Path, decoding_folder: Path) -> None:
-    """Bundles used to have the encoder in one graph, its weights with the model's, and the tokenizer on top."""
-    manifest = read_manifest(whole)
-    encoder = manifest.text.encoder_stages[0].model_copy(update={"name": "encoder", "path": "onnx/encoder.onnx"})
-    text = {"encoder": encoder, "encoder_stages": (), "tokenizer": "tokenizer.json"}
-    files = {path: entry for path, entry in manifest.files.items() if not path.startswith("text_encoder-")}
-    for path, of_now in (("onnx/encoder.onnx", "encoder.embed.onnx"), ("tokenizer.json", "tokenizer.json")):
-        shutil.copyfile(whole / Path(manifest.part_weights["text_encoder"]).with_name(of_now), whole / path)
-        files[path] = manifest.files[f"{Path(manifest.part_weights['text_encoder']).parent}/{of_now}"]
-    changes = {"part_weights": {"vae": manifest.part_weights["vae"]}, "files": files}
-    before = manifest.model_copy(update={**changes, "text": manifest.text.model_copy(update=text)})
-    replace_manifest(whole, before)
-    assert open_bundle(whole).manifest.weight_files()["encoder"] == before.weights
-    add_text(whole, t5_folder)
-    assert content(whole) == content(decoding_folder)
-
-
 def test_the_same_again_changes_nothing(whole: Path, t5_folder: Path) -> None:
     before = content(whole)
     assert add_text(whole, t5_folder).dropped == 0
@@ -212,7 +195,7 @@ def test_a_disagreeing_engine_changes_nothing(
     whole: Path, other_t5: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     before = content(whole)
-    monkeypatch.setattr("adacache_export.text_encoders.registry.TOLERANCE", 0.0)
+    monkeypatch.setattr("adacache_export.text_encoders.t5.encoder.TOLERANCE", 0.0)
     assert export([str(whole), "--text-encoder", str(other_t5)]) == 1
     assert "these engines disagree" in capsys.readouterr().err
     assert content(whole) == before
