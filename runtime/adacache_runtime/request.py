@@ -165,7 +165,8 @@ def settle(bundle: Bundle, request: Request) -> Settled:
         check_mask(manifest, request.mask, request.noise, request.latents, len(calls))
     elif request.noise is not None:
         raise InputError("the noise of each step is for a generation with a mask: give that, too, or leave it out")
-    run = run_of(group_stages(manifest, granularity), calls, samples if request.scope == "prompt" else 1)
+    units = samples if request.scope == "prompt" else 1
+    run = run_of(group_stages(manifest, granularity), calls, units, manifest.guidance.order)
     request.policy.start(run)  # refuses if it must
     batch = {"samples": samples, "batch": samples * len(manifest.guidance.order)}
     return Settled(

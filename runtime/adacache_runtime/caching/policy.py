@@ -185,6 +185,17 @@ class Decision:
         rebuilt = (*self.rebuilt(branches), *(False,) * len(rows))
         return tuple((False,) * len(row) if skipped else row for row, skipped in zip(rows, rebuilt, strict=False))
 
+    def with_rows(self, rows: Rows) -> "Decision":
+        """Return the same decision with other groups computed; a branch that computes one is not rebuilt."""
+        pairs = zip(rows, self.rebuild or (None,) * len(rows), strict=True)
+        rebuild = tuple(None if any(row) else weight for row, weight in pairs)
+        running = next(row for row, weight in zip(rows, rebuild, strict=True) if weight is None)
+        compute = compact(tuple(row if weight is None else running for row, weight in zip(rows, rebuild, strict=True)))
+        weights: Any = self.weights_by_branch(len(rows))
+        if weights and not by_branch(compute):
+            weights = weights[0]
+        return Decision(compute, weights, rebuild if any(weight is not None for weight in rebuild) else ())
+
     def weights_by_branch(self, branches: int) -> tuple[tuple[tuple[float, ...], ...], ...]:
         """Return the weights with a row for each branch; empty where there are none."""
         if not self.weights:

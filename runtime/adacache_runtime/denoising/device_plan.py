@@ -81,11 +81,12 @@ class DevicePlan:
         return [step.call for part in PARTS[-2:] for step in parts[part]]
 
     def _call(self, part: str, choice: Choice, runs: bool = True) -> Call:
-        def calls() -> list[Call]:
-            steps = self.parts(choice, 0)[part]
-            return [*(self._spread(choice) if part == "embed" else []), *(step.call for step in steps)]
-
-        return self._once((part, choice), calls, part) if runs else _nothing
+        steps = self.parts(choice, 0)[part] if runs else ()
+        if not steps:
+            return in_turn([])
+        before = self._spread(choice) if part == "embed" else []
+        name = f"{steps[0].name} to {steps[-1].name}"
+        return self._once((part, choice), lambda: [*before, *(step.call for step in steps)], name)
 
     def _spread(self, choice: Choice) -> list[Call]:
         target, samples = self._stages.tensors["latents"], self._stages.samples
@@ -96,7 +97,3 @@ class DevicePlan:
             made = calls()
             self._calls[key] = self._device.sequence(made, name) if made else in_turn([])
         return self._calls[key]
-
-
-def _nothing() -> None:
-    pass

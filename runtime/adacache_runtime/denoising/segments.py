@@ -1,7 +1,7 @@
 """The calls of a generation by expert: each run of calls that one transformer makes is a run of its own to a policy."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from adacache_engines.bundle.manifest import Manifest
 from adacache_runtime.caching.groups import group_stages, run_of
@@ -49,8 +49,5 @@ def segments(
         guidance: guidance scale of the request.
         branches: guidance branches that a call evaluates.
     """
-    return (
-        Segment(
-            0, guidance, 0, replace(run_of(group_stages(manifest, granularity), updates, units), branches=branches)
-        ),
-    )
+    run = run_of(group_stages(manifest, granularity), updates, units, branches)
+    return (Segment(0, guidance, 0, run),)

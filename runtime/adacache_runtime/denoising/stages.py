@@ -158,5 +158,5 @@ class BoundStages:
         return self.device.empty(spec.shape(self._sizes), NUMPY_DTYPES[spec.dtype])
 
 
-def _of(manifest: Manifest, expert: int, name: str | None = None) -> list[StageEntry]:
+def _of(manifest: Manifest, _expert: int, name: str | None = None) -> list[StageEntry]:
     return [stage for stage in manifest.stages if name in (None, stage.graph.name)]
