@@ -1,7 +1,7 @@
-"""The arithmetic graphs, shared by all stages: residuals, distances, guidance, the sampler's update.
+"""The arithmetic graphs, shared by all stages: residuals, guidance, the sampler's update.
 
-Distances and latents are float32 whatever the precision of the hidden state. They are so small that each is written
-down as ONNX, too, which saves tracing it; at export the one is verified against the other, as all graphs are.
+Latents are float32 whatever the precision of the hidden state. The graphs are so small that each is written down as
+ONNX text, which saves tracing it, and as a torch module; at export the one is verified against the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from adacache_engines.bundle.manifest import X_MASK, GuidanceRule, LatentSpace
 from adacache_engines.bundle.tensors import DType, TensorSpec
-from adacache_export.stages import OUT, Stage
+from adacache_export.stages import OUT, Stage, hidden_of
 
 TENSOR_TYPES: Mapping[DType, int] = {"float32": 1, "float16": 10, "bfloat16": 16}  # of onnx.TensorProto
 
@@ -27,29 +27,6 @@ BLEND = """
     wide = Cast <to = 1> (hidden)
     moved = Add (wide, update)
     hidden_out = {to_hidden} (moved)
-"""
-DISTANCE = """
-    axes = Constant <value_ints = [{axes}]> ()
-    earlier = Cast <to = 1> (cached)
-    later = Cast <to = 1> (new)
-    difference = Sub (earlier, later)
-    apart = Abs (difference)
-    change = ReduceSum <keepdims = 0> (apart, axes)
-    size = Abs (earlier)
-    magnitude = ReduceSum <keepdims = 0> (size, axes)
-"""
-MOTION = """
-    axes = Constant <value_ints = [1, 2, 3]> ()
-    wide = Cast <to = 1> (new)
-    first = Gather <axis = 1> (wide, earlier)
-    second = Gather <axis = 1> (wide, later)
-    difference = Sub (second, first)
-    apart = Abs (difference)
-    change = ReduceSum <keepdims = 0> (apart, axes)
-    size_of_first = Abs (first)
-    size_of_second = Abs (second)
-    size = Add (size_of_second, size_of_first)
-    magnitude = ReduceSum <keepdims = 0> (size, axes)
 """
 GUIDE = """
     start = Constant <value_ints = [0]> ()
@@ -109,32 +86,6 @@ class Subtract(nn.Module):
         return after - before
 
 
-class Distance(nn.Module):
-    """Sums for AdaCache's distance (arXiv 2411.02397, eq. 4): sum |cached - new| and sum |cached|, a sample each."""
-
-    def forward(self, cached: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        cached, new = cached.float(), new.float()
-        return (cached - new).abs().sum((1, 2, 3)), cached.abs().sum((1, 2, 3))
-
-
-class Change(nn.Module):
-    """The same sums over latents or velocities."""
-
-    def forward(self, cached: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
-        return (cached - new).abs().sum((1, 2, 3, 4)), cached.abs().sum((1, 2, 3, 4))
-
-
-class Motion(nn.Module):
-    """Sums for motion regularisation (arXiv 2411.02397, eq. 7) over pairs of frames, a sample each:
-    sum |later - earlier| and sum |later| + |earlier|; ``earlier`` and ``later`` (pairs,) are frame indices.
-    """
-
-    def forward(self, new: Tensor, earlier: Tensor, later: Tensor) -> tuple[Tensor, Tensor]:
-        new = new.float()
-        first, second = new.index_select(1, earlier), new.index_select(1, later)
-        return (second - first).abs().sum((1, 2, 3)), (second.abs() + first.abs()).sum((1, 2, 3))
-
-
 class Guide(nn.Module):
     """Classifier-free guidance (arXiv 2207.12598, eq. 6): u + g * (c - u) on the latent's channels."""
 
@@ -180,9 +131,9 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
     """The graphs for a model with these ``stages``; ``select`` only for one that may keep frames.
 
     Axes: ``batch`` is all guidance branches of all samples, ``samples`` one of them, ``calls`` the predictions that
-    the sampler remembers or the residuals that a group keeps, ``pairs`` the pairs of frames that are compared.
+    the sampler remembers or the residuals that a group keeps.
     """
-    tokens = next(spec for stage in stages if stage.block for spec in stage.inputs if spec.name == "hidden")
+    tokens = hidden_of(stages)
     prediction = next(spec for spec in stages[-1].outputs if spec.name == "prediction")
 
     def spec(name: str, axes: tuple[int | str, ...], kind: DType = "float32") -> TensorSpec:
@@ -196,9 +147,6 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
 
     kept = tokens.model_copy(update={"name": "residuals", "axes": ("calls", *tokens.axes)})
     of_branch = prediction.model_copy(update={"axes": ("samples", *prediction.axes[1:])})
-    sums = (spec("change", ("batch",)), spec("magnitude", ("batch",)))
-    of_samples = (spec("change", ("samples",)), spec("magnitude", ("samples",)))
-    frames = (spec("earlier", ("pairs",), "int64"), spec("later", ("pairs",), "int64"))
     coefficients = (spec("scale", ("samples",)), spec("weights", ("calls", "samples")))
     updated = (latents("latents" + OUT, "samples"), spec("magnitude", ("samples",)))
 
@@ -233,15 +181,6 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
             BLEND.format(to_hidden=to_hidden),
         ),
         stage("subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),), SUBTRACT),
-        stage("distance", Distance(), (hidden("cached"), hidden("new")), sums, DISTANCE.format(axes="1, 2, 3")),
-        stage(
-            "change",
-            Change(),
-            (latents("cached", "samples"), latents("new", "samples")),
-            of_samples,
-            DISTANCE.format(axes="1, 2, 3, 4"),
-        ),
-        stage("motion", Motion(), (hidden("new"), *frames), sums, MOTION),
         stage(
             "velocity",
             Velocity(latent.channels),

@@ -22,26 +22,24 @@ from adacache_engines.bundle.manifest import (
 )
 from adacache_engines.bundle.tensors import DType
 from adacache_engines.errors import InputError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.arithmetic import arithmetic
 from adacache_export.checkpoint import check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json
 from adacache_export.families.registry import maker, recognise
 from adacache_export.families.residual_block import sites_of
+from adacache_export.parts.part import SMALL_FILES, weights_nbytes
+from adacache_export.parts.text_encoder import add_encoder, open_encoder
+from adacache_export.parts.vae import add_decoder, open_decoder
 from adacache_export.phases import Progress, running_total
-from adacache_export.stages import MODULATED, Stage
+from adacache_export.signals import signal_entry, signal_stages
+from adacache_export.stages import MODULATED, Stage, hidden_of
 from adacache_export.tracing.graphs import export_graphs
-from adacache_export.verification.parity import check_sizes
+from adacache_export.verification.sizes import check_sizes
 from adacache_export.writing.folder import building, check_destination, file_entries
-from adacache_export.writing.parts import (
-    SMALL_FILES,
-    add_decoder,
-    add_encoder,
-    open_decoder,
-    open_encoder,
-    weights_nbytes,
-)
 from adacache_export.writing.weights_file import reader, write_weights
+from adacache_runtime.caching.policy import BLOCK_INPUT
+from adacache_runtime.caching.signals.registry import SIGNALS
 
 WEIGHTS = "onnx/weights.safetensors"
 
@@ -114,8 +112,9 @@ def convert(
     described = family.describe(config, checkpoint.scheduler)
     dtype, latent, guidance, text = DTYPES[options.precision], described.latent, described.guidance, described.text
     vae = open_decoder(options.vae, latent, options.vae_precision, progress) if options.vae else None
-    # TeaCache's probe comes beside that of AdaCache, not in its place
-    probes = options.probes if {*options.probes} - {MODULATED} else (described.probe, *options.probes)
+    asked = tuple(MODULATED if probe == BLOCK_INPUT else probe for probe in options.probes)
+    # the probe of that role comes beside the default one, not in its place
+    probes = asked if {*asked} - {MODULATED} else (described.probe, *asked)
     expected = family.expected(config)
     scanned = running_total(progress.phase("checking the checkpoint", checkpoint.file_bytes()))
     check(checkpoint, expected, family.OPTIONAL_KEYS, family.constants(config), scanned)
@@ -126,6 +125,7 @@ def convert(
     with torch.device("meta"):  # shapes only: the weights stay in their file until a stage is verified
         stages = make_stages(config, probes, dtype, options.granularity)
         sums = arithmetic(stages, latent, guidance)
+        signals = signal_stages(SIGNALS.values(), hidden_of(stages), latent)
     _check_probes(probes, stages, family.PARTS, options.granularity)
     keys = [*_keys(stages), *([guidance.null_captions] if guidance.null_captions else [])]
     dtypes: dict[str, DType] = dict.fromkeys(keys, dtype)
@@ -142,7 +142,7 @@ def convert(
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         locations = write_weights(weights, shapes, dtypes, read, written)
         graphs = export_graphs(
-            [*stages, *sums],
+            [*stages, *sums, *signals],
             options.precision,
             weights,
             locations,
@@ -173,6 +173,7 @@ def convert(
                 for stage in stages
             ),
             arithmetic={stage.name: graphs[stage.name] for stage in sums},
+            signals={name: signal_entry(signal, graphs) for name, signal in SIGNALS.items()},
             default_probes=(described.probe,)
             if described.probe in probes
             else tuple(site for site in probes if site != MODULATED),
@@ -210,5 +211,5 @@ def _check_probes(
         forms = ", ".join(f"{kind}.N.{site}" for kind, sites in known.items() for site in sites)
         raise InputError(
             f"no probe site is called {', '.join(unknown)}; this model has {forms}, N a block from 0, such as"
-            f" temporal.0.attn, and {MODULATED}"
+            f" temporal.0.attn, and {MODULATED}, which {BLOCK_INPUT} stands for"
         )

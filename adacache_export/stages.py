@@ -51,6 +51,11 @@ class Stage:
         return {name: self.prefix + name for name, _ in self.module.named_parameters()}
 
 
+def hidden_of(stages: Iterable[Stage]) -> TensorSpec:
+    """Return name, dtype and axes of the hidden state between blocks."""
+    return next(spec for stage in stages if stage.block for spec in stage.inputs if spec.name == "hidden")
+
+
 def weight_shapes(stages: Iterable[Stage]) -> dict[str, tuple[int, ...]]:
     """Key in the checkpoint -> shape, of all weights that the stages load."""
     return {

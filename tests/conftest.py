@@ -25,6 +25,9 @@ PROBES = (
 )
 
 
+# so that a failed check shows the numbers, as a failed test does
+pytest.register_assert_rewrite("tests.helpers.gpu_checks")
+
 # Neither a slow machine nor chance decides whether a test passes: no example has a deadline, and the examples are the
 # same in every run. ``pytest --hypothesis-profile random`` looks at other examples each time.
 settings.register_profile("random", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -184,8 +187,8 @@ def decoding_folder(
     """The bundle of the reference Latte, with a text encoder and a decoder. Not to be changed."""
 
     def build(folder: Path) -> None:
+        from adacache_export.parts.add_parts import add_parts
         from adacache_export.phases import Progress
-        from adacache_export.writing.add_parts import add_parts  # here: it imports torch, which few tests need
 
         part = Path(shutil.copytree(latte_bundle("latte"), folder.with_suffix(".part")))
         with unlogged():

@@ -222,3 +222,44 @@ def test_the_wheel_is_whole_without_torch(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0
+
+
+TESTS = ROOT / "tests"
+MIRRORED = {
+    "engines": SOURCES["adacache_engines"],
+    "export": SOURCES["adacache_export"],
+    "runtime": SOURCES["adacache_runtime"],
+    "serve": SOURCES["adacache_serve"],
+    "tools": ROOT / "tools",
+    "tune": SOURCES["adacache_tune"],
+}
+
+
+def test_no_test_imports_a_test() -> None:
+    """Helpers neither: what tests share is in tests/helpers."""
+    importing = {
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in TESTS.rglob("*.py")
+        for name in imported_names(ast.parse(path.read_text()))
+        if name.split(".")[0] == "tests" and any(part.startswith("test_") for part in name.split("."))
+    }
+    assert importing == set()
+
+
+def imported_names(tree: ast.AST) -> Iterator[str]:
+    """Modules that are imported, and names that are imported from them, which may be modules, too."""
+    yield from imports(tree)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_tests_mirror_the_packages() -> None:
+    """A test stands in the folder whose name is that of the package's folder that it tests."""
+    folders = {path.parent.relative_to(TESTS) for path in TESTS.rglob("test_*.py")} - {Path()}
+    astray = {
+        folder.as_posix()
+        for folder in folders
+        if folder.parts[0] not in MIRRORED or not MIRRORED[folder.parts[0]].joinpath(*folder.parts[1:]).is_dir()
+    }
+    assert astray == set()

@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from adacache_engines.bundle.files import open_bundle, read_manifest
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OnnxRuntime
 from adacache_export.convert import Options, convert
 from adacache_export.families.latte import family as latte
 from adacache_export.families.open_sora import family as open_sora
@@ -82,7 +82,7 @@ def measure_ratios(arguments: argparse.Namespace, folder: Path, console: Console
         progress.update(task, description="memory of a run of its own")
         memory = measure_memory(bundle.folder, size, branches, MEMORY_STEPS, arguments.threads)
 
-        backend = TimedBackend(OrtBackend(bundle.folder, threads=arguments.threads))
+        backend = TimedBackend(OnnxRuntime(threads=arguments.threads).open(bundle))
         pipeline = Pipeline(bundle, backend)
         total = ROUND_CALLS * arguments.repetitions * arguments.steps
         progress.update(task, description="calls of the denoiser", total=total, completed=0)

@@ -29,13 +29,12 @@ from tools.gpu.machine import BACKENDS, available, exporter_missing, find_gpu, m
 from tools.gpu.model import DEPTH, LARGE, PRECISIONS, Preparation, make_bundles
 from tools.gpu.pack import pack
 from tools.gpu.report import markdown
-from tools.gpu.rig import BUNDLES, NO_TARGET, RTX_TARGET
-from tools.gpu.steps import run_tests, step
+from tools.gpu.steps import BUNDLES, NO_TARGET, RTX_TARGET, run_tests, step
 
 SIZES = ("480p:2s", "720p:2s")
 STEPS, ROUNDS = 30, 8
 QUICK_STEPS, QUICK_ROUNDS = 12, 3
-TESTS = ("tests/test_gpu.py",)
+TESTS = ("tests/tools/test_gpu.py",)
 
 
 def parser() -> argparse.ArgumentParser:

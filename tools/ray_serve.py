@@ -23,6 +23,7 @@ from ray import serve
 from ray.serve.exceptions import RequestCancelledError
 
 from adacache_engines.bundle.files import open_bundle
+from adacache_runtime.commands.options import opening_from_texts
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.trace import CallRecord, entry
 from adacache_serve.device.film import film, suffix
@@ -165,7 +166,7 @@ def application(
 
 
 def app(args: dict[str, str]) -> serve.Application:
-    """For ``serve run``; ``backend`` and ``provider`` are those of adacache-run."""
-    engine = {name: args[name] for name in ("backend", "provider") if name in args}
-    gpus = float(args.get("gpus", 0))
-    return application(args["bundle"], int(args.get("replicas", 1)), gpus, partial(Pipeline.open, **engine))  # type: ignore[arg-type]
+    """Return the application for ``serve run``; the others are adacache-run's options: ``weight_budget=4000``."""
+    rest = dict(args)
+    bundle, replicas, gpus = rest.pop("bundle"), int(rest.pop("replicas", 1)), float(rest.pop("gpus", 0))
+    return application(bundle, replicas, gpus, partial(Pipeline.open, **opening_from_texts(rest)))

@@ -154,7 +154,7 @@ def _extend(options: argparse.Namespace, check: Callable[[], None]) -> None:
     console = Console()
     if options.text_encoder or options.vae:
         _require_exporter()
-        from adacache_export.writing.add_parts import add_parts
+        from adacache_export.parts.add_parts import add_parts
 
         with PhaseProgress(check=check) as progress:
             precision: Precision = options.text_precision or "fp32"
@@ -271,7 +271,7 @@ def _inspect(options: argparse.Namespace) -> None:
 
 def _verify(folder: Path, check: Callable[[], None]) -> None:
     _require_exporter()
-    from adacache_export.tracing.graphs import check_errors
+    from adacache_export.verification.parity import check_errors
     from adacache_export.verification.verify import verify
 
     with PhaseProgress(check=check) as progress:

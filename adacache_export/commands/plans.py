@@ -12,7 +12,7 @@ from adacache_engines.bundle.manifest import PlanSet
 from adacache_engines.bundle.shape_profiles import fixed_profile, parse_profile, shape_profile
 from adacache_engines.errors import InputError, MissingDependencyError
 from adacache_engines.tensorrt.build import TARGETS, BuildOptions, check_options
-from adacache_engines.tensorrt.library import LIBRARIES, TensorRT, gpu_target, open_library
+from adacache_engines.tensorrt.library import LIBRARIES, InstalledLibrary, gpu_target, open_library
 from adacache_engines.tensorrt.plan_builder import Phase, build_plans
 
 ONNX_ONLY = "onnxruntime"
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--jobs", metavar="N", type=int, default=0, help="processes that build (default: by cores and memory)")
 
 
-def asked(options: argparse.Namespace) -> tuple[TensorRT | None, BuildOptions]:
+def asked(options: argparse.Namespace) -> tuple[InstalledLibrary | None, BuildOptions]:
     """The library that the options choose, None for ONNX Runtime alone; everything checked that can be by now.
 
     Raises:
@@ -78,7 +78,7 @@ def asked(options: argparse.Namespace) -> tuple[TensorRT | None, BuildOptions]:
     return library, build
 
 
-def explain(library: TensorRT | None) -> str:
+def explain(library: InstalledLibrary | None) -> str:
     """What was chosen for ``auto``, and why."""
     if library is None:
         return "backend: ONNX Runtime only, because neither TensorRT with a GPU nor TensorRT-RTX is here"
@@ -86,7 +86,7 @@ def explain(library: TensorRT | None) -> str:
     return f"backend: {library.name} {library.version}, because {why}"
 
 
-def _automatic() -> TensorRT | None:
+def _automatic() -> InstalledLibrary | None:
     with contextlib.suppress(MissingDependencyError):
         library = open_library("tensorrt")
         if gpu_target() is not None:
@@ -97,7 +97,7 @@ def _automatic() -> TensorRT | None:
 
 
 def compile_bundle(
-    folder: Path, library: TensorRT, build: BuildOptions, options: argparse.Namespace, phase: Phase
+    folder: Path, library: InstalledLibrary, build: BuildOptions, options: argparse.Namespace, phase: Phase
 ) -> PlanSet:
     """Builds the plans that were asked for; raises what :func:`build_plans` raises."""
     manifest = read_manifest(folder)

@@ -1,18 +1,19 @@
-"""Traces, writes and verifies the graphs of a set of stages."""
+"""The graphs of a set of stages, traced once a kind, written and verified."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import onnx_ir as ir
 from torch import Tensor
 
-from adacache_engines.bundle.manifest import TOLERANCES, Check, Graph, Precision
+from adacache_engines.bundle.manifest import Graph, Precision
 from adacache_engines.contract.engine import Backend
-from adacache_engines.errors import ExportError
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
-from adacache_export.tracing.trace import trace, write_graph, written_down
-from adacache_export.verification.parity import compare
+from adacache_export.tracing.graph_file import write_graph
+from adacache_export.tracing.trace import trace
+from adacache_export.tracing.written_down import written_down
+from adacache_export.verification.parity import check_errors, verified
 from adacache_export.writing.weights_file import TORCH_DTYPES, Location
 
 Sizes = Mapping[str, int]
@@ -28,17 +29,18 @@ def export_graphs(
     backend: Backend,
     progress: Progress,
 ) -> dict[str, Graph]:
-    """Makes one ONNX file a stage beside the weights file; a kind is traced, or written down, once.
+    """Write one ONNX file for each stage beside the weights file, and verify its engine.
 
     Args:
-        stages: with modules on the meta device.
-        precision: theirs, which says how far an engine may be from its stage.
-        weights: the file that the graphs point into; its folder receives them.
-        locations: of the weights in that file, each with its dtype.
-        read: a weight of the checkpoint by its key, in that dtype.
-        sizes: of the dynamic axes, to verify each engine at; the first ones, without any 1, serve for tracing.
-        backend: opened on the folder above that of ``weights``.
-        progress: told of both phases.
+        stages: stages with modules on the meta device; those of one kind are traced, or written down, once.
+        precision: precision of the stages, which decides how much an engine may differ from its stage.
+        weights: file that the graphs point into; its folder receives them.
+        locations: place of every weight in that file, each with its dtype.
+        read: function that returns a weight by its key, in that dtype.
+        sizes: sizes of the dynamic axes that each engine is verified at; the first ones, none of them 1, serve for
+            tracing.
+        backend: backend that is opened on the folder above that of ``weights``.
+        progress: object that is told of both phases.
 
     Raises:
         ExportError: a stage cannot be traced, or engines disagree with their torch stages; lists all of them.
@@ -69,35 +71,3 @@ def export_graphs(
         step(1)
     check_errors(graphs.values())
     return graphs
-
-
-def verified(
-    stage: Stage,
-    graph: Graph,
-    precision: Precision,
-    backend: Backend,
-    read: Callable[[str], Tensor],
-    sizes: Sequence[Sizes],
-) -> Graph:
-    """The graph with what comparing its engine with its torch stage showed."""
-    error = compare(stage, graph, backend, read, sizes)
-    tolerance = TOLERANCES[precision] if stage.tolerance is None else stage.tolerance
-    check = Check(error=error, tolerance=tolerance, engine=backend.name)
-    return graph.model_copy(update={"check": check})
-
-
-def check_errors(graphs: Iterable[Graph]) -> None:
-    """
-    Raises:
-        ExportError: an engine is further from its torch stage than its precision explains.
-    """
-    checks = [(graph.name, graph.check) for graph in graphs if graph.check]
-    wrong = [(name, check) for name, check in checks if not check.error <= check.tolerance]
-    if wrong:
-        lines = [f"  {name}: {check.error:.2e}, at most {check.tolerance:.0e} expected" for name, check in wrong]
-        raise ExportError(
-            "these engines disagree with their torch stages:\n"
-            + "\n".join(lines)
-            + "\nTry fp32 (--precision, --text-precision, --vae-precision); if it persists, the installed onnxruntime "
-            "or torch is at fault."
-        )

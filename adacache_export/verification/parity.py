@@ -1,64 +1,77 @@
-"""Compares a stage's engine with its torch stage on random inputs."""
+"""The comparison of a stage's engine with its torch stage on random inputs."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adacache_engines.bundle.manifest import Graph, LatentSpace
+from adacache_engines.bundle.manifest import TOLERANCES, Check, Graph, Precision
 from adacache_engines.bundle.tensors import NUMPY_DTYPES, TensorSpec
 from adacache_engines.contract.engine import Backend
+from adacache_engines.errors import ExportError
 from adacache_export.stages import Stage
-from adacache_export.tracing.trace import example
+from adacache_export.verification.examples import example
 from adacache_export.writing.weights_file import TORCH_DTYPES
 
 HALVES = ("float16", "bfloat16")
 
 
-def check_sizes(latent: LatentSpace) -> list[dict[str, int]]:
-    """Two shapes for a model: several frames that, if they may, do not fill whole patches, and one that does."""
-    frames, rows, columns = latent.patch
-    less = 0 if latent.whole_patches else 1
-    clip = {"frames": 3 * frames, "height": 4 * rows - less * (rows > 1), "width": 5 * columns - less * (columns > 1)}
-    image = {"frames": frames, "height": 2 * rows, "width": 3 * columns}
-    several = {"batch": 4, "samples": 2, "calls": 3, "pairs": 2, "text": 6}
-    single = {"batch": 2, "samples": 1, "calls": 1, "pairs": 1, "text": 3}
-    return [size | latent.token_axes(**size) | rest for size, rest in ((clip, several), (image, single))]
+def verified(
+    stage: Stage,
+    graph: Graph,
+    precision: Precision,
+    backend: Backend,
+    read: Callable[[str], Tensor],
+    sizes: Sequence[Mapping[str, int]],
+) -> Graph:
+    """Return the graph with the result of comparing its engine with its torch stage."""
+    error = compare(stage, graph, backend, read, sizes)
+    tolerance = TOLERANCES[precision] if stage.tolerance is None else stage.tolerance
+    check = Check(error=error, tolerance=tolerance, engine=backend.name)
+    return graph.model_copy(update={"check": check})
 
 
-def encoder_sizes(longest: int, vocabulary: int) -> list[dict[str, int]]:
-    """Two shapes for a text encoder: as long as its text gets (:func:`example` counts tokens up), and short."""
-    return [{"batch": 2, "text": min(longest, vocabulary)}, {"batch": 1, "text": 3}]
+def check_errors(graphs: Iterable[Graph]) -> None:
+    """Check that every engine is as close to its torch stage as its precision allows.
 
-
-def decoder_sizes(latent: LatentSpace) -> list[dict[str, int]]:
-    """Two shapes for a VAE's decoder: several images or latent frames, and a single one of another aspect."""
-    return [latent.window_axes(3, 5, 7, images=2), latent.window_axes(1, 4, 3)]
-
-
-def vae_encoder_sizes(latent: LatentSpace) -> list[dict[str, int]]:
-    """Likewise for its encoder: some frames beyond whole latent frames, and a single one."""
-    rule = latent.windows
-    frames = rule.frames % rule.stretch + 2 * rule.stretch
-    sizes = ((latent.image_axes(5, 7, images=2), frames), (latent.image_axes(4, 3), 1))
-    return [{**axes, "pixel_frames": some, "frames": rule.encoded(some)} for axes, some in sizes]
+    Raises:
+        ExportError: an engine is further from its torch stage; lists all of them.
+    """
+    checks = [(graph.name, graph.check) for graph in graphs if graph.check]
+    wrong = [(name, check) for name, check in checks if not check.error <= check.tolerance]
+    if wrong:
+        lines = [f"  {name}: {check.error:.2e}, at most {check.tolerance:.0e} expected" for name, check in wrong]
+        raise ExportError(
+            "these engines disagree with their torch stages:\n"
+            + "\n".join(lines)
+            + "\nTry fp32 (--precision, --text-precision, --vae-precision); if it persists, the installed onnxruntime "
+            "or torch is at fault."
+        )
 
 
 def compare(
     stage: Stage, graph: Graph, backend: Backend, read: Callable[[str], Tensor], shapes: Sequence[Mapping[str, int]]
 ) -> float:
-    """Runs both on the same seeded inputs, the torch stage as :class:`adacache_engines.bundle.entries.Check` says.
+    """Run a torch stage and its engine on the same seeded inputs, and return how far they are apart.
 
-    ``read`` gives a weight by its key, in the dtype that it has in the graph.
+    The torch stage runs in float32 where all its inputs and outputs are, as
+    :class:`adacache_engines.bundle.entries.Check` says.
+
+    Args:
+        stage: stage with a module on the meta device.
+        graph: graph that was made from the stage.
+        backend: backend that the engine is loaded by.
+        read: function that returns a weight by its key, in the dtype that it has in the graph.
+        shapes: sizes of the dynamic axes to compare at, one mapping for each comparison.
 
     Returns:
-        Worst max |engine - torch| / max(1, rms(torch)) over all outputs and shapes; NaN where either gave one.
+        The largest max |engine - torch| / max(1, rms(torch)) over all outputs and shapes; NaN where either gave one.
     """
     wide = not any(spec.dtype in HALVES for spec in (*stage.inputs, *stage.outputs))
     weights = {name: read(key).float() if wide else read(key) for name, key in stage.keys().items()}
-    # assigned, not copied: what is mapped from the checkpoint's file stays mapped
+    # assigned, not copied: weights that are mapped from the checkpoint's file stay mapped
     stage.module.load_state_dict(weights, assign=True)
     engine = backend.load(graph)
     generator = torch.Generator().manual_seed(0)
@@ -80,7 +93,7 @@ def compare(
             got = torch.from_numpy(buffers[spec.name].read().astype(np.float64))
             scale = max(1.0, float(reference.square().mean().sqrt()))
             errors.append(float((got - reference).abs().max()) / scale)
-    stage.module.to("meta")  # lets go of converted copies
+    stage.module.to("meta")  # frees converted copies
     return math.nan if any(map(math.isnan, errors)) else max(errors)
 
 

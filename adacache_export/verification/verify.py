@@ -12,17 +12,19 @@ from torch import Tensor
 from adacache_engines.bundle.files import open_bundle, read_manifest
 from adacache_engines.bundle.manifest import DTYPES, Graph, Manifest, Precision
 from adacache_engines.errors import BundleError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_engines.tensorrt.plans import check_plans
 from adacache_export.arithmetic import arithmetic
 from adacache_export.checkpoint.mapped import taken
 from adacache_export.families.registry import FAMILIES, maker
 from adacache_export.phases import Progress
-from adacache_export.stages import Stage
+from adacache_export.signals import signal_stages
+from adacache_export.stages import Stage, hidden_of
 from adacache_export.text_encoders.registry import reopened
-from adacache_export.tracing.graphs import verified
 from adacache_export.vaes.registry import coding_of
-from adacache_export.verification.parity import check_sizes, decoder_sizes, encoder_sizes, vae_encoder_sizes
+from adacache_export.verification.parity import verified
+from adacache_export.verification.sizes import check_sizes, decoder_sizes, encoder_sizes, vae_encoder_sizes
+from adacache_runtime.caching.signals.registry import SIGNALS
 
 
 def verify(folder: Path, progress: Progress) -> list[Graph]:
@@ -69,7 +71,9 @@ def _jobs(
         make_stages = maker(family, manifest.conditioned())
         stages = make_stages(config, tuple(manifest.probes()), DTYPES[manifest.precision], manifest.granularity)
         sums = arithmetic(stages, manifest.latent, manifest.guidance)
-    graphs = {stage.graph.name: stage.graph for stage in manifest.stages} | manifest.arithmetic
+        known = [signal for name, signal in SIGNALS.items() if name in manifest.signals]
+        sums += signal_stages(known, hidden_of(stages), manifest.latent)
+    graphs = {graph.name: graph for graph in manifest.loop_graphs()}
     sizes = check_sizes(manifest.latent)
     jobs = [(stage, graphs[stage.name], manifest.precision, sizes) for stage in (*stages, *sums)]
     if manifest.text.encoder_config is not None:

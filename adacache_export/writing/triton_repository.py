@@ -15,15 +15,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from adacache_engines.backends import ONNXRUNTIME
+from adacache_engines.backends import BACKENDS, default_backend
 from adacache_engines.bundle.files import MANIFEST, open_bundle, read_manifest
 from adacache_engines.bundle.manifest import Manifest
+from adacache_engines.contract.options import options_of
 from adacache_engines.errors import InputError
 from adacache_engines.tensorrt.plans import check_plans
 from adacache_export.phases import Progress
 from adacache_export.writing.folder import scratch
 from adacache_serve.orders import check_servable
-from adacache_serve.triton.config import INPUTS, MODEL, OUTPUTS, PARAMETERS
+from adacache_serve.triton.config import INPUTS, MODEL, OUTPUTS, parameters
 
 CONFIG, CODE = "config.pbtxt", "model.py"
 CPU = "cpu"
@@ -155,9 +156,8 @@ def config_pbtxt(manifest: Manifest, devices: Sequence[str]) -> str:
     on_cpu = list(devices) == [CPU] or (not devices and not libraries)
     if not on_cpu and not all(device.isdecimal() and device.isascii() for device in devices):
         raise InputError(f"--triton-device {', '.join(devices)} is not possible; give cpu, or numbers of GPUs")
-    backend = ONNXRUNTIME if on_cpu or not libraries else libraries[0]
-    chosen = {"backend": backend, "provider": "cpu" if on_cpu or libraries else "cuda"}
-    parameters = {**PARAMETERS, **chosen}
+    backend = default_backend() if on_cpu or not libraries else libraries[0]
+    chosen = {} if on_cpu or libraries else {"provider": "cuda"}
     instances = "kind: KIND_CPU" if on_cpu else "kind: KIND_GPU"
     if not on_cpu and devices:
         instances += f", gpus: [ {', '.join(devices)} ]"
@@ -179,6 +179,10 @@ def config_pbtxt(manifest: Manifest, devices: Sequence[str]) -> str:
         "# an instance is a process with the weights of its own; count is 1",
         f"instance_group [ {{ {instances}, count: 1 }} ]",
         "# in_flight: videos that an instance makes in turn; memory_budget: MB for these, 0 = what is free",
-        *(f'parameters {{ key: "{key}", value {{ string_value: "{value}" }} }}' for key, value in parameters.items()),
+        *(f"# {name}: {option.help}" for name, option in options_of(BACKENDS[backend]).items()),
+        *(
+            f'parameters {{ key: "{key}", value {{ string_value: "{value}" }} }}'
+            for key, value in parameters(backend, chosen).items()
+        ),
     ]
     return "\n".join(lines) + "\n"

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adacache_engines.backends import ONNXRUNTIME, TextDevice, open_backend, open_text_backend
 from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.bundle.manifest import X_MASK
 from adacache_engines.bundle.shape_profiles import check_profiles
 from adacache_engines.contract.dry_run import Known
-from adacache_engines.contract.engine import Backend
+from adacache_engines.contract.engine import Backend, BackendConfig
+from adacache_engines.onnxruntime.backend import OnnxRuntime
 from adacache_runtime.caching.groups import granularities, residual_nbytes
 from adacache_runtime.caching.policy import Granularity
 from adacache_runtime.denoising.assembly import assemble
@@ -33,6 +33,7 @@ from adacache_runtime.request import Request, Settled, settle
 from adacache_runtime.samplers.registry import dtype_of_conditions
 from adacache_runtime.samplers.update import Floats
 from adacache_runtime.text import prompts as text
+from adacache_runtime.text.device import TextDevice, open_text_backend
 from adacache_runtime.text.embedding_cache import EmbeddingCache
 from adacache_runtime.text.encoder import cached
 from adacache_runtime.trace import CallRecord, Trace
@@ -103,45 +104,42 @@ class Pipeline:
         self._cache = EmbeddingCache(embedding_cache, bundle.manifest) if embedding_cache else None
         self._known: Known = {}
         manifest = bundle.manifest
-        stages, arithmetic = {}, {}
+        stages, arithmetic, signals = {}, {}, {}
         for stage in manifest.stages:
             stages[stage.graph.name] = backend.load(stage.graph)
             progress(1)
         for name, graph in manifest.arithmetic.items():
             arithmetic[name] = backend.load(graph)
             progress(1)
-        self.engines = Engines(stages, arithmetic)
+        for graph in manifest.signal_graphs():
+            signals[graph.name] = backend.load(graph)
+            progress(1)
+        self.engines = Engines(stages, arithmetic, signals)
 
     @classmethod
     def open(
         cls,
         folder: Path | str,
-        backend: str = ONNXRUNTIME,
-        provider: str = "cpu",
-        threads: int = 0,
-        shared_threads: bool = True,
-        cuda_graphs: bool = True,
-        weight_budget: int | None = None,
+        backend: BackendConfig = OnnxRuntime(),
         text_device: TextDevice = "backend",
         embedding_cache: Path | None = None,
     ) -> "Pipeline":
         """Opens a bundle.
 
         Args:
-            folder: of the bundle.
+            folder: folder that ``adacache-export`` made.
+            backend: what runs the model, such as ``OnnxRuntime(provider="cuda")`` or ``TensorRT()``.
             text_device: where the text encoder runs: where the model does, or on the ``cpu``, through ONNX Runtime.
             embedding_cache: a folder where prompts' embeddings are kept, and found again; None = nowhere.
-            backend, provider, threads, shared_threads, cuda_graphs, weight_budget: see
-                :func:`adacache_engines.backends.open_backend`.
 
         Raises:
             BundleError: it is not an unchanged bundle.
-            InputError, MissingDependencyError: the back end or its provider cannot be had here.
+            InputError, MissingDependencyError: the backend or its provider cannot be had here.
             EngineError: there is no GPU, no plan for it, or an engine cannot be loaded.
         """
         bundle = open_bundle(folder)
-        opened = open_backend(bundle, backend, provider, threads, shared_threads, cuda_graphs, weight_budget)
-        text_backend = open_text_backend(bundle, opened, text_device, threads)
+        opened = backend.open(bundle)
+        text_backend = open_text_backend(bundle, backend, opened, text_device)
         return cls(bundle, opened, text_backend=text_backend, embedding_cache=embedding_cache)
 
     def generate(self, request: Request, on_call: Callable[[CallRecord], None] = lambda _: None) -> Result:

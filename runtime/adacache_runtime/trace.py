@@ -1,9 +1,9 @@
-"""What a generation did, call by call; reports, plots and replays are views of it."""
+"""The trace of a generation: what it did, call by call. Reports, plots and replays are views of it."""
 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,22 @@ from pydantic import TypeAdapter, ValidationError
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.policy import Granularity, Observation, Rows, by_branch, rows_of
 
+OWN_KEYS = ("call", "timestep", "computed", "groups", "rebuilt", "engine_ms", "wall_ms")  # of a call's entry in JSON
+
 
 @dataclass(frozen=True)
 class CallRecord:
     """One call of the denoiser.
 
     Attributes:
-        call: from 1.
-        timestep: of the first sample, 1000 = pure noise.
+        call: number of the call, from 1.
+        timestep: timestep of the first sample, 1000 = pure noise.
         compute: for each group, in the order of execution, whether it was computed; or a row of these for each branch.
-        observation: what the policy made of the call's measurement; empty where it measured nothing.
+        observation: what the policy made of the call's measurements; empty where it measured nothing.
         engine_ms: time inside engines, by part of the call: ``embed``, ``blocks``, ``measure``, and ``final``, which is
             all from the final stage to the next latents.
+        wall_ms: time from when the call began, or was asked for, to its end.
         rebuilt: for each branch, whether it did not run, its prediction being rebuilt; empty = all ran.
-        wall_ms: from when the call began, or was asked for, to its end.
     """
 
     call: int
@@ -107,10 +109,10 @@ def read_trace(path: Path) -> Trace:
         content = json.loads(path.read_text(encoding="utf-8"))
         calls = [
             {
-                **call,
+                **{key: call[key] for key in OWN_KEYS if key in call},
                 "compute": call["groups"],
                 "rebuilt": call.get("rebuilt", ()),
-                "observation": {part.name: call.get(part.name) for part in fields(Observation)},
+                "observation": {key: call[key] for key in call if key not in OWN_KEYS and call[key] is not None},
             }
             for call in content["calls"]
         ]
@@ -128,9 +130,10 @@ def read_trace(path: Path) -> Trace:
 
 def entry(record: CallRecord) -> dict[str, Any]:
     """A call as :meth:`Trace.to_json` has it."""
-    measured = {key: value for key, value in asdict(record.observation).items() if value is not None}
     # JSON has no NaN: a single frame has no motion
-    numbers = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in measured.items()}
+    numbers = {
+        key: value if math.isfinite(value) else None for key, value in record.observation.items() if key not in OWN_KEYS
+    }
     return {
         "call": record.call,
         "timestep": record.timestep,

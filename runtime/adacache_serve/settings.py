@@ -3,18 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from adacache_engines.backends import ONNXRUNTIME, TextDevice
-
-
-@dataclass(frozen=True)
-class Engine:
-    """What runs the bundles in a worker; see :meth:`adacache_runtime.pipeline.Pipeline.open`."""
-
-    backend: str = ONNXRUNTIME
-    provider: str = "cpu"
-    threads: int = 0
-    text_device: TextDevice = "backend"
-    embedding_cache: Path | None = None
+from adacache_engines.contract.engine import BackendConfig
+from adacache_engines.onnxruntime.backend import OnnxRuntime
+from adacache_runtime.text.device import TextDevice
 
 
 @dataclass(frozen=True)
@@ -25,7 +16,8 @@ class Settings:
         database: SQLAlchemy URL; None = SQLite in ``data``.
         results: folder or ``s3://BUCKET/PREFIX``; None = in ``data``.
         devices: what CUDA_VISIBLE_DEVICES is to be in each worker; one worker with all there is by default.
-        engine: of the workers.
+        backend, text_device, embedding_cache: how each worker opens the bundles; see
+            :meth:`adacache_runtime.pipeline.Pipeline.open`.
         in_flight: generations that a worker has begun at once.
         memory_budget: bytes that these may take beside the weights; None = what is free.
         queue: jobs that may wait.
@@ -46,7 +38,9 @@ class Settings:
     database: str | None = None
     results: str | None = None
     devices: tuple[str | None, ...] = (None,)
-    engine: Engine = Engine()
+    backend: BackendConfig = OnnxRuntime()
+    text_device: TextDevice = "backend"
+    embedding_cache: Path | None = None
     in_flight: int = 4
     memory_budget: int | None = None
     queue: int = 1000

@@ -10,6 +10,7 @@ import pytest
 from adacache_engines.bundle import files as bundle_module
 from adacache_engines.bundle.files import MANIFEST
 from adacache_export.tracing import graphs
+from adacache_export.verification import parity
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -30,4 +31,4 @@ class Stubs:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(graphs, "trace", lambda *_: None)
         monkeypatch.setattr(graphs, "write_graph", lambda path, *_: path.write_bytes(b"graph"))
-        monkeypatch.setattr(graphs, "compare", lambda *_: self.error)
+        monkeypatch.setattr(parity, "compare", lambda *_: self.error)

@@ -11,7 +11,6 @@ from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.open_sora_plan import family as open_sora_plan
 from adacache_export.families.registry import FAMILIES
 from adacache_export.stages import Stage
-from adacache_runtime.caching.policy import Observation
 from adacache_runtime.trace import CallRecord, Trace
 from tests.helpers import fake_model
 
@@ -64,4 +63,4 @@ def counted_fake() -> Manifest:
 
 
 def trace_of(*calls: tuple[bool, ...]) -> Trace:
-    return Trace(tuple(CallRecord(i, 1.0, call, Observation(), {}, 1.0) for i, call in enumerate(calls, 1)), SIZES)
+    return Trace(tuple(CallRecord(i, 1.0, call, {}, {}, 1.0) for i, call in enumerate(calls, 1)), SIZES)

@@ -6,6 +6,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from adacache_runtime.caching.policy import Context, Measurement, Observation, Policy, Run
+from adacache_runtime.caching.signals.signal import at_stride
 
 SITE = "temporal.0.attn"
 
@@ -13,9 +14,17 @@ SITE = "temporal.0.attn"
 def measured(distance: float | Sequence[float], motion: Sequence[float] = (), site: str = SITE) -> Measurement:
     """What would show these relative changes (a unit each), and this motion at each stride in every unit."""
     distances = (distance,) if isinstance(distance, int | float) else tuple(distance)
-    ones = (2.0,) * len(distances)
-    moved = tuple((2.0 * raw,) * len(distances) for raw in motion)
-    return Measurement(site, tuple(2.0 * d for d in distances), ones, moved, (ones,) * len(moved))
+    twos = (2.0,) * len(distances)
+    numbers = {"change": tuple(2.0 * distance for distance in distances), "magnitude": twos}
+    for stride, raw in enumerate(motion, 1):
+        moved = (2.0 * raw,) * len(distances)
+        numbers |= {at_stride("motion", stride): moved, at_stride("motion_magnitude", stride): twos}
+    return Measurement(site, numbers)
+
+
+def changed(site: str, change: tuple[float, ...], magnitude: tuple[float, ...]) -> Measurement:
+    """A site's change relative to a magnitude, which is that of the earlier tensor and of the new one."""
+    return Measurement(site, {"change": change, "magnitude": magnitude, "new_magnitude": magnitude})
 
 
 def replay(

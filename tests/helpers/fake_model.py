@@ -3,7 +3,7 @@
 Four blocks of width 3 on pixels; each shows its tanh as the probe ``attn``, and the embedding what TeaCache measures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,17 @@ from adacache_engines.bundle.manifest import (
     LatentSpace,
     Manifest,
     SamplerDefaults,
+    SignalEntry,
     StageEntry,
     TextRule,
     VideoDefaults,
 )
+from adacache_engines.bundle.signals import Space
 from adacache_engines.bundle.tensors import DType, TensorSpec
 from adacache_engines.contract.device import Array
 from adacache_engines.contract.fake import FakeBackend, Function
+from adacache_runtime.caching.signals.registry import SIGNALS
+from adacache_runtime.caching.signals.signal import Signal, graph_name
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Captions, Request
 
@@ -89,17 +93,11 @@ def conditioned(plain: Manifest) -> dict[str, Any]:
 def manifest(files: Mapping[str, FileEntry] | None = None) -> Manifest:
     captions = spec("captions", "batch", "text", WIDTH)
     conditions = (spec("timestep", "batch"), spec("fps", "batch"), spec("height", 1), spec("width", 1))
-    sums = (spec("change", "batch"), spec("magnitude", "batch"))
-    of_samples = (spec("change", "samples"), spec("magnitude", "samples"))
     kept = spec("residuals", "calls", "batch", "patch_frames", "tokens", WIDTH)
-    pairs = (spec("earlier", "pairs", dtype="int64"), spec("later", "pairs", dtype="int64"))
     arithmetic = [
         graph("add", (hidden("hidden"), hidden("residual")), (hidden("hidden_out"),)),
         graph("blend", (hidden("hidden"), kept, spec("weights", "calls")), (hidden("hidden_out"),)),
         graph("subtract", (hidden("after"), hidden("before")), (hidden("residual"),)),
-        graph("distance", (hidden("cached"), hidden("new")), sums),
-        graph("change", (latents("cached", "samples"), latents("new", "samples")), of_samples),
-        graph("motion", (hidden("new"), *pairs), sums),
         graph("velocity", (latents("prediction", "samples"),), (latents("velocity", "samples"),)),
         graph("guide", (latents("prediction", "batch"), spec("guidance", 1)), (latents("velocity", "samples"),)),
         graph(
@@ -132,6 +130,7 @@ def manifest(files: Mapping[str, FileEntry] | None = None) -> Manifest:
             StageEntry(graph=graph("final", final, (latents("prediction", "batch"),))),
         ),
         arithmetic={entry.name: entry for entry in arithmetic},
+        signals={name: signal_entry(signal) for name, signal in SIGNALS.items()},
         default_probes=("temporal.0.attn",),
         sampler=SamplerDefaults(name="rflow", steps=6, guidance=2.0, timestep_transform=False),
         video=VideoDefaults(height=SIZE[1], width=SIZE[2], frames=SIZE[0]),
@@ -188,21 +187,6 @@ def run_blend(given: Named) -> dict[str, Array]:
     return {"hidden_out": given["hidden"] + update}
 
 
-def run_distance(given: Named) -> dict[str, Array]:
-    """Of the hidden state, and of the latents with their axis more."""
-    cached, new = given["cached"], given["new"]
-    axes = tuple(range(1, cached.ndim))
-    return {"change": np.abs(cached - new).sum(axes), "magnitude": np.abs(cached).sum(axes)}
-
-
-def run_motion(given: Named) -> dict[str, Array]:
-    first, second = given["new"][:, given["earlier"]], given["new"][:, given["later"]]
-    return {
-        "change": np.abs(second - first).sum((1, 2, 3)),
-        "magnitude": (np.abs(second) + np.abs(first)).sum((1, 2, 3)),
-    }
-
-
 def functions() -> dict[str, Function]:
     def block(name: str) -> Function:
         return lambda given: run_block(name, given)
@@ -214,15 +198,39 @@ def functions() -> dict[str, Function]:
         "final": run_final,
         "add": lambda given: {"hidden_out": given["hidden"] + given["residual"]},
         "blend": run_blend,
-        "change": run_distance,
         "subtract": lambda given: {"residual": given["after"] - given["before"]},
-        "distance": run_distance,
-        "motion": run_motion,
         "velocity": lambda given: {"velocity": given["prediction"]},
         "guide": run_guide,
         "combine": run_combine,
         "select": run_select,
+        **signal_functions(SIGNALS.values()),
     }
+
+
+def signal_functions(signals: Iterable[Signal]) -> dict[str, Function]:
+    """The references of signals, by the name of the graph."""
+
+    def run(signal: Signal, space: Space) -> Function:
+        return lambda given: signal.in_numpy(space, given)
+
+    return {graph_name(signal.name, space): run(signal, space) for signal in signals for space in signal.spaces}
+
+
+def signal_entry(signal: Signal) -> SignalEntry:
+    """A signal with graphs for the fake model's tensors."""
+    tensors: dict[Space, TensorSpec] = {"hidden": hidden("hidden"), "latents": latents("latents", "samples")}
+
+    def entry(space: Space) -> Graph:
+        def given(name: str) -> TensorSpec:
+            pairs = name in ("earlier", "later")
+            return spec(name, "pairs", dtype="int64") if pairs else tensors[space].model_copy(update={"name": name})
+
+        numbers = tuple(spec(number, tensors[space].axes[0]) for number in signal.numbers)
+        return graph(graph_name(signal.name, space), tuple(map(given, signal.inputs)), numbers)
+
+    return SignalEntry(
+        graphs={space: entry(space) for space in signal.spaces}, independent_axes=signal.independent_axes
+    )
 
 
 def write_weights(folder: Path) -> None:
@@ -235,7 +243,7 @@ def write_bundle(folder: Path, **changes: Any) -> Bundle:
     """A whole bundle on disk, with ``changes`` of the manifest; its graphs are files that no engine could load."""
     write_weights(folder)
     plain = manifest().model_copy(update=changes)
-    for entry in [*(stage.graph for stage in plain.stages), *plain.arithmetic.values()]:
+    for entry in plain.loop_graphs():
         (folder / entry.path).write_bytes(f"the graph of {entry.name}".encode())
     files = {
         path.relative_to(folder).as_posix(): FileEntry(sha256=sha256_file(path), nbytes=path.stat().st_size)

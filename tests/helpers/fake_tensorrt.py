@@ -20,7 +20,7 @@ from adacache_engines.bundle.manifest import Graph, Library, PlanEntry, PlanSet
 from adacache_engines.bundle.tensors import NUMPY_DTYPES
 from adacache_engines.contract.fake import Function
 from adacache_engines.tensorrt.engine import DATA_TYPES
-from adacache_engines.tensorrt.library import TensorRT, _logger
+from adacache_engines.tensorrt.library import InstalledLibrary, _logger
 from adacache_engines.tensorrt.plans import ENGINES
 from tests.helpers.fake_cuda import Bytes, FakeCuda
 from tests.helpers.fake_model import functions
@@ -381,10 +381,10 @@ def _check_idle(cuda: FakeCuda, pending: list[int]) -> None:
         cuda.fault("a context is destroyed before its work is done")
 
 
-def library(module: Module, name: Library = "tensorrt-rtx") -> TensorRT:
+def library(module: Module, name: Library = "tensorrt-rtx") -> InstalledLibrary:
     """What ``open_library`` gives for it."""
     errors: list[str] = []
-    return TensorRT(name, module, module.__version__, _logger(module, errors), errors)
+    return InstalledLibrary(name, module, module.__version__, _logger(module, errors), errors)
 
 
 # bundles

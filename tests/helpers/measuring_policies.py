@@ -57,7 +57,7 @@ class Scripted:
     def observe(self, state: int, context: Context, measurements: Sequence[Measurement]) -> tuple[Observation, int]:
         self.log.append("observe")
         self.shown.append((context.call, tuple(measurements)))
-        return Observation(metric=float(context.call)), state
+        return {"metric": float(context.call)}, state
 
 
 def words(text: str) -> list[Decision]:

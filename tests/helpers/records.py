@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adacache_runtime.caching.policies.teacache import MODULATED
-from adacache_runtime.caching.policy import VELOCITY
+from adacache_runtime.caching.policy import BLOCK_INPUT, DEFAULT, VELOCITY
+from adacache_runtime.caching.signals.signal import at_stride
 from adacache_tune.calibration.records import RESIDUAL, Record, Site
 
 DEFAULT_SITE = "temporal.0.attn"
+MODULATED = "spatial.0.modulated"
 
 
 def site(tensors: NDArray[Any], gaps: int) -> Site:
@@ -21,7 +22,8 @@ def site(tensors: NDArray[Any], gaps: int) -> Site:
         magnitude[gap - 1, gap:] = np.abs(tensors[:-gap]).sum((1, 2))
     later, earlier = tensors[:, 1:], tensors[:, :-1]
     moved, size = np.abs(later - earlier).sum((1, 2)), (np.abs(later) + np.abs(earlier)).sum((1, 2))
-    return Site(change, magnitude, moved[None], size[None])
+    motion = {at_stride("motion", 1): moved[None], at_stride("motion_magnitude", 1): size[None]}
+    return {"change": change, "magnitude": magnitude, **motion}
 
 
 def toy(residuals: NDArray[Any], gaps: int, weights: NDArray[Any] | None = None, seed: int = 0) -> Record:
@@ -36,7 +38,7 @@ def toy(residuals: NDArray[Any], gaps: int, weights: NDArray[Any] | None = None,
     sites = {DEFAULT_SITE: residuals, RESIDUAL: residuals, VELOCITY: residuals**3, MODULATED: modulated}
     timesteps = tuple(np.linspace(1000, 1, calls).tolist())
     found = {name: site(tensors, gaps) for name, tensors in sites.items()}
-    return Record(timesteps, found, (1,), (DEFAULT_SITE,), error)
+    return Record(timesteps, found, {DEFAULT: (DEFAULT_SITE,), BLOCK_INPUT: (MODULATED,)}, error)
 
 
 def wandering(calls: int, seed: int, gaps: int = 0) -> Record:

@@ -16,11 +16,11 @@ from torch import Tensor
 from adacache_engines.bundle.files import MANIFEST, Bundle, dump_manifest
 from adacache_engines.bundle.latent_space import VaePrecision
 from adacache_engines.bundle.manifest import LatentSpace
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
+from adacache_export.parts.vae import add_decoder
 from adacache_export.phases import Progress
 from adacache_export.vaes.causal_vae.modules import CausalVaeConfig, ClipDecoder
 from adacache_export.vaes.registry import Vae, open_vae
-from adacache_export.writing.parts import add_decoder
 from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.decode import decode
 from tests.helpers import fake_model

@@ -43,6 +43,9 @@ KINDS: dict[str, tuple[Policy[Any], tuple[str, ...]]] = {
 }
 
 
+ONES = {"magnitude": (1.0,), "new_magnitude": (1.0,)}
+
+
 Wrap = tuple[str, int]
 
 
@@ -59,7 +62,7 @@ class Numbers(Unchanged):
     changes: Sequence[float]
 
     def measurement(self, measure: Measure, earlier: int, call: int) -> Measurement:
-        return Measurement(measure.site, (self.changes[call - 1],), (1.0,))
+        return Measurement(measure.site, {**ONES, "change": (self.changes[call - 1],)})
 
 
 def wrapped(policy: Policy[Any], wraps: Sequence[Wrap]) -> Any:

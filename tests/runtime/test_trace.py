@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policy import Observation
 from adacache_runtime.trace import CallRecord, Trace, read_trace
 
+SEEN = {"distance": 0.1, "motion": 0.2, "metric": 0.3, "rate": 4, "motion_score": 0.5, "cosine": 0.9}
 TRACE = Trace(
     (
-        CallRecord(1, 1000.0, (True, True), Observation(), {"embed": 1.0, "blocks": 3.5}, 5.0),
-        CallRecord(2, 900.5, (True, False), Observation(0.1, 0.2, 0.3, 4, 0.5), {"embed": 1.0, "blocks": 2.5}, 4.0),
-        CallRecord(3, 1.0, (False, False), Observation(), {}, 0.5),
+        CallRecord(1, 1000.0, (True, True), {}, {"embed": 1.0, "blocks": 3.5}, 5.0),
+        CallRecord(2, 900.5, (True, False), SEEN, {"embed": 1.0, "blocks": 2.5}, 4.0),
+        CallRecord(3, 1.0, (False, False), {}, {}, 0.5),
     ),
     {"batch": 2, "tokens": 36},
 )
@@ -34,9 +34,9 @@ def test_a_trace_comes_back_from_its_file(tmp_path: Path) -> None:
 
 
 def test_what_was_not_finite_comes_back_as_nothing(tmp_path: Path) -> None:
-    call = replace(TRACE.calls[1], observation=Observation(0.1, math.nan, math.inf, 1))
+    call = replace(TRACE.calls[1], observation={"distance": 0.1, "motion": math.nan, "metric": math.inf, "rate": 1})
     read = read_trace(write(tmp_path, replace(TRACE, calls=(call,)).to_json()))
-    assert read.calls[0].observation == Observation(distance=0.1, rate=1)
+    assert read.calls[0].observation == {"distance": 0.1, "rate": 1}
 
 
 def test_a_trace_without_sizes(tmp_path: Path) -> None:

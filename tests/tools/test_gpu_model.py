@@ -16,19 +16,20 @@ from safetensors.numpy import load_file
 
 from adacache_engines.bundle.files import open_bundle, read_manifest
 from adacache_engines.errors import BundleError, EngineError, InputError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.convert import Options, convert
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.flops import flops
 from adacache_runtime.request import settle
 from tests.helpers.gpu_results import RESULT
 from tools.gpu import benchmark as benchmark_module
-from tools.gpu.benchmark import Run, benchmark, request_of
+from tools.gpu.benchmark import Run, benchmark
 from tools.gpu.contenders import open_contenders, with_reason
 from tools.gpu.measure import _Generation, measure_calls
 from tools.gpu.model import LARGE, PRECISIONS, PROBE, Preparation, prepare
 from tools.gpu.pack import pack
 from tools.gpu.report import markdown
+from tools.gpu.requests import sized_request
 from tools.gpu.skeleton import deepen, fill, strip
 from tools.gpu.torch_backend import TorchBackend
 from tools.speed.calls import EVERY_THIRD
@@ -156,7 +157,7 @@ def test_the_benchmark_measures_in_turn(
     benchmark(Run(str(large), "64x64:17f", ("tensorrt", "torch-eager"), {}, steps=9, rounds=1), file)
     told = json.loads(file.read_text())
     bundle = open_bundle(large)
-    sizes = settle(bundle, request_of(bundle, "64x64:17f", 9)).sizes
+    sizes = settle(bundle, sized_request(bundle, "64x64:17f", 9)).sizes
     assert {key: told["sizes"][key] for key in sizes} == sizes
     assert set(told["stages"]) >= {"text", "embed", "spatial", "temporal", "temporal with probe", "final", "add"}
     for stage in told["stages"].values():

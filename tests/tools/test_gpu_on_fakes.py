@@ -1,4 +1,4 @@
-"""The tests for a GPU, run on the fakes: what they do is right before a GPU sees them, and each of them can fail."""
+"""The checks for a GPU, run on fakes: they are right before a GPU sees them, and each of them can fail."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -13,30 +13,26 @@ from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.fake import FakeBackend, Function
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import EngineError, InputError
-from adacache_engines.onnxruntime.engine import OrtBackend
-from adacache_engines.tensorrt.backend import TrtBackend
+from adacache_engines.tensorrt.backend import RUNTIME_CACHE, TrtBackend
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
+from tests.helpers import gpu_checks
 from tests.helpers.fake_cuda import FakeCuda
 from tests.helpers.fake_model import functions, write_bundle
 from tests.helpers.fake_tensorrt import Module, library, write_plans
-from tests.tools import test_gpu
-from tools.gpu import rig
 from tools.gpu.machine import Gpu, find_gpu
+from tools.gpu.requests import small_request
 
 
 @dataclass
 class Rig:
-    """What test_gpu's fixtures give, on fakes; ``functions`` may be changed to see a test fail."""
+    """A bundle whose plans run numpy functions on a fake GPU; the functions may be changed to see a check fail."""
 
     bundle: Bundle
     cuda: FakeCuda
     functions: dict[str, Function] = field(default_factory=functions)
 
-    def plans(self, _precision: str) -> Bundle:
-        return self.bundle
-
-    def opened(self, _precision: str, graphs: bool = True) -> TrtBackend:
+    def opened(self, graphs: bool = True) -> TrtBackend:
         module = Module(self.cuda, functions=self.functions)
         return TrtBackend(self.bundle, library(module), CudaDevice(api=self.cuda, graphs=graphs))
 
@@ -52,14 +48,18 @@ class Rig:
 
 
 @pytest.fixture
-def fakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+def fakes(tmp_path: Path) -> Iterator[Rig]:
     api = FakeCuda(capacity=1 << 24)
-    monkeypatch.setattr(test_gpu, "on_cpu", lambda _folder: FakeBackend(functions()))
     yield Rig(write_plans(write_bundle(tmp_path / "bundle")), api)
     assert api.faults == []
 
 
-def both(check: Callable[[], None], fakes: Rig, name: str, change: Callable[[Any], Any], **output: str) -> None:
+def cpu() -> FakeBackend:
+    """The backend that the fakes are compared with."""
+    return FakeBackend(functions())
+
+
+def both(check: Callable[[], object], fakes: Rig, name: str, change: Callable[[Any], Any], **output: str) -> None:
     """The check passes, and fails when an engine changes."""
     check()
     fakes.changed(name, change, **output)
@@ -69,7 +69,7 @@ def both(check: Callable[[], None], fakes: Rig, name: str, change: Callable[[Any
 
 def test_every_stage(fakes: Rig) -> None:
     both(
-        lambda: test_gpu.test_every_stage_gives_what_the_cpu_gives("fp16", fakes.opened, fakes.plans),
+        lambda: gpu_checks.check_stages(fakes.bundle, fakes.opened(), cpu(), "fp16"),
         fakes,
         "temporal.01",
         lambda value: value + np.float32(0.2),
@@ -79,7 +79,7 @@ def test_every_stage(fakes: Rig) -> None:
 
 def test_every_stage_with_nan(fakes: Rig) -> None:
     both(
-        lambda: test_gpu.test_every_stage_gives_what_the_cpu_gives("bf16", fakes.opened, fakes.plans),
+        lambda: gpu_checks.check_stages(fakes.bundle, fakes.opened(), cpu(), "bf16"),
         fakes,
         "final",
         lambda value: value * np.float32("nan"),
@@ -87,14 +87,30 @@ def test_every_stage_with_nan(fakes: Rig) -> None:
     )
 
 
-@pytest.mark.parametrize("policy", test_gpu.POLICIES)
+@pytest.mark.parametrize("policy", gpu_checks.POLICIES)
 def test_generations(fakes: Rig, policy: str) -> None:
     both(
-        lambda: test_gpu.test_a_generation_follows_the_cpus("fp32", policy, fakes.opened, fakes.plans),
+        lambda: gpu_checks.check_generation(fakes.bundle, fakes.opened(), cpu(), "fp32", policy),
         fakes,
         "spatial.00",
         lambda value: value * np.float32(1.5),
     )
+
+
+@pytest.mark.parametrize("policy", gpu_checks.POLICIES)
+def test_observations(fakes: Rig, policy: str) -> None:
+    """Distances that are too long are noticed; a policy that never reuses sees none."""
+
+    def check() -> None:
+        pipelines = [Pipeline(fakes.bundle, backend) for backend in (fakes.opened(), cpu())]
+        request = small_request(fakes.bundle, gpu_checks.STEPS, gpu_checks.POLICIES[policy])
+        given, wanted = (pipeline.generate(request) for pipeline in pipelines)
+        gpu_checks.check_observations(given, wanted, "fp32", policy)
+
+    if policy == "never":
+        check()
+    else:
+        both(check, fakes, "distance", lambda value: value * np.float32(1.01), output="change")
 
 
 class Counted:
@@ -111,11 +127,11 @@ class Counted:
 @pytest.mark.parametrize(
     "check",
     [
-        lambda fakes: test_gpu.test_recorded_graphs_change_nothing("stack", fakes.opened, fakes.plans),
-        lambda fakes: test_gpu.test_recorded_graphs_change_nothing("block", fakes.opened, fakes.plans),
-        lambda fakes: test_gpu.test_sharing_the_arena_changes_nothing(fakes.opened, fakes.plans),
-        lambda fakes: test_gpu.test_two_generations_beside_each_other_are_the_same_alone(fakes.opened, fakes.plans),
-        lambda fakes: test_gpu.test_the_same_again_is_the_same(fakes.opened, fakes.plans),
+        lambda fakes: gpu_checks.check_recorded_graphs(fakes.bundle, fakes.opened, "stack"),
+        lambda fakes: gpu_checks.check_recorded_graphs(fakes.bundle, fakes.opened, "block"),
+        lambda fakes: gpu_checks.check_shared_arena(fakes.bundle, fakes.opened),
+        lambda fakes: gpu_checks.check_generations_in_threads(fakes.bundle, fakes.opened()),
+        lambda fakes: gpu_checks.check_repetition(fakes.bundle, fakes.opened()),
     ],
     ids=["stack", "block", "arena", "threads", "again"],
 )
@@ -124,42 +140,33 @@ def test_not_a_bit(fakes: Rig, check: Callable[[Rig], None]) -> None:
 
 
 def test_private_memory_is_private(fakes: Rig) -> None:
-    backend = fakes.opened("fp16")
-    backend._arena = rig.PrivateArena(backend.device)  # type: ignore[arg-type]
-    calls = Pipeline(fakes.bundle, backend).calls(rig.small_request(fakes.bundle, 4, NeverReuse()))
+    backend = fakes.opened()
+    backend._arena = gpu_checks.PrivateArena(backend.device)
+    calls = Pipeline(fakes.bundle, backend).calls(small_request(fakes.bundle, 4, NeverReuse()))
     next(calls)
     largest = max(len(block) for block in fakes.cuda.blocks.values())
     assert len([block for block in fakes.cuda.blocks.values() if len(block) == largest]) > 4
 
 
 def test_the_runtime_cache(fakes: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    given = library(Module(fakes.cuda))
-    test_gpu.test_the_runtime_cache_is_read_again(given, fakes.opened, fakes.plans, caplog)
+    gpu_checks.check_runtime_cache(fakes.bundle, fakes.opened, caplog)
 
 
-def test_onnxruntime_on_cuda(fakes: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The provider is stood in for by the fake device with engines of its own."""
-    monkeypatch.setattr(test_gpu, "OrtBackend", lambda _folder, _provider: fakes.opened("fp16", graphs=False))
-    both(
-        lambda: test_gpu.test_onnxruntime_on_cuda_gives_what_the_cpu_gives("fp16", lambda _: fakes.bundle.folder),
-        fakes,
-        "final",
-        lambda value: value + 1,
-        output="prediction",
-    )
+def test_a_runtime_cache_that_is_not_read_is_noticed(fakes: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    def forgetful() -> TrtBackend:
+        for cache in fakes.bundle.folder.rglob(RUNTIME_CACHE):
+            cache.unlink()
+        return fakes.opened()
 
-
-def test_onnxruntime_without_cuda_is_skipped(fakes: Rig) -> None:
-    assert test_gpu.OrtBackend is OrtBackend
-    with pytest.raises(pytest.skip.Exception, match="CUDAExecutionProvider"):
-        test_gpu.test_onnxruntime_on_cuda_gives_what_the_cpu_gives("fp16", lambda _: fakes.bundle.folder)
+    with pytest.raises(AssertionError, match="is not used"):
+        gpu_checks.check_runtime_cache(fakes.bundle, forgetful, caplog)
 
 
 def test_a_thread_that_fails_is_told(fakes: Rig) -> None:
-    pipeline = Pipeline(fakes.bundle, fakes.opened("fp16"))
-    requests = [rig.small_request(fakes.bundle, steps, NeverReuse()) for steps in (3, 0)]
+    pipeline = Pipeline(fakes.bundle, fakes.opened())
+    requests = [small_request(fakes.bundle, steps, NeverReuse()) for steps in (3, 0)]
     with pytest.raises(InputError, match="steps"):
-        rig.beside_each_other(pipeline, requests)
+        gpu_checks.in_threads(pipeline, requests)
 
 
 def test_the_gpu_is_described() -> None:

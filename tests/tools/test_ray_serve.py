@@ -44,7 +44,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[h
     log = tmp_path_factory.mktemp("ray") / "log.txt"
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "ray_server.py", bundle, str(port), str(TIMEOUT_SECONDS)],
+            [sys.executable, ROOT / "tests" / "helpers" / "ray_server.py", bundle, str(port), str(TIMEOUT_SECONDS)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -35,6 +35,7 @@ from adacache_export.families.registry import FAMILIES
 from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policy import Measure, Measurement, Needs, Run
 from adacache_runtime.caching.presets import FAST_30, FAST_100, SLOW_30
+from adacache_runtime.caching.signals.signal import at_stride
 from adacache_runtime.caching.simulate import simulate
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
@@ -170,10 +171,10 @@ class Measured:
 
     def measurement(self, measure: Measure, earlier: int, call: int) -> Measurement:
         seen = self.trace.calls[call - 1].observation
-        assert seen.distance is not None
-        assert seen.motion is not None
-        frames = ((seen.motion,),) * len(measure.strides), ((1.0,),) * len(measure.strides)
-        return Measurement(measure.site, (seen.distance * (call - earlier),), (1.0,), *frames)
+        numbers = {"change": seen["distance"] * (call - earlier), "magnitude": 1.0}
+        for stride in measure.strides:
+            numbers |= {at_stride("motion", stride): seen["motion"], at_stride("motion_magnitude", stride): 1.0}
+        return Measurement(measure.site, {name: (number,) for name, number in numbers.items()})
 
 
 def replay(policy: AdaCache, trace: Trace) -> list[int]:

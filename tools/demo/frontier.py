@@ -15,7 +15,7 @@ from pathlib import Path
 
 from adacache_engines.bundle.files import read_manifest
 from adacache_engines.bundle.manifest import Preset
-from adacache_runtime.caching.policies.teacache import MODULATED
+from adacache_runtime.caching.policy import BLOCK_INPUT
 from adacache_tune.commands.calibrate import main as calibrate
 from adacache_tune.commands.compare import main as compare
 from adacache_tune.comparison.statistics import Estimate
@@ -85,7 +85,7 @@ def export(out: Path) -> Path:
     """The demo bundle with single modules and TeaCache's probe."""
     bundle, model = out / "demo.adacache", HERE / "model"
     if not bundle.exists():
-        probes = ("--granularity", "module", "--probe", MODULATED)
+        probes = ("--granularity", "module", "--probe", BLOCK_INPUT)
         command("adacache-export", model, "-o", bundle, "--text-encoder", model / "text_encoder", *probes)
     return bundle
 

@@ -18,14 +18,14 @@ import numpy as np
 from adacache_engines.bundle.files import open_bundle
 from adacache_engines.bundle.manifest import Library
 from adacache_engines.errors import AdaCacheError, InputError, MissingDependencyError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_engines.tensorrt.backend import TrtBackend
 from adacache_engines.tensorrt.build import CURRENT, TARGETS
 from adacache_engines.tensorrt.library import open_library
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
 from tools.gpu.model import compiled, run_target
-from tools.gpu.rig import small_request
+from tools.gpu.requests import small_request
 
 STEPS = 4
 LIBRARY: Library = "tensorrt-rtx"

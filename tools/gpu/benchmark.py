@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from adacache_engines.bundle.files import Bundle, open_bundle
-from adacache_engines.bundle.shape_profiles import parse_profile
-from adacache_runtime.request import Captions, Request, settle
+from adacache_engines.bundle.files import open_bundle
+from adacache_runtime.request import settle
 from tools.gpu.contenders import Skips, open_contenders
 from tools.gpu.measure import load, measure_calls, measure_stages
+from tools.gpu.requests import sized_request
 
 
 @dataclass(frozen=True)
@@ -39,18 +37,9 @@ class Run:
     rounds: int
 
 
-def request_of(bundle: Bundle, size: str, steps: int) -> Request:
-    """One prompt of random text of full length."""
-    (height, width), frames, prompts = parse_profile(size)[1]
-    rule = bundle.manifest.text
-    states = np.random.default_rng(0).standard_normal((prompts, rule.max_length, rule.width), np.float32)
-    captions = Captions(states, np.ones(states.shape[:2], np.bool_))
-    return Request(height=height, width=width, frames=frames, captions=captions, steps=steps)
-
-
 def benchmark(run: Run, file: Path) -> None:
     bundle = open_bundle(run.bundle)
-    request = request_of(bundle, run.size, run.steps)
+    request = sized_request(bundle, run.size, run.steps)
     settled = settle(bundle, request)
     frames = settled.sizes["patch_frames"]
     sizes = {**settled.sizes, "text": bundle.manifest.text.max_length, "calls": 1, "pairs": max(frames - 1, 1)}

@@ -6,7 +6,7 @@ from typing import Any
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import AdaCacheError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OnnxRuntime
 from adacache_engines.tensorrt.backend import TrtBackend
 from adacache_engines.tensorrt.library import LIBRARIES, open_library
 from tools.gpu.machine import COMPILED, EAGER, ONNXRUNTIME
@@ -31,7 +31,7 @@ def open_contenders(bundle: Bundle, names: Sequence[str], targets: Mapping[str, 
             makers[name] = _tensorrt(bundle, name, True, targets)
             makers[name + NO_GRAPHS] = _tensorrt(bundle, name, False, targets)
         elif name == ONNXRUNTIME:
-            makers[name] = lambda: OrtBackend(bundle.folder, "cuda")
+            makers[name] = lambda: OnnxRuntime(provider="cuda").open(bundle)
         else:
             makers[name] = _torch(bundle, name)
     opened = {}

@@ -21,7 +21,7 @@ from adacache_engines.bundle.manifest import Library, PlanSet, Precision
 from adacache_engines.bundle.shape_profiles import fixed_profile, shape_profile
 from adacache_engines.errors import EngineError
 from adacache_engines.tensorrt.build import CURRENT, BuildOptions
-from adacache_engines.tensorrt.library import TensorRT, gpu_target, open_library
+from adacache_engines.tensorrt.library import InstalledLibrary, gpu_target, open_library
 from adacache_engines.tensorrt.plan_builder import build_plans
 from adacache_engines.tensorrt.plans import choose
 from tools.gpu.skeleton import deepen, fill
@@ -72,7 +72,7 @@ def run_target(library: Library, taken: str | None) -> str | None:
 
 
 def compiled(
-    folder: Path, library: TensorRT, profiles: Sequence[str] = (), taken: str | None = None, workers: int = 0
+    folder: Path, library: InstalledLibrary, profiles: Sequence[str] = (), taken: str | None = None, workers: int = 0
 ) -> PlanSet:
     """The bundle's plans for this GPU, built where there are none; ``profiles`` by name, else the default video's.
 

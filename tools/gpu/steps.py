@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+# variables of the environment by which the check tells the tests what it knows; see tests/tools/test_gpu.py
+BUNDLES, RTX_TARGET, NO_TARGET = "ADACACHE_BUNDLES", "ADACACHE_RTX_TARGET", "none"
 SAID = 2000  # characters of a failed step's last words that are kept
 
 

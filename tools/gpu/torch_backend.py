@@ -6,12 +6,13 @@ buffer's, so the contract costs PyTorch no copies.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import DTYPES, Graph
@@ -21,8 +22,11 @@ from adacache_engines.contract.engine import check_binding
 from adacache_engines.errors import EngineError
 from adacache_export.arithmetic import arithmetic
 from adacache_export.families.registry import FAMILIES, maker
-from adacache_export.stages import Stage
+from adacache_export.signals import Reference, signal_stages
+from adacache_export.stages import Stage, hidden_of
 from adacache_export.writing.weights_file import TORCH_DTYPES
+from adacache_runtime.caching.signals.registry import SIGNALS
+from adacache_runtime.caching.signals.signal import FRAME_AXIS
 from tools.gpu.skeleton import config_of, source_of
 
 DTYPE_OF = {NUMPY_DTYPES[name]: dtype for name, dtype in TORCH_DTYPES.items()}
@@ -214,4 +218,27 @@ def _stages(bundle: Bundle, weights: Mapping[str, Tensor]) -> list[Stage]:
     with torch.device("meta"):
         config = family.config_from(given, {name: tuple(tensor.shape) for name, tensor in weights.items()})
         stages = maker(family, manifest.conditioned())(config, tuple(sorted(probes)), DTYPES[manifest.precision])
-        return [*stages, *arithmetic(stages, manifest.latent, manifest.guidance)]
+        sums = arithmetic(stages, manifest.latent, manifest.guidance)
+        measured = signal_stages(SIGNALS.values(), hidden_of(stages), manifest.latent)
+        return [*stages, *sums, *(replace(stage, module=_on_device(stage.module)) for stage in measured)]
+
+
+def _on_device(module: nn.Module) -> nn.Module:
+    assert isinstance(module, Reference)
+    return _OnDevice(module)
+
+
+class _OnDevice(nn.Module):
+    """A signal's reference on the device's own tensors: its few lines mean the same to numpy and to PyTorch."""
+
+    def __init__(self, reference: Reference) -> None:
+        super().__init__()
+        self._signal, self._frames = reference.signal, FRAME_AXIS[reference.space]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        tensors: dict[str, Any] = {
+            name: tensor.float().movedim(self._frames, 1) if tensor.is_floating_point() else tensor
+            for name, tensor in zip(self._signal.inputs, inputs, strict=True)
+        }
+        numbers: Mapping[str, Any] = self._signal.reference(tensors)
+        return tuple(numbers[name] for name in self._signal.numbers)

@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from adacache_engines.onnxruntime.backend import OnnxRuntime
 from adacache_runtime.pipeline import Pipeline
 from tools.speed.calls import EVERY_THIRD
 from tools.speed.size import Size
@@ -50,7 +51,7 @@ def measure_memory(bundle: Path, size: Size, branches: int, steps: int, threads:
 def main(bundle: str, size: str, steps: str, threads: str) -> None:
     request = Size(**json.loads(size)).request()
     after = {"imports": resident_mb()}
-    pipeline = Pipeline.open(bundle, threads=int(threads))
+    pipeline = Pipeline.open(bundle, OnnxRuntime(threads=int(threads)))
     after["load"] = resident_mb()
     pipeline.generate(replace(request, steps=int(steps), policy=EVERY_THIRD))
     after["run"] = resident_mb()

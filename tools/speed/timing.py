@@ -81,4 +81,5 @@ class TimedBackend:
     def loaded(self, manifest: Manifest) -> Engines:
         """All of a bundle's engines, which must have been loaded."""
         stages = {stage.graph.name: self.engines[stage.graph.name] for stage in manifest.stages}
-        return Engines(stages, {name: self.engines[name] for name in manifest.arithmetic})
+        signals = {graph.name: self.engines[graph.name] for graph in manifest.signal_graphs()}
+        return Engines(stages, {name: self.engines[name] for name in manifest.arithmetic}, signals)

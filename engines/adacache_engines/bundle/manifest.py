@@ -12,6 +12,7 @@ from adacache_engines.bundle.entries import Check as Check
 from adacache_engines.bundle.entries import Entry
 from adacache_engines.bundle.entries import Graph as Graph
 from adacache_engines.bundle.latent_space import LatentSpace as LatentSpace
+from adacache_engines.bundle.signals import SignalEntry as SignalEntry
 from adacache_engines.bundle.tensors import DType, TensorSpec
 
 SCHEMA_VERSION = 1
@@ -195,6 +196,7 @@ class Manifest(Entry):
     Attributes:
         profiles: name -> axis -> smallest and largest size.
         default_probes: sites that a policy measures unless it names others.
+        signals: signals that policies can measure, by name.
         policies: by name; they come before the program's own of that name.
         weights: path of the model's weights file.
         part_weights: paths of those of the text encoder and the VAE; where one is missing, its weights are in the
@@ -211,6 +213,7 @@ class Manifest(Entry):
     profiles: dict[str, dict[str, tuple[int, int]]]
     stages: tuple[StageEntry, ...]
     arithmetic: dict[str, Graph]
+    signals: dict[str, SignalEntry]
     default_probes: tuple[str, ...]
     policies: dict[str, Preset] = Field(default_factory=dict)
     sampler: SamplerDefaults
@@ -224,9 +227,13 @@ class Manifest(Entry):
     files: dict[str, FileEntry]
     plans: dict[str, PlanSet] = Field(default_factory=dict)
 
+    def signal_graphs(self) -> list[Graph]:
+        """Return the graphs of all signals."""
+        return [graph for signal in self.signals.values() for graph in signal.graphs.values()]
+
     def loop_graphs(self) -> list[Graph]:
-        """Of the stages in order, and of arithmetic: what stays loaded from one generation to the next."""
-        return [*(stage.graph for stage in self.stages), *self.arithmetic.values()]
+        """Return the graphs that stay loaded from one generation to the next: stages in order, arithmetic, signals."""
+        return [*(stage.graph for stage in self.stages), *self.arithmetic.values(), *self.signal_graphs()]
 
     def graphs(self) -> list[Graph]:
         """Those of the loop, and of the text encoder and the VAE where there are."""

@@ -7,6 +7,7 @@ back only runs (or enqueues) the engine, and may be repeated as often as the buf
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.bundle.tensors import mismatches
 from adacache_engines.contract.device import Buffer, Call, Device
@@ -43,7 +44,7 @@ class Engine(Protocol):
 
 
 class Backend(Protocol):
-    """Loads a bundle's graphs for one device; ``close`` frees what it holds."""
+    """An opened backend: loads a bundle's graphs for one device; ``close`` frees what it holds."""
 
     @property
     def name(self) -> str:
@@ -65,6 +66,24 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class BackendConfig(Protocol):
+    """A choice of a backend and its settings: a frozen dataclass, which can be compared, copied and pickled.
+
+    Its fields are made by :func:`adacache_engines.contract.options.option`, so that every command has them as options.
+    """
+
+    def open(self, bundle: Bundle) -> Backend:
+        """Open the backend on an opened bundle.
+
+        Raises:
+            InputError: this machine, or the installed library, cannot do what the settings ask for.
+            MissingDependencyError: the backend's library is not installed.
+            EngineError: there is no GPU, or the bundle has nothing that runs on it.
+            BundleError: compiled plans are missing or were changed.
+        """
+        ...
 
 
 def check_binding(graph: Graph, tensors: Mapping[str, Buffer]) -> None:

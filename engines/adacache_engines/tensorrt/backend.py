@@ -1,4 +1,4 @@
-"""Plans of a bundle on TensorRT or TensorRT-RTX.
+"""TensorRT and TensorRT-RTX as backends: what can be chosen, and how they load a bundle's plans.
 
 Contexts have no memory of their own for activations; all of a back end share one arena.
 """
@@ -7,18 +7,20 @@ import mmap
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from adacache_engines.bundle.files import Bundle
-from adacache_engines.bundle.manifest import Graph, PlanEntry, PlanSet
+from adacache_engines.bundle.manifest import Graph, Library, PlanEntry, PlanSet
+from adacache_engines.contract.options import megabytes, option
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.cuda.graphs import SWITCH_OFF
-from adacache_engines.errors import EngineError, require
+from adacache_engines.errors import EngineError, InputError, require
 from adacache_engines.tensorrt.arena import Arena
 from adacache_engines.tensorrt.engine import OpenedPlan, TrtEngine, done, translated
 from adacache_engines.tensorrt.kernel_cache import RuntimeCache
-from adacache_engines.tensorrt.library import EXTRAS, TensorRT
-from adacache_engines.tensorrt.plans import ENGINES, check_plans, choose, find
+from adacache_engines.tensorrt.library import EXTRAS, LIBRARIES, InstalledLibrary, open_library
+from adacache_engines.tensorrt.plans import ENGINES, check_plans, choose, find, resident_share
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -27,8 +29,40 @@ CUDA = "cuda.bindings.runtime"
 RUNTIME_CACHE = "runtime.cache"
 
 
+@dataclass(frozen=True)
+class TensorRT:
+    """TensorRT or TensorRT-RTX on an NVIDIA GPU. It needs plans that ``adacache-export --backend`` has compiled.
+
+    Attributes:
+        library: ``tensorrt`` or ``tensorrt-rtx``, whichever compiled the plans.
+        cuda_graphs: whether sequences of engines are recorded as CUDA graphs and replayed.
+        weight_budget: bytes of GPU memory for weights, 0 or more; the others stay in host memory and are copied in
+            when an engine runs. None = all weights stay on the GPU.
+
+    Raises:
+        InputError: the library is unknown, or the budget is negative.
+    """
+
+    library: Library = "tensorrt"
+    cuda_graphs: bool = option(True, "record sequences of engines as CUDA graphs and replay them (default: yes)")
+    weight_budget: int | None = option(
+        None, "megabytes of GPU memory that weights may take (default: as many as all weights need)", "MB", megabytes
+    )
+
+    def __post_init__(self) -> None:
+        if self.library not in LIBRARIES:
+            raise InputError(f"library {self.library!r} is unknown; known: {', '.join(LIBRARIES)}")
+        if self.weight_budget is not None and self.weight_budget < 0:
+            raise InputError(f"a weight budget of {self.weight_budget} bytes is not possible; give 0 or more")
+
+    def open(self, bundle: Bundle) -> "TrtBackend":
+        """Open the library on a bundle's plans; raises what :class:`TrtBackend` and ``open_library`` raise."""
+        library = open_library(self.library)
+        return TrtBackend(bundle, library, graphs=self.cuda_graphs, weight_budget=self.weight_budget)
+
+
 class TrtBackend:
-    """Loads a bundle's plans into TensorRT or TensorRT-RTX.
+    """TensorRT or TensorRT-RTX, opened on a bundle's plans.
 
     Args:
         bundle: opened.
@@ -51,7 +85,7 @@ class TrtBackend:
     def __init__(
         self,
         bundle: Bundle,
-        library: TensorRT,
+        library: InstalledLibrary,
         device: CudaDevice | None = None,
         graphs: bool = True,
         weight_budget: int | None = None,
@@ -71,14 +105,7 @@ class TrtBackend:
                 f"or build other plans with: adacache-export {bundle.folder} --backend tensorrt-rtx --force"
             )
         check_plans(bundle, self._set, progress)
-        files = {entry.path: entry.nbytes for entry in self._set.plans}
-        # each plan keeps the same share of its weights on the device
-        self._resident = 1.0 if weight_budget is None else min(1.0, weight_budget / sum(files.values()))
-        if self._resident < 1 and not streaming:
-            raise EngineError(
-                f"the {library.name} plans of {bundle.folder} keep all weights on the GPU; build plans that need not "
-                f"with: adacache-export {bundle.folder} --backend {library.name} --weight-streaming --force"
-            )
+        self._resident = resident_share(bundle, self._set, weight_budget)
         self.name = f"{library.name} {library.version} on compute capability {own}"
         if target not in (None, own):
             self.name += f" with plans for {target}"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from adacache_engines.bundle.manifest import Graph, Library
 from adacache_engines.bundle.shape_profiles import ShapeProfile
 from adacache_engines.errors import EngineError, InputError, require
-from adacache_engines.tensorrt.library import DATA_TYPES, TensorRT
+from adacache_engines.tensorrt.library import DATA_TYPES, InstalledLibrary
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -82,7 +82,7 @@ def check_options(library: Library, options: BuildOptions) -> None:
 
 
 def build_plan(
-    library: TensorRT,
+    library: InstalledLibrary,
     path: Path,
     graph: Graph,
     profiles: Sequence[ShapeProfile],
@@ -141,7 +141,9 @@ def _typed(api: Any) -> int:
     return 0 if flag is None else 1 << int(flag)
 
 
-def _network(library: TensorRT, builder: "trt.Builder", path: Path, spelled_out: bool) -> "trt.INetworkDefinition":
+def _network(
+    library: InstalledLibrary, builder: "trt.Builder", path: Path, spelled_out: bool
+) -> "trt.INetworkDefinition":
     network = builder.create_network(_typed(library.api))
     parser: trt.OnnxParser = library.api.OnnxParser(network, library.logger)
     model = _attention_spelled_out(path) if spelled_out else None
@@ -175,7 +177,7 @@ def _attention_spelled_out(path: Path) -> bytes | None:
     return whole
 
 
-def _check_tensors(library: TensorRT, network: "trt.INetworkDefinition", graph: Graph) -> None:
+def _check_tensors(library: InstalledLibrary, network: "trt.INetworkDefinition", graph: Graph) -> None:
     """
     Raises:
         EngineError: the library reads other inputs or outputs than the manifest has.

@@ -18,7 +18,7 @@ from adacache_engines.bundle.manifest import Graph, Library
 from adacache_engines.bundle.shape_profiles import ShapeProfile
 from adacache_engines.errors import EngineError
 from adacache_engines.tensorrt.build import BuildOptions, build_plan
-from adacache_engines.tensorrt.library import TensorRT, open_library
+from adacache_engines.tensorrt.library import InstalledLibrary, open_library
 from adacache_engines.tensorrt.refit import kind_of, refit
 
 TIMING_CACHE = "timing.cache"  # in the folder of the plans
@@ -55,7 +55,7 @@ class Built:
     build_s: float
 
 
-def run_jobs(jobs: Sequence[Job], library: TensorRT, workers: int, done: Callable[[int], None]) -> list[Built]:
+def run_jobs(jobs: Sequence[Job], library: InstalledLibrary, workers: int, done: Callable[[int], None]) -> list[Built]:
     """Builds what is not there yet, in ``workers`` processes; ``done`` gets 1 for each plan.
 
     Raises:
@@ -135,7 +135,7 @@ def _work(job: Job) -> Built:
 
 
 def _build(
-    job: Job, library: TensorRT, timing_cache: Any, stopped: Callable[[], bool], first: Job | None = None
+    job: Job, library: InstalledLibrary, timing_cache: Any, stopped: Callable[[], bool], first: Job | None = None
 ) -> Built:
     """Builds a plan, or makes it of that of the ``first`` job of its kind."""
     began = time.perf_counter()
@@ -159,7 +159,7 @@ def _write(path: Path, content: bytes | memoryview) -> None:
     partial.replace(path)
 
 
-def _timing_cache(library: TensorRT, folder: Path) -> Any:
+def _timing_cache(library: InstalledLibrary, folder: Path) -> Any:
     """TensorRT's, with what earlier builds measured; None for TensorRT-RTX, which measures nothing when building."""
     if library.name == "tensorrt-rtx":
         return None

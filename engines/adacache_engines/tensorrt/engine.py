@@ -16,7 +16,7 @@ from adacache_engines.contract.engine import check_binding
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import EngineError
 from adacache_engines.tensorrt.arena import Arena, Claim
-from adacache_engines.tensorrt.library import DATA_TYPES, TensorRT
+from adacache_engines.tensorrt.library import DATA_TYPES, InstalledLibrary
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -25,7 +25,7 @@ Shape = tuple[int, ...]
 
 
 @contextmanager
-def translated(library: TensorRT, doing: str) -> Iterator[None]:
+def translated(library: InstalledLibrary, doing: str) -> Iterator[None]:
     """Whatever the library raises becomes an error of ours, with what it logged."""
     try:
         yield
@@ -36,7 +36,7 @@ def translated(library: TensorRT, doing: str) -> Iterator[None]:
         raise EngineError(f"{library.name} {library.version} failed {doing}: {told}") from error
 
 
-def done(library: TensorRT, result: Any, doing: str) -> Any:
+def done(library: InstalledLibrary, result: Any, doing: str) -> Any:
     """
     Raises:
         EngineError: the library answered False or None; says what it logged.
@@ -85,7 +85,7 @@ class TrtEngine:
         self,
         graph: Graph,
         plan: OpenedPlan,
-        library: TensorRT,
+        library: InstalledLibrary,
         device: CudaDevice,
         arena: Arena,
         profiles: tuple[str, ...],
@@ -212,7 +212,7 @@ class _Bound:
         name: str,
         context: "trt.IExecutionContext",
         claim: Claim,
-        library: TensorRT,
+        library: InstalledLibrary,
         device: CudaDevice,
         tensors: Mapping[str, Buffer],
     ) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adacache_engines.errors import EngineError
-from adacache_engines.tensorrt.library import TensorRT
+from adacache_engines.tensorrt.library import InstalledLibrary
 
 LOG = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ class RuntimeCache:
         library: TensorRT-RTX.
     """
 
-    def __init__(self, path: Path, library: TensorRT) -> None:
+    def __init__(self, path: Path, library: InstalledLibrary) -> None:
         self._path, self._library = path, library
         self._lock = threading.Lock()
         self._cache: Any = None

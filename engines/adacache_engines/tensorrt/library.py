@@ -22,7 +22,7 @@ EXTRAS: Mapping[Library, str] = {"tensorrt-rtx": "trt-rtx", "tensorrt": "trt"}
 
 
 @dataclass(frozen=True)
-class TensorRT:
+class InstalledLibrary:
     """An installed library.
 
     Attributes:
@@ -46,7 +46,7 @@ class TensorRT:
         return told
 
 
-def open_library(name: str) -> TensorRT:
+def open_library(name: str) -> InstalledLibrary:
     """
     Raises:
         InputError: there is no such library.
@@ -62,7 +62,7 @@ def open_library(name: str) -> TensorRT:
             f'{MODULES[library]} is not installed and is needed here: pip install "adacache-export[{EXTRAS[library]}]"'
         )
     errors: list[str] = []
-    return TensorRT(library, api, str(api.__version__), _logger(api, errors), errors)
+    return InstalledLibrary(library, api, str(api.__version__), _logger(api, errors), errors)
 
 
 def _logger(api: Any, errors: list[str]) -> Any:

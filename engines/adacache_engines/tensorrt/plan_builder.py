@@ -21,7 +21,7 @@ from adacache_engines.contract.device import HostDevice
 from adacache_engines.errors import EngineError, InputError
 from adacache_engines.tensorrt.build import CURRENT, USUAL_TARGETS, BuildOptions, check_options
 from adacache_engines.tensorrt.build_tasks import TIMING_CACHE, Built, Job, record_finished, run_jobs
-from adacache_engines.tensorrt.library import TensorRT, gpu_target
+from adacache_engines.tensorrt.library import InstalledLibrary, gpu_target
 from adacache_engines.tensorrt.plans import ENGINES, check_plans
 
 Phase = Callable[[str, int], Callable[[int], None]]  # begins a phase of so many units; the result counts them
@@ -33,7 +33,7 @@ WEIGHTS_HELD = 5  # times that a worker holds its graph's weights: read, in the 
 
 def build_plans(
     folder: Path,
-    library: TensorRT,
+    library: InstalledLibrary,
     profiles: Mapping[str, ShapeProfile],
     options: BuildOptions,
     phase: Phase = lambda _name, _total: lambda _units: None,
@@ -111,7 +111,7 @@ def _reuse(bundle: Bundle, plans: PlanSet, jobs: Sequence[Job]) -> None:
             record_finished(job, bundle.path(entry.path), Built(job.digest, entry.sha256, entry.nbytes, entry.build_s))
 
 
-def _targets(library: TensorRT, options: BuildOptions) -> tuple[str, ...]:
+def _targets(library: InstalledLibrary, options: BuildOptions) -> tuple[str, ...]:
     """Compute capabilities that the plans will run on."""
     if library.name == "tensorrt-rtx" and options.targets != (CURRENT,):
         return options.targets or USUAL_TARGETS
@@ -125,7 +125,7 @@ def _targets(library: TensorRT, options: BuildOptions) -> tuple[str, ...]:
     return (target,)
 
 
-def _workers(bundle: Bundle, library: TensorRT) -> int:
+def _workers(bundle: Bundle, library: InstalledLibrary) -> int:
     """Processes that cores and memory have room for; TensorRT times kernels on the one GPU, undisturbed."""
     if library.name == "tensorrt":
         return 1

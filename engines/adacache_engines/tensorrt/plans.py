@@ -66,6 +66,27 @@ def find(plans: PlanSet, stage: str, variant: Variant = "full") -> PlanEntry:
     )
 
 
+def resident_share(bundle: Bundle, plans: PlanSet, weight_budget: int | None) -> float:
+    """Return the share of each plan's weights that stays on the GPU, 0 to 1.
+
+    Args:
+        bundle: the opened bundle.
+        plans: the set of plans that will run.
+        weight_budget: bytes of GPU memory for all weights; None = as many as they need.
+
+    Raises:
+        EngineError: the budget is smaller than the plans, and they were not built for weights in host memory.
+    """
+    files = {entry.path: entry.nbytes for entry in plans.plans}
+    share = 1.0 if weight_budget is None else min(1.0, weight_budget / sum(files.values()))
+    if share < 1 and not plans.options.get("weight_streaming"):
+        raise EngineError(
+            f"the {plans.library} plans of {bundle.folder} keep all weights on the GPU; build plans that need not "
+            f"with: adacache-export {bundle.folder} --backend {plans.library} --weight-streaming --force"
+        )
+    return share
+
+
 def check_plans(bundle: Bundle, plans: PlanSet, progress: Callable[[int], None] = lambda _: None) -> None:
     """Re-hashes every file of a set; ``progress`` gets numbers of bytes.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adacache_engines.errors import EngineError, require
-from adacache_engines.tensorrt.library import TensorRT
+from adacache_engines.tensorrt.library import InstalledLibrary
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -35,11 +35,11 @@ def kind_of(path: Path) -> str:
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
-def refit(library: TensorRT, plan: bytes, base: Path, other: Path) -> memoryview:
+def refit(library: InstalledLibrary, plan: bytes, base: Path, other: Path) -> memoryview:
     """The plan of ``other``, made of that of ``base``.
 
     Args:
-        library: TensorRT, that built the plan.
+        library: the installed library that built the plan.
         plan: of ``base``, built to be refitted.
         base, other: ONNX files of one kind; their weights lie beside them.
 

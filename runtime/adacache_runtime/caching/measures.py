@@ -1,17 +1,47 @@
-"""What a policy measures, in the terms of a bundle."""
+"""What a policy measures, in the terms of a bundle: roles become sites, and what cannot be measured is refused."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from adacache_engines.bundle.manifest import Manifest
+from adacache_engines.bundle.signals import Space
 from adacache_engines.errors import InputError, PolicyError
-from adacache_runtime.caching.policy import DEFAULT, FIRST, LATENTS, VELOCITY, Granularity, Measure, Needs
+from adacache_runtime.caching.policy import (
+    BLOCK_INPUT,
+    DEFAULT,
+    FIRST,
+    LATENTS,
+    VELOCITY,
+    Granularity,
+    Measure,
+    Needs,
+)
+
+ROLES = (DEFAULT, BLOCK_INPUT)
+
+
+def sites_of(manifest: Manifest, role: str) -> tuple[str, ...]:
+    """Return the sites of a bundle's probes with a role, in the order of execution."""
+    if role == DEFAULT:
+        return manifest.default_probes
+    return tuple(site for site, stage in manifest.probes().items() if not stage.block)
+
+
+def space_of(site: str) -> Space:
+    """Return the space of the tensor that a site shows."""
+    return "latents" if site in (LATENTS, VELOCITY) else "hidden"
 
 
 def resolve(manifest: Manifest, needs: Needs, granularity: Granularity) -> tuple[Measure, ...]:
-    """A policy's measures with the bundle's own sites for the default one, in the order of execution.
+    """Return a policy's measures with the bundle's own sites for roles, in the order of execution.
+
+    Args:
+        manifest: manifest of the bundle.
+        needs: what the policy asks for.
+        granularity: granularity of the groups.
 
     Raises:
-        InputError: the bundle has no such probe; says which option of the export adds it.
+        InputError: the bundle lacks a probe or a signal; says which option of ``adacache-export`` adds it.
         PolicyError: a site does not show what is asked of it, or not in these calls.
     """
     known = manifest.probes()
@@ -20,8 +50,25 @@ def resolve(manifest: Manifest, needs: Needs, granularity: Granularity) -> tuple
     order = [*before, *after]
     measures: list[Measure] = []
     for measure in needs.measures:
-        sites = manifest.default_probes if measure.site == DEFAULT else (measure.site,)
-        measures += [replace(measure, site=site) for site in sites]
+        sites = sites_of(manifest, measure.site) if measure.site in ROLES else (measure.site,)
+        measures += [replace(measure, site=site) for site in sites or (measure.site,)]
+    _check_sites(measures, order, list(known))
+    for measure in measures:
+        _check_signals(manifest, measure)
+        if measure.early and measure.site not in before:
+            raise PolicyError(
+                f"the policy measures {measure.site} in all calls, and blocks show something only where they are "
+                "computed: measure it in computed calls"
+            )
+        if measure.site == FIRST and (granularity == "model" or not needs.residuals):
+            raise PolicyError(
+                "the policy measures the residual of the first group, of which none is kept here: choose another "
+                "granularity than model, and a policy whose needs say that it keeps residuals"
+            )
+    return tuple(sorted(measures, key=lambda measure: order.index(measure.site)))
+
+
+def _check_sites(measures: Sequence[Measure], order: Sequence[str], known: Sequence[str]) -> None:
     missing = [measure.site for measure in measures if measure.site not in order]
     if missing:
         options = " ".join(f"--probe {site}" for site in dict.fromkeys([*known, *missing]))
@@ -29,17 +76,18 @@ def resolve(manifest: Manifest, needs: Needs, granularity: Granularity) -> tuple
             f"the policy measures {', '.join(missing)}, which this bundle has no probe for (it has "
             f"{', '.join(known) or 'none'}); export the checkpoint with {options}"
         )
-    for measure in measures:
-        if measure.early and measure.site not in before:
-            raise PolicyError(
-                f"the policy measures {measure.site} in all calls, and blocks show something only where they are "
-                "computed: measure it in computed calls"
+
+
+def _check_signals(manifest: Manifest, measure: Measure) -> None:
+    space = space_of(measure.site)
+    for name in measure.signals:
+        if name not in manifest.signals:
+            raise InputError(
+                f"the policy measures the signal {name}, which this bundle does not have (it has "
+                f"{', '.join(manifest.signals) or 'none'}); add it with adacache-export BUNDLE --signal MODULE:NAME"
             )
-        if measure.site in (LATENTS, VELOCITY) and measure.strides:
-            raise PolicyError(f"the policy measures the motion of {measure.site}, and only a probe's can be measured")
-        if measure.site == FIRST and (granularity == "model" or not needs.residuals):
+        if space not in manifest.signals[name].graphs:
             raise PolicyError(
-                "the policy measures the residual of the first group, of which none is kept here: choose another "
-                "granularity than model, and a policy whose needs say that it keeps residuals"
+                f"the policy measures the signal {name} of {measure.site}, and it is made for tensors of the shape of "
+                f"the {' and the '.join(manifest.signals[name].graphs)} only: measure it at another site"
             )
-    return tuple(sorted(measures, key=lambda measure: order.index(measure.site)))

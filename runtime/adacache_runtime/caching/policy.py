@@ -7,10 +7,13 @@ request is checked, where it may refuse, and by the loop. Then, for each call:
 1. ``observe`` gets what is measured before the decision, if the policy asks for that;
 2. ``decide`` says what is computed;
 3. ``observe`` gets what the call itself measured, before anything of the next call.
+
+A policy that measures may also have a method ``bounds() -> (policy, policy)``: the policies that compute the fewest and
+the most calls that it can, whatever it measures (:func:`adacache_runtime.caching.simulate.bounds`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
 State = TypeVar("State")
@@ -22,29 +25,36 @@ Scope = Literal["batch", "prompt"]
 SCOPES: tuple[Scope, ...] = ("batch", "prompt")
 
 # sites that every bundle has, beside the probes that it was exported with
-DEFAULT = "default"  # the bundle's own choice of probes
-LATENTS = "latents"  # that enter a call, (samples, channels, frames, height, width)
-VELOCITY = "velocity"  # that a call gives, guidance included, as the sampler takes it; of the latents' shape
+LATENTS = "latents"  # the latents that enter a call, (samples, channels, frames, height, width)
+VELOCITY = "velocity"  # what a call gives, guidance included, as the sampler takes it; of the latents' shape
 FIRST = "first"  # the residual of the first group, which is computed in every call if this is measured in all
+
+# roles of probes: each stands for the probes of a bundle that have it
+DEFAULT = "default"  # the residuals that the bundle's maker chose to be measured
+BLOCK_INPUT = "block_input"  # the modulated input of the first block, known before any block runs
 
 
 @dataclass(frozen=True)
 class Measure:
-    """What a policy wants to know of a tensor: by how much it changed, and how it moves from frame to frame.
+    """A tensor that a policy wants to know of, and the signals that tell it.
 
     Attributes:
-        site: a probe of the bundle, such as ``temporal.13.attn``, or one of the names above.
-        calls: in which it is measured: those that compute every group, or ``all``. In all calls there are only the
-            names above but ``default``, and probes that come before the blocks, such as ``spatial.0.modulated``.
-        since: the tensor is compared with that of the last call that ``measured`` it, or of the last one that
-            ``computed`` every group.
-        strides: distances in frames at which motion is measured.
+        site: where the tensor is seen: a probe of the bundle by its name, such as ``temporal.13.attn``; a role,
+            ``default`` or ``block_input``, which stands for the probes that have it; or ``latents``, ``velocity`` or
+            ``first``.
+        calls: the calls in which it is measured: those that compute every group, or ``all``. In all calls a block's
+            tensors cannot be measured, for a block shows them only where it is computed.
+        since: the earlier tensor that signals compare the new one with: that of the last call that ``measured`` it, or
+            of the last one that ``computed`` every group.
+        signals: names of the signals.
+        strides: distances in frames at which signals that compare frames are measured.
     """
 
     site: str = DEFAULT
     calls: Literal["computed", "all"] = "computed"
     since: Literal["measured", "computed"] = "measured"
-    strides: tuple[int, ...] = ()
+    signals: tuple[str, ...] = ("change",)
+    strides: tuple[int, ...] = (1,)
 
     @property
     def early(self) -> bool:
@@ -57,10 +67,11 @@ class Needs:
     """What the loop keeps and measures for a policy.
 
     Attributes:
-        residuals: that each group keeps, of its last computed calls; 0 = it never reuses one.
+        residuals: number of residuals that each group keeps, of its last computed calls; 0 = none is ever reused.
         weighted: decisions have weights of the residuals; else the newest is added as it is.
-        measures: empty = the schedule does not depend on the content: nothing is read back from the device.
-        granularity: of the groups, unless the user chooses another.
+        measures: tensors that are measured; empty = the schedule does not depend on the content, and nothing is read
+            back from the device.
+        granularity: granularity of the groups, unless the user chooses another.
         by_branch: decisions may differ by guidance branch.
         rebuilds: decisions may rebuild a branch's prediction from the other's.
     """
@@ -116,40 +127,29 @@ class Context:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a call showed at one site; every tuple has one number a unit.
+    """What a call showed at one site.
+
+    ``measurement["change"]`` is the number ``change``, a value for each unit.
 
     Attributes:
-        site: such as ``temporal.13.attn``.
-        change: sum |earlier - new|, the earlier tensor being that of ``Measure.since``.
-        magnitude: sum |earlier|; at the site ``velocity`` sum |new|.
-        frame_change: a stride each, sum |later - earlier| over the new residual's pairs of frames.
-        frame_magnitude: a stride each, sum |later| + |earlier|.
+        site: where it was measured, such as ``temporal.13.attn``.
+        values: the numbers of all signals by name, each with a value for each unit: the sum over the unit's prompts
+            and guidance branches. The name of a number that was measured at a distance in frames is that of
+            :func:`adacache_runtime.caching.signals.signal.at_stride`; NaN where the video has no frames so far apart.
     """
 
     site: str
-    change: tuple[float, ...]
-    magnitude: tuple[float, ...]
-    frame_change: tuple[tuple[float, ...], ...] = ()
-    frame_magnitude: tuple[tuple[float, ...], ...] = ()
+    values: Mapping[str, tuple[float, ...]]
+
+    def __getitem__(self, number: str) -> tuple[float, ...]:
+        return self.values[number]
 
 
-@dataclass(frozen=True)
-class Observation:
-    """What a policy made of a call's measurements, for the trace; None where it has no such number.
-
-    Attributes:
-        distance: change of the residual, a step.
-        motion: of the residual from frame to frame, as measured.
-        metric: the number that the rate follows from.
-        rate: steps to the next computed one.
-        motion_score: what the policy makes of the motion.
-    """
-
-    distance: float | None = None
-    motion: float | None = None
-    metric: float | None = None
-    rate: int | None = None
-    motion_score: float | None = None
+Observation = Mapping[str, float]
+"""What a policy made of a call's measurements, as numbers by name for the trace, reports and plots; empty where it made
+nothing of them. Reports know ``distance`` (relative change of the residual, a step), ``motion`` (relative change from
+frame to frame, as measured), ``metric`` (the number that decides), ``rate`` (steps to the next computed call) and
+``motion_score`` (what the policy makes of the motion); others are kept in the trace."""
 
 
 @dataclass(frozen=True)
@@ -231,10 +231,7 @@ class Policy(Protocol[State]):
     def decide(self, state: State, context: Context) -> tuple[Decision, State]: ...
 
     def observe(self, state: State, context: Context, measurements: Sequence[Measurement]) -> tuple[Observation, State]:
-        """Takes in what the call ``context`` measured before or after its decision, in the order of execution."""
+        """Take in what the call ``context`` measured before or after its decision, a site each, in the order of
+        execution.
+        """
         ...
-
-
-def merged(first: Observation, second: Observation) -> Observation:
-    """Both in one; the second's numbers count where both have one."""
-    return replace(first, **{name: value for name, value in vars(second).items() if value is not None})

@@ -89,7 +89,7 @@ def seconds_left(records: list[CallRecord], calls: int) -> float:
     """
     computed = [record.wall_ms for record in records if record.computed]
     reused = [record.wall_ms for record in records if not record.computed]
-    rates = [record.observation.rate for record in records if record.observation.rate]
+    rates = [rate for record in records if (rate := record.observation.get("rate"))]
     share = 1 / rates[-1] if rates else len(computed) / len(records)
     computed_ms, reused_ms = fmean(computed or reused), fmean(reused or computed)
     return (calls - len(records)) * (share * computed_ms + (1 - share) * reused_ms) / 1e3

@@ -9,14 +9,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from adacache_engines.backends import open_backend, open_text_backend
 from adacache_engines.bundle.files import open_bundle
 from adacache_engines.bundle.manifest import TextRule
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.policy import GRANULARITIES
 from adacache_runtime.caching.presets import POLICY_HELP, policy_from
 from adacache_runtime.commands.array_files import read_captions, read_latents
-from adacache_runtime.commands.options import add_engine, add_size, video_size
+from adacache_runtime.commands.options import add_opening, add_size, opening_from, video_size
 from adacache_runtime.commands.outputs import check_outputs, output_files, write_latents, write_reports, write_videos
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import call_progress
@@ -28,6 +27,7 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.summary import summary
 from adacache_runtime.request import Request, settle
 from adacache_runtime.text.cleaning import with_scores
+from adacache_runtime.text.device import open_text_backend
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -111,14 +111,13 @@ def _parser() -> argparse.ArgumentParser:
     output("--save-every-call", action="store_true", help="with --save-latents: also calls, the latents before each")
     output("--trace", metavar="FILE.json", type=Path, help="what happened at each call")
     output("--plot", metavar="FILE.png", type=Path, help="distance, motion, rate and time a step")
-    engine = add_engine(parser).add_argument
-    engine("--weight-budget", type=int, metavar="MB", help="TensorRT: GPU memory for weights (default: all of them)")
-    engine("--no-cuda-graphs", action="store_true", help="TensorRT: launch each engine by itself")
-    engine("--plan-memory", action="store_true", help="print what the run would take, by kind, and stop")
+    backend = add_opening(parser).add_argument
+    backend("--plan-memory", action="store_true", help="print what the run would take, by kind, and stop")
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
+    opening = opening_from(options)
     bundle = open_bundle(options.bundle)
     request = Request(
         **video_size(options, bundle.manifest, options.fps[0] if options.fps else None),
@@ -142,14 +141,7 @@ def _run(options: argparse.Namespace) -> None:
     outputs = output_files(options, settled.samples)
     if not options.plan_memory:
         check_outputs(options, outputs, bundle.manifest.latent, settled)
-    opened = open_backend(
-        bundle,
-        options.backend,
-        options.provider,
-        options.threads,
-        cuda_graphs=not options.no_cuda_graphs,
-        weight_budget=None if options.weight_budget is None else options.weight_budget * 10**6,
-    )
+    opened = opening["backend"].open(bundle)
     if (preset := bundle.manifest.policies.get(options.policy.partition("+")[0])) and preset.note:
         print(f"policy {options.policy}: {preset.note}", file=sys.stderr)
     with closing(opened) as backend:
@@ -161,8 +153,8 @@ def _run(options: argparse.Namespace) -> None:
                 if options.plan_memory
                 else start.begin(begins_with, request, settled, bundle, backend)
             )
-        text_backend = open_text_backend(bundle, backend, options.text_device, options.threads)
-        pipeline = Pipeline(bundle, backend, text_backend=text_backend, embedding_cache=options.embedding_cache)
+        text_backend = open_text_backend(bundle, opening["backend"], backend, opening["text_device"])
+        pipeline = Pipeline(bundle, backend, text_backend=text_backend, embedding_cache=opening["embedding_cache"])
         if options.plan_memory:
             references = [pixels.shape for pixels in begins_with.pixels] if begins_with else []
             plan = pipeline.memory(request, references)

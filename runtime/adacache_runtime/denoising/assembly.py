@@ -14,7 +14,7 @@ from adacache_runtime.denoising.device_plan import DevicePlan
 from adacache_runtime.denoising.guidance import Guidance
 from adacache_runtime.denoising.kept_frames import Masked
 from adacache_runtime.denoising.latents import Latents
-from adacache_runtime.denoising.probes import Probe
+from adacache_runtime.denoising.probes import Probe, Signals
 from adacache_runtime.denoising.residuals import Choice, GroupResiduals, ModelResidual, Residuals
 from adacache_runtime.denoising.stages import BoundStages, Engines
 from adacache_runtime.request import Request, Settled
@@ -119,6 +119,7 @@ def assemble(
     shown = {LATENTS: latents.current, **probed}
     if FIRST in sites:
         shown[FIRST] = grouped.newest(0)
+    signals = Signals(manifest.signals, engines.signals)
     assembly = Assembly(
         device,
         stages,
@@ -127,7 +128,7 @@ def assemble(
         residuals,
         grouped,
         DevicePlan(device, stages, residuals, latents, opening),
-        [Probe(measure, shown[measure.site], engines.arithmetic, device) for measure in settled.measures],
+        [Probe(measure, shown[measure.site], signals, device) for measure in settled.measures],
         probed,
         shown,
         Masked(masking, latents, stages.tensors[X_MASK], engines.arithmetic, device) if masking else None,

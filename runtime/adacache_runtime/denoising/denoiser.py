@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from adacache_engines.errors import NonFiniteError
-from adacache_runtime.caching.policy import Context, Decision, Observation, Policy, Scope, compact, merged
+from adacache_runtime.caching.policy import Context, Decision, Observation, Policy, Scope, compact
 from adacache_runtime.denoising.assembly import Assembly
 from adacache_runtime.denoising.decisions import Decisions
 from adacache_runtime.denoising.latents import Latents
@@ -151,7 +151,7 @@ class Denoiser:
     def _call(self, number: int, segment: Segment, update: Update) -> _Call:
         context = segment.context(number)
         whole = Choice.alike((True,) * segment.run.groups, self.assembly.stages.branches, segment.expert)
-        return _Call(number, segment, context, update, whole, None, Observation(), [], [])
+        return _Call(number, segment, context, update, whole, None, {}, [], [])
 
     def _enter(self, call: _Call) -> None:
         """Enqueue what makes the latents that enter a call."""
@@ -219,7 +219,7 @@ class Denoiser:
             return state
         results = [probe.result(self.assembly.stages.branches, self._scope == "prompt") for probe in call.shown]
         observation, state = self._policy.observe(state, call.context, results)
-        call.observation = merged(call.observation, observation)
+        call.observation = {**call.observation, **observation}
         return state
 
     def _finish(self, call: _Call, state: Any) -> Any:

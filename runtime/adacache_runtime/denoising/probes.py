@@ -1,60 +1,94 @@
-"""Measures how a tensor changed from call to call, and how it moves from frame to frame.
+"""Measures tensors of a call: how they changed since an earlier call, or whatever else a policy's signals tell.
 
-The sums are taken on the device; a few numbers a sample come back, read when a policy asks for them.
+Signals run on the device; a few numbers a sample come back, and are read when a policy asks for them.
 """
 
+import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adacache_engines.bundle.manifest import SignalEntry
 from adacache_engines.contract.device import Buffer, Call, Device, Readback
 from adacache_engines.contract.engine import Engine
-from adacache_runtime.caching.policy import LATENTS, VELOCITY, Measure, Measurement
+from adacache_runtime.caching.measures import space_of
+from adacache_runtime.caching.policy import Measure, Measurement
+from adacache_runtime.caching.signals.signal import FRAME_AXIS, at_stride
 
-FRAME_AXIS = 1  # of a probe (batch, frames, tokens, width)
+FLOAT32 = np.dtype(np.float32)
+
+
+@dataclass(frozen=True)
+class Signals:
+    """A bundle's signals.
+
+    Attributes:
+        entries: what the manifest says of each signal, by the signal's name.
+        engines: engine of each signal's graph, by the graph's name.
+    """
+
+    entries: Mapping[str, SignalEntry]
+    engines: Mapping[str, Engine]
 
 
 class Probe:
-    """One measured site's buffers and bound calls.
+    """The buffers and bound calls that measure one site.
 
     Args:
-        measure: what is measured there.
+        measure: what is measured, at a site and not at a role.
         new: the buffer that holds the site's tensor in each call.
-        arithmetic: the bundle's arithmetic engines.
-        device: where they run.
+        signals: the bundle's signals.
+        device: the device of the buffers.
 
     Attributes:
-        cached: the buffer that remembers the tensor.
+        measure: what is measured.
+        cached: the buffer that remembers the tensor of an earlier call.
+        keys: names of the numbers in a measurement.
     """
 
-    def __init__(self, measure: Measure, new: Buffer, arithmetic: Mapping[str, Engine], device: Device) -> None:
+    def __init__(self, measure: Measure, new: Buffer, signals: Signals, device: Device) -> None:
         self.measure = measure
+        self._space = space_of(measure.site)
         self.cached = device.empty(new.shape, new.dtype)
         self._remember = device.copy(new, self.cached)
-        earlier, now = (new, self.cached) if measure.site == VELOCITY else (self.cached, new)
-        engine = arithmetic["change" if measure.site in (LATENTS, VELOCITY) else "distance"]
-        self._distance, self._change = _sums(engine, {"cached": earlier, "new": now}, device)
-        self._motion = [
-            _sums(arithmetic["motion"], {"new": new, **_pairs(new.shape[FRAME_AXIS], stride, device)}, device)
-            if stride < new.shape[FRAME_AXIS]
-            else None
-            for stride in measure.strides
-        ]
+        self._calls: list[Call] = []
+        self._numbers: dict[str, Readback | None] = {}  # None: the video has no frames so far apart
+        frames = new.shape[FRAME_AXIS[self._space]]
+        for name in measure.signals:
+            graph = signals.entries[name].graphs[self._space]
+            inputs = {spec.name for spec in graph.inputs}
+            tensors = {key: buffer for key, buffer in (("cached", self.cached), ("new", new)) if key in inputs}
+            strides = measure.strides if "earlier" in inputs else (None,)
+            for stride in strides:
+                keys = [spec.name if stride is None else at_stride(spec.name, stride) for spec in graph.outputs]
+                if stride is not None and stride >= frames:
+                    self._numbers |= dict.fromkeys(keys)
+                    continue
+                pairs = {} if stride is None else _pairs(frames, stride, device)
+                results = {spec.name: device.empty(new.shape[:1], FLOAT32) for spec in graph.outputs}
+                self._calls.append(signals.engines[graph.name].bind({**tensors, **pairs, **results}))
+                readbacks = [device.readback(results[spec.name]) for spec in graph.outputs]
+                self._numbers |= dict(zip(keys, readbacks, strict=True))
         self._filled = False
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self._numbers)
+
     def enqueue(self) -> bool:
-        """Enqueues the sums; False, and nothing is done, where there is nothing to compare with yet."""
+        """Enqueue the signals; return False, and do nothing, where no earlier tensor is remembered yet."""
         if self._filled:
-            motion = [sums for sums in self._motion if sums is not None]
-            for call, readbacks in [(self._distance, self._change), *motion]:
+            for call in self._calls:
                 call()
-                for readback in readbacks:
+            for readback in self._numbers.values():
+                if readback is not None:
                     readback.start()
         return self._filled
 
     def remember(self) -> None:
-        """Keeps the tensor, to compare later ones with it."""
+        """Keep the tensor, so that later ones are compared with it."""
         self._remember()
         self._filled = True
 
@@ -63,34 +97,26 @@ class Probe:
         self._filled = False
 
     def result(self, branches: int, per_prompt: bool) -> Measurement:
-        """Waits for the sums of the last ``enqueue``; a unit is a prompt with its branches, or the whole batch."""
+        """Wait for the numbers of the last ``enqueue``.
 
-        def units(readback: Readback) -> tuple[float, ...]:
-            sums = readback.result().astype(np.float64)
-            samples: NDArray[np.float64] = sums if latents else sums.reshape(branches, -1).sum(0)
-            return tuple(samples.tolist()) if per_prompt else (float(samples.sum()),)
+        Args:
+            branches: number of guidance branches that the hidden state has; latents have none.
+            per_prompt: a unit is a prompt with its branches; else the whole batch.
+        """
+        rows = self.cached.shape[0]
+        samples = rows if self._space == "latents" else rows // branches
 
-        latents = self.measure.site in (LATENTS, VELOCITY)  # which have no branches
-        change, magnitude = (units(readback) for readback in self._change)
-        nan = (float("nan"),) * len(change)
-        frames = [(nan, nan) if sums is None else tuple(map(units, sums[1])) for sums in self._motion]
-        return Measurement(
-            self.measure.site,
-            change,
-            magnitude,
-            tuple(change for change, _ in frames),
-            tuple(magnitude for _, magnitude in frames),
-        )
+        def units(readback: Readback | None) -> tuple[float, ...]:
+            if readback is None:
+                return (math.nan,) * (samples if per_prompt else 1)
+            sums: NDArray[np.float64] = readback.result().astype(np.float64).reshape(-1, samples).sum(0)
+            return tuple(sums.tolist()) if per_prompt else (float(sums.sum()),)
 
-
-def _sums(engine: Engine, inputs: Mapping[str, Buffer], device: Device) -> tuple[Call, list[Readback]]:
-    batch = inputs["new"].shape[:1]
-    outputs = {name: device.empty(batch, np.dtype(np.float32)) for name in ("change", "magnitude")}
-    return engine.bind({**inputs, **outputs}), [device.readback(buffer) for buffer in outputs.values()]
+        return Measurement(self.measure.site, {key: units(readback) for key, readback in self._numbers.items()})
 
 
 def _pairs(frames: int, stride: int, device: Device) -> dict[str, Buffer]:
-    """Indices of the frames to compare: each with the one ``stride`` later."""
+    """Return buffers with the indices of the frames to compare: each with the one ``stride`` later."""
     earlier = np.arange(frames - stride, dtype=np.int64)
     buffers = {name: device.empty(earlier.shape, earlier.dtype) for name in ("earlier", "later")}
     buffers["earlier"].write(earlier)

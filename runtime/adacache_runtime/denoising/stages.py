@@ -23,6 +23,7 @@ class Engines:
 
     stages: Mapping[str, Engine]
     arithmetic: Mapping[str, Engine]
+    signals: Mapping[str, Engine]
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ def plan_memory(
     asked = Engines(
         {name: Asked(engine, needs) for name, engine in engines.stages.items()},
         {name: Asked(engine, needs) for name, engine in engines.arithmetic.items()},
+        {name: Asked(engine, needs) for name, engine in engines.signals.items()},
     )
     manifest = bundle.manifest
     assembly = assemble(manifest, asked, device, request, settled, sizes)

@@ -10,7 +10,7 @@ from typing import Any
 from adacache_engines.errors import InputError, require
 from adacache_runtime.media.files import check_folder, writing
 from adacache_runtime.reports.summary import milliseconds
-from adacache_runtime.trace import CallRecord, Trace, lanes
+from adacache_runtime.trace import Trace, lanes
 
 # Okabe and Ito's colours, which people with any colour vision tell apart
 COMPUTED, REUSED = "#0072B2", "#E69F00"
@@ -60,9 +60,9 @@ def _figure(trace: Trace, title: str) -> Any:
     seen = [record.observation for record in trace.calls]
     candidates: list[tuple[Draw, bool, float]] = [
         (_draw_schedule, True, 0.25 if len(lanes(trace)[0]) == 1 else 0.8),
-        (_draw_distance, any(_finite(one.distance) for one in seen), 1.7),
-        (_draw_motion, any(_finite(one.motion) for one in seen), 1.2),
-        (_draw_rate, any(_finite(one.rate) for one in seen), 1.2),
+        (_draw_distance, any(_finite(one.get("distance")) for one in seen), 1.7),
+        (_draw_motion, any(_finite(one.get("motion")) for one in seen), 1.2),
+        (_draw_rate, any(_finite(one.get("rate")) for one in seen), 1.2),
         (_draw_times, True, 1.7),
         (_draw_parts, trace.engine_ms() > 0, 0.4 * len(_kinds(trace))),
     ]
@@ -111,22 +111,22 @@ def _draw_schedule(axis: Any, trace: Trace) -> None:
 
 
 def _draw_distance(axis: Any, trace: Trace) -> None:
-    steps, distances = _measured(trace, lambda record: record.observation.distance)
+    steps, distances = _measured(trace, "distance")
     axis.plot(steps, distances, "-o", color=DISTANCE, markersize=4, linewidth=1.3, label="distance")
-    at, metrics = _measured(trace, lambda record: record.observation.metric)
-    if any(_finite(record.observation.motion) for record in trace.calls):
+    at, metrics = _measured(trace, "metric")
+    if any(_finite(record.observation.get("motion")) for record in trace.calls):
         axis.plot(at, metrics, "--D", color=METRIC, markersize=3.5, linewidth=1.1, label="distance × motion factor")
         _legend(axis)
     _finish(axis, trace, "distance\n(relative L1 per step)")
 
 
 def _draw_motion(axis: Any, trace: Trace) -> None:
-    axis.plot(*_measured(trace, lambda r: r.observation.motion), "-o", color=DISTANCE, markersize=4, linewidth=1.3)
+    axis.plot(*_measured(trace, "motion"), "-o", color=DISTANCE, markersize=4, linewidth=1.3)
     _finish(axis, trace, "motion\n(relative L1 per frame)")
 
 
 def _draw_rate(axis: Any, trace: Trace) -> None:
-    steps, rates = _measured(trace, lambda record: record.observation.rate)
+    steps, rates = _measured(trace, "rate")
     axis.step([*steps, steps[-1] + rates[-1]], [*rates, rates[-1]], where="post", color=DISTANCE, linewidth=1.3)
     axis.plot(steps, rates, "o", color=DISTANCE, markersize=4)
     _finish(axis, trace, "rate\n(steps to the next)")
@@ -200,8 +200,9 @@ def _kinds(trace: Trace) -> Sequence[tuple[bool, str, str, str]]:
     return [kind for kind in KINDS if any(record.computed == kind[0] for record in trace.calls)]
 
 
-def _measured(trace: Trace, value: Callable[[CallRecord], float | None]) -> tuple[list[int], list[float]]:
-    found = [(record.call, value(record)) for record in trace.calls]
+def _measured(trace: Trace, name: str) -> tuple[list[int], list[float]]:
+    """Return the calls in which a number was observed and finite, and the number in each."""
+    found = [(record.call, record.observation.get(name)) for record in trace.calls]
     known = [(call, number) for call, number in found if number is not None and math.isfinite(number)]
     return [call for call, _ in known], [number for _, number in known]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.errors import InputError, require
-from adacache_runtime.commands.options import add_engine
+from adacache_runtime.commands.options import add_opening, opening_from
 from adacache_runtime.commands.process import run
 from adacache_runtime.pipeline import Pipeline
 from adacache_serve.keys import new_key, read_keys
 from adacache_serve.orders import check_servable
-from adacache_serve.settings import Engine, Settings
+from adacache_serve.settings import Settings
 
 WEB = ("fastapi", "prometheus_client", "python_multipart", "sqlalchemy", "uvicorn")
 GONE_SECONDS = 120  # for which a client may take nothing of what it is sent
@@ -66,10 +66,10 @@ def _parser() -> argparse.ArgumentParser:
     jobs("--drain-seconds", type=float, default=DEFAULTS.drain_seconds, help="that running jobs get at the end")
     jobs("--max-pixels", type=int, default=DEFAULTS.max_pixels, help="frames x height x width of a video")
     jobs("--max-steps", type=int, default=DEFAULTS.max_steps, help=f"(default: {DEFAULTS.max_steps})")
-    engine = add_engine(parser).add_argument
-    engine("--devices", metavar="N", nargs="+", help="GPUs, a worker process each (default: one worker)")
-    engine("--in-flight", type=int, default=DEFAULTS.in_flight, help="generations that share a device (default: 4)")
-    engine("--memory-budget", type=int, metavar="MB", help="for these, beside the weights (default: what is free)")
+    backend = add_opening(parser).add_argument
+    backend("--devices", metavar="N", nargs="+", help="GPUs, a worker process each (default: one worker)")
+    backend("--in-flight", type=int, default=DEFAULTS.in_flight, help="generations that share a device (default: 4)")
+    backend("--memory-budget", type=int, metavar="MB", help="for these, beside the weights (default: what is free)")
     return parser
 
 
@@ -87,7 +87,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         database=options.database,
         results=options.results,
         devices=tuple(options.devices) if options.devices else (None,),
-        engine=Engine(options.backend, options.provider, options.threads, options.text_device, options.embedding_cache),
+        **opening_from(options),
         in_flight=options.in_flight,
         memory_budget=None if options.memory_budget is None else options.memory_budget * 10**6,
         queue=options.queue,
@@ -124,15 +124,12 @@ def open_bundles(folders: Sequence[Path]) -> dict[str, Bundle]:
 
 def open_models(folders: Sequence[Path], settings: Settings) -> Mapping[str, Pipeline]:
     """For a worker."""
-    engine = settings.engine
     return {
         name: Pipeline.open(
             bundle.folder,
-            engine.backend,
-            engine.provider,
-            engine.threads,
-            text_device=engine.text_device,
-            embedding_cache=engine.embedding_cache,
+            backend=settings.backend,
+            text_device=settings.text_device,
+            embedding_cache=settings.embedding_cache,
         )
         for name, bundle in open_bundles(folders).items()
     }

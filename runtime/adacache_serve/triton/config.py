@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from adacache_engines.backends import ONNXRUNTIME
+from adacache_engines.backends import BACKENDS
+from adacache_engines.contract.options import options_of
 from adacache_engines.errors import InputError
-from adacache_serve.settings import Engine, Settings
+from adacache_runtime.commands.options import opening_from_texts
+from adacache_serve.settings import Settings
 
 MODEL = "bundle"  # the folder beside model.py, so also what the worker calls the model
 # what a request has, by Triton's types: fields of an order, the first of them required
@@ -32,11 +34,9 @@ OUTPUTS: Mapping[str, tuple[str, int]] = {
     "seed": ("TYPE_INT64", 1),
     "trace": ("TYPE_STRING", 1),
 }
-# of config.pbtxt: name -> default; the names are those of adacache-serve's options
-PARAMETERS: Mapping[str, str | int] = {
-    "backend": ONNXRUNTIME,
-    "provider": "cpu",
-    "threads": 0,
+# parameters of config.pbtxt that are whole numbers, and their defaults; the others say how the bundle is opened.
+# The names are those of adacache-serve's options.
+NUMBERS: Mapping[str, int] = {
     "in_flight": 4,
     "memory_budget": 0,
     "max_pixels": Settings.max_pixels,
@@ -44,29 +44,48 @@ PARAMETERS: Mapping[str, str | int] = {
 }
 
 
+def parameters(backend: str, chosen: Mapping[str, str]) -> dict[str, str]:
+    """Return the parameters that a new config.pbtxt has: all that have a default, by their names.
+
+    Args:
+        backend: name of the backend that runs the bundle.
+        chosen: options of that backend that are not at their default.
+    """
+    defaults = {name: option.default for name, option in options_of(BACKENDS[backend]).items()}
+    options = {name: str(value).lower() for name, value in defaults.items() if value is not None}
+    numbers = {name: str(value) for name, value in NUMBERS.items()}
+    return {"backend": backend, **options, **chosen, "text_device": "backend", **numbers}
+
+
 def settings_of(given: Mapping[str, str]) -> Settings:
-    """Of the worker, by the parameters of a config.pbtxt; ``memory_budget`` is in MB, 0 = what is free.
+    """Return the worker's settings, by the parameters of a config.pbtxt; those that are missing keep their defaults.
+
+    ``memory_budget`` is in MB, 0 = what is free; ``weight_budget`` is in MB, too.
 
     Raises:
-        InputError: one is unknown, or no whole number where it has to be.
+        InputError: a parameter is unknown, or its value is not possible.
     """
-    text: dict[str, str] = {}
-    number: dict[str, int] = {}
-    for name, value in {**{name: str(default) for name, default in PARAMETERS.items()}, **given}.items():
-        if name not in PARAMETERS:
-            raise InputError(f"parameter {name!r} in config.pbtxt is unknown; known: {', '.join(PARAMETERS)}")
-        if isinstance(PARAMETERS[name], str):
-            text[name] = value
+    numbers = dict(NUMBERS)
+    texts: dict[str, str] = {}
+    for name, value in given.items():
+        if name not in NUMBERS:
+            texts[name] = value
             continue
-        least = 0 if name in ("threads", "memory_budget") else 1
+        least = 0 if name == "memory_budget" else 1
         if not (value.isascii() and value.isdecimal() and int(value) >= least):
-            raise InputError(f"parameter {name} in config.pbtxt is {value!r}; expected a number from {least}")
-        number[name] = int(value)
+            raise InputError(
+                f"parameter {name} in config.pbtxt is {value!r}; expected a whole number of {least} or more"
+            )
+        numbers[name] = int(value)
+    try:
+        opening = opening_from_texts(texts)
+    except InputError as error:
+        raise InputError(f"parameters in config.pbtxt: {error}") from error
     return Settings(
         Path(),
-        engine=Engine(text["backend"], text["provider"], number["threads"]),
-        in_flight=number["in_flight"],
-        memory_budget=number["memory_budget"] * 10**6 or None,
-        max_pixels=number["max_pixels"],
-        max_steps=number["max_steps"],
+        **opening,
+        in_flight=numbers["in_flight"],
+        memory_budget=numbers["memory_budget"] * 10**6 or None,
+        max_pixels=numbers["max_pixels"],
+        max_steps=numbers["max_steps"],
     )

@@ -13,10 +13,11 @@ from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.listed import ListedCalls
 from adacache_runtime.caching.policies.magcache import MagCache
-from adacache_runtime.caching.policies.teacache import MODULATED, TeaCache
+from adacache_runtime.caching.policies.teacache import TeaCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate
-from adacache_runtime.caching.policy import VELOCITY, Policy
+from adacache_runtime.caching.policy import BLOCK_INPUT, DEFAULT, VELOCITY, Policy
 from adacache_runtime.caching.presets import FAST_30, FAST_100, SLOW_30, policy_from
+from adacache_runtime.caching.signals.signal import at_stride
 from adacache_tune.calibration.forecast import Forecaster
 from adacache_tune.calibration.goal import Goal
 from adacache_tune.calibration.records import RESIDUAL, Floats, Site, ratios
@@ -121,11 +122,9 @@ def teacache(search: Search) -> Any:
     """The polynomial by least squares, of the change of the modulated input to that of the output, or a published one;
     the threshold; both then changed at random while that helps.
     """
-    changes = {
-        site: np.concatenate([_relative(record.sites[site]) for record in search.forecaster.records])
-        for site in (MODULATED, *OUTPUTS)
-    }
-    given = changes[MODULATED]
+    records = search.forecaster.records
+    given = np.concatenate([_relative(record.sites[record.roles[BLOCK_INPUT][0]]) for record in records])
+    changes = {site: np.concatenate([_relative(record.sites[site]) for record in records]) for site in OUTPUTS}
     degrees = [degree for degree in DEGREES if degree < len(set(given.tolist()))]  # others have no one solution
     fits = [tuple(np.polyfit(given, changes[site], degree).tolist()) for site in OUTPUTS for degree in degrees or [0]]
     thresholds = [10 ** (exponent / 25) for exponent in range(-60, 26)]
@@ -181,7 +180,7 @@ CONTAINS: Mapping[str, Sequence[str]] = {
     "adacache": ("adacache-scaled",),
     "adacache-moreg": ("adacache", "adacache-scaled"),
 }
-NEEDS: Mapping[str, str] = {"teacache": MODULATED}  # a probe that not every bundle has
+NEEDS: Mapping[str, str] = {"teacache": BLOCK_INPUT}  # role of a probe that not every bundle has
 MOTION = "adacache-moreg"  # needs more than one frame
 
 
@@ -279,11 +278,13 @@ def _h0(value: float) -> float:
 
 
 def _relative(site: Site) -> Floats:
-    """Change from call to call, from the second on."""
-    relative: Floats = site.change[0, 1:] / site.magnitude[0, 1:]
+    """Return the relative change from call to call, from the second on; of the velocity relative to the later call."""
+    relative: Floats = site["change"][0, 1:] / site.get("new_magnitude", site["magnitude"])[0, 1:]
     return relative
 
 
 def _median_motion(forecaster: Forecaster) -> float:
-    sites = [record.sites[record.default[0]] for record in forecaster.records]
-    return float(np.median([site.frame_change[0, 1:] / site.frame_magnitude[0, 1:] for site in sites]))
+    """Return the median motion between neighbouring frames at the bundle's first default site."""
+    moved, size = at_stride("motion", 1), at_stride("motion_magnitude", 1)
+    sites = [record.sites[record.roles[DEFAULT][0]] for record in forecaster.records]
+    return float(np.median([site[moved][0, 1:] / site[size][0, 1:] for site in sites]))

@@ -1,4 +1,4 @@
-"""Records a fully computed generation: every call runs in full, and beside it the final layer on older residuals.
+"""Records a fully computed generation: each call runs in full, and beside it the final layer on older residuals.
 
 The first block is a group of its own, so that what FBCache looks at is there, too; the stack's residual is the sum of
 the two groups'.
@@ -13,9 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.contract.device import Buffer, Call, Device
-from adacache_runtime.caching.policies.teacache import MODULATED
+from adacache_runtime.caching.measures import ROLES, sites_of, space_of
 from adacache_runtime.caching.policy import (
-    DEFAULT,
     FIRST,
     LATENTS,
     VELOCITY,
@@ -27,19 +26,19 @@ from adacache_runtime.caching.policy import (
     Observation,
     Run,
 )
-from adacache_runtime.denoising.probes import Probe
+from adacache_runtime.denoising.probes import Probe, Signals
 from adacache_runtime.pipeline import Pipeline, Result, Started
 from adacache_runtime.request import Request
 from adacache_runtime.samplers.update import Update
 from adacache_runtime.trace import CallRecord, Trace
-from adacache_tune.calibration.records import RESIDUAL, Record, Site
+from adacache_tune.calibration.records import RESIDUAL, Floats, Record
 
 PLACES = 512  # of the latents, at which errors are kept: enough for a norm within a few per cent
 
 
 @dataclass(frozen=True)
 class Everything:
-    """Computes every call and asks for all sites; a policy."""
+    """A policy that computes every call and measures at all sites."""
 
     sites: tuple[str, ...]
 
@@ -54,7 +53,7 @@ class Everything:
         return Decision((True,) * context.run.groups), None
 
     def observe(self, state: None, context: Context, measurements: Sequence[Measurement]) -> tuple[Observation, None]:
-        return Observation(), None
+        return {}, None
 
 
 def record(
@@ -64,22 +63,22 @@ def record(
     strides: Sequence[int] = (1,),
     on_call: Callable[[CallRecord], None] = lambda _: None,
 ) -> tuple[Record, Result]:
-    """Makes a generation and records it.
+    """Make a generation and record it.
 
     Args:
-        pipeline: opened.
-        request: its policy and granularity are not used.
+        pipeline: the opened pipeline.
+        request: the request; its policy and granularity are not used.
         gaps: largest number of calls over which changes and errors are recorded; each takes a residual's memory and a
             tensor's at each site.
         strides: distances in frames at which motion is recorded.
-        on_call: gets each call's record.
+        on_call: called with each call's record.
 
     Raises:
         AdaCacheError: as :meth:`Pipeline.generate`.
     """
     manifest = pipeline.bundle.manifest
-    probed = [MODULATED] if MODULATED in manifest.probes() else []
-    policy = Everything((DEFAULT, *probed, FIRST, LATENTS, VELOCITY))
+    roles = {role: sites for role in ROLES if (sites := sites_of(manifest, role))}
+    policy = Everything((*roles, FIRST, LATENTS, VELOCITY))
     started = pipeline.start(replace(request, policy=policy, granularity=None, scope="batch"))
     recorder = _Recorder(pipeline, started, gaps, strides)
     calls = []
@@ -87,11 +86,11 @@ def record(
         calls.append(made)
         on_call(made)
     result = Result(started.denoiser.latents.read(), Trace(tuple(calls), started.sizes, started.settled.granularity))
-    return recorder.record(manifest.default_probes), result
+    return recorder.record(roles), result
 
 
 class _Recorder:
-    """What is kept of the last calls, and what was seen."""
+    """The tensors that are kept of the last calls, and the numbers that were measured."""
 
     def __init__(self, pipeline: Pipeline, started: Started, gaps: int, strides: Sequence[int]) -> None:
         assembly, arithmetic = started.denoiser.assembly, pipeline.engines.arithmetic
@@ -105,8 +104,9 @@ class _Recorder:
         # the sum of both groups, which in itself is no hidden state, but adds up like one
         self._sum = arithmetic["add"].bind({"hidden": first, "residual": rest, "hidden_out": residual})
         shown: dict[str, Buffer] = {**assembly.shown, RESIDUAL: residual}
+        signals = Signals(pipeline.bundle.manifest.signals, pipeline.engines.signals)
         self._probes = {
-            site: [Probe(self._measure(site, place), buffer, arithmetic, device) for place in range(self._gaps)]
+            site: [Probe(self._measure(signals, site, place), buffer, signals, device) for place in range(self._gaps)]
             for site, buffer in shown.items()
         }
         self._ring = [probe.cached for probe in self._probes[RESIDUAL]]
@@ -122,17 +122,16 @@ class _Recorder:
         values = math.prod(self._velocity.shape)
         self._places = np.sort(np.random.default_rng(0).choice(values, min(values, PLACES), replace=False))
         self._error = np.full((*shape, len(self._places)), np.nan, np.float32)
-        self._sites = {
-            site: Site(
-                np.full(shape, np.nan),
-                np.full(shape, np.nan),
-                *(np.full((len(self._strides_of(site)), self._calls), np.nan) for _ in range(2)),
-            )
-            for site in shown
+        self._sites: dict[str, dict[str, Floats]] = {
+            site: {
+                key: np.full((self._gaps if key in probes[-1].keys else 1, self._calls), np.nan)
+                for key in probes[0].keys
+            }
+            for site, probes in self._probes.items()
         }
 
     def look(self, call: int, update: Update) -> None:
-        """After a call's velocity is there, before the latents move on."""
+        """Record a call, when its velocity is there and before the latents move on."""
         self._sum()
         here = (call - 1) % self._gaps
         for gap in range(1, min(self._gaps, call - 1) + 1):
@@ -143,25 +142,27 @@ class _Recorder:
         for probes in self._probes.values():
             probes[here].remember()
 
-    def record(self, default: tuple[str, ...]) -> Record:
-        return Record(self._timesteps, self._sites, self._strides, default, self._error)
+    def record(self, roles: Mapping[str, tuple[str, ...]]) -> Record:
+        """Return what was recorded."""
+        return Record(self._timesteps, self._sites, roles, self._error)
 
-    def _measure(self, site: str, place: int) -> Measure:
-        return Measure(site, strides=self._strides_of(site) if place == 0 else ())
-
-    def _strides_of(self, site: str) -> tuple[int, ...]:
-        return self._strides if site not in (LATENTS, VELOCITY) else ()
+    def _measure(self, signals: Signals, site: str, place: int) -> Measure:
+        """Return what is measured at a place of the ring: at the first one also what depends on no earlier tensor."""
+        space = space_of(site)
+        graphs = {name: entry.graphs[space] for name, entry in signals.entries.items() if space in entry.graphs}
+        compared = [name for name, graph in graphs.items() if any(spec.name == "cached" for spec in graph.inputs)]
+        return Measure(site, signals=tuple(graphs if place == 0 else compared), strides=self._strides)
 
     def _note(self, site: str, gap: int, call: int, probe: Probe) -> None:
         probe.enqueue()
-        seen, noted = probe.result(self._branches, per_prompt=False), self._sites[site]
-        noted.change[gap - 1, call - 1], noted.magnitude[gap - 1, call - 1] = seen.change[0], seen.magnitude[0]
-        for index in range(len(seen.frame_change)):
-            noted.frame_change[index, call - 1] = seen.frame_change[index][0]
-            noted.frame_magnitude[index, call - 1] = seen.frame_magnitude[index][0]
+        for key, (value,) in probe.result(self._branches, per_prompt=False).values.items():
+            numbers = self._sites[site][key]
+            numbers[min(gap, len(numbers)) - 1, call - 1] = value
 
     def _error_of(self, place: int, update: Update) -> NDArray[np.float64]:
-        """Of the latents' update with an old residual: its velocity's error, as far as the sampler follows it."""
+        """Return how far off the latents' update with an old residual is: its velocity's error, as far as the sampler
+        follows it.
+        """
         # the embedding once more: blocks write over it
         for call in (*self._embed, self._reuse[place], *self._final, self._guide):
             call()

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError, require
-from adacache_runtime.commands.options import add_engine, add_video, video_size
+from adacache_runtime.caching.measures import sites_of
+from adacache_runtime.commands.options import add_opening, add_video, opening_from, video_size
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import even_progress
 from adacache_runtime.pipeline import Pipeline
@@ -72,21 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     output = parser.add_argument_group("output").add_argument
     output("-o", "--output", type=Path, metavar="DIR", help="of records and runs (default: BUNDLE-calibration)")
     output("--force", action="store_true", help="begin anew where the folder holds another calibration")
-    add_engine(parser)
+    add_opening(parser)
     return parser
 
 
 def _run(options: argparse.Namespace) -> None:
     require("skimage", "compare")
     recorded, held_out = _split(options)
-    pipeline = Pipeline.open(
-        options.bundle,
-        options.backend,
-        options.provider,
-        options.threads,
-        text_device=options.text_device,
-        embedding_cache=options.embedding_cache,
-    )
+    pipeline = Pipeline.open(options.bundle, **opening_from(options))
     with closing(pipeline.backend):
         task = _task(options, pipeline, recorded, held_out)
         calibrated = calibrate(task)
@@ -211,9 +205,9 @@ def _methods(options: argparse.Namespace, manifest: Manifest, settled: Settled) 
 
 def _problem(method: str, manifest: Manifest, settled: Settled) -> str | None:
     """Why a method is not possible, and what to do; None where it is."""
-    site = NEEDS.get(method)
-    if site is not None and site not in manifest.probes():
-        return f"measures {site}, which this bundle has no probe for; export with --probe {site}"
+    role = NEEDS.get(method)
+    if role is not None and not sites_of(manifest, role):
+        return f"measures {role}, which this bundle has no probe for; export with --probe {role}"
     if method == MOTION and settled.latents.shape[2] < 2:
         return "goes by motion, and an image has none; choose more --frames"
     return None

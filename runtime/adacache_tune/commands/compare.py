@@ -10,7 +10,7 @@ from rich.console import Console
 
 from adacache_engines.errors import InputError, require
 from adacache_runtime.caching.presets import PRESETS
-from adacache_runtime.commands.options import add_engine, add_video
+from adacache_runtime.commands.options import add_opening, add_video, opening_from
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import even_progress
 from adacache_runtime.media.files import writing
@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     output("--videos", type=int, default=3, metavar="N", help="side by side, of the first N prompts (default: 3)")
     output("--zoom", type=int, help="of them: side of the square that a pixel becomes (default: large enough to read)")
     output("--force", action="store_true", help="begin anew where the folder holds another comparison")
-    add_engine(parser)
+    add_opening(parser)
     return parser
 
 
@@ -75,14 +75,7 @@ def _run(options: argparse.Namespace) -> None:
     for module in ("matplotlib", "PIL", "skimage"):
         require(module, "compare")
     prompts = read_prompts(options.prompts)
-    pipeline = Pipeline.open(
-        options.bundle,
-        options.backend,
-        options.provider,
-        options.threads,
-        text_device=options.text_device,
-        embedding_cache=options.embedding_cache,
-    )
+    pipeline = Pipeline.open(options.bundle, **opening_from(options))
     with closing(pipeline.backend):
         job = settle_job(options, pipeline, prompts)
         for note in job.notes:

@@ -1,4 +1,4 @@
-"""``adacache-profile``: what the engines of a bundle and a whole generation cost, and whether two back ends agree."""
+"""``adacache-profile``: what the engines of a bundle and a whole generation cost, and whether two backends agree."""
 
 import argparse
 import shlex
@@ -9,19 +9,18 @@ from pathlib import Path
 
 from rich.console import Console
 
+from adacache_engines.backends import BACKENDS
 from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.errors import EngineError, InputError
-from adacache_engines.onnxruntime.engine import PROVIDERS
-from adacache_engines.tensorrt.library import LIBRARIES
 from adacache_runtime.caching.policy import GRANULARITIES
 from adacache_runtime.caching.presets import POLICY_HELP, policy_from
-from adacache_runtime.commands.options import add_size, video_size
+from adacache_runtime.commands.options import add_backend, add_size, backend_from, backend_texts, video_size
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import call_progress
 from adacache_runtime.media.files import check_folder, writing
 from adacache_runtime.request import Request, settle
 from adacache_tune.profiling import comparison
-from adacache_tune.profiling.backends import BACKENDS, check_names, open_target
+from adacache_tune.profiling.backends import PLAIN, compared_backends, open_target, use_library
 from adacache_tune.profiling.engine_latency import EngineLatency, measure_engine
 from adacache_tune.profiling.machine import machine, versions
 from adacache_tune.profiling.memory import memory_nbytes
@@ -50,13 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "adacache-profile",
-        description="Measures a bundle's engines one by one and a whole generation, or compares two back ends.",
+        description="Measures a bundle's engines one by one and a whole generation, or compares two backends.",
     )
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that adacache-export made")
-    engine = parser.add_argument_group("engine").add_argument
-    engine("--backend", choices=BACKENDS, default="onnxruntime", help="-plain: the graphs as exported (onnxruntime)")
-    engine("--provider", choices=tuple(PROVIDERS), default="cpu", help="of ONNX Runtime (default: cpu)")
-    engine("--threads", type=int, default=0, help="of ONNX Runtime (default: one a core)")
+    add_backend(parser)
     group = parser.add_argument_group("generation")
     add_size(group)
     video = group.add_argument
@@ -65,12 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     video("--granularity", choices=GRANULARITIES, help="of cached residuals (default: the policy's)")
     video("--prompt", metavar="TEXT", help="for a bundle with a text encoder, which is profiled then, too")
     video("--text-length", type=int, metavar="L", help="tokens of random embeddings (default: the model's most)")
+    known = ", ".join((*BACKENDS, f"onnxruntime{PLAIN}"))
     measuring = parser.add_argument_group("measuring").add_argument
     measuring("--iterations", type=int, default=20, metavar="N", help="of each engine that are counted (default: 20)")
     measuring("--warm-up", type=int, default=3, metavar="N", help="that are not, after the first call (default: 3)")
     measuring("--only", nargs="+", default=[], metavar="STAGE", help="these engines alone, and no generation")
     measuring("--layers", action="store_true", help="the time of each layer, too")
-    measuring("--compare", metavar="A,B", help=f"instead: whether two back ends agree, of {', '.join(BACKENDS)}")
+    measuring("--compare", metavar="A,B", help=f"check instead whether two of these backends agree: {known}")
     output = parser.add_argument_group("output").add_argument
     output("--json", metavar="FILE", type=Path, help="all numbers")
     output("--html", metavar="FILE", type=Path, help="one page with plots, which opens without a network")
@@ -98,11 +95,10 @@ def _run(options: argparse.Namespace, command: str, check: Check) -> None:
     if options.compare:
         _compare(options, command, check)
         return
-    check_names([options.backend])
-    if options.backend in LIBRARIES and (options.provider != "cpu" or options.threads):
-        raise InputError(f"--provider and --threads are of ONNX Runtime; {options.backend} runs on the GPU")
+    backend = backend_from(options)
+    use_library([backend])
     work = _work(options)
-    target = open_target(work.bundle, options.backend, options.provider, options.threads, work.sizes)
+    target = open_target(work.bundle, backend, work.sizes)
     engines = _measure(options, work, target, check)
     generation, skipped = _generation(options, work, target)
     profile = Profile(
@@ -194,14 +190,13 @@ def _compare(options: argparse.Namespace, command: str, check: Check) -> None:
     """
     choices = options.compare.split(",")
     if len(choices) != 2 or len(set(choices)) != 2:
-        raise InputError(f"--compare {options.compare} is not two back ends, such as onnxruntime-plain,onnxruntime")
+        raise InputError(f"--compare {options.compare} is not two backends, such as onnxruntime-plain,onnxruntime")
     if options.html or options.layers:
         raise InputError("--html and --layers are of a profile; a comparison can be written with --json")
-    check_names(choices)
+    backends = compared_backends(choices, backend_texts(options))
+    use_library([*backends.values()])
     work = _work(options)
-    targets = {
-        choice: open_target(work.bundle, choice, options.provider, options.threads, work.sizes) for choice in choices
-    }
+    targets = {choice: open_target(work.bundle, backend, work.sizes) for choice, backend in backends.items()}
     found: list[comparison.Difference] = []
     with engine_progress(len(work.subjects)) as progress:
         for subject in work.subjects:

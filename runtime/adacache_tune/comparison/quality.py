@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.errors import InputError, require
-from adacache_engines.onnxruntime.engine import share_threads
+from adacache_engines.onnxruntime.backend import share_threads
 from adacache_runtime.media.video import Frames
 
 SSIM_WINDOW = 7  # pixels, the side; that of scikit-image

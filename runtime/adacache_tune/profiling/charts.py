@@ -19,9 +19,9 @@ def schedule_chart(trace: Trace) -> str:
         ("computed and cached calls", _rows_height(trace), lambda top, height: _cells(trace, top, height)),
     ]
     for name, value in (
-        ("distance, relative L1 per step", lambda record: record.observation.distance),
-        ("motion, relative L1 per frame", lambda record: record.observation.motion),
-        ("rate, steps to the next computed call", lambda record: record.observation.rate),
+        ("distance, relative L1 per step", lambda record: record.observation.get("distance")),
+        ("motion, relative L1 per frame", lambda record: record.observation.get("motion")),
+        ("rate, steps to the next computed call", lambda record: record.observation.get("rate")),
     ):
         points = _points(trace, value)
         if points:

@@ -10,7 +10,8 @@ from typing import Any
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import require
-from adacache_engines.onnxruntime.engine import OrtBackend, OrtEngine
+from adacache_engines.onnxruntime.backend import OrtBackend
+from adacache_engines.onnxruntime.engine import OrtEngine
 from adacache_tune.profiling.bound_runner import bind, bound_runner, write
 from adacache_tune.profiling.subjects import Subject, example
 from adacache_tune.profiling.targets import Layer

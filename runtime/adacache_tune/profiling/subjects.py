@@ -33,7 +33,7 @@ class Subject:
 
 
 def subjects(manifest: Manifest, only: Sequence[str], encoder: bool) -> list[Subject]:
-    """The engines of a bundle in the order of execution, then arithmetic.
+    """The engines of a bundle in the order of execution, then arithmetic and signals.
 
     Args:
         manifest: of the bundle.
@@ -45,6 +45,7 @@ def subjects(manifest: Manifest, only: Sequence[str], encoder: bool) -> list[Sub
     """
     known = [Subject(stage.graph, "block" if stage.block else "stage") for stage in manifest.stages]
     known += [Subject(graph, "reuse" if name == REUSE else "arithmetic") for name, graph in manifest.arithmetic.items()]
+    known += [Subject(graph, "arithmetic") for graph in manifest.signal_graphs()]
     chain = [Subject(graph, "encoder") for graph in manifest.text.encoder_graphs()]
     if encoder or any(subject.name in only for subject in chain):
         known = [*chain, *known]

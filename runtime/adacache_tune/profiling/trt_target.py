@@ -13,9 +13,9 @@ from adacache_engines.bundle.shape_profiles import covers
 from adacache_engines.bundle.tensors import NUMPY_DTYPES
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import EngineError, OutOfRangeError, require
-from adacache_engines.tensorrt.backend import TrtBackend
+from adacache_engines.tensorrt.backend import TensorRT, TrtBackend
 from adacache_engines.tensorrt.library import gpu_target, open_library
-from adacache_engines.tensorrt.plans import check_plans, choose, find
+from adacache_engines.tensorrt.plans import check_plans, choose, find, resident_share
 from adacache_tune.profiling.subjects import Subject, example, fed_dtype, narrow
 from adacache_tune.profiling.targets import Layer
 
@@ -40,6 +40,11 @@ def _target(library: str) -> str:
 class TrtTarget:
     """A bundle's plans on one of the two TensorRT libraries.
 
+    Args:
+        bundle: the opened bundle.
+        chosen: the library, and its budget for weights. CUDA graphs are not recorded: engines are timed one by one.
+        sizes: sizes of the dynamic axes.
+
     Raises:
         MissingDependencyError: the library, Polygraphy or CUDA's bindings are not installed.
         EngineError: there is no GPU, or no set of plans for it.
@@ -47,17 +52,20 @@ class TrtTarget:
         OutOfRangeError: the plans were built for other sizes.
     """
 
-    def __init__(self, bundle: Bundle, library: str, sizes: Mapping[str, int]) -> None:
-        self._library = open_library(library)
-        target = _target(library)
+    def __init__(self, bundle: Bundle, chosen: TensorRT, sizes: Mapping[str, int]) -> None:
+        self._library = open_library(chosen.library)
+        target = _target(chosen.library)
         _, self._plans = choose(bundle, self._library.name, self._library.version, target)
         self._profile = _profile(self._plans, sizes)
         check_plans(bundle, self._plans)
         self._bundle, self.on_gpu = bundle, True
-        self.name = f"{library} {self._library.version}, compute capability {target}"
+        self._budget, self._resident = chosen.weight_budget, resident_share(bundle, self._plans, chosen.weight_budget)
+        self.name = f"{chosen.library} {self._library.version}, compute capability {target}"
 
     def runner(self, subject: Subject, sizes: Mapping[str, int]) -> Any:
-        return plan_runner(subject.graph, self._bundle.path(self._entry(subject).path).read_bytes, self._profile)
+        return plan_runner(
+            subject.graph, self._bundle.path(self._entry(subject).path).read_bytes, self._profile, self._resident
+        )
 
     def layers(self, subject: Subject, sizes: Mapping[str, int], iterations: int) -> list[Layer]:
         """As the library tells them to its profiler, after a run that is not counted."""
@@ -84,7 +92,7 @@ class TrtTarget:
 
     def backend(self) -> Backend:
         # stages are marked one by one, which a recorded graph of many could not show
-        return TrtBackend(self._bundle, self._library, graphs=False)
+        return TrtBackend(self._bundle, self._library, graphs=False, weight_budget=self._budget)
 
     def _entry(self, subject: Subject) -> PlanEntry:
         if subject.kind != "reuse":
@@ -115,7 +123,7 @@ def _profile(plans: PlanSet, sizes: Mapping[str, int]) -> int:
     )
 
 
-def plan_runner(graph: Graph, read: Any, profile: int) -> Any:
+def plan_runner(graph: Graph, read: Any, profile: int, resident: float = 1.0) -> Any:
     """A Polygraphy runner that takes and gives numpy arrays, bfloat16 as float32.
 
     ``TrtRunner`` inside it finds the inputs on the GPU and leaves the outputs there: its time is the plan's alone.
@@ -124,6 +132,7 @@ def plan_runner(graph: Graph, read: Any, profile: int) -> Any:
         graph: that the plan was built from.
         read: gives the plan's bytes.
         profile: place of the optimisation profile.
+        resident: share of the plan's weights that stay on the GPU, 0 to 1.
     """
     base: Any = require("polygraphy.backend.base", "profile")
     trt, cuda = require("polygraphy.backend.trt", "profile"), require("polygraphy.cuda", "profile")
@@ -132,7 +141,10 @@ def plan_runner(graph: Graph, read: Any, profile: int) -> Any:
     class PlanRunner(base.BaseRunner):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__(name="TrtRunner")
-            self.plan = trt.TrtRunner(trt.EngineFromBytes(read), optimization_profile=profile)
+            share = 100 * resident if resident < 1 else None
+            self.plan = trt.TrtRunner(
+                trt.EngineFromBytes(read), optimization_profile=profile, weight_streaming_percent=share
+            )
 
         def activate_impl(self) -> None:
             self.plan.activate()

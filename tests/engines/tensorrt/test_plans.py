@@ -23,7 +23,7 @@ from adacache_engines.tensorrt import build as trt_build
 from adacache_engines.tensorrt import build_tasks as plan_jobs
 from adacache_engines.tensorrt import plan_builder
 from adacache_engines.tensorrt.build import BuildOptions, build_plan, check_options
-from adacache_engines.tensorrt.library import TensorRT, open_library
+from adacache_engines.tensorrt.library import InstalledLibrary, open_library
 from adacache_engines.tensorrt.plan_builder import build_plans
 from adacache_engines.tensorrt.plans import check_plans, choose, find
 from adacache_export.commands.export import main as export
@@ -34,12 +34,21 @@ from tools.speed.size import Size
 
 pytestmark = pytest.mark.slow  # an export, and plans that TensorRT-RTX builds
 DEMO = Path(__file__).parents[3] / "tools" / "demo" / "model"
-ARITHMETIC = {"add", "subtract", "distance", "motion", "guide", "combine"}
+ARITHMETIC = {
+    "add",
+    "subtract",
+    "hidden_change",
+    "latents_change",
+    "hidden_motion",
+    "latents_new_magnitude",
+    "guide",
+    "combine",
+}
 Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture(scope="session")
-def rtx() -> TensorRT:
+def rtx() -> InstalledLibrary:
     return open_library("tensorrt-rtx")
 
 
@@ -49,7 +58,7 @@ def profiles(folder: Path, *names: str) -> dict[str, ShapeProfile]:
 
 
 @pytest.fixture(scope="session")
-def compiled(once: Once, exported: Callable[..., Path], rtx: TensorRT) -> Path:
+def compiled(once: Once, exported: Callable[..., Path], rtx: InstalledLibrary) -> Path:
     """The reference model in fp16 with plans. Tests must not change it."""
 
     def build(folder: Path) -> None:
@@ -81,7 +90,7 @@ def only(folder: Path) -> PlanSet:
 # what is built
 
 
-def assert_complete(folder: Path, rtx: TensorRT) -> None:
+def assert_complete(folder: Path, rtx: InstalledLibrary) -> None:
     bundle = open_bundle(folder)
     manifest, plans = bundle.manifest, only(folder)
     blocks = {stage.graph.name for stage in manifest.stages if stage.block}
@@ -106,7 +115,7 @@ def assert_complete(folder: Path, rtx: TensorRT) -> None:
     check_plans(bundle, plans)
 
 
-def test_what_a_set_lacks_is_built(bundle: Path, rtx: TensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_set_lacks_is_built(bundle: Path, rtx: InstalledLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     """As after a text encoder was added: the plans that are there stay."""
     manifest, before = read_manifest(bundle), only(bundle)
     lacking = {"final", "guide"}
@@ -115,7 +124,7 @@ def test_what_a_set_lacks_is_built(bundle: Path, rtx: TensorRT, monkeypatch: pyt
     replace_manifest(bundle, manifest.model_copy(update={"plans": {name: before.model_copy(update={"plans": kept})}}))
     built: list[str] = []
 
-    def build(library: TensorRT, onnx: Path, *options: object) -> memoryview:
+    def build(library: InstalledLibrary, onnx: Path, *options: object) -> memoryview:
         built.append(onnx.stem)
         return build_plan(library, onnx, *options)  # type: ignore[arg-type]
 
@@ -127,7 +136,7 @@ def test_what_a_set_lacks_is_built(bundle: Path, rtx: TensorRT, monkeypatch: pyt
     assert {entry for entry in after.plans if entry.graph not in lacking} == {*kept}
 
 
-def test_the_demo_model(tmp_path: Path, rtx: TensorRT, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_model(tmp_path: Path, rtx: InstalledLibrary, capsys: pytest.CaptureFixture[str]) -> None:
     """In bf16; the tests of the README do it in fp16."""
     folder = tmp_path / "demo.adacache"
     options = ["--precision", "bf16", "--text-encoder", str(DEMO / "text_encoder")]
@@ -139,7 +148,7 @@ def test_the_demo_model(tmp_path: Path, rtx: TensorRT, capsys: pytest.CaptureFix
     assert "tensorrt-rtx" in capsys.readouterr().out
 
 
-def test_blocks_of_full_width(tmp_path: Path, rtx: TensorRT) -> None:
+def test_blocks_of_full_width(tmp_path: Path, rtx: InstalledLibrary) -> None:
     write_checkpoint(tmp_path / "wide.safetensors", config_of(Size(depth=1, caption_width=256)))
     folder = tmp_path / "wide.adacache"
     convert(tmp_path / "wide.safetensors", folder, Options(precision="fp16"))
@@ -150,13 +159,13 @@ def test_blocks_of_full_width(tmp_path: Path, rtx: TensorRT) -> None:
     assert sum(files.values()) < 1.3 * weights, "two profiles share their weights"
 
 
-def test_fp32_is_spelled_out(exported: Callable[..., Path], tmp_path: Path, rtx: TensorRT) -> None:
+def test_fp32_is_spelled_out(exported: Callable[..., Path], tmp_path: Path, rtx: InstalledLibrary) -> None:
     folder = Path(shutil.copytree(exported("fp32"), tmp_path / "bundle"))
     build_plans(folder, rtx, profiles(folder), BuildOptions(), workers=1)
     assert_complete(folder, rtx)
 
 
-def test_processes_build_what_one_builds(bare: Path, compiled: Path, rtx: TensorRT) -> None:
+def test_processes_build_what_one_builds(bare: Path, compiled: Path, rtx: InstalledLibrary) -> None:
     steps: list[int] = []
     made = build_plans(bare, rtx, profiles(bare), BuildOptions(), lambda _name, _total: steps.append, workers=2)
     assert_complete(bare, rtx)
@@ -168,7 +177,7 @@ def test_processes_build_what_one_builds(bare: Path, compiled: Path, rtx: Tensor
     assert sum(steps[-len(read_manifest(bare).graphs()) - 1 :]) == len(read_manifest(bare).graphs())
 
 
-def test_targets_and_other_options(bare: Path, rtx: TensorRT) -> None:
+def test_targets_and_other_options(bare: Path, rtx: InstalledLibrary) -> None:
     options = BuildOptions(targets=("8.9",), workspace_mb=2048, weight_streaming=True)
     made = build_plans(bare, rtx, profiles(bare), options, workers=1)
     assert made.targets == ("8.9",)
@@ -188,7 +197,7 @@ def graphs(manifest: Manifest) -> Mapping[str, object]:
     return {graph.name: graph for graph in manifest.graphs()}
 
 
-def test_attention_that_is_not_fused_is_named(bare: Path, rtx: TensorRT) -> None:
+def test_attention_that_is_not_fused_is_named(bare: Path, rtx: InstalledLibrary) -> None:
     path, manifest, profile = one(bare, "spatial.00")
     graph = next(graph for graph in manifest.graphs() if graph.name == "spatial.00")
     spelled_out = trt_build._attention_spelled_out(path)
@@ -199,7 +208,7 @@ def test_attention_that_is_not_fused_is_named(bare: Path, rtx: TensorRT) -> None
     build_plan(rtx, path, graph, [profile], BuildOptions(), fused=False)
 
 
-def test_other_tensors_than_the_manifests(compiled: Path, rtx: TensorRT) -> None:
+def test_other_tensors_than_the_manifests(compiled: Path, rtx: InstalledLibrary) -> None:
     path, manifest, profile = one(compiled, "add")
     graph = manifest.arithmetic["add"]
     wrong = graph.inputs[0].model_copy(update={"dtype": "float32"})
@@ -208,7 +217,7 @@ def test_other_tensors_than_the_manifests(compiled: Path, rtx: TensorRT) -> None
         build_plan(rtx, path, changed, [profile], BuildOptions(), fused=False)
 
 
-def test_a_graph_that_cannot_be_read_or_built(bare: Path, rtx: TensorRT) -> None:
+def test_a_graph_that_cannot_be_read_or_built(bare: Path, rtx: InstalledLibrary) -> None:
     path, manifest, profile = one(bare, "final")
     graph = next(graph for graph in manifest.graphs() if graph.name == "final")
     with pytest.raises(EngineError, match="cannot build final: "):
@@ -220,7 +229,7 @@ def test_a_graph_that_cannot_be_read_or_built(bare: Path, rtx: TensorRT) -> None
         build_plan(rtx, path, graph, [profile], BuildOptions(), fused=False)
 
 
-def test_a_build_can_be_stopped_inside_a_plan(compiled: Path, rtx: TensorRT) -> None:
+def test_a_build_can_be_stopped_inside_a_plan(compiled: Path, rtx: InstalledLibrary) -> None:
     path, manifest, profile = one(compiled, "spatial.00")
     graph = next(graph for graph in manifest.graphs() if graph.name == "spatial.00")
     with pytest.raises(EngineError, match="was stopped"):
@@ -243,7 +252,7 @@ def test_options_that_are_refused(library: str, options: dict[str, object], mess
         check_options(library, dataclasses.replace(BuildOptions(), **options))
 
 
-def test_the_gpu_that_is_there(bare: Path, rtx: TensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_that_is_there(bare: Path, rtx: InstalledLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     """The manifest names its capability, so that other machines refuse the plans."""
     options = BuildOptions(targets=("current",))
     monkeypatch.setattr(plan_builder, "gpu_target", lambda: None)
@@ -288,7 +297,7 @@ def started(folder: Path, count: int) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
-def test_a_stopped_build_goes_on(bare: Path, rtx: TensorRT, stop: signal.Signals, status: int) -> None:
+def test_a_stopped_build_goes_on(bare: Path, rtx: InstalledLibrary, stop: signal.Signals, status: int) -> None:
     before = (bare / "manifest.json").read_bytes()
     child = started(bare, 3)
     child.send_signal(stop)
@@ -320,7 +329,7 @@ def stop_after(count: int) -> Callable[[str, int], Callable[[int], None]]:
 
 
 @pytest.mark.parametrize("damage", ["plan", "record", "settings"])
-def test_only_what_is_whole_and_meant_is_kept(bare: Path, rtx: TensorRT, damage: str) -> None:
+def test_only_what_is_whole_and_meant_is_kept(bare: Path, rtx: InstalledLibrary, damage: str) -> None:
     with pytest.raises(Stop):
         build_plans(bare, rtx, profiles(bare), BuildOptions(), stop_after(4), workers=1)
     kept = finished(bare)
@@ -341,7 +350,7 @@ def test_only_what_is_whole_and_meant_is_kept(bare: Path, rtx: TensorRT, damage:
     assert again == (set(kept) if damage == "settings" else {name})
 
 
-def test_a_process_that_is_killed(bare: Path, rtx: TensorRT) -> None:
+def test_a_process_that_is_killed(bare: Path, rtx: InstalledLibrary) -> None:
     def kill(units: int) -> None:
         if units == 1:
             for child in psutil.Process().children():
@@ -356,7 +365,7 @@ def test_a_process_that_is_killed(bare: Path, rtx: TensorRT) -> None:
     assert_complete(bare, rtx)
 
 
-def test_a_full_disk(bare: Path, rtx: TensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(bare: Path, rtx: InstalledLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
     write, written = plan_jobs._write, []
 
     def full(path: Path, content: bytes) -> None:
@@ -377,7 +386,9 @@ def test_a_full_disk(bare: Path, rtx: TensorRT, monkeypatch: pytest.MonkeyPatch)
 # plans that are there already
 
 
-def test_the_same_plans_are_not_built_again(bundle: Path, rtx: TensorRT, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_plans_are_not_built_again(
+    bundle: Path, rtx: InstalledLibrary, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(plan_jobs, "build_plan", None)
     before = (bundle / "manifest.json").read_bytes()
     assert build_plans(bundle, rtx, profiles(bundle), BuildOptions()) == only(bundle)
@@ -386,13 +397,13 @@ def test_the_same_plans_are_not_built_again(bundle: Path, rtx: TensorRT, monkeyp
         build_plans(bundle, rtx, profiles(bundle, "32x32:17f"), BuildOptions())
 
 
-def test_force_replaces_them(bundle: Path, rtx: TensorRT) -> None:
+def test_force_replaces_them(bundle: Path, rtx: InstalledLibrary) -> None:
     build_plans(bundle, rtx, profiles(bundle, "32x32:17f"), BuildOptions(), workers=1, force=True)
     assert list(only(bundle).profiles) == ["32x32:17f"]
     assert_complete(bundle, rtx)
 
 
-def test_sets_live_beside_each_other(bundle: Path, rtx: TensorRT) -> None:
+def test_sets_live_beside_each_other(bundle: Path, rtx: InstalledLibrary) -> None:
     build_plans(bundle, rtx, profiles(bundle), BuildOptions(targets=("7.5",)), workers=1)
     opened = open_bundle(bundle)
     assert len(opened.manifest.plans) == 2
@@ -432,7 +443,7 @@ def test_a_plan_outside_of_the_bundle(bundle: Path) -> None:
         check_plans(open_bundle(bundle), plans.model_copy(update={"plans": (entry,)}))
 
 
-def test_why_no_set_fits(bundle: Path, bare: Path, rtx: TensorRT) -> None:
+def test_why_no_set_fits(bundle: Path, bare: Path, rtx: InstalledLibrary) -> None:
     opened = open_bundle(bundle)
     for library, version, target, reason in [
         ("tensorrt", rtx.version, "8.9", "built by tensorrt-rtx"),

@@ -18,7 +18,7 @@ from adacache_engines.errors import EngineError
 from adacache_engines.tensorrt import build_tasks as plan_jobs
 from adacache_engines.tensorrt.build import BuildOptions
 from adacache_engines.tensorrt.build_tasks import Job, run_jobs
-from adacache_engines.tensorrt.library import TensorRT
+from adacache_engines.tensorrt.library import InstalledLibrary
 from adacache_engines.tensorrt.refit import kind_of, refit
 
 BYTES = {"FLOAT": 4, "HALF": 2, "BF16": 2}
@@ -77,8 +77,8 @@ class Api:
         )
 
 
-def library(**options: Any) -> TensorRT:
-    return TensorRT("tensorrt", Api(**options), "11.0", None, [])
+def library(**options: Any) -> InstalledLibrary:
+    return InstalledLibrary("tensorrt", Api(**options), "11.0", None, [])
 
 
 @pytest.fixture(params=["fp32", *(pytest.param(precision, marks=pytest.mark.slow) for precision in ("fp16", "bf16"))])
@@ -115,7 +115,7 @@ def test_a_kind_is_built_once_and_every_plan_has_its_own_weights(
 ) -> None:
     built: list[str] = []
 
-    def build(_library: TensorRT, path: Path, graph: Any, *_rest: Any) -> memoryview:
+    def build(_library: InstalledLibrary, path: Path, graph: Any, *_rest: Any) -> memoryview:
         built.append(graph.name)
         return memoryview(json.dumps(weights_of(path)).encode())
 

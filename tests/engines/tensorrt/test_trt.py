@@ -1,5 +1,6 @@
 """TensorRT plans through fakes that fail like the library and check what CUDA would; the arithmetic is numpy's."""
 
+import itertools
 import logging
 import re
 import threading
@@ -88,8 +89,8 @@ def same(one: Result, other: Result) -> None:
     np.testing.assert_array_equal(one.latents, other.latents)
     assert [call.compute for call in one.trace.calls] == [call.compute for call in other.trace.calls]
     np.testing.assert_array_equal(
-        [call.observation.distance or 0 for call in one.trace.calls],
-        [call.observation.distance or 0 for call in other.trace.calls],
+        [call.observation.get("distance") or 0 for call in one.trace.calls],
+        [call.observation.get("distance") or 0 for call in other.trace.calls],
     )
 
 
@@ -280,9 +281,8 @@ def test_a_cached_call_launches_three_graphs_and_no_kernel(machine: Callable[...
         launch(*arguments, **named)
 
     cuda.cudaMemcpyAsync, cuda.launch = copied, launched
-    counts = []
-    for record in made.pipeline.calls(request(steps=12, policy=FixedInterval(every=3))):
-        counts.append((record.computed, cuda.launches, apart["copies"], apart["kernels"]))
+    records = made.pipeline.calls(request(steps=12, policy=FixedInterval(every=3)))
+    counts = [(record.computed, cuda.launches, apart["copies"], apart["kernels"]) for record in records]
     per_call = {
         (later[0], *(now - before for now, before in zip(later[1:], earlier[1:], strict=True)))
         for earlier, later in itertools.pairwise(counts[6:])  # the first ones are recorded, or run as they are

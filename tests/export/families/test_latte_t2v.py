@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from adacache_engines.bundle.manifest import Graph
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.families.registry import FAMILIES
 from adacache_export.stages import OUT, Stage, run_stages
-from adacache_export.tracing.trace import trace, write_graph
+from adacache_export.tracing.graph_file import write_graph
+from adacache_export.tracing.trace import trace
 from adacache_export.writing.weights_file import write_weights
 from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.never import NeverReuse
@@ -295,7 +296,7 @@ def test_adacache_measures_the_middle_block_and_runs(name: str, pipeline: Pipeli
     original = ORIGINALS[name]
     assert pipeline.bundle.manifest.default_probes == ("temporal.1.attn",)
     distances = [
-        call.observation.distance
+        call.observation.get("distance")
         for call in pipeline.generate(request(original, policy=AdaCache(codebook=[(1.0, 1)]))).trace.calls[1:]
     ]
     middle = sorted(distances)[len(distances) // 2]  # so that about every second computed call is reused after
@@ -328,4 +329,4 @@ def test_the_distance_is_that_of_the_probed_residual(name: str, pipeline: Pipeli
         }
         seen.append(next(outputs["attn"] for stage, outputs in run_engines(pipeline, given) if stage == "temporal.01"))
     expected = np.abs(seen[1] - seen[0]).sum() / np.abs(seen[0]).sum()
-    assert result.trace.calls[1].observation.distance == pytest.approx(expected, rel=1e-4)
+    assert result.trace.calls[1].observation.get("distance") == pytest.approx(expected, rel=1e-4)

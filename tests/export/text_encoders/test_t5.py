@@ -6,10 +6,10 @@ import torch
 import transformers
 
 from adacache_engines.bundle.manifest import DTYPES, TextRule
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
+from adacache_export.parts.text_encoder import add_encoder
 from adacache_export.phases import Progress
 from adacache_export.text_encoders.registry import open_text_encoder
-from adacache_export.writing.parts import add_encoder
 from adacache_runtime.text.encoder import encode
 from adacache_runtime.text.tokenizer import Tokens
 from tests.helpers.t5 import SIZES, TOLERANCE, inputs, loaded, random_t5, reference

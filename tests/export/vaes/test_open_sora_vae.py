@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from adacache_engines.bundle.files import Bundle, open_bundle, read_manifest
 from adacache_engines.bundle.shape_profiles import shape_profile
 from adacache_engines.errors import AdaCacheError, CheckpointError, InputError, OutOfRangeError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_engines.tensorrt.build import BuildOptions
 from adacache_engines.tensorrt.library import open_library
 from adacache_engines.tensorrt.plan_builder import build_plans

@@ -15,7 +15,7 @@ from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.bundle.latent_space import Windows
 from adacache_engines.bundle.shape_profiles import shape_profile
 from adacache_engines.errors import AdaCacheError, CheckpointError, InputError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_engines.tensorrt.build import BuildOptions
 from adacache_engines.tensorrt.library import open_library
 from adacache_engines.tensorrt.plan_builder import build_plans

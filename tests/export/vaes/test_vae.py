@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from adacache_engines.bundle.files import open_bundle
 from adacache_engines.errors import AdaCacheError, CheckpointError, InputError, MissingDependencyError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.commands.export import main as export
 from adacache_export.convert import Options, convert
 from adacache_export.vaes.coding import PREFIX

@@ -16,11 +16,22 @@ from adacache_engines.errors import PolicyError
 from adacache_runtime.caching.policies.easycache import EasyCache
 from adacache_runtime.caching.policies.fbcache import FBCache
 from adacache_runtime.caching.policies.teacache import TeaCache
-from adacache_runtime.caching.policy import FIRST, LATENTS, VELOCITY, Context, Measure, Measurement, Needs, Policy, Run
+from adacache_runtime.caching.policy import (
+    BLOCK_INPUT,
+    FIRST,
+    LATENTS,
+    VELOCITY,
+    Context,
+    Measure,
+    Measurement,
+    Needs,
+    Policy,
+    Run,
+)
 from adacache_runtime.caching.simulate import Unchanged, simulate
+from tests.helpers.driving import changed
 from tests.helpers.published_policies import PUBLISHED
 
-MODULATED = "spatial.0.modulated"
 FIRST_AND_REST = ("spatial.00", "temporal.00 to temporal.01")
 NAN = math.nan
 
@@ -39,7 +50,7 @@ class Tensors(Unchanged):
         old, new = tensors[earlier - 1], tensors[call - 1]
         size = new if measure.site == VELOCITY else old
         change, magnitude = (np.abs(values).sum(-1).tolist() for values in (new - old, size))
-        return Measurement(measure.site, tuple(change), tuple(magnitude))
+        return changed(measure.site, tuple(change), tuple(magnitude))
 
 
 @st.composite
@@ -95,7 +106,7 @@ def teacache_calls(modulated: Array, coefficients: Sequence[float], threshold: f
 @given(walks(), st.sampled_from(((1.0, 0.0), *PUBLISHED)), st.floats(0.001, 2))
 def test_teacache_is_a_sum_of_polynomials(modulated: Array, coefficients: tuple[float, ...], threshold: float) -> None:
     policy = TeaCache(coefficients=coefficients, threshold=threshold)
-    assert computed(policy, {MODULATED: modulated}) == teacache_calls(modulated, coefficients, threshold)
+    assert computed(policy, {BLOCK_INPUT: modulated}) == teacache_calls(modulated, coefficients, threshold)
 
 
 @given(st.floats(0, 0.5), st.sampled_from(PUBLISHED))
@@ -190,7 +201,7 @@ Show = Callable[[int, str], Measurement]
 
 
 def steady(change: Units, magnitude: Units) -> Show:
-    return lambda _call, site: Measurement(site, change, magnitude)
+    return lambda _call, site: changed(site, change, magnitude)
 
 
 @dataclass(frozen=True)
@@ -218,7 +229,7 @@ STILL = {"teacache": [1, 9], "fbcache": [1], "easycache": [1, 2, 9]}
 @pytest.mark.parametrize("name", MEASURING)
 def test_what_does_not_change_is_reused(name: str) -> None:
     show = steady((0.0,), (1.0,))
-    moving = show if name != "easycache" else lambda _call, site: Measurement(site, (float(site == LATENTS),), (1.0,))
+    moving = show if name != "easycache" else lambda _call, site: changed(site, (float(site == LATENTS),), (1.0,))
     assert whole(name, moving) == STILL[name]
 
 
@@ -241,7 +252,7 @@ def test_one_number_that_is_none_costs_one_call(name: str) -> None:
     def show(call: int, site: str) -> Measurement:
         broken = call == 5 and site != VELOCITY
         still = 1e-9 if site != LATENTS else 1.0
-        return Measurement(site, (NAN if broken else still,), (1.0,))
+        return changed(site, (NAN if broken else still,), (1.0,))
 
     expected = {"teacache": [1, 5, 9], "fbcache": [1, 5], "easycache": [1, 2, 5, 6, 9]}  # easycache: K of call 5 is NaN
     assert whole(name, show) == expected[name]
@@ -253,7 +264,7 @@ def test_the_most_cautious_prompt_decides(name: str, changes: list[list[float]])
     """Equal prompts decide as one; and until the first that one of them asks for, all are as the most cautious."""
 
     def of(units: Sequence[int]) -> Show:
-        return lambda call, site: Measurement(
+        return lambda call, site: changed(
             site, tuple(changes[call - 1][unit] if site != LATENTS else 1.0 for unit in units), (1.0,) * len(units)
         )
 
@@ -290,13 +301,14 @@ def test_states_are_pure(name: str, seed: int) -> None:
                     assert all(decision.compute) or not context.forced
                 elif call > 1:
                     change, magnitude = (tuple(random.random(2).tolist()) for _ in range(2))
-                    shown = [Measurement(measure.site, change, magnitude)]
+                    shown = [changed(measure.site, change, magnitude)]
                     _, state = twice(lambda state: policy.observe(state, context, shown), state)  # noqa: B023
 
 
 def test_what_they_need() -> None:
     needs = {name: policy.needs for name, (policy, _) in MEASURING.items()}
-    assert needs["teacache"] == Needs(measures=(Measure(MODULATED, "all", "measured"),))
+    assert needs["teacache"] == Needs(measures=(Measure(BLOCK_INPUT, "all", "measured"),))
     assert needs["fbcache"] == Needs(measures=(Measure(FIRST, "all", "computed"),), granularity="first")
-    both = (Measure(LATENTS, "all", "measured"), Measure(VELOCITY, "all", "measured"))
+    output = Measure(VELOCITY, "all", "measured", ("change", "new_magnitude"))
+    both = (Measure(LATENTS, "all", "measured"), output)
     assert needs["easycache"] == Needs(measures=both, granularity="model")

@@ -8,12 +8,11 @@ import pytest
 
 from adacache_engines.errors import InputError, PolicyError
 from adacache_runtime.caching.policies.wrappers import Extrapolate, MaxReuses, WarmUp
-from adacache_runtime.caching.policy import DEFAULT, FIRST, LATENTS, VELOCITY, Decision, Measure, Needs
+from adacache_runtime.caching.policy import BLOCK_INPUT, DEFAULT, FIRST, LATENTS, VELOCITY, Decision, Measure, Needs
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers.fake_model import BLOCKS, fake_pipeline, functions, manifest, request
 from tests.helpers.measuring_policies import FBCACHE, TEACACHE, Scripted, words
 
-MODULATED = "spatial.0.modulated"
 ALL = "all"
 
 
@@ -37,9 +36,9 @@ def test_a_missing_probe_is_named_with_the_option_that_adds_it(folder: Path) -> 
     """Beside those that the bundle has, for an export has the probes that it is told."""
     pipeline, log = fake_pipeline(folder, functions(), **unprobed())
     for policy in (TEACACHE, MaxReuses(policy=WarmUp(policy=TEACACHE, calls=2), reuses=2)):
-        with pytest.raises(InputError, match=rf"measures {MODULATED}, which this bundle has no probe for") as caught:
+        with pytest.raises(InputError, match=rf"measures {BLOCK_INPUT}, which this bundle has no probe for") as caught:
             pipeline.generate(request(policy=policy))
-        assert f"--probe {MODULATED}" in str(caught.value)
+        assert f"--probe {BLOCK_INPUT}" in str(caught.value)
         assert "--probe temporal.0.attn" in str(caught.value)
     assert log == []
 
@@ -47,8 +46,8 @@ def test_a_missing_probe_is_named_with_the_option_that_adds_it(folder: Path) -> 
 IMPOSSIBLE: list[tuple[Needs, str, str]] = [
     (Needs(measures=(Measure("temporal.0.attn", ALL),)), "stack", "temporal.0.attn in all calls.*in computed calls"),
     (Needs(measures=(Measure(DEFAULT, ALL),)), "stack", "temporal.0.attn in all calls"),
-    (Needs(measures=(Measure(LATENTS, ALL, strides=(1,)),)), "stack", "motion of latents"),
-    (Needs(measures=(Measure(VELOCITY, strides=(1,)),)), "stack", "motion of velocity"),
+    (Needs(measures=(Measure(LATENTS, ALL, signals=("motion",)),)), "stack", "signal motion of latents"),
+    (Needs(measures=(Measure(VELOCITY, signals=("motion",)),)), "stack", "signal motion of velocity"),
     (Needs(measures=(Measure(FIRST, ALL),)), "model", "residual of the first group.*granularity"),
     (Needs(residuals=0, measures=(Measure(FIRST),)), "first", "residual of the first group.*keeps residuals"),
 ]

@@ -60,7 +60,7 @@ def run(fake: tuple[Pipeline, list[str]], needs: Needs, text: str, granularity: 
 # the order of engine calls
 
 END = ["final", "guide", "combine"]
-LOOK = ["distance", "observe", "decide"]
+LOOK = ["hidden_change", "observe", "decide"]
 
 
 def test_the_embedding_comes_before_the_decision(fake) -> None:
@@ -91,9 +91,9 @@ def test_the_first_block_among_blocks(fake) -> None:
 def test_a_reused_model_does_not_run_at_all(fake) -> None:
     """Nor is it embedded before the decision: the latents alone are looked at. ``combine`` takes v - x, and adds it."""
     policy = run(fake, EASYCACHE.needs, "C R R C", "model")
-    look, computed = ["change", "observe", "decide"], ["embed", *BLOCKS, *END, "combine"]
-    reused = [*look, "combine", "change", "combine", "observe"]
-    last = [*look, *computed[:-1], "change", "combine", "observe"]
+    look, computed = ["latents_change", "observe", "decide"], ["embed", *BLOCKS, *END, "combine"]
+    late = ["latents_change", "latents_new_magnitude", "combine", "observe"]
+    reused, last = [*look, "combine", *late], [*look, *computed[:-1], *late]
     assert policy.log == ["text", "decide", *computed, *reused, *reused, *last]
 
 
@@ -124,7 +124,7 @@ def sums(old: Any, new: Any, of: Any, prompts: int) -> tuple[Any, Any]:
 @pytest.mark.parametrize("prompts", [1, 3])
 def test_what_is_shown_is_what_numpy_measures(fake, scope: str, prompts: int) -> None:
     """The input of the first block against the call before, its residual against the last computed call, latents and
-    velocity against the call before, the velocity's magnitude being the new one's.
+    velocity against the call before.
     """
     sites = (FIRST, MODULATED, VELOCITY, LATENTS)
     measures = tuple(Measure(site, "all", "computed" if site == FIRST else "measured") for site in sites)
@@ -144,14 +144,14 @@ def test_what_is_shown_is_what_numpy_measures(fake, scope: str, prompts: int) ->
         assert [measurement.site for measurement in (*early, late)] == list(pairs)
         for measurement in (*early, late):
             old, new = pairs[measurement.site]
-            change, magnitude = sums(old, new, new if measurement.site == VELOCITY else old, prompts)
+            change, magnitude = sums(old, new, old, prompts)
             if scope == "batch":
-                assert len(measurement.change) == len(measurement.magnitude) == 1
+                assert len(measurement["change"]) == len(measurement["magnitude"]) == 1
                 change, magnitude = (
                     pytest.approx([expected.expected.sum()], rel=1e-4) for expected in (change, magnitude)
                 )
-            assert np.array(measurement.change) == change
-            assert np.array(measurement.magnitude) == magnitude
+            assert np.array(measurement["change"]) == change
+            assert np.array(measurement["magnitude"]) == magnitude
 
 
 # what is reused

@@ -17,6 +17,7 @@ from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policies.wrappers import Extrapolate, MaxReuses, WarmUp
 from adacache_runtime.caching.policy import Context, Decision, Measurement, Policy, Run
 from adacache_runtime.caching.simulate import simulate
+from tests.helpers.driving import changed
 from tests.helpers.wrapping import CHANGES, KINDS, WRAPS, Numbers, Wrap, run_of, wrapped
 
 ALIKE = [kind for kind in KINDS if kind not in ("pab", "tgate", "delta-dit")]  # that treat all groups as one
@@ -144,7 +145,7 @@ def test_adacache_goes_on_after_calls_that_it_did_not_ask_for(forced: list[bool]
         assert decision.compute == (due or forced[call - 1] or call >= 11,)
         if decision.compute[0]:
             if computed:
-                _, state = policy.observe(state, context, [Measurement("site", (0.1,), (1.0,))])
+                _, state = policy.observe(state, context, [changed("site", (0.1,), (1.0,))])
                 rate = 3
             computed.append(call)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from adacache_engines.backends import BACKENDS
 from adacache_engines.contract.fake import FakeBackend
 from adacache_runtime.commands import run as cli
 from adacache_runtime.conditioning.clips import CONTINUED
@@ -13,6 +14,7 @@ from adacache_runtime.media.pictures import fit, read_last_frames
 from adacache_runtime.media.video import write_video
 from tests.helpers import fake_model
 from tests.helpers.fake_model import WIDTH, captions, functions, manifest, write_bundle
+from tests.helpers.opened import Opens
 from tests.helpers.reference import arrays
 
 HEIGHT, ACROSS, FRAMES = 4, 6, 8
@@ -21,7 +23,7 @@ Capture = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(cli, "open_backend", lambda *_given, **_options: FakeBackend(functions()))
+    monkeypatch.setitem(BACKENDS, "onnxruntime", Opens(FakeBackend(functions())))
     folder = tmp_path / "fake.adacache"
     write_bundle(folder, **fake_model.conditioned(manifest()))
     return folder

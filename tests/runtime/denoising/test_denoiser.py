@@ -40,11 +40,15 @@ class Scripted:
     sites: tuple[str, ...] = (SITE,)
     strides: tuple[int, ...] = ()
     residuals: int = 1
+    signals: tuple[str, ...] = ("change",)
     events: list[tuple[Any, ...]] = field(default_factory=list)
 
     @property
     def needs(self) -> Needs:
-        return Needs(self.residuals, measures=tuple(Measure(site, strides=self.strides) for site in self.sites))
+        return Needs(
+            self.residuals,
+            measures=tuple(Measure(site, signals=self.signals, strides=self.strides) for site in self.sites),
+        )
 
     def start(self, run: Run) -> int:
         self.events.append(("start", run))
@@ -56,7 +60,7 @@ class Scripted:
 
     def observe(self, state: int, context: Context, measurements: Sequence[Measurement]) -> tuple[Observation, int]:
         self.events.append(("observe", context.call, tuple(measurements)))
-        return Observation(metric=float(context.call)), context.call
+        return {"metric": float(context.call)}, context.call
 
 
 def script(text: str, granularity: str = "stack", **options: Any) -> dict[str, Any]:
@@ -178,9 +182,9 @@ def test_engines_of_a_run_that_never_reuses(fake) -> None:
 def test_engines_of_a_stack(fake) -> None:
     """A reused call is one addition; a computed one keeps its residual, and measures it from the second on."""
     pipeline, log = fake
-    pipeline.generate(request(**script("CCRRC", strides=(1, 2))))
+    pipeline.generate(request(**script("CCRRC", signals=("change", "motion"), strides=(1, 2))))
     computed, reused = [*EMBED, *BLOCKS, "subtract", *FINAL], [*EMBED, "add", *FINAL, *UPDATE]
-    measured = [*computed, "guide", "distance", "motion", "motion", "combine"]
+    measured = [*computed, "guide", "hidden_change", "hidden_motion", "hidden_motion", "combine"]
     assert calls_of(log) == [[*computed, *UPDATE], measured, reused, reused, measured]
 
 
@@ -191,14 +195,14 @@ def test_engines_of_blocks(fake) -> None:
     full = [*EMBED, *(name for block in BLOCKS for name in (block, "subtract")), *FINAL]
     mixed = [*EMBED, BLOCKS[0], "subtract", "add", "add", BLOCKS[3], "subtract", *FINAL, *UPDATE]
     reused = [*EMBED, *["add"] * 4, *FINAL, *UPDATE]
-    assert calls_of(log) == [[*full, *UPDATE], mixed, reused, [*full, "guide", "distance", "combine"]]
+    assert calls_of(log) == [[*full, *UPDATE], mixed, reused, [*full, "guide", "hidden_change", "combine"]]
 
 
 def test_several_probes_are_measured_in_the_order_of_execution(fake) -> None:
     pipeline, log = fake
     options = script("CC", sites=("temporal.1.attn", "spatial.0.attn"))
     pipeline.generate(request(**options))
-    assert calls_of(log)[1].count("distance") == 2
+    assert calls_of(log)[1].count("hidden_change") == 2
     *_, (_, call, shown) = options["policy"].events
     assert (call, [measurement.site for measurement in shown]) == (2, ["spatial.0.attn", "temporal.1.attn"])
 
@@ -261,7 +265,7 @@ def test_each_block_has_a_residual_of_its_own(folder: Path) -> None:
 def test_measurements_are_sums_over_what_the_probe_shows(folder: Path) -> None:
     """Per prompt: over its two guidance branches. The cached residual is that of the last full call."""
     pipeline, seen = watched(folder, "temporal.00")
-    options = script("CRC", strides=(1, 3, 4))
+    options = script("CRC", signals=("change", "motion"), strides=(1, 3, 4))
     pipeline.generate(request(**options, scope="prompt"))
     *_, (_, call, (shown,)) = options["policy"].events
     assert call == 3
@@ -271,19 +275,19 @@ def test_measurements_are_sums_over_what_the_probe_shows(folder: Path) -> None:
         return pytest.approx(values.sum((0, 2, 3)), rel=1e-5)
 
     assert shown.site == SITE
-    assert shown.change == prompts(np.abs(old - new))
-    assert shown.magnitude == prompts(np.abs(old))
-    for index, stride in enumerate((1, 3)):
+    assert shown["change"] == prompts(np.abs(old - new))
+    assert shown["magnitude"] == prompts(np.abs(old))
+    for stride in (1, 3):
         later, earlier = new[:, :, stride:], new[:, :, :-stride]
-        assert shown.frame_change[index] == prompts(np.abs(later - earlier))
-        assert shown.frame_magnitude[index] == prompts(np.abs(later) + np.abs(earlier))
-    assert np.isnan([*shown.frame_change[2], *shown.frame_magnitude[2]]).all()  # 4 frames have none 4 apart
+        assert shown[f"motion/{stride}"] == prompts(np.abs(later - earlier))
+        assert shown[f"motion_magnitude/{stride}"] == prompts(np.abs(later) + np.abs(earlier))
+    assert np.isnan([*shown["motion/4"], *shown["motion_magnitude/4"]]).all()  # 4 frames have none 4 apart
 
-    whole = script("CRC", strides=(1, 3, 4))
+    whole = script("CRC", signals=("change", "motion"), strides=(1, 3, 4))
     pipeline.generate(request(**whole))
     *_, (_, _, (batch,)) = whole["policy"].events
-    assert batch.change == pytest.approx((sum(shown.change),), rel=1e-6)
-    assert batch.frame_magnitude[1] == pytest.approx((sum(shown.frame_magnitude[1]),), rel=1e-6)
+    assert batch["change"] == pytest.approx((sum(shown["change"]),), rel=1e-6)
+    assert batch["motion_magnitude/3"] == pytest.approx((sum(shown["motion_magnitude/3"]),), rel=1e-6)
 
 
 # the conversation with the policy
@@ -355,7 +359,7 @@ def test_records_come_as_calls_end(fake) -> None:
     result = pipeline.generate(options, lambda record: seen.append((record.call, log.count("combine"))))
     assert seen == [(1, 1), (2, 2), (3, 3), (4, 4)]
     assert [record.compute for record in result.trace.calls] == [(True,), (True,), (False,), (True,)]
-    assert [record.observation.metric for record in result.trace.calls] == [None, 2.0, None, 4.0]
+    assert [record.observation.get("metric") for record in result.trace.calls] == [None, 2.0, None, 4.0]
     assert result.trace.computed() == [1, 2, 4]
     assert all(set(record.engine_ms) == {"embed", "blocks", "final", "measure"} for record in result.trace.calls)
     assert all(sum(record.engine_ms.values()) <= record.wall_ms for record in result.trace.calls)

@@ -14,7 +14,7 @@ from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.listed import ListedCalls
 from adacache_runtime.caching.policies.magcache import MagCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate, LastCalls, MaxReuses, WarmUp
-from adacache_runtime.caching.policy import Observation, Policy
+from adacache_runtime.caching.policy import Policy
 from tests.helpers.fake_model import fake_pipeline, functions, request
 from tests.helpers.plain import GROUPS
 
@@ -84,7 +84,7 @@ def test_nothing_is_read_back_for_a_policy_that_measures_nothing(tmp_path: Path,
     np.testing.assert_array_equal(end.value.value.latents, expected.latents)
     assert [record.compute for record in records] == [record.compute for record in expected.trace.calls]
     assert [record.timestep for record in records] == [record.timestep for record in expected.trace.calls]
-    assert all(record.observation == Observation() for record in records)
+    assert all(record.observation == {} for record in records)
 
 
 def test_a_policy_that_measures_reads_numbers_only(tmp_path: Path) -> None:

@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adacache_engines.backends import open_backend
 from adacache_engines.contract.device import HostBuffer, HostDevice
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import InputError, MissingDependencyError
-from adacache_engines.tensorrt.backend import TrtBackend
+from adacache_engines.tensorrt.backend import TensorRT, TrtBackend
 from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.delta_dit import DeltaDiT
 from adacache_runtime.caching.policies.easycache import EasyCache
@@ -306,11 +305,7 @@ def test_a_backend_that_cannot_be(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)  # as where it is not installed
     bundle = write_bundle(tmp_path / "other")
-    with pytest.raises(InputError, match="'trt' is unknown; known: onnxruntime, tensorrt-rtx, tensorrt"):
-        open_backend(bundle, "trt")
-    with pytest.raises(InputError, match="provider and threads can be chosen for onnxruntime only"):
-        open_backend(bundle, "tensorrt", provider="cuda", threads=2)
     with pytest.raises(MissingDependencyError, match=r"tensorrt is not installed .*adacache-export\[trt\]"):
-        open_backend(bundle, "tensorrt")
+        TensorRT("tensorrt").open(bundle)
     assert run([*command, "--backend", "tensorrt", "--plan-memory"]) == 1
     assert "adacache-export[trt]" in capsys.readouterr().err

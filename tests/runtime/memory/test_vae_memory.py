@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from adacache_engines.backends import BACKENDS
 from adacache_engines.bundle.files import MANIFEST, Bundle, dump_manifest, sha256_file
 from adacache_engines.bundle.manifest import FileEntry
 from adacache_engines.contract.fake import FakeBackend
@@ -26,6 +27,7 @@ from tests.helpers.encoding import CHAIN, ENGINES, IMAGES, OVER_TIME, noise
 from tests.helpers.fake_cuda import FakeCuda
 from tests.helpers.fake_model import captions, manifest, request, write_bundle
 from tests.helpers.fake_tensorrt import SCRATCH, WIDE, Module, Ranges, library, write_plans
+from tests.helpers.opened import Opens
 
 STRETCH = fake_model.graph(
     "decoder.temporal",
@@ -201,7 +203,7 @@ def command(tmp_path: Path) -> list[str]:
 def backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
     """What the command opens."""
     made = FakeBackend(CODERS)
-    monkeypatch.setattr(cli, "open_backend", lambda *_given, **_options: made)
+    monkeypatch.setitem(BACKENDS, "onnxruntime", Opens(made))
     return made
 
 

@@ -18,7 +18,7 @@ from adacache_export.families.latte_t2v.transformer import Block, LatteT2VConfig
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.registry import FAMILIES
 from adacache_export.stages import Stage
-from adacache_export.verification.parity import check_sizes
+from adacache_export.verification.sizes import check_sizes
 from adacache_export.writing.weights_file import TORCH_DTYPES
 from adacache_runtime.reports.flops import Work, flops, in_unit, work, work_of_run
 from adacache_runtime.trace import Trace

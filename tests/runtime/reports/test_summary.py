@@ -18,7 +18,7 @@ from adacache_runtime.trace import CallRecord, Trace
 from tests.helpers.counting import ENDS, SIZES, SPATIAL, TEMPORAL, TEXT, counted_fake
 from tests.helpers.fake_model import manifest
 
-NOTHING = Observation()
+NOTHING: Observation = {}
 
 
 def record(call, compute=(True,), observation=NOTHING, engine=(1, 1, 1, 0, 0), wall_ms=None) -> CallRecord:
@@ -34,7 +34,8 @@ def adaptive(calls: int, computed: set[int], motion: bool = False, groups: int =
         if call not in computed:
             records.append(record(call, (False,) * groups, engine=(0.4, 0.2, 0.3, 0, 0.1), wall_ms=2))
             continue
-        seen = Observation(0.3 / call, 1.2 if motion else None, 0.4 / call, min(6, call)) if call > 1 else NOTHING
+        moved = {"motion": 1.2} if motion else {}
+        seen = {"distance": 0.3 / call, **moved, "metric": 0.4 / call, "rate": min(6, call)} if call > 1 else NOTHING
         records.append(record(call, (True,) * groups, seen, engine=(0.4, 97, 0.3, 1.2, 0.1), wall_ms=100))
     return Trace(tuple(records))
 
@@ -131,7 +132,7 @@ def never(calls: int) -> Trace:
 
 def one_frame() -> Trace:
     """One frame has no motion, so it is NaN, and so is the metric."""
-    seen = Observation(0.2, math.nan, math.nan, 1)
+    seen = {"distance": 0.2, "motion": math.nan, "metric": math.nan, "rate": 1}
     return Trace(tuple(record(call, observation=seen if call > 1 else NOTHING) for call in range(1, 6)))
 
 

@@ -13,15 +13,16 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from adacache_engines.backends import open_text_backend
 from adacache_engines.bundle.files import open_bundle, read_manifest
 from adacache_engines.bundle.manifest import FileEntry, Graph, Manifest
 from adacache_engines.contract.device import HostDevice
 from adacache_engines.errors import InputError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OnnxRuntime, OrtBackend
+from adacache_engines.tensorrt.backend import TensorRT
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
+from adacache_runtime.text.device import open_text_backend
 from adacache_runtime.text.embedding_cache import EmbeddingCache
 from adacache_runtime.text.encoder import encode
 from adacache_runtime.text.prompts import tokenize
@@ -249,14 +250,15 @@ class Gpu:
 
 def test_the_device_of_the_encoder(decoding_folder: Path) -> None:
     bundle, here, gpu = open_bundle(decoding_folder), OrtBackend(decoding_folder), Gpu()
-    assert open_text_backend(bundle, here, "backend") is here
-    assert open_text_backend(bundle, here, "cpu") is here
-    assert open_text_backend(bundle, gpu, "backend") is gpu  # type: ignore[arg-type,comparison-overlap]
-    there = open_text_backend(bundle, gpu, "cpu")  # type: ignore[arg-type]
-    assert isinstance(there, OrtBackend)
-    assert isinstance(there.device, HostDevice)
+    assert open_text_backend(bundle, OnnxRuntime(), here, "backend") is here
+    assert open_text_backend(bundle, OnnxRuntime(), here, "cpu") is here
+    assert open_text_backend(bundle, TensorRT(), gpu, "backend") is gpu  # type: ignore[arg-type,comparison-overlap]
+    for chosen in (TensorRT(), OnnxRuntime(provider="cuda", threads=2)):
+        there = open_text_backend(bundle, chosen, gpu, "cpu")  # type: ignore[arg-type]
+        assert isinstance(there, OrtBackend)
+        assert isinstance(there.device, HostDevice)
     with pytest.raises(InputError, match="text device 'gpu' is unknown; known: backend, cpu"):
-        open_text_backend(bundle, here, "gpu")  # type: ignore[arg-type]
+        open_text_backend(bundle, OnnxRuntime(), here, "gpu")  # type: ignore[arg-type]
 
 
 def test_on_the_command_line(decoding_folder: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from adacache_engines.backends import BACKENDS
 from adacache_engines.bundle.files import MANIFEST, Bundle, _canonical, _digest, open_bundle, read_manifest, sha256_file
 from adacache_engines.bundle.latent_space import Windows
 from adacache_engines.bundle.manifest import FileEntry, LatentSpace
@@ -21,7 +22,7 @@ from adacache_engines.bundle.shape_profiles import shape_profile
 from adacache_engines.contract.device import Array, HostBuffer, HostDevice
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import InputError, NonFiniteError, OutOfRangeError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_engines.tensorrt.backend import TrtBackend
 from adacache_engines.tensorrt.build import BuildOptions
 from adacache_engines.tensorrt.library import open_library
@@ -36,6 +37,7 @@ from tests.helpers.decoding import DECODER, FACTOR, SPACE
 from tests.helpers.fake_cuda import FakeCuda
 from tests.helpers.fake_model import WIDTH, fake_pipeline, functions, graph, manifest, request, spec, write_bundle
 from tests.helpers.fake_tensorrt import WIDE, Module, library, write_plans
+from tests.helpers.opened import Opens
 from tests.helpers.reference import DATA, arrays
 
 Capture = pytest.CaptureFixture[str]
@@ -401,10 +403,7 @@ def test_refused_before_the_work(
     capsys: Capture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail(*_arguments: object, **_options: object) -> None:
-        raise AssertionError("a back end was asked for")
-
-    monkeypatch.setattr("adacache_runtime.commands.run.open_backend", fail)
+    monkeypatch.setitem(BACKENDS, "onnxruntime", Opens())
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "taken-1.npz").mkdir()

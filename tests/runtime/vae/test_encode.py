@@ -12,7 +12,7 @@ from adacache_engines.bundle.files import open_bundle
 from adacache_engines.bundle.latent_space import LatentSpace, Windows
 from adacache_engines.contract.device import HostBuffer, HostDevice
 from adacache_engines.errors import OutOfRangeError
-from adacache_engines.onnxruntime.engine import OrtBackend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_runtime.memory.estimate import encoder_memory
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.vae.encode import drawn, encode, encoder_sizes

@@ -457,7 +457,7 @@ def test_a_method_whose_probe_is_missing(command: Command, capsys: Capture) -> N
     """Left out with a remark, or refused where it was named; so is motion of an image."""
     stages = command.manifest().stages
     command.change(stages=tuple(replace_probes(one) if one.graph.name == "embed" else one for one in stages))
-    remedy = "measures spatial.0.modulated, which this bundle has no probe for; export with --probe spatial.0.modulated"
+    remedy = "measures block_input, which this bundle has no probe for; export with --probe block_input"
     assert command(*PSNR, methods=["interval", "teacache-extrapolated"]) == 1
     assert last_line(capsys) == f"adacache-calibrate: teacache-extrapolated {remedy}, or leave it out of --methods"
     assert not Path("fake-calibration").exists()

@@ -17,16 +17,16 @@ from adacache_engines.errors import InputError
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.listed import ListedCalls
 from adacache_runtime.caching.policies.magcache import MagCache
-from adacache_runtime.caching.policies.teacache import MODULATED, TeaCache
+from adacache_runtime.caching.policies.teacache import TeaCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.caching.policy import VELOCITY
 from adacache_runtime.caching.presets import policy_from_description
 from adacache_tune.calibration.forecast import BEST_DB, UNCANCELLED, Forecaster
 from adacache_tune.calibration.goal import PENALTY, Goal
 from adacache_tune.calibration.methods import EXTRAPOLATED, METHODS, Search, find, magcache, polynomials, teacache
-from adacache_tune.calibration.records import RESIDUAL, Record, Site, ratios
+from adacache_tune.calibration.records import RESIDUAL, Record, ratios
 from adacache_tune.calibration.shortest import paths, refined
-from tests.helpers.records import toy, wandering
+from tests.helpers.records import MODULATED, toy, wandering
 
 ALL = [*METHODS, *(method + EXTRAPOLATED for method in METHODS)]
 
@@ -254,7 +254,7 @@ def search(records: Sequence[Record], goal: Goal, extrapolated: bool = False) ->
 def test_teacaches_polynomial_is_the_least_squares_fit() -> None:
     records = [wandering(30, seed) for seed in range(2)]
     given_, *outputs = (
-        np.concatenate([one.sites[name].change[0, 1:] / one.sites[name].magnitude[0, 1:] for one in records])
+        np.concatenate([one.sites[name]["change"][0, 1:] / one.sites[name]["magnitude"][0, 1:] for one in records])
         for name in (MODULATED, RESIDUAL, VELOCITY)
     )
     found = teacache(search(records, Goal(speed_up=2.0)))
@@ -270,7 +270,7 @@ def test_teacaches_polynomial_on_few_different_points(distinct: int) -> None:
     """A degree that they cannot tell is not fitted; numpy would warn."""
     record = wandering(9, 0)
     change = np.resize(np.arange(1.0, distinct + 1), (8, 9))
-    sites = {**record.sites, MODULATED: Site(change, np.ones((8, 9)), np.ones((1, 9)), np.ones((1, 9)))}
+    sites = {**record.sites, MODULATED: {"change": change, "magnitude": np.ones((8, 9))}}
     found = teacache(search([replace(record, sites=sites)], Goal(speed_up=1.5)))
     assert isinstance(found, TeaCache)
     assert len(found.coefficients) <= distinct
@@ -291,8 +291,8 @@ def test_teacache_takes_a_published_polynomial_that_does_better() -> None:
     changes = np.random.default_rng(0).permutation(np.linspace(0.1, 1.9, 11))
     values = [1.0 if call in wanted.policy.computed else 0.01 for call in range(2, 13)]  # type: ignore[attr-defined]
     polynomial = tuple(np.polyfit(changes, values, 10).tolist())
-    seen = replace(record.sites[MODULATED], change=np.full((11, 12), np.nan), magnitude=np.ones((11, 12)))
-    seen.change[0, 1:] = changes
+    seen = {"change": np.full((11, 12), np.nan), "magnitude": np.ones((11, 12))}
+    seen["change"][0, 1:] = changes
     records = [replace(record, sites={**record.sites, MODULATED: seen})]
     found = find("teacache", Forecaster(records), goal, 0, [(1.0,), polynomial])
     assert isinstance(found.policy, TeaCache)

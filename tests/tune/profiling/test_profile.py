@@ -17,7 +17,7 @@ import pytest
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.fake import FakeBackend
-from adacache_engines.onnxruntime import engine as ort
+from adacache_engines.onnxruntime import backend as ort
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.pipeline import Pipeline
 from adacache_tune.commands.profile import main
@@ -255,7 +255,7 @@ def test_only_some_engines(bundle_folder: Path, tmp_path: Path, capsys: Capture)
 
 def test_a_single_frame_has_no_pairs_to_compare(bundle_folder: Path, tmp_path: Path) -> None:
     command = [str(bundle_folder), "--size", "48x80", "--frames", "1", "--text-length", "3", *QUICK]
-    assert main([*command, "--only", "motion", "embed", "--json", str(tmp_path / "p.json")]) == 0
+    assert main([*command, "--only", "hidden_motion", "embed", "--json", str(tmp_path / "p.json")]) == 0
 
 
 def test_inputs_are_what_a_stage_takes(pipeline: Pipeline) -> None:
@@ -268,7 +268,7 @@ def test_inputs_are_what_a_stage_takes(pipeline: Pipeline) -> None:
         }
         for name, value in given.items():
             np.testing.assert_array_equal(value, again[name])
-    given = example(pipeline.bundle.manifest.arithmetic["motion"], {**sizes, "pairs": 2})
+    given = example(pipeline.bundle.manifest.signals["motion"].graphs["hidden"], {**sizes, "pairs": 2})
     assert (given["earlier"].tolist(), given["later"].tolist()) == ([0, 1], [1, 2])
     given = example(pipeline.bundle.manifest.stages[1].graph, sizes)
     assert 0 <= given["timestep"].min() <= given["timestep"].max() <= 1000
@@ -389,9 +389,11 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no text": (["--text-length", "0"], "text of length 0"),
     "json folder": (["--json", "nowhere/p.json"], "there is no folder nowhere"),
     "html folder": (["--html", "nowhere/p.html"], "there is no folder nowhere"),
-    "one": (["--compare", "onnxruntime"], "is not two back ends"),
-    "same": (["--compare", "onnxruntime,onnxruntime"], "is not two back ends"),
-    "unknown": (["--compare", "onnxruntime,openvino"], "backend openvino is unknown; known: onnxruntime,"),
+    "one": (["--compare", "onnxruntime"], "is not two backends"),
+    "same": (["--compare", "onnxruntime,onnxruntime"], "is not two backends"),
+    "unknown": (["--compare", "onnxruntime,openvino"], "backend 'openvino' is unknown; known: onnxruntime,"),
+    "plain": (["--compare", "onnxruntime,tensorrt-plain"], "backend 'tensorrt-plain' is unknown"),
+    "option": (["--compare", "onnxruntime,onnxruntime-plain", "--weight-budget", "4"], "has the option weight_budget"),
     "both": (["--compare", "tensorrt,tensorrt-rtx"], "tensorrt and tensorrt-rtx cannot run in one process"),
     "page": (["--compare", "onnxruntime,onnxruntime-plain", "--html", "c.html"], "can be written with --json"),
     "layers": (["--compare", "onnxruntime,onnxruntime-plain", "--layers"], "can be written with --json"),

@@ -18,10 +18,11 @@ from adacache_engines.bundle.manifest import Manifest, PlanEntry, PlanSet
 from adacache_engines.bundle.tensors import NUMPY_DTYPES
 from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.errors import BundleError, EngineError, OutOfRangeError
-from adacache_engines.tensorrt.library import TensorRT
+from adacache_engines.tensorrt.backend import TensorRT
+from adacache_engines.tensorrt.library import InstalledLibrary
 from adacache_tune.commands.profile import main
 from adacache_tune.profiling import trt_target
-from adacache_tune.profiling.backends import check_names
+from adacache_tune.profiling.backends import use_library
 from adacache_tune.profiling.engine_latency import measure_engine
 from adacache_tune.profiling.subjects import Subject, subjects
 from adacache_tune.profiling.trt_target import TrtTarget
@@ -96,13 +97,15 @@ class FakeTrt:
     def __init__(self, manifest: Manifest, memory: FakeMemory, layer_ms: float = 0.25) -> None:
         self.opened: list[str] = []
         self.profiles: list[int] = []
+        self.resident: list[float | None] = []  # percent of weights that stay on the GPU
         self.kinds: dict[str, Any] = {}
         graphs = {graph.name: graph for graph in manifest.graphs()}
         functions, fake = fake_model.functions(), self
 
         class TrtRunner:
-            def __init__(self, load: Any, optimization_profile: int) -> None:
+            def __init__(self, load: Any, optimization_profile: int, weight_streaming_percent: float | None) -> None:
                 self.load = load
+                fake.resident.append(weight_streaming_percent)
                 fake.profiles.append(optimization_profile)
 
             def activate(self) -> None:
@@ -155,6 +158,7 @@ def with_plans(made: Bundle) -> Bundle:
     wanted = [(stage.graph.name, "full", stage.graph.name) for stage in manifest.stages]
     wanted += [(stage.graph.name, "reuse", "add") for stage in manifest.stages if stage.block]
     wanted += [(name, "full", name) for name in manifest.arithmetic]
+    wanted += [(graph.name, "full", graph.name) for graph in manifest.signal_graphs()]
     entries = []
     for stage, variant, graph in wanted:
         path = folder / f"{graph}.plan"
@@ -192,7 +196,7 @@ class FakeProfiler:
 def trt(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeTrt, FakeMemory]]:
     memory = FakeMemory()
     fake = FakeTrt(bundle.manifest, memory)
-    library = TensorRT("tensorrt-rtx", SimpleNamespace(IProfiler=FakeProfiler), "9.9", None, [])
+    library = InstalledLibrary("tensorrt-rtx", SimpleNamespace(IProfiler=FakeProfiler), "9.9", None, [])
     monkeypatch.setattr(polygraphy.config, "USE_TENSORRT_RTX", True)
     monkeypatch.setattr(trt_target, "open_library", lambda _name: library)
     monkeypatch.setattr(trt_target, "gpu_target", lambda: "8.9")
@@ -210,7 +214,7 @@ def subject(bundle: Bundle, name: str) -> Subject:
 
 def test_plans_are_measured(bundle: Bundle, trt: tuple[FakeTrt, FakeMemory]) -> None:
     fake, _ = trt
-    target = TrtTarget(bundle, "tensorrt-rtx", SIZES)
+    target = TrtTarget(bundle, TensorRT("tensorrt-rtx"), SIZES)
     latency = measure_engine(target, bundle.manifest, subject(bundle, "spatial.01"), SIZES, 3, 1, with_layers=True)
     assert fake.opened == ["spatial.01", "spatial.01"]  # once more for the layers
     assert set(fake.profiles) == {1}  # the first is too narrow
@@ -221,7 +225,7 @@ def test_plans_are_measured(bundle: Bundle, trt: tuple[FakeTrt, FakeMemory]) -> 
 
 
 def test_the_reuse_variant_is_the_plan_that_blocks_share(bundle: Bundle, trt: tuple[FakeTrt, FakeMemory]) -> None:
-    target = TrtTarget(bundle, "tensorrt-rtx", SIZES)
+    target = TrtTarget(bundle, TensorRT("tensorrt-rtx"), SIZES)
     assert measure_engine(target, bundle.manifest, subject(bundle, "add"), SIZES, 1, 0, False).kind == "reuse"
     assert trt[0].opened == ["add"]
     assert target.plan_nbytes() == sum(len(name) for name in {graph.name for graph in bundle.manifest.graphs()})
@@ -249,7 +253,7 @@ def test_results_come_back_and_bfloat16_is_float32_outside(
 
 def test_inputs_leave_the_gpu_after_each_call(bundle: Bundle, trt: tuple[FakeTrt, FakeMemory]) -> None:
     _, memory = trt
-    target = TrtTarget(bundle, "tensorrt-rtx", SIZES)
+    target = TrtTarget(bundle, TensorRT("tensorrt-rtx"), SIZES)
     measure_engine(target, bundle.manifest, subject(bundle, "subtract"), SIZES, 5, 0, False)
     assert len(memory.blocks) == 6  # the outputs, which are the runner's to free
 
@@ -257,7 +261,7 @@ def test_inputs_leave_the_gpu_after_each_call(bundle: Bundle, trt: tuple[FakeTrt
 def test_nothing_of_a_changed_plan_is_opened(bundle: Bundle, trt: tuple[FakeTrt, FakeMemory]) -> None:
     (bundle.folder / "engines" / "rtx" / "final.plan").write_bytes(b"embed")
     with pytest.raises(BundleError, match=r"engines/rtx/final\.plan was changed"):
-        TrtTarget(bundle, "tensorrt-rtx", SIZES)
+        TrtTarget(bundle, TensorRT("tensorrt-rtx"), SIZES)
     assert trt[0].opened == []
 
 
@@ -266,7 +270,7 @@ def test_plans_for_other_sizes(bundle: Bundle) -> None:
     with pytest.raises(
         OutOfRangeError, match=r"small: height 3, built for 1 to 1, width 9, .* 5; profile usual: width 9, built for"
     ):
-        TrtTarget(bundle, "tensorrt-rtx", {**SIZES, "height": 3, "width": 9})
+        TrtTarget(bundle, TensorRT("tensorrt-rtx"), {**SIZES, "height": 3, "width": 9})
 
 
 @pytest.mark.usefixtures("trt")
@@ -282,7 +286,7 @@ def test_no_plans(tmp_path: Path, capsys: Capture) -> None:
 def test_the_other_library_is_loaded_already(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(polygraphy.config, "USE_TENSORRT_RTX", False)
     with pytest.raises(EngineError, match="already uses the other TensorRT library"):
-        check_names(["tensorrt-rtx"])
+        use_library([TensorRT("tensorrt-rtx")])
 
 
 @pytest.mark.usefixtures("trt")
@@ -304,16 +308,16 @@ def test_the_whole_command(bundle: Bundle, tmp_path: Path, capsys: Capture) -> N
 
 @pytest.mark.parametrize("options", [["--provider", "cuda"], ["--threads", "2"]])
 @pytest.mark.usefixtures("trt")
-def test_options_of_the_other_back_end_are_refused(options: list[str], bundle: Bundle, capsys: Capture) -> None:
+def test_options_of_the_other_backend_are_refused(options: list[str], bundle: Bundle, capsys: Capture) -> None:
     assert main([str(bundle.folder), "--backend", "tensorrt-rtx", *options]) == 1
-    assert "--provider and --threads are of ONNX Runtime" in capsys.readouterr().err
+    assert f"backend tensorrt-rtx has no option '{options[0][2:]}'" in capsys.readouterr().err
 
 
 def test_a_comparison_of_plans_with_themselves_and_a_wrong_one(
     bundle: Bundle, trt: tuple[FakeTrt, FakeMemory], monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """Against ONNX Runtime, which is faked by a second target here: the fake model has no graphs to load."""
-    target = TrtTarget(bundle, "tensorrt-rtx", SIZES)
+    target = TrtTarget(bundle, TensorRT("tensorrt-rtx"), SIZES)
     monkeypatch.setattr("adacache_tune.commands.profile.open_target", lambda *_: target)
     command = [str(bundle.folder), "--compare", "onnxruntime,tensorrt-rtx"]
     assert main(command) == 0

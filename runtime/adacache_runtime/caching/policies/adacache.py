@@ -1,7 +1,7 @@
 """AdaCache with motion regularisation (arXiv 2411.02397), as its authors' code does it.
 
 Where paper and code differ, the code counts: the distance is relative to the cached residual (eq. 4 has no
-denominator) and the gradient of motion enters with its absolute value (eq. 9 is signed).
+denominator), and the gradient of motion enters with its absolute value (eq. 9 is signed).
 """
 
 import math
@@ -11,17 +11,19 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from adacache_runtime.caching.policies.numbers import nan_as_largest, ratio
 from adacache_runtime.caching.policy import DEFAULT, Context, Decision, Measure, Measurement, Needs, Observation, Run
+from adacache_runtime.caching.signals.signal import at_stride
 
 
 class MoReg(BaseModel):
-    """Motion regularisation (eq. 7 to 9): more motion, more computed steps.
+    """Motion regularisation (eq. 7 to 9): the more motion, the more computed steps.
 
     Attributes:
         strides: distances in frames over which motion is averaged.
-        window: first and last step, counted from 1, both included, where it applies.
+        window: first and last step, counted from 1 and both included, in which motion counts.
         h0: motion that leaves the metric as it is.
-        exponent: of motion / h0.
+        exponent: exponent of motion / h0.
         gradient: factor of the change of motion.
     """
 
@@ -50,13 +52,15 @@ class MoReg(BaseModel):
 
 @dataclass(frozen=True)
 class AdaCacheState:
-    """
+    """AdaCache between two calls.
+
     Attributes:
-        computed: the last computed step.
-        rate: steps from there to the next one.
-        divisor: steps that the distance of the last computed one is divided by: as in the original the rate that was
-            scheduled, also where one of the last two steps comes earlier; where a wrapper forced it, the real gap.
-        scores: a site's last motion score for each unit.
+        computed: the last computed step, from 1; 0 = none yet.
+        rate: steps from there to the next computed one.
+        divisor: number of steps that the distance of the last computed one is divided by. As in the original this is
+            the rate that was scheduled, also where one of the last two steps comes earlier; where a wrapper forced the
+            step, it is the real gap.
+        scores: last motion score at each site, a value for each unit.
     """
 
     computed: int
@@ -66,13 +70,14 @@ class AdaCacheState:
 
 
 class AdaCache(BaseModel):
-    """Computes a step ``rate`` steps after the last one; the smaller the residual's change, the larger the rate.
+    """Compute a step ``rate`` steps after the last one; the smaller the residual's change, the larger the rate.
 
     The first step, the second (the rate is 1 at first) and the last two are always computed.
 
     Attributes:
-        codebook: (threshold, rate) in rising order; the rate of the first threshold above the metric, else the last.
-        probe: sites that vote, their distances averaged in order of execution; empty = the bundle's default.
+        codebook: pairs (threshold, rate) in rising order; the rate of the first threshold above the metric counts,
+            else the last one.
+        probe: sites that vote, their distances averaged in the order of execution; empty = the bundle's default ones.
         moreg: motion regularisation, or None.
     """
 
@@ -95,8 +100,17 @@ class AdaCache(BaseModel):
 
     @property
     def needs(self) -> Needs:
-        strides = self.moreg.strides if self.moreg else ()
-        return Needs(measures=tuple(Measure(site, strides=strides) for site in self.probe or (DEFAULT,)))
+        sites = self.probe or (DEFAULT,)
+        if self.moreg is None:
+            return Needs(measures=tuple(Measure(site) for site in sites))
+        signals, strides = ("change", "motion"), self.moreg.strides
+        return Needs(measures=tuple(Measure(site, signals=signals, strides=strides) for site in sites))
+
+    def bounds(self) -> tuple["AdaCache", "AdaCache"]:
+        """Return the policies that always take the largest rate, and the smallest."""
+        rates = [rate for _, rate in self.codebook]
+        fewest, most = (AdaCache(codebook=((1.0, rate),)) for rate in (max(rates), min(rates)))
+        return fewest, most
 
     def start(self, run: Run) -> AdaCacheState:
         return AdaCacheState(computed=0, rate=1, divisor=1, scores={})
@@ -113,34 +127,33 @@ class AdaCache(BaseModel):
         self, state: AdaCacheState, context: Context, measurements: Sequence[Measurement]
     ) -> tuple[Observation, AdaCacheState]:
         units = range(context.run.units)
-        changes = [[_ratio(m.change[unit], m.magnitude[unit]) for m in measurements] for unit in units]
+        changes = [[ratio(m["change"][unit], m["magnitude"][unit]) for m in measurements] for unit in units]
         distances = [[change / state.divisor for change in sites] for sites in changes]
         mean = [sum(values) / len(values) for values in distances]
         scores = {m.site: tuple(self._score(m, unit, context.call) for unit in units) for m in measurements}
         last = measurements[-1]  # its factor alone regularises the mean, as in the original
         metrics = [mean[unit] * self._factor(state, scores, last.site, unit) for unit in units]
         rates = [self._rate(metric) for metric in metrics]
-        cautious = min(units, key=lambda unit: (rates[unit], -_nan_first(metrics[unit])))
-        observation = Observation(
-            distance=mean[cautious],
-            motion=_motion(last, cautious) if self.moreg else None,
-            motion_score=scores[last.site][cautious] if self.moreg else None,
-            metric=metrics[cautious],
-            rate=rates[cautious],
-        )
+        cautious = min(units, key=lambda unit: (rates[unit], -nan_as_largest(metrics[unit])))
+        observation: dict[str, float] = {"distance": mean[cautious]}
+        if self.moreg is not None:
+            observation["motion"] = _motion(last, cautious, self.moreg.strides)
+        observation |= {"metric": metrics[cautious], "rate": rates[cautious]}
+        if self.moreg is not None:
+            observation["motion_score"] = scores[last.site][cautious]
         return observation, replace(state, rate=rates[cautious], scores={**state.scores, **scores})
 
     def _score(self, measured: Measurement, unit: int, call: int) -> float:
-        """The motion score m of eq. 7: 1 outside the window."""
+        """Return the motion score m of eq. 7: 1 outside the window."""
         if self.moreg is None or not self.moreg.window[0] <= call <= self.moreg.window[1]:
             return 1.0
         try:
-            return float((_motion(measured, unit) / self.moreg.h0) ** self.moreg.exponent)
+            return float((_motion(measured, unit, self.moreg.strides) / self.moreg.h0) ** self.moreg.exponent)
         except OverflowError:
             return math.inf
 
     def _factor(self, state: AdaCacheState, scores: dict[str, tuple[float, ...]], site: str, unit: int) -> float:
-        """The factor m + |gradient| of eq. 8 and 9."""
+        """Return the factor m + |gradient| of eq. 8 and 9."""
         if self.moreg is None:
             return 1.0
         now = scores[site][unit]
@@ -148,21 +161,15 @@ class AdaCache(BaseModel):
         return now + abs(self.moreg.gradient * (now - before) / state.divisor)
 
     def _rate(self, metric: float) -> int:
-        """Looks the metric up; NaN (one frame has no motion) is below no threshold."""
+        """Return the codebook's rate for a metric; NaN (one frame has no motion) is below no threshold."""
         *entries, (_, otherwise) = self.codebook
         return next((rate for threshold, rate in entries if metric < threshold), otherwise)
 
 
-def _motion(measured: Measurement, unit: int) -> float:
-    """Relative change from frame to frame, the mean over the strides."""
-    pairs = zip(measured.frame_change, measured.frame_magnitude, strict=True)
-    raw = [_ratio(change[unit], magnitude[unit]) for change, magnitude in pairs]
+def _motion(measured: Measurement, unit: int, strides: Sequence[int]) -> float:
+    """Return the relative change from frame to frame, the mean over the strides."""
+    raw = [
+        ratio(measured[at_stride("motion", stride)][unit], measured[at_stride("motion_magnitude", stride)][unit])
+        for stride in strides
+    ]
     return sum(raw) / len(raw)
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator else math.nan
-
-
-def _nan_first(metric: float) -> float:
-    return math.inf if math.isnan(metric) else metric

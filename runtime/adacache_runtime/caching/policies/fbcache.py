@@ -12,22 +12,26 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adacache_engines.errors import PolicyError
 from adacache_runtime.caching.policies.modules import BLOCK
+from adacache_runtime.caching.policies.numbers import ratios, worst
 from adacache_runtime.caching.policy import FIRST, Context, Decision, Measure, Measurement, Needs, Observation, Run
 
 
 @dataclass(frozen=True)
 class FBCacheState:
-    """Whether the first block's residual is near that of the last computed call."""
+    """FBCache between two calls.
+
+    Attributes:
+        near: whether the first block's residual is near that of the last computed call.
+    """
 
     near: bool = False
 
 
 class FBCache(BaseModel):
-    """Reuses the residual of the other blocks while that of the first has changed by less than a threshold since the
-    last computed call.
+    """Reuse the other blocks' residual while the first block's has changed little since the last computed call.
 
     Attributes:
-        threshold: of the change, relative L1.
+        threshold: largest change, relative L1, at which it is reused.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -38,6 +42,11 @@ class FBCache(BaseModel):
     @property
     def needs(self) -> Needs:
         return Needs(measures=(Measure(FIRST, calls="all", since="computed"),), granularity="first")
+
+    def bounds(self) -> tuple["FBCache", "FBCache"]:
+        """Return the policies to which every change is small, and none."""
+        fewest, most = (self.model_copy(update={"threshold": value}) for value in (math.inf, -math.inf))
+        return fewest, most
 
     def start(self, run: Run) -> FBCacheState:
         match = BLOCK.fullmatch(run.names[0]) if run.names else None
@@ -53,13 +62,9 @@ class FBCache(BaseModel):
         self, state: FBCacheState, context: Context, measurements: Sequence[Measurement]
     ) -> tuple[Observation, FBCacheState]:
         (seen,) = measurements
-        distances = [
-            change / magnitude if magnitude else math.nan
-            for change, magnitude in zip(seen.change, seen.magnitude, strict=True)
-        ]
+        distances = ratios(seen["change"], seen["magnitude"])
         near = all(distance < self.threshold for distance in distances)  # NaN is far
-        worst = math.nan if any(map(math.isnan, distances)) else max(distances)
-        return Observation(distance=worst), FBCacheState(near)
+        return {"distance": worst(distances)}, FBCacheState(near)
 
     def decide(self, state: FBCacheState, context: Context) -> tuple[Decision, FBCacheState]:
         compute = context.call == 1 or context.forced or not state.near

@@ -27,7 +27,7 @@ class Scheduled(BaseModel):
     def observe(
         self, state: Schedule, context: Context, measurements: Sequence[Measurement]
     ) -> tuple[Observation, Schedule]:
-        return Observation(), state
+        return {}, state
 
 
 def uniform(computed: Sequence[bool], run: Run) -> Schedule:

@@ -1,4 +1,4 @@
-"""TeaCache (arXiv 2411.19108): reuses while the modulated input of the first block has changed little.
+"""TeaCache (arXiv 2411.19108): reuse while the modulated input of the first block has changed little.
 
 The input is known before anything is computed. A polynomial, fitted to the model, turns its change into an estimate of
 the output's change, which adds up from call to call.
@@ -11,24 +11,36 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from adacache_runtime.caching.policy import Context, Decision, Measure, Measurement, Needs, Observation, Run
-
-MODULATED = "spatial.0.modulated"  # the probe
+from adacache_runtime.caching.policies.numbers import nan_as_largest, ratios
+from adacache_runtime.caching.policy import (
+    BLOCK_INPUT,
+    Context,
+    Decision,
+    Measure,
+    Measurement,
+    Needs,
+    Observation,
+    Run,
+)
 
 
 @dataclass(frozen=True)
 class TeaCacheState:
-    """``estimate`` of the output's change since the last computed call, a unit each."""
+    """TeaCache between two calls.
+
+    Attributes:
+        estimate: estimate of the output's change since the last computed call, a value for each unit.
+    """
 
     estimate: tuple[float, ...]
 
 
 class TeaCache(BaseModel):
-    """Computes the first and the last call, and those at which the estimate reaches the threshold.
+    """Compute the first and the last call, and those at which the estimate reaches the threshold.
 
     Attributes:
-        coefficients: of the polynomial, the highest power first.
-        threshold: of the estimate, relative L1.
+        coefficients: coefficients of the polynomial, the highest power first.
+        threshold: threshold of the estimate, relative L1.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -39,7 +51,12 @@ class TeaCache(BaseModel):
 
     @property
     def needs(self) -> Needs:
-        return Needs(measures=(Measure(MODULATED, calls="all"),))
+        return Needs(measures=(Measure(BLOCK_INPUT, calls="all"),))
+
+    def bounds(self) -> tuple["TeaCache", "TeaCache"]:
+        """Return the policies that no estimate makes compute a call, and that every estimate does."""
+        fewest, most = (self.model_copy(update={"threshold": value}) for value in (math.inf, -math.inf))
+        return fewest, most
 
     def start(self, run: Run) -> TeaCacheState:
         return TeaCacheState((0.0,) * run.units)
@@ -48,15 +65,12 @@ class TeaCache(BaseModel):
         self, state: TeaCacheState, context: Context, measurements: Sequence[Measurement]
     ) -> tuple[Observation, TeaCacheState]:
         (seen,) = measurements
-        distances = [
-            change / magnitude if magnitude else math.inf
-            for change, magnitude in zip(seen.change, seen.magnitude, strict=True)
-        ]
+        distances = ratios(seen["change"], seen["magnitude"], otherwise=math.inf)
         estimate = tuple(
             before + self.rescaled(distance) for before, distance in zip(state.estimate, distances, strict=True)
         )
-        worst = max(range(len(estimate)), key=lambda unit: _nan_first(estimate[unit]))
-        return Observation(distance=distances[worst], metric=estimate[worst]), TeaCacheState(estimate)
+        cautious = max(range(len(estimate)), key=lambda unit: nan_as_largest(estimate[unit]))
+        return {"distance": distances[cautious], "metric": estimate[cautious]}, TeaCacheState(estimate)
 
     def decide(self, state: TeaCacheState, context: Context) -> tuple[Decision, TeaCacheState]:
         ends = context.call in (1, context.run.calls)
@@ -65,12 +79,8 @@ class TeaCache(BaseModel):
         return decision, replace(state, estimate=(0.0,) * context.run.units) if compute else state
 
     def rescaled(self, distance: float) -> float:
-        """The polynomial at a distance."""
+        """Return the polynomial's value at a distance."""
         value = 0.0
         for coefficient in self.coefficients:
             value = value * distance + coefficient
         return value
-
-
-def _nan_first(value: float) -> float:
-    return math.inf if math.isnan(value) else value

@@ -5,12 +5,13 @@ They combine freely, also with each other: the outermost has the last word.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from adacache_engines.errors import PolicyError
 from adacache_runtime.caching.policy import Context, Decision, Measurement, Needs, Observation, Policy, Run, by_branch
+from adacache_runtime.caching.simulate import bounds
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ class Wrapper(BaseModel):
     @property
     def needs(self) -> Needs:
         return self.inside.needs
+
+    def bounds(self) -> tuple[Self, Self] | None:
+        """Return this wrapper around the bounds of the policy inside; None where that states none."""
+        inner = bounds(self.inside)
+        if inner is None:
+            return None
+        fewest, most = (self.model_copy(update={"policy": bound}) for bound in inner)
+        return fewest, most
 
     def start(self, run: Run) -> Wrapped:
         return Wrapped(self.inside.start(run))

@@ -16,13 +16,13 @@ from adacache_engines.bundle.manifest import LatentSpace, Manifest
 from adacache_engines.errors import CheckpointError, EngineError, InputError
 from adacache_engines.tensorrt.plans import ENGINES, check_plans, find
 from adacache_export.commands.export import main as export
+from adacache_export.parts import add_parts as adding_parts
+from adacache_export.parts.add_parts import Added, add_parts
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage
 from adacache_export.tracing import graphs
 from adacache_export.tracing.trace import trace
 from adacache_export.verification.verify import verify
-from adacache_export.writing import add_parts as adding_parts
-from adacache_export.writing.add_parts import Added, add_parts
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from tests.helpers import fake_tensorrt

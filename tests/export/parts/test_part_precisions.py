@@ -15,13 +15,13 @@ from adacache_engines.bundle.latent_space import LatentSpace, VaePrecision
 from adacache_engines.bundle.manifest import DTYPES, Graph, Precision, TextRule
 from adacache_engines.errors import ExportError
 from adacache_export.commands.export import main as export
+from adacache_export.parts.add_parts import add_parts
+from adacache_export.parts.text_encoder import add_encoder
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage, run_stages
 from adacache_export.text_encoders.registry import TextEncoder, open_text_encoder
 from adacache_export.vaes.precision import NARROW, TOLERANCE
 from adacache_export.vaes.registry import Vae, open_vae
-from adacache_export.writing.add_parts import add_parts
-from adacache_export.writing.parts import add_encoder
 from adacache_export.writing.weights_file import TORCH_DTYPES
 from tests.helpers.vae_bundle import (
     LATTE_LATENT,

@@ -14,9 +14,11 @@ from typing import get_args
 from adacache_engines.bundle.files import open_bundle, read_manifest, replace_manifest
 from adacache_engines.bundle.latent_space import VaePrecision
 from adacache_engines.bundle.manifest import Graph, Manifest, PartName, PlanSet, Precision
+from adacache_export.parts.part import DIGITS, Part
+from adacache_export.parts.text_encoder import add_encoder, open_encoder
+from adacache_export.parts.vae import add_decoder, open_decoder
 from adacache_export.phases import Progress
 from adacache_export.writing.folder import PARTIAL
-from adacache_export.writing.parts import DIGITS, Part, add_decoder, add_encoder, open_decoder, open_encoder
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from adacache_engines.bundle.latent_space import VaePrecision
-from adacache_engines.bundle.manifest import DTYPES, FileEntry, Graph, LatentSpace, PartName, Precision, TextRule
+from adacache_engines.bundle.manifest import FileEntry, Graph, PartName, Precision
 from adacache_engines.bundle.tensors import DType
-from adacache_engines.errors import InputError
-from adacache_engines.onnxruntime.engine import OrtBackend
-from adacache_export.phases import Progress, running_total
+from adacache_engines.onnxruntime.backend import OrtBackend
+from adacache_export.phases import Progress
 from adacache_export.stages import Stage
-from adacache_export.text_encoders.registry import TextEncoder, open_text_encoder
 from adacache_export.tracing.graphs import Sizes, export_graphs
-from adacache_export.vaes.registry import Vae, open_vae, recognise_vae
-from adacache_export.verification.parity import decoder_sizes, encoder_sizes, vae_encoder_sizes
 from adacache_export.writing.folder import file_entries, scratch
 from adacache_export.writing.weights_file import TORCH_DTYPES, reader, write_weights
 
 WEIGHTS = "weights.safetensors"
-TOKENIZER = "tokenizer.json"
 DIGITS = 12  # hexadecimal digits of the digest in a folder's name
 SMALL_FILES = 1 << 24  # bytes; more than all graphs and a tokenizer take
 
@@ -113,72 +107,3 @@ def weights_nbytes(tensors: Mapping[str, Tensor], dtypes: Mapping[str, DType]) -
 
 def _digest(entries: Mapping[str, FileEntry]) -> str:
     return hashlib.sha256("".join(f"{entry.sha256}  {file}\n" for file, entry in entries.items()).encode()).hexdigest()
-
-
-def open_encoder(folder: Path, text: TextRule, precision: Precision, progress: Progress) -> TextEncoder:
-    """Open the text encoder in a folder for a model.
-
-    Args:
-        folder: folder in the layout of Hugging Face.
-        text: what the model takes.
-        precision: precision of the encoder in the bundle.
-        progress: object that is told of every phase.
-
-    Raises:
-        CheckpointError: the folder holds no complete text encoder.
-        InputError: its captions have another width than the model takes.
-    """
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    scanned = running_total(progress.phase("checking the text encoder", size))
-    encoder = open_text_encoder(folder, DTYPES[precision], scanned)
-    if encoder.config.d_model != text.width:
-        raise InputError(
-            f"text encoder {folder} gives captions of width {encoder.config.d_model}, the model takes {text.width}; "
-            "choose the encoder that the model was trained with"
-        )
-    return encoder
-
-
-def add_encoder(
-    bundle: Path, encoder: TextEncoder, text: TextRule, precision: Precision, progress: Progress
-) -> tuple[Part, TextRule]:
-    """Write a text encoder into a bundle; return the part, and the text rule of the manifest with the encoder in it."""
-    sizes = encoder_sizes(text.max_length, encoder.config.vocab_size)
-    others = {TOKENIZER: encoder.tokenizer}
-    tensors = encoder.checkpoint.tensors
-    stages, dtypes = [(encoder.stages, sizes)], encoder.dtypes()
-    part = write_part(bundle, "text_encoder", stages, tensors, dtypes, precision, progress, others)
-    changes = {
-        "tokenizer": f"{part.folder}/{TOKENIZER}",
-        "encoder_stages": tuple(part.graphs.values()),
-        "encoder_config": encoder.config.model_dump(mode="json"),
-        "precision": precision,
-    }
-    return part, text.model_copy(update=changes)
-
-
-def open_decoder(folder: Path, latent: LatentSpace, precision: VaePrecision, progress: Progress) -> Vae:
-    """Open the VAE in a folder for a model.
-
-    Args:
-        folder: folder with ``config.json`` and weights.
-        latent: the model's latent space.
-        precision: precision of the VAE in the bundle.
-        progress: object that is told of every phase.
-
-    Raises:
-        CheckpointError: the folder holds no complete VAE of a known kind.
-        InputError: the VAE decodes other latents than the model makes.
-    """
-    recognise_vae(folder, latent)
-    size = sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
-    return open_vae(folder, latent, precision, running_total(progress.phase("checking the VAE", size)))
-
-
-def add_decoder(bundle: Path, vae: Vae, latent: LatentSpace, progress: Progress) -> tuple[Part, LatentSpace]:
-    """Write a VAE into a bundle; return the part, and the latent space of the manifest with the VAE in it."""
-    fed, coding = vae.added_to(latent, {}), vae.coding
-    stages = [(coding.decoding, decoder_sizes(fed)), (coding.encoding, vae_encoder_sizes(fed))]
-    tensors, used = vae.checkpoint.tensors, [one for one in stages if one[0]]
-    part = write_part(bundle, "vae", used, tensors, vae.dtypes(), vae.precision, progress)
-    return part, vae.added_to(latent, part.graphs)

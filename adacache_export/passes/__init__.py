@@ -1,0 +1,1 @@
+"""Rewrites of traced graphs, one a file, each declared with what it needs and what it leaves."""

@@ -1,0 +1,1 @@
+"""Signals: small graphs that turn tensors into a few numbers for policies, one a file."""

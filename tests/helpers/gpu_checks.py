@@ -1,0 +1,225 @@
+"""Checks of a backend on a GPU, as plain functions: test_gpu.py runs them on the GPU, test_gpu_on_fakes.py on fakes.
+
+Each raises an AssertionError where the backend is wrong. Tolerances are wider than those of an export, which compares
+stages on one processor: a GPU sums in another order.
+"""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.manifest import Graph, Precision
+from adacache_engines.contract.engine import Backend
+from adacache_engines.tensorrt.arena import Arena
+from adacache_engines.tensorrt.backend import RUNTIME_CACHE, TrtBackend
+from adacache_runtime.caching.policies.adacache import AdaCache
+from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policy import Granularity
+from adacache_runtime.pipeline import Pipeline, Result
+from adacache_runtime.request import Request, settle
+from tests.helpers.waiting import HANG_SECONDS
+from tools.gpu.measure import bound, examples
+from tools.gpu.requests import small_request
+
+EVERY_THIRD = AdaCache(codebook=((1.0, 3),))  # measures as any codebook does, and always decides the same
+POLICIES = {"never": NeverReuse(), "adacache": EVERY_THIRD}
+STEPS = 8
+STAGE_BOUNDS = {"fp32": 2e-4, "fp16": 2e-2, "bf16": 1.5e-1}  # see :func:`error`
+# of latents after STEPS calls, see :func:`error`: the roundings of all stages and calls, with guidance's gain
+TRAJECTORY_BOUNDS = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 4e-1}
+DISTANCE_BOUNDS = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 1.5e-1}  # relative, of the distances that a policy decides by
+
+Arrays = dict[str, NDArray[Any]]
+Open = Callable[..., TrtBackend]  # opens the plans that are tested; graphs=False runs them without CUDA graphs
+
+
+# against a reference backend
+
+
+def check_stages(
+    bundle: Bundle, tested: Backend, reference: Backend, precision: Precision, texts: Sequence[int] = (0, 3)
+) -> None:
+    """Check that each graph gives what the reference gives, with texts of these lengths (0: the longest)."""
+    errors = {}
+    for graph in bundle.manifest.graphs():
+        for text in texts:
+            sizes = graph_sizes(bundle, graph, text)
+            wanted = stage_outputs(reference, graph, sizes)
+            errors[graph.name, text] = error(stage_outputs(tested, graph, sizes), wanted)
+    assert {key: value for key, value in errors.items() if not value <= STAGE_BOUNDS[precision]} == {}
+
+
+def check_generation(
+    bundle: Bundle, tested: Backend, reference: Backend, precision: Precision, policy: str
+) -> tuple[Result, Result]:
+    """Check that a generation has the reference's schedule and latents; returns both generations."""
+    request = small_request(bundle, STEPS, POLICIES[policy])
+    given, wanted = (Pipeline(bundle, backend).generate(request) for backend in (tested, reference))
+    assert given.trace.computed() == wanted.trace.computed()
+    assert error({"latents": given.latents}, {"latents": wanted.latents}) <= TRAJECTORY_BOUNDS[precision]
+    return given, wanted
+
+
+def check_observations(given: Result, wanted: Result, precision: Precision, policy: str) -> None:
+    """Check that two generations began with the same noise, and that the policy saw the same distances."""
+    assert given.calls is not None
+    assert wanted.calls is not None
+    assert np.array_equal(given.calls[0], wanted.calls[0]), "the same noise"
+    measured = [
+        (mine.observation.get("distance"), other.observation.get("distance"))
+        for mine, other in zip(given.trace.calls, wanted.trace.calls, strict=True)
+        if other.observation.get("distance") is not None
+    ]
+    assert bool(measured) == (policy == "adacache")
+    for mine, other in measured:
+        assert mine == pytest.approx(other, rel=DISTANCE_BOUNDS[precision])
+
+
+# against itself: not a bit may change
+
+
+def check_recorded_graphs(bundle: Bundle, open_plans: Open, granularity: Granularity) -> None:
+    """Check that a generation is the same with CUDA graphs and without them."""
+    for policy in (EVERY_THIRD, FixedInterval(every=2)):
+        request = replace(small_request(bundle, 2 * STEPS, policy), granularity=granularity)
+        recorded, plain = (Pipeline(bundle, open_plans(graphs=graphs)).generate(request) for graphs in (True, False))
+        assert same(recorded, plain)
+
+
+def check_shared_arena(bundle: Bundle, open_plans: Open) -> None:
+    """Check that a generation is the same whether contexts share their activation memory or each has its own."""
+    request = small_request(bundle, STEPS, EVERY_THIRD)
+    private = open_plans()
+    private._arena = PrivateArena(private.device)
+    assert same(Pipeline(bundle, open_plans()).generate(request), Pipeline(bundle, private).generate(request))
+
+
+def check_generations_in_threads(bundle: Bundle, backend: Backend) -> None:
+    """Check that two generations in two threads are the same as one after the other."""
+    pipeline = Pipeline(bundle, backend)
+    requests = [small_request(bundle, 2 * STEPS, policy, seed) for seed, policy in enumerate(POLICIES.values())]
+    alone = [pipeline.generate(request) for request in requests]
+    for _ in range(3):
+        assert all(map(same, in_threads(pipeline, requests), alone))
+
+
+def check_repetition(bundle: Bundle, backend: Backend) -> None:
+    """Check that a generation is the same again after another one has used the memory."""
+    pipeline = Pipeline(bundle, backend)
+    request = small_request(bundle, STEPS, EVERY_THIRD)
+    first = pipeline.generate(request)
+    pipeline.generate(small_request(bundle, STEPS, EVERY_THIRD, seed=1))
+    assert same(pipeline.generate(request), first)
+
+
+def check_runtime_cache(bundle: Bundle, open_plans: Open, caplog: pytest.LogCaptureFixture) -> None:
+    """Check that compiled kernels are kept and read again, and that a broken file of them is noticed and not used."""
+    request = small_request(bundle, STEPS, EVERY_THIRD)
+
+    def run() -> tuple[Path, Result]:
+        backend = open_plans()
+        result = Pipeline(bundle, backend).generate(request)
+        backend.close()
+        (cache,) = bundle.folder.rglob(RUNTIME_CACHE)
+        return cache, result
+
+    cache, first = run()
+    content = cache.read_bytes()
+    assert len(content) > 0
+    with caplog.at_level(logging.WARNING):
+        _, again = run()
+    assert caplog.records == []
+    assert same(again, first)
+    cache.write_bytes(content[::-1])
+    with caplog.at_level(logging.WARNING):
+        _, after = run()
+    assert "is not used" in caplog.text
+    assert same(after, first)
+
+
+# what the checks are made of
+
+
+class PrivateArena(Arena):
+    """An arena that gives every context memory of its own."""
+
+    def memory(self) -> Any:
+        return self._device.allocate(max(claim.nbytes for claim in self._claims))
+
+
+def graph_sizes(bundle: Bundle, graph: Graph, text: int = 0) -> dict[str, int]:
+    """Return the sizes of a graph's dynamic axes in a generation of one prompt; ``text`` 0 is the longest text."""
+    manifest = bundle.manifest
+    sizes = dict(settle(bundle, small_request(bundle, 1, NeverReuse())).sizes)
+    if graph in manifest.text.encoder_graphs():
+        sizes["batch"] = 1
+    rest = {"text": text or manifest.text.max_length, "calls": 2, "pairs": max(sizes["patch_frames"] - 1, 1)}
+    space = manifest.latent
+    if graph not in manifest.vae_graphs():
+        return {**sizes, **rest}
+    height, width = (sizes[axis] for axis in ("height", "width"))
+    if space.tile:
+        height, width = (min(side, space.tile // space.spatial_factor) for side in (height, width))
+    return {**sizes, **rest, **space.window_axes(min(sizes["frames"], space.windows.latents), height, width)}
+
+
+def stage_outputs(backend: Backend, graph: Graph, sizes: Mapping[str, int], seed: int = 0) -> Arrays:
+    """Return what an engine makes of seeded random inputs."""
+    call, buffers = bound(backend.load(graph), backend, examples(graph, sizes, seed), sizes)
+    call()
+    return {spec.name: buffers[spec.name].read() for spec in graph.outputs}
+
+
+def error(given: Mapping[str, NDArray[Any]], wanted: Mapping[str, NDArray[Any]]) -> float:
+    """Return the worst max |given - wanted| / max(1, rms(wanted)) of all tensors, as export records it; NaN stays."""
+    worst = []
+    for name, value in wanted.items():
+        assert given[name].shape == value.shape
+        reference = value.astype(np.float64)
+        difference = np.abs(given[name].astype(np.float64) - reference).max()
+        worst.append(float(difference) / max(1.0, float(np.sqrt(np.square(reference).mean()))))
+    return float(np.max(worst))
+
+
+def same(one: Result, other: Result) -> bool:
+    """Whether two generations are alike to the bit: latents before every call, schedule, observations."""
+    assert one.calls is not None
+    assert other.calls is not None
+    return (
+        np.array_equal(one.latents, other.latents)
+        and np.array_equal(one.calls, other.calls)
+        and [call.compute for call in one.trace.calls] == [call.compute for call in other.trace.calls]
+        and [call.observation for call in one.trace.calls] == [call.observation for call in other.trace.calls]
+    )
+
+
+def in_threads(pipeline: Pipeline, requests: Sequence[Request]) -> list[Result]:
+    """Run each request in a thread of its own, all begun together; raises what any of them raised."""
+    results: dict[int, Result] = {}
+    failed: list[BaseException] = []
+    start = threading.Barrier(len(requests))
+
+    def work(index: int) -> None:
+        try:
+            start.wait(HANG_SECONDS)
+            results[index] = pipeline.generate(requests[index])
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(index,), daemon=True) for index in range(len(requests))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(HANG_SECONDS)
+    if failed:
+        raise failed[0]
+    return [results[index] for index in range(len(requests))]
