@@ -142,7 +142,7 @@ def test_triton(bundle: Path) -> None:
 @pytest.mark.filterwarnings("ignore")  # Ray warns of its own code
 def test_ray(monkeypatch: pytest.MonkeyPatch, opened: list[TensorRT], bundle: Path) -> None:
     pytest.importorskip("ray", reason="ray[serve] is not installed")
-    from tools import ray_serve
+    from tools.examples import ray_serve
 
     def application(folder: str, _replicas: int, _gpus: float, open_pipeline: Callable[[str], object]) -> object:
         return open_pipeline(folder)

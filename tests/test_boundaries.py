@@ -27,7 +27,7 @@ WEB = (
 )
 SERVE = "adacache_serve"
 FLOORS = ("device", "jobs", "http")  # of adacache_serve, from the lowest up, below what begins it and above the rest
-BEGINNINGS = ("commands", "start", "triton")
+BEGINNINGS = ("commands", "triton")
 FILES = sorted((layer, path) for layer, folder in SOURCES.items() for path in folder.rglob("*.py"))
 IDS = [path.relative_to(ROOT).as_posix() for _, path in FILES]
 
@@ -51,7 +51,7 @@ def at_import(tree: ast.Module) -> Iterator[str]:
 
 def of_server(path: Path) -> bool:
     """What makes a video is there without a web framework and a database, for other servers."""
-    return SERVE in path.parts and (path.parent.name in ("jobs", "http") or path.stem == "start")
+    return SERVE in path.parts and path.parent.name in ("jobs", "http")
 
 
 def is_of(name: str, packages: tuple[str, ...]) -> bool:
@@ -152,7 +152,9 @@ def python(code: str, *blocked: str) -> subprocess.CompletedProcess[str]:
 def test_the_runtime_is_imported_without_torch_and_everything_optional() -> None:
     done = python(f"import {', '.join(MODULES)}", *OFFLINE, *OPTIONAL, *WEB)
     assert done.returncode == 0, done.stderr
-    assert {"adacache_runtime.pipeline", "adacache_runtime.commands.run", "adacache_serve.device.film"} <= set(MODULES)
+    assert {"adacache_runtime.pipeline", "adacache_runtime.commands.run", "adacache_serve.device.video_file"} <= set(
+        MODULES
+    )
 
 
 def test_a_server_without_its_extra_says_which_it_is() -> None:

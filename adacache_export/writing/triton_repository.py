@@ -23,7 +23,7 @@ from adacache_engines.errors import InputError
 from adacache_engines.tensorrt.plans import check_plans
 from adacache_export.phases import Progress
 from adacache_export.writing.folder import scratch
-from adacache_serve.orders import check_servable
+from adacache_serve.orders.check import check_servable
 from adacache_serve.triton.config import INPUTS, MODEL, OUTPUTS, parameters
 
 CONFIG, CODE = "config.pbtxt", "model.py"

@@ -1,12 +1,11 @@
-"""Serves bundles over HTTP on one machine: durable jobs, a worker process for each device, several videos in turn.
+"""A server for bundles on one machine: durable jobs over HTTP, and workers that each make several videos in turn.
 
-Layers, imports point down only:
+Imports point down only; README.md says what each folder is for:
 
-    cli, start; triton             where it begins: a command, or Triton's Python backend
-    http/                          routes, what comes in and goes out, the drain
-    jobs/                          what happens to a job, where it is kept, what operators see
-    device/                        a worker process, which makes videos in turn, and who watches over it
-    lifetime, spool, uploads       what the server and its workers share on the disk
-    orders, keys, logs             an order as a request, who may come, what is told
-    messages, schema, settings     values
+    commands/; triton/        the entry points
+    http/                     the HTTP API, the page, and the server process
+    jobs/                     the life of jobs, and where they are kept
+    device/                   workers, and their supervision
+    orders/, disk/            clients' orders; files and locks that processes share
+    settings, keys, logs
 """

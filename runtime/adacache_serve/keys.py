@@ -1,7 +1,7 @@
-"""API keys: a file has their hashes, clients have them.
+"""API keys. Clients have the keys; the server has a file of their hashes.
 
-A line a key: ``NAME HASH [most priority] [most jobs that wait]``. Keys are random, 256 bits, so that a plain SHA-256
-of them cannot be guessed. A name is of letters, digits and ``_.@-``; lines that begin with # are comments.
+Each line is ``NAME HASH [highest priority] [number of jobs that may wait]``; lines that start with # are comments. A
+name consists of letters, digits and ``_.@-``. Keys are random, with 256 bits, so that a plain SHA-256 is enough.
 """
 
 import hashlib
@@ -23,8 +23,13 @@ MOST_WAITING = 10**6
 
 @dataclass(frozen=True)
 class Client:
-    """Who asks: a name, the highest priority they may ask for, and how many of their jobs may wait (None = the
-    server's limit).
+    """A client.
+
+    Attributes:
+        name: name of the client's key.
+        digest: SHA-256 of the key, in hexadecimal.
+        max_priority: highest priority that the client may ask for.
+        queue: number of the client's jobs that may wait; None = the server's limit.
     """
 
     name: str
@@ -37,57 +42,62 @@ ANONYMOUS = Client(EVERYBODY, max_priority=10)
 
 
 def new_key(name: str) -> tuple[str, str]:
-    """A key, and its line for the file.
+    """Make a key; return it, and its line for the file.
 
     Raises:
-        InputError: the name is none.
+        InputError: the name is not possible.
     """
     if not NAME.fullmatch(name):
-        raise InputError(f"{name!r} is no name of an API key; expected 1 to 200 letters, digits, and _ . @ -")
+        raise InputError(
+            f"{name!r} is not a possible name of an API key; expected 1 to 200 letters, digits, and _ . @ -"
+        )
     key = PREFIX + secrets.token_urlsafe(32)
     return key, f"{name} {_digest(key)} 0"
 
 
 def read_keys(path: Path) -> tuple[Client, ...]:
-    """
+    """Read a file of API keys.
+
     Raises:
-        InputError: the file cannot be read, has no key, or has a line that is none; names the line.
+        InputError: the file cannot be read, has no key, or has an invalid line; names the line.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"API keys {path} cannot be read: {error}") from error
+        raise InputError(f"the file of API keys {path} cannot be read: {error}") from error
     found: dict[str, tuple[int, Client]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.startswith("#"):
             continue
         client = _client(line.split(), where := f"{path}, line {number}")
         if client.digest in found:
-            raise InputError(f"{where}: this key is in line {found[client.digest][0]}, too; leave one of them out")
+            raise InputError(f"{where}: this key is also in line {found[client.digest][0]}; remove one of the lines")
         found[client.digest] = number, client
     if not found:
-        raise InputError(f"{path} has no API key; make one with adacache-serve --new-key NAME >> {path}")
+        raise InputError(f"{path} has no API keys; make one with adacache-serve --new-key NAME >> {path}")
     return tuple(client for _, client in found.values())
 
 
 def _client(words: Sequence[str], where: str) -> Client:
-    """Raises InputError; does not repeat the line, which may have a key in it by mistake."""
+    """Parse a line; errors do not repeat it, since it may contain a key by mistake."""
     name, digest, *numbers = [*words, *[""] * (2 - len(words))]
     if not NAME.fullmatch(name):
-        raise InputError(f"{where}: the name has to be of 1 to 200 letters, digits, and _ . @ -")
+        raise InputError(f"{where}: the name must consist of 1 to 200 letters, digits, and _ . @ -")
     if not re.fullmatch(r"[0-9A-Fa-f]{64}", digest):
         raise InputError(f"{where}: expected the key's SHA-256 after the name, as adacache-serve --new-key prints it")
-    limits = ((LOWEST, HIGHEST, "the highest priority"), (1, MOST_WAITING, "the most jobs that wait"))
+    limits = ((LOWEST, HIGHEST, "the highest priority"), (1, MOST_WAITING, "the number of jobs that may wait"))
     if len(numbers) > len(limits):
-        raise InputError(f"{where}: expected NAME HASH [highest priority] [most jobs that wait], and no more")
+        raise InputError(
+            f"{where}: expected NAME HASH [highest priority] [number of jobs that may wait], and nothing else"
+        )
     for number, (low, high, what) in zip(numbers, limits, strict=False):
         if not re.fullmatch(r"-?[0-9]{1,9}", number) or not low <= int(number) <= high:
-            raise InputError(f"{where}: {what} has to be a number from {low} to {high}")
+            raise InputError(f"{where}: {what} must be a number from {low} to {high}")
     return Client(name, digest.lower(), *map(int, numbers))
 
 
 def client_of(key: str, clients: Sequence[Client]) -> Client | None:
-    """Whose key it is. All are compared, in constant time, so that the time says nothing."""
+    """Return the client of a key; None = there is none. All keys are compared, in constant time."""
     digest = _digest(key)
     found = None
     for client in clients:

@@ -1,4 +1,4 @@
-"""The log: a JSON object a line, to standard error."""
+"""The log: one JSON object per line, on standard error."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ JOB: ContextVar[str | None] = ContextVar("job", default=None)
 
 @contextmanager
 def about(job: str | None) -> Iterator[None]:
-    """What is logged inside, by whatever library, is of this job; so are warnings."""
+    """Add the name of a job to everything that is logged inside, by any library, warnings included."""
     token = JOB.set(job)
     try:
         yield
@@ -24,9 +24,10 @@ def about(job: str | None) -> Iterator[None]:
 
 
 class Lines(logging.Formatter):
-    """With the job that it is about, and whatever else a record was given as ``extra``."""
+    """A formatter that writes a record as JSON, with its job and the fields given as ``extra``."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line for a record."""
         entry: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, timezone.utc).isoformat(),
             "level": record.levelname.lower(),
@@ -41,7 +42,7 @@ class Lines(logging.Formatter):
 
 
 def configure(level: int = logging.INFO) -> None:
-    """Of this process, warnings of the interpreter's included."""
+    """Set up the log of this process, and send Python's warnings there too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Lines())
     logging.basicConfig(level=level, handlers=[handler], force=True)

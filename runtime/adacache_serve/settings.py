@@ -1,4 +1,4 @@
-"""What an operator chooses."""
+"""The settings that an operator chooses."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,28 +10,30 @@ from adacache_runtime.text.device import TextDevice
 
 @dataclass(frozen=True)
 class Settings:
-    """
+    """A server's settings.
+
     Attributes:
-        data: folder of the database, the results, and what clients upload.
-        database: SQLAlchemy URL; None = SQLite in ``data``.
-        results: folder or ``s3://BUCKET/PREFIX``; None = in ``data``.
-        devices: what CUDA_VISIBLE_DEVICES is to be in each worker; one worker with all there is by default.
-        backend, text_device, embedding_cache: how each worker opens the bundles; see
-            :meth:`adacache_runtime.pipeline.Pipeline.open`.
-        in_flight: generations that a worker has begun at once.
-        memory_budget: bytes that these may take beside the weights; None = what is free.
-        queue: jobs that may wait.
-        queue_per_client: likewise, of one client.
-        attempts: how many workers may die in a step of a job before it fails.
-        hang_seconds: that a step may take before its worker is killed.
-        max_pixels: frames x height x width of a video.
-        max_steps: of a generation.
-        max_body: bytes of a request.
-        keep_seconds, keep_nbytes: results that are older, or with which there are more, are deleted, the oldest first;
-            None = kept.
-        forget_seconds: jobs that ended so long ago are deleted, with all that is known of them; None = kept.
-        drain_seconds: that running jobs get at the end; what is not finished then, starts again with the next server.
-        keys: file of API keys, see :mod:`adacache_serve.keys`; None = everybody may come.
+        data: folder of the database, the results, and the images that clients send.
+        database: SQLAlchemy's URL of the database; None = SQLite in ``data``.
+        results: folder of finished videos, or ``s3://BUCKET/PREFIX``; None = a folder in ``data``.
+        devices: value of CUDA_VISIBLE_DEVICES for each worker; by default one worker that sees all devices.
+        backend: the backend that runs the bundles.
+        text_device: the device of the text encoder; see :meth:`adacache_runtime.pipeline.Pipeline.open`.
+        embedding_cache: folder in which the embeddings of prompts are kept; None = they are not kept.
+        in_flight: number of generations that share a worker.
+        memory_budget: memory that these may take beside the weights, in bytes; None = all that is free.
+        queue: number of jobs that may wait.
+        queue_per_client: number of jobs of one client that may wait.
+        attempts: number of workers that may die in a step of a job before the job fails.
+        hang_seconds: time that a step may take before its worker is killed.
+        max_pixels: largest frames x height x width of a video.
+        max_steps: largest number of steps of a generation.
+        max_body: largest size of an HTTP request, in bytes.
+        keep_seconds: age at which results are deleted; None = never.
+        keep_nbytes: bytes of results beyond which the oldest are deleted; None = no limit.
+        forget_seconds: time after its end at which a job is deleted, with everything known of it; None = never.
+        drain_seconds: time that running jobs get when the server stops; the next server restarts those that need more.
+        keys: file of API keys, see :mod:`adacache_serve.keys`; None = no key is needed.
     """
 
     data: Path

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adacache_export.stages import Stage
-from tests.helpers.open_sora_stages import (
+from tests.helpers.open_sora_original import (
     CONFIG,
     FAMILY,
     INPUTS,

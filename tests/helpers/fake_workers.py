@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 
 from adacache_engines.bundle.files import open_bundle
-from adacache_serve.jobs import dispatching
-from adacache_serve.jobs.results import Results, open_results
-from adacache_serve.jobs.service import Service
-from adacache_serve.jobs.store import Job, Store, jobs
-from adacache_serve.keys import ANONYMOUS, Client
-from adacache_serve.messages import (
+from adacache_serve.device.messages import (
     Begin,
     Called,
     Cancel,
@@ -26,29 +21,34 @@ from adacache_serve.messages import (
     ToWorker,
     Turn,
 )
-from adacache_serve.schema import CreateVideo
+from adacache_serve.disk.spool import finish
+from adacache_serve.jobs import dispatching
+from adacache_serve.jobs.results import Results, open_results
+from adacache_serve.jobs.service import Service
+from adacache_serve.jobs.store import Job, Store, jobs
+from adacache_serve.keys import ANONYMOUS, Client
+from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
-from adacache_serve.spool import finish
 from tests.helpers.fake_server import until
 
 CALL = {"call": 1, "computed": True, "engine_ms": {"blocks": 1.0}, "wall_ms": 2.0, "distance": 0.5}
 
 
 class FakeWorker:
-    """In the place of :class:`adacache_serve.device.supervisor.Worker`."""
+    """In the place of :class:`adacache_serve.device.supervisor.SupervisedWorker`."""
 
     made: ClassVar[list["FakeWorker"]] = []
 
-    def __init__(self, settings: Settings, device: str | None, _open: Any, hear: Any, died: Any) -> None:
+    def __init__(self, settings: Settings, device: str | None, _open: Any, handle: Any, died: Any) -> None:
         self.device, self.ready, self.restarts, self.pid = device, False, 0, 1
         self.heard = time.monotonic()
-        self.hear: Callable[[FakeWorker, FromWorker], None] = hear
+        self.handle: Callable[[FakeWorker, FromWorker], None] = handle
         self.died: Callable[[FakeWorker], None] = died
         self.sent: list[ToWorker] = []
         self.killed = False
         FakeWorker.made.append(self)
 
-    def begin(self) -> None:
+    def start(self) -> None:
         self.ready = True
         self.says(Ready(pid=1))
 
@@ -64,13 +64,13 @@ class FakeWorker:
     # what the test has it do
 
     def says(self, message: FromWorker) -> None:
-        self.hear(self, message)
+        self.handle(self, message)
 
     def dies(self, again: bool = True) -> None:
         self.ready = False
         self.died(self)
         if again:
-            self.begin()
+            self.start()
 
     def begun(self, job: Job | None = None) -> list[Begin]:
         return [m for m in self.sent if isinstance(m, Begin) and (job is None or m.job == job.id)]
@@ -107,21 +107,21 @@ class Bench:
     """A service on fake workers, which can be ended as by a kill, and begun again on the same data."""
 
     def __init__(self, folder: Path, model: Path, patch: pytest.MonkeyPatch, **settings: Any) -> None:
-        patch.setattr(dispatching, "Worker", FakeWorker)
+        patch.setattr(dispatching, "SupervisedWorker", FakeWorker)
         self.model = model
         self.settings = Settings(folder / "data", **settings)
         self.settings.data.mkdir(parents=True, exist_ok=True)
         self.wrap: Callable[[Results], Results] = lambda results: results
-        self.begin()
+        self.start()
 
-    def begin(self) -> None:
+    def start(self) -> None:
         FakeWorker.made = []
         store = Store(self.settings.database or f"sqlite:///{self.settings.data / 'jobs.sqlite'}")
         self.results = self.wrap(open_results(self.settings.results or str(self.settings.data / "results")))
         self.service = Service(
             self.settings, {"fake": open_bundle(self.model)}, store, self.results, lambda _settings: {}
         )
-        self.service.begin()
+        self.service.start()
         self.workers = FakeWorker.made
         self.worker = self.workers[0]
 
@@ -135,9 +135,9 @@ class Bench:
         service.store.close()
         service._stopped = True
 
-    def submit(self, client: Client = ANONYMOUS, picture: bool = False, key: str | None = None, **order: Any) -> Job:
+    def submit(self, client: Client = ANONYMOUS, image: bool = False, key: str | None = None, **order: Any) -> Job:
         asked = CreateVideo(**{"prompt": "boat", "seed": 1, **order})
-        pixels = np.zeros((1, 2, 5, 3), np.uint8) if picture else None
+        pixels = np.zeros((1, 2, 5, 3), np.uint8) if image else None
         return self.service.submit(asked, client, pixels, key)[0]
 
     def job(self, job: Job) -> Job:

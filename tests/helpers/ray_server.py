@@ -1,5 +1,6 @@
-"""A local Ray with tools/ray_serve.py on the fake model, until standard input ends; a process of its own, as Ray warns
-of much, and starts many.
+"""A local Ray with tools/examples/ray_serve.py on the fake model, until standard input ends.
+
+It is a process of its own, since Ray emits many warnings and starts many processes.
 
 python ray_server.py BUNDLE PORT TIMEOUT_SECONDS
 """
@@ -14,7 +15,7 @@ from ray import serve
 from adacache_engines.bundle.files import open_bundle
 from adacache_engines.contract.fake import FakeBackend
 from adacache_runtime.pipeline import Pipeline
-from tools.ray_serve import application
+from tools.examples.ray_serve import application
 
 
 def open_fake(folder: str) -> Pipeline:

@@ -16,8 +16,11 @@ from adacache_runtime.request import Captions, Request
 
 DATA = Path(__file__).parents[2] / "tests" / "data"
 OPEN_SORA = DATA / "open-sora"
-# of the sampling runs: what the original was told, which its tiny latents do not match
+# what the original was told in the sampling runs; its tiny latents have another size
 SIZE = {"height": 48, "width": 80, "frames": 17, "fps": (24.0,), "guidance": 7.0}
+
+# how much of each frame of the sampling run's two samples is made anew, for runs that keep frames
+MASK = np.array([[0, 1, 0.45, 1, 1], [1, 0.7, 1, 0, 1]], np.float32)
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -28,7 +31,7 @@ def arrays(path: Path) -> Arrays:
 
 
 def config(kind: type[Any]) -> Any:
-    """The reference model's configuration as the family's own dataclass."""
+    """Return the reference model's configuration as the family's own dataclass."""
     given = json.loads((OPEN_SORA / "config_A.json").read_text())
     known = {field.name for field in fields(kind)}
     return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in known})
@@ -40,13 +43,13 @@ def captions() -> Captions:
 
 
 def request(**options: Any) -> Request:
-    """The reference sampling run, with whatever is to be different."""
+    """Return the request of the reference sampling run, changed by ``options``."""
     usual = {**SIZE, "captions": captions(), "latents": arrays(OPEN_SORA / "sampling_A.npz")["z0"], "steps": 30}
     return Request(**{**usual, **options})
 
 
 def run_graph(backend: Backend, graph: Graph, tensors: Mapping[str, NDArray[Any]], sizes: Mapping[str, int]) -> Arrays:
-    """Runs one engine; ``sizes`` are those of the dynamic axes."""
+    """Run one engine on named arrays; ``sizes`` are those of the dynamic axes."""
     specs = (*graph.inputs, *graph.outputs)
     buffers = {spec.name: backend.device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for spec in specs}
     for spec in graph.inputs:
@@ -55,7 +58,13 @@ def run_graph(backend: Backend, graph: Graph, tensors: Mapping[str, NDArray[Any]
     return {spec.name: buffers[spec.name].read() for spec in graph.outputs}
 
 
+def drawn(seed: int, *before: int) -> NDArray[np.float32]:
+    """Return seeded noise of shape (*before, samples, channels, frames, rows, columns) of the sampling run."""
+    shape = arrays(OPEN_SORA / "sampling_A.npz")["z0"].shape
+    return np.random.default_rng(seed).standard_normal((*before, *shape), np.float32)
+
+
 def worst(given: NDArray[Any], expected: NDArray[Any]) -> float:
-    """Largest absolute difference; NaN if there is one."""
+    """Return the largest absolute difference; NaN if there is one."""
     assert given.shape == expected.shape
     return float(np.abs(given.astype(np.float64) - expected.astype(np.float64)).max())

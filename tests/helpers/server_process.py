@@ -76,7 +76,7 @@ class ServerProcess:
     def url(self) -> str:
         return f"http://127.0.0.1:{(self.folder / PORT).read_text()}"
 
-    def begin(self) -> None:
+    def start(self) -> None:
         (self.folder / PORT).unlink(missing_ok=True)
         command = [sys.executable, "-c", "from tests.helpers import server_process; server_process.main()"]
         with (self.folder / ERRORS).open("ab") as errors:

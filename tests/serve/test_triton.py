@@ -20,8 +20,8 @@ from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord, read_trace
-from adacache_serve.device.film import film
-from adacache_serve.schema import CreateVideo
+from adacache_serve.device.video_file import film
+from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.triton.config import INPUTS, settings_of
 from adacache_serve.triton.model import visible_device
 from tests.helpers.fake_server import functions, until, write_model
@@ -114,7 +114,7 @@ def test_what_is_cancelled_stops_between_two_calls(client: Client) -> None:
         ({"prompt": " "}, "prompt: "),
         ({"prompt": None, "steps": 2}, "prompt: Field required"),
         ({"prompt": b"\xff"}, "prompt: the text is no UTF-8"),
-        ({"image": b"no picture"}, "image: the image is no PNG"),
+        ({"image": b"no picture"}, "image: the image cannot be decoded"),
         ({"negative_prompt": "dog", "steps": 3}, "negative_prompt: "),
         ({"prompt": "break"}, "the fake encoder breaks at this prompt"),
     ],

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from adacache_engines.errors import InputError, MissingDependencyError
-from tests.helpers.gpu_results import RESULT
+from tests.helpers.gpu_check_result import RESULT
 from tools import gpu_check
 from tools.gpu import attempt, machine, steps
 from tools.gpu.model import LARGE, PRECISIONS

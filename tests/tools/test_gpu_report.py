@@ -1,6 +1,6 @@
 """What tools/gpu_check.py writes."""
 
-from tests.helpers.gpu_results import RESULT
+from tests.helpers.gpu_check_result import RESULT
 from tools.gpu.measure import tflop_per_s
 from tools.gpu.report import markdown
 

@@ -1,4 +1,4 @@
-"""tools/ray_serve.py on a local Ray with two replicas, on the fake model."""
+"""tools/examples/ray_serve.py on a local Ray with two replicas, on the fake model."""
 
 import os
 import socket
@@ -17,7 +17,7 @@ from adacache_engines.contract.fake import FakeBackend
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
-from adacache_serve.device.film import film
+from adacache_serve.device.video_file import film
 from tests.helpers.fake_server import functions, until, write_model
 
 pytest.importorskip("ray", reason="ray[serve] is not installed")

@@ -17,7 +17,8 @@ from adacache_runtime.denoising.latents import Latents
 from adacache_runtime.denoising.probes import Probe, Signals
 from adacache_runtime.denoising.residuals import Choice, GroupResiduals, ModelResidual, Residuals
 from adacache_runtime.denoising.stages import BoundStages, Engines
-from adacache_runtime.request import Request, Settled
+from adacache_runtime.request import Request
+from adacache_runtime.settled import Settled
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def assemble(
     stages = BoundStages(manifest, engines, device, sizes, 3 if longest > 1 else 2, probed)
     masking, first_update = settled.masking, settled.updates[0]
     latents = Latents(
-        settled.latents,
+        settled.latent_shape,
         first_update.weights.shape[0],
         all(update.keeps_velocity for update in settled.updates),
         engines.arithmetic,
@@ -96,7 +97,7 @@ def assemble(
         device.empty(masking.generated.shape[1:], np.dtype(np.bool_)) if masking else None,
     )
     guidance = Guidance(
-        manifest.guidance.order,
+        settled.branches,
         stages.tensors["prediction"],
         latents,
         engines.arithmetic,

@@ -12,24 +12,13 @@ import numpy as np
 from adacache_engines.contract.device import Buffer, Device
 from adacache_engines.contract.engine import Engine
 from adacache_runtime.denoising.latents import FLOAT32, Latents, filled
+from adacache_runtime.denoising.segments import CONDITIONAL
 from adacache_runtime.denoising.stages import Span, Step
-
-CONDITIONAL = "conditional"
 
 
 def factor(branch: str, guidance: float) -> float:
     """Return the factor that a branch's prediction has in the velocity."""
     return guidance if branch == CONDITIONAL else 1 - guidance
-
-
-def branches_of(order: Sequence[str], guidances: Sequence[float]) -> tuple[str, ...]:
-    """Return the branches that a generation runs: the conditional one alone where no call is guided.
-
-    Args:
-        order: the model's branches, in the order of a batch.
-        guidances: guidance scales of all calls; 1 = the other branches do not count.
-    """
-    return (CONDITIONAL,) if all(guidance == 1 for guidance in guidances) else tuple(order)
 
 
 class Guidance:

@@ -1,6 +1,6 @@
 """The latents on the device: out to all guidance branches, and forward by a sampler's update."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ class Latents:
     """The latents of a generation, and the short history that its sampler looks back on.
 
     Args:
-        initial: (samples, channels, frames, height, width) float32, the noise to begin with.
+        shape: (samples, channels, frames, height, width); :meth:`begin` says what the latents begin with.
         history: number of entries that the sampler remembers.
         keeps_velocity: every entry of the history is a call's velocity as it is; else it is h = c z + d v.
         arithmetic: the bundle's arithmetic engines.
@@ -40,7 +40,7 @@ class Latents:
 
     def __init__(
         self,
-        initial: NDArray[np.float32],
+        shape: Sequence[int],
         history: int,
         keeps_velocity: bool,
         arithmetic: Mapping[str, Engine],
@@ -48,14 +48,14 @@ class Latents:
         calls: int,
         generated: Buffer | None = None,
     ) -> None:
-        samples = initial.shape[0]
-        self._initial, self._device, self._combine = initial, device, arithmetic["combine"]
-        self.current = device.empty(initial.shape, FLOAT32)
-        self.history = device.empty((history, *initial.shape), FLOAT32)
-        self._velocity = None if keeps_velocity else device.empty((1, *initial.shape), FLOAT32)
-        self.following = device.empty(initial.shape, FLOAT32)
+        samples, shape = shape[0], tuple(shape)
+        self._initial: NDArray[np.float32] | None = None
+        self._device, self._combine = device, arithmetic["combine"]
+        self.current = device.empty(shape, FLOAT32)
+        self.history = device.empty((history, *shape), FLOAT32)
+        self._velocity = None if keeps_velocity else device.empty((1, *shape), FLOAT32)
+        self.following = device.empty(shape, FLOAT32)
         self.generated = generated
-        self.restart()
         # one write a call: a, b (history), and c, d where an entry is no velocity
         self._coefficients = device.empty((1 + history + (0 if keeps_velocity else 2), samples), FLOAT32)
         magnitude = device.empty((samples,), FLOAT32)
@@ -74,8 +74,14 @@ class Latents:
         self._magnitudes = device.empty((calls, samples), FLOAT32)
         self._note = [device.copy(magnitude, self._magnitudes.row(call)) for call in range(calls)]
 
+    def begin(self, initial: NDArray[np.float32]) -> None:
+        """Begin with ``initial``, float32 of the latents' shape; it is kept for :meth:`restart`."""
+        self._initial = initial
+        self.restart()
+
     def restart(self) -> None:
-        """Go back to the noise, without anything that the sampler remembers."""
+        """Go back to the initial latents, without anything that the sampler remembers."""
+        assert self._initial is not None
         self.current.write(self._initial)
         self.history.write(np.zeros(self.history.shape, np.float32))
 

@@ -8,6 +8,8 @@ from adacache_runtime.caching.groups import group_stages, run_of
 from adacache_runtime.caching.policy import Context, Granularity, Run
 from adacache_runtime.samplers.update import Update
 
+CONDITIONAL = "conditional"
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -32,12 +34,7 @@ class Segment:
 
 
 def segments(
-    manifest: Manifest,
-    updates: Sequence[Update],
-    granularity: Granularity,
-    units: int,
-    guidance: float,
-    branches: tuple[str, ...],
+    manifest: Manifest, updates: Sequence[Update], granularity: Granularity, units: int, guidance: float | None = None
 ) -> tuple[Segment, ...]:
     """Divide the calls of a generation among the experts.
 
@@ -46,8 +43,19 @@ def segments(
         updates: the sampler's update for each call.
         granularity: groups that share a cached residual.
         units: number of units that decide together.
-        guidance: guidance scale of the request.
-        branches: guidance branches that a call evaluates.
+        guidance: guidance scale of all calls; None = each expert's own, or the bundle's default.
     """
+    scale = manifest.sampler.guidance if guidance is None else guidance
+    branches = branches_of(manifest.guidance.order, [scale])
     run = run_of(group_stages(manifest, granularity), updates, units, branches)
-    return (Segment(0, guidance, 0, run),)
+    return (Segment(0, scale, 0, run),)
+
+
+def branches_of(order: Sequence[str], guidances: Sequence[float]) -> tuple[str, ...]:
+    """Return the guidance branches that a generation evaluates: the conditional one alone where no call is guided.
+
+    Args:
+        order: the model's branches, in the order of a batch.
+        guidances: guidance scales of all calls; with 1 the conditional branch is the whole velocity.
+    """
+    return (CONDITIONAL,) if all(guidance == 1 for guidance in guidances) else tuple(order)

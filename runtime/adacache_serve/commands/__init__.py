@@ -1,1 +1,1 @@
-"""The command line of adacache-serve."""
+"""The command line."""

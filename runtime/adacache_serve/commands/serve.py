@@ -1,4 +1,4 @@
-"""``adacache-serve``: bundles behind HTTP."""
+"""The command ``adacache-serve``, which serves bundles over HTTP."""
 
 import argparse
 import socket
@@ -14,73 +14,132 @@ from adacache_runtime.commands.options import add_opening, opening_from
 from adacache_runtime.commands.process import run
 from adacache_runtime.pipeline import Pipeline
 from adacache_serve.keys import new_key, read_keys
-from adacache_serve.orders import check_servable
+from adacache_serve.orders.check import check_servable
 from adacache_serve.settings import Settings
 
 WEB = ("fastapi", "prometheus_client", "python_multipart", "sqlalchemy", "uvicorn")
-GONE_SECONDS = 120  # for which a client may take nothing of what it is sent
+GONE_SECONDS = 120  # for which a client may read nothing of what it is sent
 DEFAULTS = Settings(Path("adacache-serve"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0 when it was asked to stop, 1 for an error, 2 for wrong usage."""
+    """Run the command; return its exit status: 0 when it was told to stop, 1 for an error, 2 for wrong usage."""
     options = _parser().parse_args(arguments)
     return run("adacache-serve", lambda _: _serve(options))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("adacache-serve", description="Serves bundles over HTTP, without PyTorch.")
+    parser = argparse.ArgumentParser("adacache-serve", description="Serve bundles over HTTP, without PyTorch.")
     add = parser.add_argument
     add(
         "bundles",
         metavar="BUNDLE",
         type=Path,
         nargs="*",
-        help="folder that adacache-export made; its name is the model's",
+        help="folder written by adacache-export; its name becomes the model's id",
     )
-    add("--host", default="127.0.0.1", help="(default: this machine only)")
-    add("--port", type=int, default=8000, help="0 = any that is free (default: 8000)")
-    add("--data", metavar="DIR", type=Path, default=DEFAULTS.data, help="(default: adacache-serve)")
-    add("--database", metavar="URL", help="of PostgreSQL (default: SQLite in --data)")
-    add("--results", metavar="DIR|s3://BUCKET/PREFIX", help="where videos are kept (default: in --data)")
-    add("--keep-hours", type=float, metavar="N", help="delete videos that are older (default: never)")
-    add("--keep-gb", type=float, metavar="N", help="delete the oldest videos beyond that (default: never)")
-    add("--forget-days", type=float, metavar="N", help="delete jobs that ended so long ago (default: never)")
-    add("--keys", metavar="FILE", type=Path, help="of API keys (default: everybody may come)")
-    add("--new-key", metavar="NAME", help="print a new key, and its line for --keys to standard output, and stop")
+    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, for this machine only)")
+    add("--port", type=int, default=8000, help="port to listen on; 0 = any free port (default: 8000)")
+    add(
+        "--data",
+        metavar="DIR",
+        type=Path,
+        default=DEFAULTS.data,
+        help="folder for jobs, videos and uploaded images (default: adacache-serve)",
+    )
+    add("--database", metavar="URL", help="URL of a PostgreSQL database (default: SQLite in --data)")
+    add("--results", metavar="DIR|s3://BUCKET/PREFIX", help="place where videos are kept (default: in --data)")
+    add("--keep-hours", type=float, metavar="N", help="delete videos that are older than N hours (default: never)")
+    add("--keep-gb", type=float, metavar="N", help="delete the oldest videos beyond N GB (default: never)")
+    add("--forget-days", type=float, metavar="N", help="delete jobs that ended more than N days ago (default: never)")
+    add("--keys", metavar="FILE", type=Path, help="file of API keys (default: no key is needed)")
+    add(
+        "--new-key",
+        metavar="NAME",
+        help="print a new API key to standard error and its line for --keys to standard output, and stop",
+    )
     jobs = parser.add_argument_group("jobs").add_argument
-    jobs("--queue", type=int, default=DEFAULTS.queue, help=f"jobs that may wait (default: {DEFAULTS.queue})")
+    jobs(
+        "--queue",
+        type=int,
+        default=DEFAULTS.queue,
+        metavar="N",
+        help=f"number of jobs that may wait (default: {DEFAULTS.queue})",
+    )
     jobs(
         "--queue-per-client",
         type=int,
         default=DEFAULTS.queue_per_client,
-        help=f"of one API key (default: {DEFAULTS.queue_per_client})",
+        metavar="N",
+        help=f"number of jobs of one API key that may wait (default: {DEFAULTS.queue_per_client})",
     )
-    jobs("--attempts", type=int, default=DEFAULTS.attempts, help="of a job whose worker dies (default: 3)")
+    jobs(
+        "--attempts",
+        type=int,
+        default=DEFAULTS.attempts,
+        metavar="N",
+        help=f"number of workers that may die in a job before it fails (default: {DEFAULTS.attempts})",
+    )
     jobs(
         "--hang-seconds",
         type=float,
         default=DEFAULTS.hang_seconds,
-        help=f"that a step may take before its worker is killed (default: {DEFAULTS.hang_seconds:.0f})",
+        metavar="N",
+        help=f"seconds that a step may take before its worker is killed (default: {DEFAULTS.hang_seconds:.0f})",
     )
-    jobs("--drain-seconds", type=float, default=DEFAULTS.drain_seconds, help="that running jobs get at the end")
-    jobs("--max-pixels", type=int, default=DEFAULTS.max_pixels, help="frames x height x width of a video")
-    jobs("--max-steps", type=int, default=DEFAULTS.max_steps, help=f"(default: {DEFAULTS.max_steps})")
+    jobs(
+        "--drain-seconds",
+        type=float,
+        default=DEFAULTS.drain_seconds,
+        metavar="N",
+        help=f"seconds that running jobs get when the server stops (default: {DEFAULTS.drain_seconds:.0f})",
+    )
+    jobs(
+        "--max-pixels",
+        type=int,
+        default=DEFAULTS.max_pixels,
+        metavar="N",
+        help=f"largest frames x height x width of a video (default: {DEFAULTS.max_pixels})",
+    )
+    jobs(
+        "--max-steps",
+        type=int,
+        default=DEFAULTS.max_steps,
+        metavar="N",
+        help=f"largest number of steps of a video (default: {DEFAULTS.max_steps})",
+    )
     backend = add_opening(parser).add_argument
-    backend("--devices", metavar="N", nargs="+", help="GPUs, a worker process each (default: one worker)")
-    backend("--in-flight", type=int, default=DEFAULTS.in_flight, help="generations that share a device (default: 4)")
-    backend("--memory-budget", type=int, metavar="MB", help="for these, beside the weights (default: what is free)")
+    backend(
+        "--devices",
+        metavar="N",
+        nargs="+",
+        help="numbers of GPUs, which get a worker process each (default: one worker process)",
+    )
+    backend(
+        "--in-flight",
+        type=int,
+        default=DEFAULTS.in_flight,
+        metavar="N",
+        help=f"number of videos that share a worker (default: {DEFAULTS.in_flight})",
+    )
+    backend(
+        "--memory-budget",
+        type=int,
+        metavar="MB",
+        help="memory for these videos, beside the weights (default: all that is free)",
+    )
     return parser
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
-    """
+    """Return the settings that the options ask for.
+
     Raises:
         InputError: a number is not possible.
     """
     for name in ("queue", "queue_per_client", "attempts", "in_flight", "max_pixels", "max_steps"):
         if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} is not possible; choose at least 1")
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} is too small; choose at least 1")
     return replace(
         DEFAULTS,
         data=options.data,
@@ -105,25 +164,25 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 
 def open_bundles(folders: Sequence[Path]) -> dict[str, Bundle]:
-    """Verified, by the name of their model: the folder's.
+    """Open and verify bundles; return them by the name of their model, which is the folder's.
 
     Raises:
-        BundleError: one is no unchanged bundle.
-        InputError: two have the same name, or one takes no prompts.
+        BundleError: a folder is not a bundle, or a file of it was changed.
+        InputError: two bundles have the same name, or one has no text encoder or no decoder.
     """
     found: dict[str, Bundle] = {}
     for folder in folders:
         bundle = open_bundle(folder)
         name = folder.resolve().name.removesuffix(".adacache")
         if name in found:
-            raise InputError(f"two bundles are named {name}; give one folder another name")
+            raise InputError(f"two bundles are named {name}; rename one of the folders")
         check_servable(folder, bundle.manifest)
         found[name] = bundle
     return found
 
 
 def open_models(folders: Sequence[Path], settings: Settings) -> Mapping[str, Pipeline]:
-    """For a worker."""
+    """Load bundles in a worker; return their pipelines by the name of the model."""
     return {
         name: Pipeline.open(
             bundle.folder,
@@ -138,14 +197,14 @@ def open_models(folders: Sequence[Path], settings: Settings) -> Mapping[str, Pip
 def _serve(options: argparse.Namespace) -> None:
     if options.new_key:
         key, line = new_key(options.new_key)
-        print(f"the key, which is not kept anywhere: {key}", file=sys.stderr)
+        print(f"the new API key, which is stored nowhere: {key}", file=sys.stderr)
         print(line)
         return
     if not options.bundles:
-        raise InputError("give at least one BUNDLE")
+        raise InputError("no bundle is given; name at least one BUNDLE")
     for module in WEB:
         require(module, "serve")
-    from adacache_serve.start import serve  # here: it needs what was just looked for
+    from adacache_serve.http.server import serve  # only here, since it imports these packages
 
     settings = settings_of(options)
     clients = read_keys(options.keys) if options.keys else None
@@ -160,7 +219,7 @@ def _serve(options: argparse.Namespace) -> None:
 def _listening(host: str, port: int) -> socket.socket:
     listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # connections inherit these: the kernel hangs up on who does not read, and on who is no longer there
+    # connections inherit these: the kernel closes those whose client does not read, or is no longer there
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * GONE_SECONDS)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, GONE_SECONDS // 2)
@@ -168,5 +227,5 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         listening.bind((host, port))
     except OSError as error:
-        raise InputError(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
+        raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
     return listening

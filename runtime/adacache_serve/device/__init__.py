@@ -1,1 +1,1 @@
-"""A process that owns a device and makes videos in turn, and who watches over it."""
+"""Workers: processes that each own a device and make several videos in turn, and their supervision."""

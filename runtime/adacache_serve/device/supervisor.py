@@ -1,4 +1,4 @@
-"""Worker processes: one for each device, begun again when it dies."""
+"""Supervision of worker processes: one for each device, restarted when it dies."""
 
 import logging
 import multiprocessing
@@ -10,24 +10,26 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from adacache_serve.device.messages import FromWorker, Ready, ToWorker, from_worker
 from adacache_serve.device.worker import Open, work
 from adacache_serve.logs import about
-from adacache_serve.messages import FromWorker, Ready, ToWorker, from_worker
 from adacache_serve.settings import Settings
 
 log = logging.getLogger(__name__)
-# seconds before a worker that died is begun again; doubles while it is never ready
+# seconds before a dead worker is restarted; doubled each time that it dies before it is ready
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 
 
-class Worker:
-    """One device's, through however many processes; its thread reads what they say.
+class SupervisedWorker:
+    """The worker of one device, as the server sees it: a process, and its successors when it dies.
+
+    A thread of the server reads the process's messages.
 
     Attributes:
-        device: what CUDA_VISIBLE_DEVICES is; None = all there is.
-        ready: it has made its warm-up videos.
-        heard: when it last said something, by the monotonic clock.
-        restarts: processes after the first.
+        device: value of CUDA_VISIBLE_DEVICES in the worker; None = as in the server.
+        ready: whether the worker has made its warm-up videos.
+        heard: when its last message came, by the monotonic clock, in seconds.
+        restarts: number of processes after the first.
     """
 
     def __init__(
@@ -35,18 +37,19 @@ class Worker:
         settings: Settings,
         device: str | None,
         open_models: Open,
-        hear: Callable[["Worker", FromWorker], None],
-        died: Callable[["Worker"], None],
+        handle: Callable[["SupervisedWorker", FromWorker], None],
+        died: Callable[["SupervisedWorker"], None],
     ) -> None:
-        """
+        """Describe a worker; :meth:`start` starts its process.
+
         Args:
-            settings, device, open_models: of :func:`adacache_serve.device.worker.work`.
-            hear: gets every message, on the worker's thread.
-            died: called when a process has ended without being asked to, after its last message.
+            settings, device, open_models: arguments of :func:`adacache_serve.device.worker.work`.
+            handle: called with every message of the worker, on a thread of this object.
+            died: called after the last message of a process that ended unexpectedly.
         """
         self.device, self.ready, self.restarts = device, False, 0
         self.heard = time.monotonic()
-        self._settings, self._open, self._hear, self._died = settings, open_models, hear, died
+        self._settings, self._open, self._handle, self._died = settings, open_models, handle, died
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._outbox: Outbox | None = None
@@ -55,24 +58,26 @@ class Worker:
 
     @property
     def pid(self) -> int | None:
+        """Identity of the process; None before the first one."""
         return self._process.pid if self._process else None
 
-    def begin(self) -> None:
+    def start(self) -> None:
+        """Start the process, and restart it whenever it dies."""
         self._thread.start()
 
     def send(self, message: ToWorker) -> None:
-        """To the process; to nobody where it has just died, which ``died`` tells. Never waits."""
+        """Send a message without waiting; it is lost where the process has just died, and ``died`` is called then."""
         outbox = self._outbox
         if outbox is not None:
             outbox.put(message)
 
     def kill(self) -> None:
-        """The process, which is begun again."""
+        """Kill the process, which is restarted."""
         if self._process is not None:
             self._process.kill()
 
     def stop(self) -> None:
-        """Ends the process for good."""
+        """End the process for good."""
         with self._lock:
             self._stopping.set()
             self.kill()
@@ -84,23 +89,25 @@ class Worker:
         while not self._stopping.is_set():
             was_ready = False
             try:
-                was_ready = self._one_life()
-            except Exception as error:  # of what hears, or of a system that begins no process now
-                log.exception("a worker is given up", extra={"device": self.device}, exc_info=error)
+                was_ready = self._run_process()
+            except Exception as error:  # the handler failed, or the system starts no process now
+                log.exception("supervision of a worker failed", extra={"device": self.device}, exc_info=error)
             if self._stopping.is_set():
                 return
             self.restarts += 1
             try:
                 self._died(self)
-            except Exception as error:  # of the database: housekeeping finds its jobs
-                log.exception("the jobs of a worker are nobody's", extra={"device": self.device}, exc_info=error)
+            except Exception as error:  # the database's: housekeeping finds the worker's jobs
+                log.exception(
+                    "the jobs of a dead worker could not be queued again", extra={"device": self.device}, exc_info=error
+                )
             pause = FIRST_PAUSE if was_ready else min(2 * pause, LONGEST_PAUSE)
             log.warning("worker died", extra={"device": self.device, "again_in_seconds": pause})
             self._stopping.wait(pause)
 
-    def _one_life(self) -> bool:
-        """Gives whether it was ever ready."""
-        spawn = multiprocessing.get_context("spawn")  # no thread and no lock of ours goes along
+    def _run_process(self) -> bool:
+        """Run one process until it ends; return whether it was ever ready."""
+        spawn = multiprocessing.get_context("spawn")  # the worker inherits no threads and no locks
         ours, theirs = spawn.Pipe()
         process = spawn.Process(
             target=work, args=(theirs, self._settings, self.device, self._open), name="adacache-worker", daemon=True
@@ -113,14 +120,14 @@ class Worker:
                     return False
                 process.start()
                 self._process, self._outbox = process, outbox
-            theirs.close()  # so that its end is the end of the pipe
+            theirs.close()  # so that the pipe ends when the process ends
             while True:
                 message = from_worker.validate_json(ours.recv_bytes())
                 self.heard = time.monotonic()
                 if isinstance(message, Ready):
                     self.ready = ready = True
                 with about(getattr(message, "job", None)):
-                    self._hear(self, message)
+                    self._handle(self, message)
         except (EOFError, OSError):
             return ready
         finally:
@@ -134,7 +141,7 @@ class Worker:
 
 
 class Outbox:
-    """Messages to a process, sent by a thread, since a pipe that is full makes its sender wait."""
+    """Messages to a process, sent by a thread, since sending blocks while the pipe is full."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -143,14 +150,15 @@ class Outbox:
         self._thread.start()
 
     def put(self, message: ToWorker) -> None:
+        """Queue a message."""
         self._queue.put(message)
 
     def close(self) -> None:
-        """Once the process is gone."""
+        """Stop the thread, after the process has ended."""
         self._queue.put(None)
         self._thread.join()
 
     def _send(self) -> None:
-        with suppress(OSError):  # it is gone, as its supervisor knows
+        with suppress(OSError):  # the process has ended, as its supervisor knows
             while (message := self._queue.get()) is not None:
                 self._connection.send_bytes(message.model_dump_json().encode())

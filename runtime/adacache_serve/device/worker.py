@@ -15,18 +15,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from adacache_engines.errors import AdaCacheError, InputError
-from adacache_runtime.conditioning.given_frames import Image
 from adacache_runtime.memory.estimate import megabytes
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import settle
 from adacache_runtime.trace import CallRecord, entry
-from adacache_serve.device.fair import Turns
-from adacache_serve.device.film import Denoised, Encoded, Part, Step, film, memory, suffix
-from adacache_serve.device.in_flight import Job, largest_arena, most_nbytes
-from adacache_serve.device.warm_up import warm_ups
-from adacache_serve.lifetime import working
-from adacache_serve.logs import about, configure
-from adacache_serve.messages import (
+from adacache_serve.device.attempts import Attempt, largest_arena, most_nbytes
+from adacache_serve.device.fair_share import Turns
+from adacache_serve.device.messages import (
     Began,
     Begin,
     Called,
@@ -43,10 +37,14 @@ from adacache_serve.messages import (
     Turn,
     to_worker,
 )
-from adacache_serve.orders import check
+from adacache_serve.device.video_file import Denoised, Encoded, Part, Step, film, suffix
+from adacache_serve.device.warm_up import warm_ups
+from adacache_serve.disk.locks import worker_lock
+from adacache_serve.disk.spool import finish
+from adacache_serve.logs import about, configure
+from adacache_serve.orders.check import request_of
+from adacache_serve.orders.images import read_image
 from adacache_serve.settings import Settings
-from adacache_serve.spool import finish
-from adacache_serve.uploads import read_picture
 
 log = logging.getLogger(__name__)
 NICENESS = 5  # below the server, whose answers are short
@@ -76,7 +74,7 @@ def work(connection: Connection, settings: Settings, device: str | None, open_mo
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     try:
-        with working(settings.data):
+        with worker_lock(settings.data):
             worker = Worker(connection, open_models(settings), settings)
             worker.warm_up()
             worker.run()
@@ -100,7 +98,7 @@ class Worker:
     ) -> None:
         """``clock``: seconds, by which turns are shared."""
         self._connection, self._models, self._settings, self._clock = connection, models, settings, clock
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[str, Attempt] = {}
         self._waiting: list[str] = []  # for memory, the first that came first
         self._turns: Turns[str] = Turns()
         self._turn: str | None = None  # whose step was last
@@ -110,10 +108,11 @@ class Worker:
         """Short videos of every model, so that what is slow or wrong the first time is so before a client waits."""
         for name, pipeline in self._models.items():
             began = time.perf_counter()
-            for request, picture in warm_ups(pipeline):
+            for request in warm_ups(pipeline):
                 with tempfile.TemporaryDirectory() as folder:
-                    output = Path(folder, f"video{suffix(settle(pipeline.bundle, request).frames)}")
-                    for _ in film(pipeline, request, output, picture):
+                    prepared = pipeline.prepare(request)
+                    output = Path(folder, f"video{suffix(prepared.video.frames)}")
+                    for _ in film(prepared, output):
                         pass
             log.info("warm-up", extra={"model": name, "seconds": round(time.perf_counter() - began, 3)})
         if self._settings.memory_budget is None:  # libraries keep some of what the first videos took
@@ -165,14 +164,11 @@ class Worker:
         self._jobs[message.job] = job
         self._waiting.append(message.job)
 
-    def _planned(self, begin: Begin) -> Job:
+    def _planned(self, begin: Begin) -> Attempt:
         pipeline = self._models[begin.model]
-        picture = Image("the image", read_picture(Path(begin.picture)), begin.order.image_at) if begin.picture else None
-        checked = check(begin.order, pipeline.bundle, self._settings)
-        settled = checked.settled
-        plan = memory(pipeline, checked.request, settled, picture)
-        output = Path(begin.output + suffix(settled.frames))
-        job = Job(begin, pipeline, checked.request, picture, plan, len(settled.updates), output)
+        image = read_image(Path(begin.image)) if begin.image else None
+        prepared = pipeline.prepare(request_of(begin.order, pipeline.bundle, self._settings, image))
+        job = Attempt(begin, pipeline, prepared, Path(begin.output + suffix(prepared.video.frames)))
         if (most := job.most()) > self._budget:
             raise InputError(
                 f"this video takes {megabytes(most)} MB of memory beside the weights, and all that there is for videos "
@@ -187,13 +183,13 @@ class Worker:
             if self._planned_nbytes(job) > self._budget:
                 return
             del self._waiting[0]
-            job.steps = film(job.pipeline, job.request, job.output, job.picture)
+            job.steps = film(job.prepared, job.output)
             job.since = time.time()
             self._turns.add(job.begin.job, job.begin.order.priority)
             self._send(Began(job=job.begin.job, attempt=job.begin.attempt, nbytes=job.most()))
             self._tell_memory()
 
-    def _planned_nbytes(self, *more: Job) -> int:
+    def _planned_nbytes(self, *more: Attempt) -> int:
         """The most that those in flight can come to take at once, and ``more`` with them."""
         return most_nbytes([*more, *(self._jobs[name] for name in self._turns)])
 
@@ -202,7 +198,7 @@ class Worker:
         free = min((nbytes for nbytes in told if nbytes is not None), default=None)
         self._send(Memory(planned=self._planned_nbytes(), budget=self._budget, free=free, waiting=len(self._waiting)))
 
-    def _step(self, job: Job) -> None:
+    def _step(self, job: Attempt) -> None:
         assert job.steps is not None
         message: FromWorker | None
         if self._turn != job.begin.job:
@@ -227,27 +223,29 @@ class Worker:
         if message is not None:
             self._send(message)
 
-    def _told(self, job: Job, step: Step) -> FromWorker | None:
+    def _told(self, job: Attempt, step: Step) -> FromWorker | None:
         begin = job.begin
         if isinstance(step, CallRecord):
             job.entries.append(entry(step))
-            return Called(job=begin.job, attempt=begin.attempt, model=begin.model, of=job.calls, call=job.entries[-1])
+            return Called(
+                job=begin.job, attempt=begin.attempt, model=begin.model, of=job.prepared.calls, call=job.entries[-1]
+            )
         if isinstance(step, Part):
             return Decoded(job=begin.job, attempt=begin.attempt, frames=step.frames, of=step.of)
         return None
 
-    def _completed(self, job: Job) -> Completed:
+    def _completed(self, job: Attempt) -> Completed:
         begin, output = job.begin, job.output
-        finish(output, job.calls, job.entries)
+        finish(output, job.prepared.calls, job.entries)
         return Completed(job=begin.job, attempt=begin.attempt, file=output.name, nbytes=output.stat().st_size)
 
-    def _enter(self, job: Job, phase: Phase) -> None:
+    def _enter(self, job: Attempt, phase: Phase) -> None:
         self._leave(job, None)
         job.phase, job.since, job.seconds = phase, time.time(), 0.0
         job.arena = largest_arena(job.pipeline, [self._jobs[name] for name in self._turns])
         self._tell_memory()
 
-    def _leave(self, job: Job, error: str | None) -> None:
+    def _leave(self, job: Attempt, error: str | None) -> None:
         begin = job.begin
         self._send(
             PhaseEnded(
@@ -262,7 +260,7 @@ class Worker:
             )
         )
 
-    def _end(self, job: Job, error: str | None) -> None:
+    def _end(self, job: Attempt, error: str | None) -> None:
         """Lets go of all it has."""
         name = job.begin.job
         del self._jobs[name]

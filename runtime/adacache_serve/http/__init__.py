@@ -1,1 +1,1 @@
-"""The web application: routes, what comes in and goes out, and the drain."""
+"""The HTTP API and the page: routes, request bodies, answers, errors, limits, and the server process."""

@@ -1,4 +1,4 @@
-"""The web application: routes, errors, limits, and the service's life."""
+"""The web application: routes, errors and limits; the service starts and stops with it."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,20 +18,21 @@ from adacache_serve.http.problems import RETRY_SECONDS, add_problems, documented
 from adacache_serve.jobs.service import Service
 from adacache_serve.keys import Client
 
-DECODERS = 2  # processes that read pictures at once
-LOOKS = 4  # questions of listeners to the database at once
+DECODERS = 2  # processes that decode images at once
+LOOKS = 4  # queries for streams of events at once
 
 
 def create_app(service: Service, clients: tuple[Client, ...] | None) -> FastAPI:
-    """
+    """Make the application.
+
     Args:
-        service: that it speaks for; it begins and stops with the application.
-        clients: who may come; None = everybody.
+        service: the jobs; it starts and stops with the application.
+        clients: the clients that have an API key; None = no key is needed.
     """
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
-        service.begin()
+        service.start()
         yield
         await anyio.to_thread.run_sync(service.stop)
 
@@ -40,7 +41,7 @@ def create_app(service: Service, clients: tuple[Client, ...] | None) -> FastAPI:
         version="1",
         lifespan=life,
         redirect_slashes=False,
-        redoc_url=None,  # these load scripts from elsewhere
+        redoc_url=None,  # these pages load scripts from other servers
         docs_url=None,
     )
     app.state.service, app.state.clients = service, clients
@@ -53,21 +54,21 @@ def create_app(service: Service, clients: tuple[Client, ...] | None) -> FastAPI:
 
     @app.get("/healthz", response_class=PlainTextResponse)
     def healthz() -> str:
-        """The process answers."""
+        """Answer as long as the process runs."""
         return "ok"
 
     @app.get("/readyz", response_class=PlainTextResponse, responses=documented(503))
     def readyz() -> str:
-        """Every model has made a warm-up video on some worker, and jobs are taken."""
+        """Answer 200 once a worker has made a warm-up video of every model, while jobs are accepted."""
         if not service.ready:
-            why = "stops" if service.draining else "is still making its warm-up videos"
+            why = "is stopping" if service.draining else "is still making its warm-up videos"
             after = {"Retry-After": str(RETRY_SECONDS)}
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, f"the server {why}", after)
         return "ready"
 
     @app.get("/metrics", response_class=PlainTextResponse)
     def metrics() -> Response:
-        """For Prometheus."""
+        """Return metrics in Prometheus's text format."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
     return app

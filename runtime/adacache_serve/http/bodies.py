@@ -1,4 +1,4 @@
-"""The body of ``POST /v1/videos``: JSON, or a form with the picture as a file, as OpenAI's clients send it."""
+"""The body of ``POST /v1/videos``: JSON, or a form with the image as a file, as OpenAI's clients send it."""
 
 import base64
 import re
@@ -13,27 +13,28 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from adacache_serve.orders import FieldError
-from adacache_serve.schema import CreateVideo
+from adacache_serve.orders.check import FieldError
+from adacache_serve.orders.schema import CreateVideo
 
 JSON, FORM = "application/json", "multipart/form-data"
-FILES = ("image", "input_reference")  # names of the picture; the second is OpenAI's
-PLAIN_NBYTES = 128 * 1024  # of JSON without the picture; parsing holds up everybody else
-PICTURE = re.compile(rb'"image"\s*:\s*"([^"\\]*)"')
-MOST_NAMED = 3  # fields that nobody knows
+FILES = ("image", "input_reference")  # names of the image; the second is OpenAI's
+PLAIN_NBYTES = 128 * 1024  # JSON without the image; other requests wait while it is parsed
+IMAGE = re.compile(rb'"image"\s*:\s*"([^"\\]*)"')
+MOST_NAMED = 3  # unknown fields that an answer names
 
 
 async def order_of(request: Request) -> CreateVideo:
-    """
+    """Read the order from a request.
+
     Raises:
-        HTTPException: 415, it is neither.
-        RequestValidationError: fields are missing, unknown or impossible.
-        FieldError: it cannot be read; names the field, or "body".
+        HTTPException: 415, the body is neither JSON nor a form.
+        RequestValidationError: fields are missing, unknown or not possible.
+        FieldError: the body cannot be read; names the field, or "body".
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     media_type = kind.decode("latin-1").lower()
     if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"us-ascii") or media_type not in (JSON, FORM):
-        raise HTTPException(415, f"send {JSON}, or {FORM}, in UTF-8")
+        raise HTTPException(415, f"the content type is not supported; send {JSON} or {FORM}, in UTF-8")
     if media_type == JSON:
         return await run_in_threadpool(of_json, await request.body())
     try:
@@ -50,38 +51,36 @@ async def order_of(request: Request) -> CreateVideo:
 
 
 def of_json(body: bytes) -> CreateVideo:
-    """Raises as :func:`order_of`."""
-    picture = None
-    if len(body) > PLAIN_NBYTES and (match := PICTURE.search(body)):
-        picture = match.group(1)
+    """Read an order from JSON; errors are those of :func:`order_of`."""
+    image = None
+    if len(body) > PLAIN_NBYTES and (match := IMAGE.search(body)):
+        image = match.group(1)
         body = body[: match.start(1)] + body[match.end(1) :]
     if len(body) > PLAIN_NBYTES:
-        raise FieldError("body", f"an order may have at most {PLAIN_NBYTES} bytes beside its image")
+        raise FieldError("body", f"the body is too large; at most {PLAIN_NBYTES} bytes are allowed beside the image")
     try:
         fields = from_json(body)
     except ValueError as error:
-        raise FieldError("body", f"this is not JSON: {error}") from error
-    if isinstance(fields, dict) and picture is not None:
-        fields["image"] = picture.decode("latin-1")
+        raise FieldError("body", f"the body is not valid JSON: {error}") from error
+    if isinstance(fields, dict) and image is not None:
+        fields["image"] = image.decode("latin-1")
     return _validated(fields)
 
 
 def of_form(fields: list[tuple[str, str | UploadFile]], files: dict[str, bytes]) -> CreateVideo:
-    """
-    Args:
-        fields: of text, each once.
-        files: the picture.
+    """Read an order from the parts of a form; errors are those of :func:`order_of`.
 
-    Raises:
-        As :func:`order_of`.
+    Args:
+        fields: names and values of the text fields.
+        files: content of the files, by the name of their field.
     """
     names = [name for name, _ in fields] + list(files)
     if twice := [name for name in names if names.count(name) > 1]:
-        raise FieldError(_short(twice[0]), "this field is there more than once")
+        raise FieldError(_short(twice[0]), "this field is given more than once")
     if wrong := [name for name in files if name not in FILES]:
-        raise FieldError(_short(wrong[0]), f"a file can only be {' or '.join(FILES)}")
+        raise FieldError(_short(wrong[0]), f"this field cannot be a file; send a file as {' or '.join(FILES)}")
     if len(files) > 1:
-        raise FieldError(FILES[1], f"there is an {FILES[0]}, too; a video begins with one of them")
+        raise FieldError(FILES[1], f"{FILES[0]} is given too; send only one of them")
     given: dict[str, Any] = dict(fields)
     for content in files.values():
         given["image"] = base64.b64encode(content).decode()
@@ -92,7 +91,10 @@ def _validated(fields: Any, of_strings: bool = False) -> CreateVideo:
     if isinstance(fields, dict) and (unknown := [name for name in fields if name not in CreateVideo.model_fields]):
         known = ", ".join(CreateVideo.model_fields)
         raise RequestValidationError(
-            [{"loc": ("body", name), "msg": f"unknown; fields are {known}"} for name in unknown[:MOST_NAMED]]
+            [
+                {"loc": ("body", name), "msg": f"this field is unknown; known fields are {known}"}
+                for name in unknown[:MOST_NAMED]
+            ]
         )
     try:
         return CreateVideo.model_validate_strings(fields) if of_strings else CreateVideo.model_validate(fields)

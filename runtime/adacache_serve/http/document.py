@@ -1,4 +1,4 @@
-"""The OpenAPI document, as far as the routes do not say it themselves."""
+"""The OpenAPI document: what the routes say, and what they do not say themselves."""
 
 from typing import Any
 
@@ -6,17 +6,21 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from adacache_serve.http.bodies import FILES
-from adacache_serve.schema import CreateVideo, Problem
+from adacache_serve.http.schema import Problem
+from adacache_serve.orders.schema import CreateVideo
 
 REFS = "#/components/schemas/{model}"
-ABOUT = "Videos as jobs. Every error is problem+json (RFC 9457) and names the field that it is about, if there is one."
+ABOUT = """\
+Make videos as jobs: create a job, follow its events, and download its content. \
+Every error is problem+json (RFC 9457) and names the field of the request that caused it, if there is one."""
 
 
 def document(app: FastAPI, keys: bool) -> dict[str, Any]:
-    """
+    """Return the OpenAPI document.
+
     Args:
-        app: with all its routes.
-        keys: clients need one.
+        app: the application, with all its routes.
+        keys: whether clients need an API key.
     """
     if app.openapi_schema is None:
         app.openapi_schema = _document(app, keys)
@@ -39,7 +43,7 @@ def _document(app: FastAPI, keys: bool) -> dict[str, Any]:
 
 
 def _form(order: dict[str, Any]) -> dict[str, Any]:
-    """The same fields; none is null, and the picture is a file under either name, or text."""
+    """Describe an order as a form: no field is null, and the image is a file under either name, or text."""
     fields = {name: _without_null(field) for name, field in order["properties"].items()}
     file = {"type": "string", "format": "binary", "description": order["properties"]["image"]["description"]}
     return {**order, "title": "CreateVideoForm", "properties": {**fields, **dict.fromkeys(FILES, file)}}

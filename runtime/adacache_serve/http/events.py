@@ -1,7 +1,7 @@
-"""A job's server-sent events, for as long as somebody listens.
+"""Server-sent events about a job.
 
-What is known of a running job is in this process, so that a listener asks the database only where that has come or
-gone, and now and then while the job waits.
+The progress of a running job is in this process. So a stream asks the database only when the job has just started or
+ended, and now and then while it waits.
 """
 
 import json
@@ -16,45 +16,45 @@ import anyio.to_thread
 
 from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Job
-from adacache_serve.schema import ENDED
+from adacache_serve.orders.schema import ENDED
 
 POLL_SECONDS = 0.1
-LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.1, 1.0  # between two questions to the database about a job that waits
-QUIET_SECONDS = 15.0  # after which a comment keeps proxies from hanging up
-RETRY_MS = 2000  # after which a browser comes back
-END = "end"  # identity of the last event
+LOOK_SECONDS, LONGEST_LOOK_SECONDS = 0.1, 1.0  # between two queries for a job that waits
+QUIET_SECONDS = 15.0  # after which a comment keeps proxies from closing the connection
+RETRY_MS = 2000  # after which a browser connects again
+END = "end"  # id of the last event
 IDENTITY = re.compile(r"(\d{1,9})-(\d{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True)
 class Seen:
-    """How many calls of which attempt a client has had."""
+    """The calls that a client has seen: the first ``calls`` of an attempt."""
 
     attempt: int = 0
     calls: int = 0
 
-    def of(self, attempt: int) -> "Seen":
-        """The same, or none of an attempt that is another one."""
+    def within(self, attempt: int) -> "Seen":
+        """Return the calls seen of this attempt: none, if it is not the one that was followed."""
         return self if attempt == self.attempt else Seen(attempt)
 
 
 def seen_until(last_event_id: str | None) -> Seen:
-    """By ``Last-Event-ID``; what is none of ours is nothing seen."""
+    """Parse ``Last-Event-ID``; a value that this server did not send counts as nothing seen."""
     match = IDENTITY.fullmatch(last_event_id or "")
     return Seen(*map(int, match.groups())) if match else Seen()
 
 
-async def told(
+async def stream(
     name: str, service: Service, seen: Seen, looking: anyio.CapacityLimiter, shown: Callable[[Job], str]
 ) -> AsyncIterator[str]:
-    """The events, until the job has ended.
+    """Yield a job's events until the job has ended.
 
     Args:
-        name: of a job that there is.
-        service: that makes it.
-        seen: what was told already.
-        looking: how many may ask the database at once.
-        shown: a job as JSON.
+        name: name of the job, which exists.
+        service: the jobs.
+        seen: the calls that the client has seen already.
+        looking: limits the queries that run at once.
+        shown: writes a job as JSON.
     """
 
     async def look() -> Job:
@@ -62,13 +62,13 @@ async def told(
         assert job is not None
         return job
 
-    yield f"retry: {RETRY_MS}\n"  # begins the first event
-    live, last = service.live(name), None  # now; and what there was last
+    yield f"retry: {RETRY_MS}\n"  # the first lines of the first event
+    progress, last = service.progress(name), None  # now, and the last one that was known
     job, status = await look(), None
     pause, next_look = LOOK_SECONDS, time.monotonic() + LOOK_SECONDS
     spoke = time.monotonic()
     while True:
-        last = live or last
+        last = progress or last
         ended = job.status in ENDED
         text = ""
         if job.status != status and not ended:
@@ -78,9 +78,9 @@ async def told(
         calls: Sequence[Mapping[str, Any]] = last.calls if last is not None else ()
         if ended and last is None:
             calls = await anyio.to_thread.run_sync(service.store.calls, name, limiter=looking)
-        seen = seen.of(attempt)
+        seen = seen.within(attempt)
         new = calls[seen.calls :]
-        text += _told_calls(new, seen)
+        text += _call_events(new, seen)
         seen = Seen(attempt, seen.calls + len(new))
         if ended:
             yield text + _event("status", shown(job), END)
@@ -94,15 +94,15 @@ async def told(
         if service.closing:
             return
         await anyio.sleep(POLL_SECONDS)
-        before, live = live, service.live(name)
-        running = live is None and status == "in_progress"  # it is being kept, or has just ended
-        if live is not before or running or (live is None and time.monotonic() >= next_look):
+        before, progress = progress, service.progress(name)
+        publishing = progress is None and status == "in_progress"  # or the job has just ended
+        if progress is not before or publishing or (progress is None and time.monotonic() >= next_look):
             job = await look()
             pause = min(2 * pause, LONGEST_LOOK_SECONDS)
             next_look = time.monotonic() + pause
 
 
-def _told_calls(calls: Sequence[Mapping[str, Any]], seen: Seen) -> str:
+def _call_events(calls: Sequence[Mapping[str, Any]], seen: Seen) -> str:
     return "".join(
         _event("call", json.dumps(dict(call)), f"{seen.attempt}-{number}")
         for number, call in enumerate(calls, seen.calls + 1)

@@ -1,4 +1,4 @@
-"""What every request has to keep to, before a route sees it, and the headers that every answer has."""
+"""Limits that every request must keep before it reaches a route, and headers that every answer has."""
 
 import time
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adacache_serve.http.problems import problem
 
-BODY_SECONDS = 120.0  # in which the whole body has to come
+BODY_SECONDS = 120.0  # for the whole body to arrive
 SAFE = ("GET", "HEAD", "OPTIONS")
 HEADERS: Mapping[bytes, bytes] = {
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
@@ -20,14 +20,18 @@ HEADERS: Mapping[bytes, bytes] = {
 
 
 class Limited:
-    """Refuses bodies of more than ``most`` bytes, when they say so and when they don't; bodies that do not come; and
-    what another site's page makes a browser send, since a form needs nobody's permission for that.
+    """Middleware that refuses bodies that are too large or do not arrive, and requests from other sites' pages.
+
+    A body is too large if its length is stated so, or if more bytes arrive. A page of another site can make a browser
+    send a form without anybody's permission, so requests that change something are refused from there.
     """
 
     def __init__(self, app: ASGIApp, most: int) -> None:
+        """Wrap ``app``; bodies may have ``most`` bytes."""
         self._app, self._most = app, most
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -36,13 +40,13 @@ class Limited:
 
         async def limited() -> Message:
             nonlocal nbytes, whole
-            if whole or answered:  # what comes now is that the client has gone
+            if whole or answered:  # now only the end of the connection can come
                 return await receive()
             with anyio.move_on_after(max(0.0, until - time.monotonic())) as patience:
                 message = await receive()
             if patience.cancelled_caught:
                 raise HTTPException(
-                    HTTPStatus.REQUEST_TIMEOUT, f"the request did not come within {BODY_SECONDS:g} seconds"
+                    HTTPStatus.REQUEST_TIMEOUT, f"the request did not arrive within {BODY_SECONDS:g} seconds"
                 )
             nbytes += len(message.get("body", b""))
             if nbytes > self._most:
@@ -71,8 +75,8 @@ class Limited:
         if length.isdigit() and (len(length) > 18 or int(length) > self._most):
             return self._too_large()
         if scope["method"] not in SAFE and told.get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
-            return HTTPException(HTTPStatus.FORBIDDEN, "this is the request of another site's page")
+            return HTTPException(HTTPStatus.FORBIDDEN, "requests from pages of other sites are refused")
         return None
 
     def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"a request may have at most {self._most} bytes")
+        return HTTPException(413, f"the request is too large; at most {self._most} bytes are allowed")

@@ -1,4 +1,4 @@
-"""The page at ``/``: a form, the schedule as it grows, videos side by side. Files are sent as they are."""
+"""The page at ``/``: a form, the schedule of calls as it grows, and videos side by side."""
 
 from importlib import resources
 from urllib.parse import urlsplit
@@ -28,12 +28,13 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/")
 def page(service: Serving) -> Response:
+    """Return the page."""
     return _answer(PAGE, "text/html", content_security_policy(service.results))
 
 
 @router.get("/page/{name}")
 def part(name: str) -> Response:
-    """One of the files that the page names."""
+    """Return one of the files that the page needs."""
     if name not in FILES:
         raise HTTPException(404, f"the page has no file {name!r}")
     return _answer(name, FILES[name], "default-src 'none'")
@@ -50,7 +51,7 @@ def _answer(name: str, media_type: str, policy: str) -> Response:
 
 
 def content_security_policy(results: Results) -> str:
-    """This server is all that the page may speak to, and the place of the results where that is another."""
+    """Return the policy of the page: it may connect to this server and to the place of the results only."""
     link = results.link("video")
     elsewhere = " {0.scheme}://{0.netloc}".format(urlsplit(link)) if link else ""
     rules = {

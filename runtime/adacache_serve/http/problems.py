@@ -1,4 +1,4 @@
-"""Errors over HTTP: RFC 9457's problem+json, with the field that they are about."""
+"""Errors over HTTP: RFC 9457's problem+json, with the field of the request that caused the error."""
 
 import logging
 import re
@@ -15,18 +15,18 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from adacache_serve.http.schema import Problem
 from adacache_serve.jobs.service import BusyError, ConflictError, StoppingError
-from adacache_serve.orders import FieldError
-from adacache_serve.schema import Problem
+from adacache_serve.orders.check import FieldError
 
 log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
-RETRY_SECONDS = 5  # after what passes by itself
-MOST_ERRORS, MOST_NAMED = 20, 100  # that are listed; characters of a client's own that an answer repeats
-AFTER = {"Retry-After": {"description": "seconds", "schema": {"type": "integer"}}}
+RETRY_SECONDS = 5  # after an error that passes by itself
+MOST_ERRORS, MOST_NAMED = 20, 100  # errors that are listed; characters of a client's name that an answer repeats
+AFTER = {"Retry-After": {"description": "The seconds to wait before another try.", "schema": {"type": "integer"}}}
 HEADERS: Mapping[int, Mapping[str, Any]] = {
     401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
-    416: {"Content-Range": {"description": "how many bytes there are", "schema": {"type": "string"}}},
+    416: {"Content-Range": {"description": "The size of the file in bytes.", "schema": {"type": "string"}}},
     429: AFTER,
     503: AFTER,
 }
@@ -39,6 +39,7 @@ def problem(
     headers: Mapping[str, str] | None = None,
     errors: Sequence[Mapping[str, str]] = (),
 ) -> Response:
+    """Return an error as a response."""
     body = Problem(
         title=HTTPStatus(status).phrase, status=status, detail=detail, field=field, errors=list(map(dict, errors))
     )
@@ -46,7 +47,7 @@ def problem(
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI document."""
+    """Describe these statuses as errors, for the OpenAPI document."""
     content = {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{Problem.__name__}"}}}
     return {
         status: {
@@ -59,7 +60,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def invalid(found: Sequence[Mapping[str, Any]], inside: int = 0) -> Response:
-    """Pydantic's errors; the first ``inside`` parts of their places are not the client's."""
+    """Return pydantic's errors as a response, without the first ``inside`` parts of their locations."""
     errors = [
         {
             "field": ".".join(str(part) for part in error["loc"][inside:])[:MOST_NAMED] or "body",
@@ -74,7 +75,7 @@ def invalid(found: Sequence[Mapping[str, Any]], inside: int = 0) -> Response:
 
 
 def add_problems(app: FastAPI) -> None:
-    """What is raised in a route, as an answer."""
+    """Make an application answer with problems where a route raises an error."""
 
     @app.exception_handler(FieldError)
     def _field(_request: Request, error: FieldError) -> Response:
@@ -99,18 +100,20 @@ def add_problems(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     def _http(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
-        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:  # the router has the methods of one of the path's routes
+        if (
+            error.status_code == HTTPStatus.METHOD_NOT_ALLOWED
+        ):  # the router names the methods of only one of the path's routes
             headers["Allow"] = ", ".join(sorted(_methods(app, request)))
         return problem(error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(ClientDisconnect)
     def _gone(_request: Request, _error: ClientDisconnect) -> Response:
-        return problem(HTTPStatus.BAD_REQUEST, "the request ended early")  # nobody reads it
+        return problem(HTTPStatus.BAD_REQUEST, "the client closed the connection")  # nobody reads this
 
     @app.exception_handler(DBAPIError)
     @app.exception_handler(NoConnectionError)
     def _database(request: Request, error: Exception) -> Response:
-        log.error("the database", extra={"path": request.url.path}, exc_info=error)
+        log.error("database error", extra={"path": request.url.path}, exc_info=error)
         return problem(
             HTTPStatus.SERVICE_UNAVAILABLE,
             "the database does not answer; the server's log says more",
@@ -120,11 +123,11 @@ def add_problems(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     def _internal(request: Request, error: Exception) -> Response:
         log.exception("a request failed", extra={"path": request.url.path}, exc_info=error)
-        return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "an internal error; the server's log says more")
+        return problem(HTTPStatus.INTERNAL_SERVER_ERROR, "internal error; the server's log says more")
 
 
 def _methods(app: FastAPI, request: Request) -> set[str]:
-    """That a path has."""
+    """Return the methods of a path."""
     path = request.url.path
     operations = {
         method.upper()

@@ -1,37 +1,82 @@
-"""The server process's end: told to stop, it drains, while it still answers; told again, it is gone at once."""
+"""The server process: it opens what the server needs, answers HTTP, and drains when it is told to stop."""
 
 import socket
 import threading
+from collections.abc import Callable, Mapping
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from sqlalchemy.exc import SQLAlchemyError
 
+from adacache_engines.bundle.files import Bundle
 from adacache_engines.errors import InputError
+from adacache_serve.device.worker import Open
+from adacache_serve.http.app import create_app
+from adacache_serve.jobs.results import open_results
 from adacache_serve.jobs.service import Service
+from adacache_serve.jobs.store import Store
+from adacache_serve.keys import Client
+from adacache_serve.logs import configure
+from adacache_serve.settings import Settings
 
-LINGER_SECONDS = 5  # that responses get which still flow after the drain
+LINGER_SECONDS = 5  # for responses that are under way after the drain
+
+
+def serve(
+    settings: Settings,
+    clients: tuple[Client, ...] | None,
+    bundles: Mapping[str, Bundle],
+    open_models: Open,
+    listening: socket.socket,
+    announce: Callable[[], None],
+) -> None:
+    """Serve bundles until the process is told to stop.
+
+    Args:
+        settings: the server's settings.
+        clients: the clients that have an API key; None = no key is needed.
+        bundles: the verified bundles, by the name of their model.
+        open_models: loads the bundles in a worker.
+        listening: the bound socket to which clients connect.
+        announce: called when nothing prevents the server from starting any more.
+
+    Raises:
+        InputError: the folder, the database or the results cannot be used, or another server uses them.
+    """
+    configure()
+    try:
+        settings.data.mkdir(parents=True, exist_ok=True)
+        store = Store(settings.database or f"sqlite:///{settings.data / 'jobs.sqlite'}")
+    except OSError as error:
+        raise InputError(f"--data {settings.data} cannot be written: {error.strerror or error}") from error
+    except SQLAlchemyError as error:
+        raise InputError(f"the database cannot be opened: {error}") from error
+    results = open_results(settings.results or str(settings.data / "results"))
+    service = Service(settings, bundles, store, results, open_models)
+    announce()
+    run(create_app(service, clients), service, listening)
 
 
 def run(app: FastAPI, service: Service, listening: socket.socket) -> None:
-    """Answers until SIGTERM or SIGINT, and through the drain; comes back when nothing of it runs any more.
+    """Answer requests until SIGTERM or SIGINT, and during the drain; return when everything has stopped.
 
     Raises:
-        InputError: it could not begin.
+        InputError: the server could not start.
     """
     # h11 limits a request's headers, httptools does not
     config = uvicorn.Config(app, http="h11", log_config=None, timeout_graceful_shutdown=LINGER_SECONDS)
-    server = Draining(config, service)
+    server = DrainingServer(config, service)
     try:
         server.run(sockets=[listening])
     finally:
         service.stop()
     if not server.started:
-        raise InputError("the server could not begin; its log says why")
+        raise InputError("the server could not start; its log says why")
 
 
-class Draining(uvicorn.Server):
-    """uvicorn would close its port first."""
+class DrainingServer(uvicorn.Server):
+    """A server that still answers while it drains; uvicorn's own would close its port first."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -39,7 +84,10 @@ class Draining(uvicorn.Server):
         self._told = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A signal came. It is not raised again at the end, so that the exit status is 0."""
+        """Drain at the first signal, and stop at once at the second.
+
+        The signal is not raised again at the end, so that the exit status is 0.
+        """
         if self._told:
             self.should_exit = self.force_exit = True
             return

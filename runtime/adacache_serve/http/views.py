@@ -1,15 +1,15 @@
-"""Jobs and models as clients see them."""
+"""Jobs and models in the form in which clients see them."""
 
 from adacache_engines.bundle.manifest import Manifest
-from adacache_serve.jobs.live import numbers
+from adacache_serve.http.schema import Failure, Model, Policy, TraceNumbers, Video
+from adacache_serve.jobs.progress import numbers
 from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Job
-from adacache_serve.orders import policies
-from adacache_serve.schema import Failure, Model, Policy, TraceNumbers, Video
+from adacache_serve.orders.check import policies
 
 
 def model_of(name: str, manifest: Manifest) -> Model:
-    """Of the bundle that is served by this name."""
+    """Describe the bundle that is served under this name."""
     video, sampler = manifest.video, manifest.sampler
     return Model(
         id=name,
@@ -30,15 +30,19 @@ def model_of(name: str, manifest: Manifest) -> Model:
 
 
 def shown(job: Job, service: Service) -> Video:
-    """A job as clients see it."""
-    live = service.live(job.id) if job.status == "in_progress" else None
-    trace = numbers(live.calls, live.of) if live is not None and live.calls else job.trace
+    """Describe a job."""
+    progress = service.progress(job.id) if job.status == "in_progress" else None
+    trace = numbers(progress.calls, progress.of) if progress is not None and progress.calls else job.trace
     keep = service.settings.keep_seconds
     available = job.status == "completed" and job.content is not None
     return Video(
         id=job.id,
         status=job.status,
-        progress=100.0 if job.status == "completed" or job.made else live.progress() if live is not None else 0.0,
+        progress=100.0
+        if job.status == "completed" or job.made
+        else progress.percent()
+        if progress is not None
+        else 0.0,
         model=job.model,
         created_at=job.created,
         started_at=job.started,

@@ -1,1 +1,1 @@
-"""What happens to a job, where jobs and videos are kept, and what operators see of that."""
+"""The jobs of a server: their life, the database and the results that keep them, and what operators see of them."""

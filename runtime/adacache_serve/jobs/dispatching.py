@@ -1,4 +1,4 @@
-"""Which worker has which job, and what comes of it."""
+"""The assignment of jobs to workers, and the consequences of what workers report."""
 
 import logging
 import threading
@@ -7,14 +7,7 @@ from collections import deque
 from collections.abc import Collection
 from pathlib import Path
 
-from adacache_serve.device.supervisor import Worker
-from adacache_serve.device.worker import Open
-from adacache_serve.jobs.live import Live, numbers
-from adacache_serve.jobs.metrics import Metrics
-from adacache_serve.jobs.publishing import Ended, Publisher
-from adacache_serve.jobs.store import Job, Store
-from adacache_serve.jobs.tracing import Tracer
-from adacache_serve.messages import (
+from adacache_serve.device.messages import (
     Began,
     Begin,
     Called,
@@ -29,23 +22,30 @@ from adacache_serve.messages import (
     Ready,
     Turn,
 )
-from adacache_serve.schema import ENDED
+from adacache_serve.device.supervisor import SupervisedWorker
+from adacache_serve.device.worker import Open
+from adacache_serve.disk.spool import Spool
+from adacache_serve.jobs.metrics import Metrics
+from adacache_serve.jobs.progress import Progress, numbers
+from adacache_serve.jobs.publishing import Ended, Publisher
+from adacache_serve.jobs.store import Job, Store
+from adacache_serve.jobs.tracing import Tracer
+from adacache_serve.orders.schema import ENDED
 from adacache_serve.settings import Settings
-from adacache_serve.spool import Spool
 
 log = logging.getLogger(__name__)
-REMEMBERED = 20  # jobs, for how long one takes
+REMEMBERED = 20  # recent jobs from whose durations waiting times are estimated
 
 
 class Dispatcher:
-    """Any thread may call it.
+    """The workers and the jobs that they have. Any thread may call it.
 
-    A job that is in progress is here, or with the publisher, or is nobody's; those that are nobody's, because a worker,
-    a server or the database failed at the wrong moment, are found by :meth:`reconcile`.
+    A job that is in progress is assigned to a worker here, or is with the publisher. When a worker, a server or the
+    database fails at the wrong moment, it may be neither; :meth:`reconcile` finds such jobs.
 
     Attributes:
-        workers: one for each device.
-        paused: gives no more jobs to workers.
+        workers: the workers, one for each device.
+        paused: whether workers get no more jobs.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Dispatcher:
         models: Collection[str],
         store: Store,
         spool: Spool,
-        pictures: Path,
+        images: Path,
         publisher: Publisher,
         metrics: Metrics,
         tracer: Tracer,
@@ -62,63 +62,69 @@ class Dispatcher:
         open_models: Open,
     ) -> None:
         self._settings, self._models, self._store, self._spool = settings, models, store, spool
-        self._pictures, self._publisher, self._ended = pictures, publisher, ended
+        self._images, self._publisher, self._ended = images, publisher, ended
         self._metrics, self._tracer = metrics, tracer
-        self.workers = [Worker(settings, device, open_models, self._hear, self._died) for device in settings.devices]
+        self.workers = [
+            SupervisedWorker(settings, device, open_models, self._handle, self._died) for device in settings.devices
+        ]
         self.paused = False
         self._lock = threading.RLock()
-        self._assigned: dict[str, tuple[Worker, Live]] = {}
-        self._turn: dict[Worker, str] = {}  # whose step a worker makes, or made last
-        self._took: deque[float] = deque(maxlen=REMEMBERED)  # seconds, of those that ended last
+        self._assigned: dict[str, tuple[SupervisedWorker, Progress]] = {}
+        self._turn: dict[SupervisedWorker, str] = {}  # the job whose step each worker makes, or made last
+        self._took: deque[float] = deque(maxlen=REMEMBERED)  # seconds
 
     def __len__(self) -> int:
-        """Jobs that workers have."""
+        """Return the number of jobs that workers have."""
         return len(self._assigned)
 
-    def live(self, name: str) -> Live | None:
-        """Of a job that a worker has."""
+    def progress(self, name: str) -> Progress | None:
+        """Return the progress of a job that a worker has; None for any other job."""
         assigned = self._assigned.get(name)
         return assigned[1] if assigned else None
 
-    def begin(self) -> None:
-        """Goes on with what an earlier server left, and begins the workers."""
+    def start(self) -> None:
+        """Continue what an earlier server left, and start the workers."""
         self.reconcile()
         for worker in self.workers:
-            worker.begin()
+            worker.start()
 
     def stop(self, ours: bool = True) -> None:
-        """Ends the workers; what they had not made is queued, if the jobs are still ``ours`` to queue."""
+        """Stop the workers, and queue their unfinished jobs again.
+
+        Args:
+            ours: whether the database still belongs to this server; if not, no job is changed.
+        """
         self.paused = True
         for worker in self.workers:
             worker.stop()
         with self._lock:
-            left = {name: live.attempt for name, (_, live) in self._assigned.items()}
+            left = {name: progress.attempt for name, (_, progress) in self._assigned.items()}
             self._assigned.clear()
             if ours:
                 for name, attempt in left.items():
-                    self._settle(name, attempt)
+                    self._close(name, attempt)
 
     def dispatch(self) -> None:
-        """Gives waiting jobs to workers that have room, the one with fewest first."""
+        """Give waiting jobs to workers that have room, first to the worker with the fewest jobs."""
         with self._lock:
             while not self.paused and (worker := self._idlest()):
                 job = self._store.claim()
                 if job is None:
                     return
                 if job.model in self._models:
-                    if not self._give(job, worker):
+                    if not self._assign(job, worker):
                         return
-                elif self._store.fail(job.id, "model", f"model {job.model!r} is not served any more", job.attempts):
+                elif self._store.fail(job.id, "model", f"model {job.model!r} is no longer served", job.attempts):
                     self._ended(job.id, "model")
 
-    def let_go(self, name: str) -> None:
-        """Of a job that has ended: its place is free when its worker says so."""
+    def release(self, name: str) -> None:
+        """Tell the worker of a job that has ended to drop it; its place is free when the worker confirms that."""
         with self._lock:
             if name in self._assigned:
                 self._assigned[name][0].send(Cancel(job=name))
 
     def reconcile(self) -> None:
-        """Goes on with jobs that are in progress and nobody's."""
+        """Continue jobs that are in progress and that neither a worker nor the publisher has."""
         with self._lock:
             for job in self._store.in_progress():
                 if job.id in self._assigned or job.id in self._publisher:
@@ -126,48 +132,48 @@ class Dispatcher:
                 if job.made is not None:
                     self._publisher.add(job)
                 else:
-                    self._settle(job.id, job.attempts)
+                    self._close(job.id, job.attempts)
 
     def end_hung(self) -> None:
-        """Kills workers of which nothing has been heard for too long, though they have something to do."""
+        """Kill workers that have jobs and have reported nothing for too long."""
         with self._lock:
             for worker in {worker for worker, _ in self._assigned.values()}:
-                since = max(live.began for who, live in self._assigned.values() if who is worker)
+                since = max(progress.began for who, progress in self._assigned.values() if who is worker)
                 if time.monotonic() - max(since, worker.heard) > self._settings.hang_seconds:
-                    log.error("a worker hangs, and is killed", extra={"pid": worker.pid, "device": worker.device})
+                    log.error("worker hangs and is killed", extra={"pid": worker.pid, "device": worker.device})
                     worker.kill()
 
-    def seconds_a_job(self) -> float | None:
-        """How often a place becomes free while all are taken; None = nothing has been made yet."""
+    def seconds_per_job(self) -> float | None:
+        """Estimate how often a place becomes free while all are taken, in seconds; None before the first job ended."""
         took = list(self._took)
         places = self._settings.in_flight * max(1, sum(worker.ready for worker in self.workers))
         return sum(took) / len(took) / places if took else None
 
-    def _give(self, job: Job, worker: Worker) -> bool:
-        """False where there is no room on the disk; the job is queued again."""
+    def _assign(self, job: Job, worker: SupervisedWorker) -> bool:
+        """Give a job to a worker; where the disk has no room, queue the job again and return False."""
         try:
             output = self._spool.begin(job.id, job.attempts)
         except OSError as error:
-            log.exception("no place to make a video", extra={"job": job.id}, exc_info=error)
+            log.exception("the folder for a video cannot be made", extra={"job": job.id}, exc_info=error)
             self._store.requeue(job.id, job.attempts)
             return False
-        picture = str(self._pictures / job.picture) if job.picture else None
-        self._assigned[job.id] = worker, Live(job.attempts)
+        image = str(self._images / job.image) if job.image else None
+        self._assigned[job.id] = worker, Progress(job.attempts)
         self._tracer.begun(job)
-        log.info("given to a worker", extra={"job": job.id, "attempt": job.attempts, "pid": worker.pid})
+        log.info("job given to a worker", extra={"job": job.id, "attempt": job.attempts, "pid": worker.pid})
         worker.send(
             Begin(
                 job=job.id,
                 attempt=job.attempts,
                 model=job.model,
                 order=job.order,
-                picture=picture,
+                image=image,
                 output=str(output),
             )
         )
         return True
 
-    def _idlest(self) -> Worker | None:
+    def _idlest(self) -> SupervisedWorker | None:
         counts = {worker: 0 for worker in self.workers if worker.ready}
         for worker, _ in self._assigned.values():
             if worker in counts:
@@ -175,7 +181,7 @@ class Dispatcher:
         free = [worker for worker, count in counts.items() if count < self._settings.in_flight]
         return min(free, key=counts.__getitem__) if free else None
 
-    def _hear(self, worker: Worker, message: FromWorker) -> None:
+    def _handle(self, worker: SupervisedWorker, message: FromWorker) -> None:
         if isinstance(message, Ready):
             log.info("worker is ready", extra={"pid": message.pid, "device": worker.device})
             self.dispatch()
@@ -184,28 +190,28 @@ class Dispatcher:
             self._metrics.memory(worker, message)
             return
         with self._lock:
-            who, live = self._assigned.get(message.job, (None, None))
-        if who is not worker or live is None or live.attempt != message.attempt:
-            return  # of an attempt that is over
+            who, progress = self._assigned.get(message.job, (None, None))
+        if who is not worker or progress is None or progress.attempt != message.attempt:
+            return  # this attempt is over
         match message:
             case Turn():
                 self._turn[worker] = message.job
             case Called():
-                live.of = message.of
-                live.calls.append(message.call)
+                progress.of = message.of
+                progress.calls.append(message.call)
                 self._metrics.called(message)
             case PhaseEnded():
                 self._metrics.phase_ended(message)
                 if job := self._store.get(message.job):
                     self._tracer.phase_ended(job, message)
             case Decoded():
-                live.frames, live.frames_of = message.frames, message.of
+                progress.frames, progress.frames_of = message.frames, message.of
             case Completed() | Failed() | Cancelled():
-                self._over(message, live)
+                self._over(message, progress)
             case Began():
                 pass
 
-    def _over(self, message: Completed | Failed | Cancelled, live: Live) -> None:
+    def _over(self, message: Completed | Failed | Cancelled, progress: Progress) -> None:
         name, attempt = message.job, message.attempt
         with self._lock:
             if isinstance(message, Failed):
@@ -213,29 +219,32 @@ class Dispatcher:
                 if self._store.fail(name, message.code, message.message, attempt):
                     self._ended(name, message.code)
             else:
-                self._settle(name, attempt)
+                self._close(name, attempt)
             del self._assigned[name]
         job = self._store.get(name)
-        if job is not None and job.picture and job.status in ENDED:  # the worker has read it, or never will
-            (self._pictures / job.picture).unlink(missing_ok=True)
-        self._took.append(time.monotonic() - live.began)
+        if job is not None and job.image and job.status in ENDED:  # the worker has read it, or never will
+            (self._images / job.image).unlink(missing_ok=True)
+        self._took.append(time.monotonic() - progress.began)
         self.dispatch()
 
-    def _died(self, worker: Worker) -> None:
-        """What it had made is taken over, the rest is made again; its death is held against whose step it was."""
+    def _died(self, worker: SupervisedWorker) -> None:
+        """Keep what a dead worker had finished, and queue its other jobs again.
+
+        The death counts against the job in whose step it happened.
+        """
         self._metrics.died(worker)
         with self._lock:
-            lost = {name: live.attempt for name, (who, live) in self._assigned.items() if who is worker}
+            lost = {name: progress.attempt for name, (who, progress) in self._assigned.items() if who is worker}
             for name in lost:
                 del self._assigned[name]
             turn = self._turn.pop(worker, None)
             blamed = {turn} if turn in lost else set(lost)
             for name, attempt in lost.items():
-                self._settle(name, attempt, died=name in blamed)
+                self._close(name, attempt, died=name in blamed)
         self.dispatch()
 
-    def _settle(self, name: str, attempt: int, died: bool = False) -> None:
-        """Of an attempt that nobody works at any more; nothing, where the job has ended."""
+    def _close(self, name: str, attempt: int, died: bool = False) -> None:
+        """Publish or queue again the job of an attempt that no worker works at; do nothing where the job has ended."""
         if record := self._spool.record(name, attempt):
             trace = numbers(record.calls, record.of)
             if self._store.made(name, attempt, record.file, record.nbytes, trace, record.calls):
@@ -246,7 +255,7 @@ class Dispatcher:
         self._spool.drop(name, attempt)
         job = self._store.get(name)
         if died and job is not None and job.deaths + 1 >= self._settings.attempts:
-            message = f"its worker died {job.deaths + 1} times while it made this; the server's log says more"
+            message = f"the worker died {job.deaths + 1} times while it made this video; the server's log says more"
             if self._store.fail(name, "worker_died", message, attempt):
                 self._ended(name, "worker_died")
             return

@@ -1,4 +1,4 @@
-"""What Prometheus reads. Labels are models, devices and words of ours, so there are only so many series."""
+"""Metrics for Prometheus. Labels are models, devices and fixed words, so that the number of series is bounded."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -7,23 +7,23 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from adacache_serve.device.supervisor import Worker
+from adacache_serve.device.messages import Called, Memory, PhaseEnded
+from adacache_serve.device.supervisor import SupervisedWorker
 from adacache_serve.jobs.store import Job, Store
-from adacache_serve.messages import Called, Memory, PhaseEnded
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 DISTANCES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.24, 0.32, 0.40, 0.6, 1, 2)
 MEMORY: Mapping[str, str] = {
-    "planned": "bytes beside the weights that generations in flight may come to take",
-    "budget": "bytes beside the weights that generations may take",
-    "free": "bytes of the device that were free when a generation last began, went on to decode, or ended",
+    "planned": "estimated peak of the memory that running generations take beside the weights, in bytes",
+    "budget": "memory that running generations may take beside the weights, in bytes",
+    "free": "free memory of the device when a generation last began, changed its phase, or ended, in bytes",
 }
 
 
 class Metrics:
-    """Of one service; nothing is global, so that several may live in a process."""
+    """The metrics of one service. Nothing is global, so that a process may have several services."""
 
-    def __init__(self, store: Store, workers: Callable[[], Sequence[Worker]]) -> None:
+    def __init__(self, store: Store, workers: Callable[[], Sequence[SupervisedWorker]]) -> None:
         self.registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -35,28 +35,33 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"adacache_{name}", text, labels, registry=self.registry)
 
-        self.submitted = counter("jobs_submitted", "jobs that were stored", "model")
-        self.done = counter("jobs_ended", "jobs that ended, by how", "model", "status")
-        self.failures = counter("job_failures", "jobs that failed, by the kind of error", "model", "code")
-        self.deaths = counter("worker_deaths", "worker processes that ended without being asked to", "device")
-        self.calls = counter("calls", "calls of the denoiser, computed or cached", "model", "kind")
-        self.waited = histogram("job_wait_seconds", "from stored to begun", SECONDS, "model")
-        self.took = histogram("job_seconds", "from begun to completed", SECONDS, "model")
+        self.submitted = counter("jobs_submitted", "jobs that were accepted", "model")
+        self.done = counter("jobs_ended", "jobs that ended, by status", "model", "status")
+        self.failures = counter("job_failures", "jobs that failed, by error code", "model", "code")
+        self.deaths = counter("worker_deaths", "worker processes that ended unexpectedly", "device")
+        self.calls = counter("calls", "denoiser calls, computed or cached", "model", "kind")
+        self.waited = histogram("job_wait_seconds", "time from accepted to started", SECONDS, "model")
+        self.took = histogram("job_seconds", "time from started to completed", SECONDS, "model")
         self.phase = histogram(
             "phase_seconds",
-            "of the device, that a job's encoding, denoising or decoding took",
+            "device time of a job's encoding, denoising or decoding",
             SECONDS,
             "model",
             "phase",
         )
-        self.call_seconds = histogram("call_seconds", "of a call of the denoiser", SECONDS, "model", "kind")
-        self.stage_seconds = histogram("stage_seconds", "inside engines, by part of a call", SECONDS, "model", "part")
-        self.distance = histogram("distance", "that policies measured", DISTANCES, "model")
+        self.call_seconds = histogram("call_seconds", "duration of a denoiser call", SECONDS, "model", "kind")
+        self.stage_seconds = histogram(
+            "stage_seconds", "time inside engines, by part of a call", SECONDS, "model", "part"
+        )
+        self.distance = histogram("distance", "distances between residuals that policies measured", DISTANCES, "model")
         self._memory = {kind: gauge(f"memory_{kind}_bytes", text, "device") for kind, text in MEMORY.items()}
-        self._waiting = gauge("jobs_waiting_for_memory", "jobs that a worker has and cannot begin yet", "device")
+        self._waiting = gauge(
+            "jobs_waiting_for_memory", "jobs that a worker has and cannot start yet, for want of memory", "device"
+        )
         self.registry.register(_Now(store, workers, self.calls))
 
     def called(self, message: Called) -> None:
+        """Count a denoiser call."""
         call, model = message.call, message.model
         kind = "computed" if call["computed"] else "cached"
         self.calls.labels(model, kind).inc()
@@ -67,20 +72,24 @@ class Metrics:
             self.distance.labels(model).observe(call["distance"])
 
     def phase_ended(self, message: PhaseEnded) -> None:
+        """Count the device time of a phase."""
         self.phase.labels(message.model, message.phase).observe(message.device_seconds)
 
-    def memory(self, worker: Worker, message: Memory) -> None:
+    def memory(self, worker: SupervisedWorker, message: Memory) -> None:
+        """Set the gauges of a worker's memory."""
         for kind, gauge in self._memory.items():
             if (nbytes := getattr(message, kind)) is not None:
                 gauge.labels(device(worker)).set(nbytes)
         self._waiting.labels(device(worker)).set(message.waiting)
 
-    def died(self, worker: Worker) -> None:
+    def died(self, worker: SupervisedWorker) -> None:
+        """Count the death of a worker process."""
         self.deaths.labels(device(worker)).inc()
         for gauge in (self._memory["planned"], self._waiting):
             gauge.labels(device(worker)).set(0)
 
     def ended(self, job: Job, code: str) -> None:
+        """Count a job that has ended, with the code of its error."""
         self.done.labels(job.model, job.status).inc()
         if job.status == "failed":
             self.failures.labels(job.model, code).inc()
@@ -90,25 +99,27 @@ class Metrics:
                 self.took.labels(job.model).observe(max(0.0, job.ended - job.started))
 
     def text(self) -> bytes:
-        """In Prometheus's format."""
+        """Return all metrics in Prometheus's text format."""
         return generate_latest(self.registry)
 
 
-def device(worker: Worker) -> str:
+def device(worker: SupervisedWorker) -> str:
+    """Return the label of a worker's device."""
     return worker.device or "default"
 
 
 class _Now(Collector):
-    """What is looked at when somebody asks."""
+    """Gauges whose values are looked up when Prometheus asks."""
 
-    def __init__(self, store: Store, workers: Callable[[], Sequence[Worker]], calls: Counter) -> None:
+    def __init__(self, store: Store, workers: Callable[[], Sequence[SupervisedWorker]], calls: Counter) -> None:
         self._store, self._workers, self._calls = store, workers, calls
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Nothing, so that registering does not ask."""
+        """Describe nothing, so that registering does not collect."""
         return iter(())
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Yield the gauges with their present values."""
         workers = self._workers()
         jobs = GaugeMetricFamily("adacache_jobs", "jobs that have not ended", labels=["status"])
         jobs.add_metric(["queued"], self._store.count("queued"))
@@ -117,7 +128,7 @@ class _Now(Collector):
         ready = sum(worker.ready for worker in workers)
         yield GaugeMetricFamily("adacache_workers_ready", "workers that can make videos", value=ready)
         resident = GaugeMetricFamily(
-            "adacache_worker_resident_bytes", "of the machine's memory, in a worker process", labels=["device"]
+            "adacache_worker_resident_bytes", "resident memory of a worker process", labels=["device"]
         )
         for worker in workers:
             if worker.pid is not None and (nbytes := resident_nbytes(worker.pid)) is not None:
@@ -127,7 +138,7 @@ class _Now(Collector):
 
     def _hit_ratio(self) -> GaugeMetricFamily:
         found = GaugeMetricFamily(
-            "adacache_cache_hit_ratio", "share of the calls that ran no block in full, of all so far", labels=["model"]
+            "adacache_cache_hit_ratio", "share of all calls so far in which no block ran in full", labels=["model"]
         )
         counts: dict[str, dict[str, float]] = {}
         for metric in self._calls.collect():
@@ -140,7 +151,7 @@ class _Now(Collector):
 
 
 def resident_nbytes(pid: int) -> int | None:
-    """Of a process, as Linux has it; None where it does not, or there is no such process."""
+    """Return the resident memory of a process in bytes; None where there is no such process, or no Linux."""
     try:
         fields = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
         return int(fields["VmRSS"].split()[0]) * 1024

@@ -1,6 +1,6 @@
-"""Whose data folder and database it is: one server's.
+"""Locks that keep a data folder and a database to one server.
 
-The locks are the kernel's, or the database's, so that none is left behind by a process that was killed.
+The kernel or the database holds the locks, so that a process that was killed leaves none behind.
 """
 
 import time
@@ -13,18 +13,23 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from adacache_engines.errors import InputError
-from adacache_serve.lifetime import locked, wait_for_workers
+from adacache_serve.disk.locks import try_lock, wait_for_workers
 
 SERVER = "server.lock"
-NOTICE_SECONDS = 3.0  # until a database knows that a server was killed
-NUMBER = 0x41646143  # of the advisory lock in PostgreSQL, which is by database
+NOTICE_SECONDS = 3.0  # for a database to notice that a server was killed
+NUMBER = 0x41646143  # key of the advisory lock in PostgreSQL, which belongs to one database
 
 
 class Ownership:
-    """Of a data folder and a database, until it is let go of or the process ends."""
+    """The locks on a data folder and a database, until they are released or the process ends."""
 
     def __init__(self, data: Path, engine: Engine) -> None:
-        """
+        """Take the locks.
+
+        Args:
+            data: the data folder.
+            engine: the database.
+
         Raises:
             InputError: another server has one of them, or a worker of an earlier server does not end.
         """
@@ -32,7 +37,9 @@ class Ownership:
         self._files: list[BinaryIO] = []
         self._connection: Connection | None = None
         try:
-            self._own(data / SERVER, f"another adacache-serve uses {data}; stop it, or choose another --data")
+            self._own(
+                data / SERVER, f"another adacache-serve uses the folder {data}; stop it, or choose another --data"
+            )
             if engine.dialect.name == "sqlite" and engine.url.database:
                 database = Path(engine.url.database)
                 self._own(database.with_name(f"{database.name}.lock"), self._taken())
@@ -44,7 +51,9 @@ class Ownership:
             raise
 
     def still(self) -> bool:
-        """Whether the database is ours; its lock ends with a connection, and is taken again on a new one.
+        """Return whether this server still has the database.
+
+        The lock is lost with its connection, and is taken again on a new one.
 
         Raises:
             sqlalchemy.exc.SQLAlchemyError: the database does not answer.
@@ -67,11 +76,12 @@ class Ownership:
         return True
 
     def release(self) -> None:
+        """Release all locks."""
         for file in self._files:
             file.close()
         self._files.clear()
         if self._connection is not None:
-            with suppress(SQLAlchemyError):  # at once; the end of the connection is noticed a little later
+            with suppress(SQLAlchemyError):  # releases at once; the end of the connection is noticed later
                 self._connection.execute(text(f"SELECT pg_advisory_unlock({NUMBER})"))
             self._connection.close()
             self._connection = None
@@ -86,7 +96,7 @@ class Ownership:
     def _own(self, path: Path, taken: str) -> None:
         file = path.open("ab")
         self._files.append(file)
-        if not locked(file):
+        if not try_lock(file):
             raise InputError(taken)
 
     def _taken(self) -> str:

@@ -1,4 +1,4 @@
-"""What was made becomes a result: uploads, which may take a while, fail and be tried again."""
+"""Publication: finished videos are put among the results, which may be slow, fail, and be tried again."""
 
 import logging
 import queue
@@ -7,24 +7,31 @@ import time
 from pathlib import Path
 from typing import Protocol
 
+from adacache_serve.disk.spool import Spool
 from adacache_serve.jobs.results import Results
 from adacache_serve.jobs.store import Job, Store
-from adacache_serve.spool import Spool
 
 log = logging.getLogger(__name__)
 AT_ONCE = 2  # uploads
-PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds, after each time that it failed
-LEAVE_SECONDS = 5.0  # for an upload at the end; the next server does those that take longer
+PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds, after each failure
+LEAVE_SECONDS = 5.0  # for an upload that is under way when the server stops; the next server repeats longer ones
 
 
 class Ended(Protocol):
-    """Gets a job, the code of its error or nothing, and since when its video was published, in seconds since 1970."""
+    """A callback for jobs that have ended."""
 
-    def __call__(self, name: str, code: str = "", published: float | None = None) -> None: ...
+    def __call__(self, name: str, code: str = "", published: float | None = None) -> None:
+        """Handle the end of a job.
+
+        Args:
+            name: the job's name.
+            code: the code of its error; empty if there is none.
+            published: when the publication of its video began, in seconds since 1970; None = nothing was published.
+        """
 
 
 class Publisher:
-    """Threads of its own; any thread may call it."""
+    """Threads that publish finished videos. Any thread may call it."""
 
     def __init__(self, store: Store, results: Results, spool: Spool, ended: Ended) -> None:
         self._store, self._results, self._spool, self._ended = store, results, spool, ended
@@ -37,13 +44,15 @@ class Publisher:
             thread.start()
 
     def __len__(self) -> int:
+        """Return the number of jobs that are being published or wait for that."""
         return len(self._names)
 
     def __contains__(self, name: str) -> bool:
+        """Return whether a job is being published or waits for that."""
         return name in self._names
 
     def add(self, job: Job) -> None:
-        """One that is made, as the store has it; it stays in here until its status says what came of it."""
+        """Publish the video of a job; the job stays here until its status in the store says how that ended."""
         with self._lock:
             if job.id in self._names:
                 return
@@ -51,7 +60,7 @@ class Publisher:
         self._queue.put(job)
 
     def stop(self) -> None:
-        """Leaves what is not done to the next server."""
+        """Stop, and leave what is not published to the next server."""
         self._stopping.set()
         end = time.monotonic() + LEAVE_SECONDS
         for thread in self._threads:
@@ -65,7 +74,7 @@ class Publisher:
                 continue
             try:
                 self._publish(job)
-            except Exception as error:  # of the database: housekeeping finds the job and brings it again
+            except Exception as error:  # the database's: housekeeping finds the job and adds it again
                 log.exception("a video could not be published", extra={"job": job.id}, exc_info=error)
             finally:
                 with self._lock:
@@ -82,14 +91,16 @@ class Publisher:
             try:
                 if video.exists():
                     self._results.put(video, content)
-                elif not self._results.has(content):  # else it was put there before a server stopped
-                    log.error("a video is gone, and is made again", extra={"job": job.id, "file": str(video)})
+                elif not self._results.has(content):  # else an earlier server put it there
+                    log.error(
+                        "video file is missing, so the video is made again", extra={"job": job.id, "file": str(video)}
+                    )
                     self._store.requeue(job.id, job.attempts)
                     return
                 break
-            except Exception as error:  # of whatever lies below the results
+            except Exception as error:  # any error of the storage below the results
                 log.warning(
-                    "a video could not be put with the results",
+                    "a video could not be put among the results",
                     extra={"job": job.id, "again_in_seconds": pause},
                     exc_info=error,
                 )
@@ -102,7 +113,7 @@ class Publisher:
         if self._store.complete(job.id, job.attempts, content):
             self._ended(job.id, published=began)
         elif (now := self._store.get(job.id)) is None or now.content != content:
-            self._results.delete(content)  # it was cancelled, or came too late
+            self._results.delete(content)  # the job was cancelled, or its deadline passed
         self._spool.drop(job.id, job.attempts)
 
     def _wanted(self, job: Job) -> bool:
@@ -110,7 +121,7 @@ class Publisher:
         return now is not None and now.status == "in_progress"
 
     def _fail(self, job: Job) -> None:
-        message = "the video was made and could not be kept; the server's log says why"
+        message = "the video was made but could not be stored; the server's log says why"
         if self._store.fail(job.id, "storage", message, job.attempts):
             self._ended(job.id, "storage")
         self._spool.drop(job.id, job.attempts)

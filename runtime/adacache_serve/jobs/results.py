@@ -1,4 +1,4 @@
-"""Where finished videos lie: a folder, or an S3-compatible store."""
+"""The place where finished videos are kept: a folder, or an S3-compatible store."""
 
 import errno
 import shutil
@@ -7,36 +7,36 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adacache_engines.errors import InputError, require
-from adacache_serve.files import sync
+from adacache_serve.disk.files import sync
 
 S3 = "s3://"
-LINK_SECONDS = 3600  # for which a link to a video is good
+LINK_SECONDS = 3600  # for which a link to a video is valid
 
 
 class Results(Protocol):
-    """Files by name; names are the server's own."""
+    """Files by name. The server chooses the names."""
 
     def put(self, file: Path, name: str) -> None:
-        """Takes a file over, whole or not at all; one of the same name is replaced."""
+        """Move a file here, whole or not at all; a file of the same name is replaced."""
 
     def has(self, name: str) -> bool:
-        """Whether there is one."""
+        """Return whether there is a file of this name."""
 
     def delete(self, name: str) -> None:
-        """Does nothing where there is none."""
+        """Delete a file, if there is one of this name."""
 
     def names(self) -> Iterator[str]:
-        """Of all that lie there, whosever they are."""
+        """Yield the names of all files, including those of other servers."""
 
     def path(self, name: str) -> Path | None:
-        """Of the file on this machine, if it is on this machine."""
+        """Return the path of a file that is on this machine; None where files are elsewhere."""
 
     def link(self, name: str) -> str | None:
-        """Where else a client gets it, for an hour."""
+        """Return a URL that is valid for an hour, where files are elsewhere; None where they are on this machine."""
 
 
 class Folder:
-    """On this machine."""
+    """A folder on this machine."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -48,7 +48,7 @@ class Folder:
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            part = self._folder / f".{name}.part"  # another disk
+            part = self._folder / f".{name}.part"  # the folder is on another disk
             shutil.copyfile(file, part)
             sync(part)
             part.replace(self._folder / name)
@@ -73,19 +73,23 @@ class Folder:
 
 
 class Bucket:
-    """In an S3-compatible store; credentials and endpoint come from the environment, as for every client of it."""
+    """A bucket of an S3-compatible store; credentials and endpoint come from the usual environment variables."""
 
     def __init__(self, url: str) -> None:
-        """
+        """Check that the bucket can be reached.
+
+        Args:
+            url: ``s3://BUCKET/PREFIX``.
+
         Raises:
-            InputError: it cannot be reached with these credentials.
+            InputError: the bucket cannot be reached with these credentials.
         """
-        # what is listed is not remembered: others delete there, too
+        # no cache of listings, since others delete files there too
         self._files: Any = require("s3fs", "s3").S3FileSystem(use_listings_cache=False)
         self._root = url.removeprefix(S3).rstrip("/")
         try:
             self._files.call_s3("head_bucket", Bucket=self._root.partition("/")[0])
-        except Exception as error:  # of botocore, aiohttp and s3fs, which share no class
+        except Exception as error:  # botocore's, aiohttp's and s3fs's errors share no base class
             raise InputError(
                 f"{url} cannot be used: {error}; check the bucket, and AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
                 "AWS_ENDPOINT_URL in the environment"
@@ -105,7 +109,7 @@ class Bucket:
     def names(self) -> Iterator[str]:
         try:
             found = self._files.ls(self._root, detail=False)
-        except FileNotFoundError:  # nothing was ever put there
+        except FileNotFoundError:  # there is no file yet
             return
         for path in found:
             yield path.rpartition("/")[2]
@@ -121,9 +125,9 @@ class Bucket:
 
 
 def open_results(where: str) -> Results:
-    """Of a folder, or of ``s3://BUCKET/PREFIX``.
+    """Open a folder, or ``s3://BUCKET/PREFIX``.
 
     Raises:
-        InputError: it cannot be used.
+        InputError: the bucket cannot be used.
     """
     return Bucket(where) if where.startswith(S3) else Folder(Path(where))

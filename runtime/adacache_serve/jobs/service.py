@@ -1,9 +1,10 @@
-"""What happens to a job: queued, given to a worker, made, kept, deleted."""
+"""The life of a job: it is stored, given to a worker, made, kept, and deleted."""
 
 import hashlib
 import logging
 import math
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Mapping
@@ -13,31 +14,38 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adacache_engines.bundle.files import Bundle
 from adacache_runtime.media.video import Frames
-from adacache_serve.device.supervisor import Worker
+from adacache_serve.device.supervisor import SupervisedWorker
 from adacache_serve.device.worker import Open
-from adacache_serve.files import sync
+from adacache_serve.disk.files import sync
+from adacache_serve.disk.spool import Spool
 from adacache_serve.jobs.dispatching import Dispatcher
 from adacache_serve.jobs.housekeeping import Housekeeper
-from adacache_serve.jobs.live import Live
 from adacache_serve.jobs.metrics import Metrics
 from adacache_serve.jobs.ownership import Ownership
+from adacache_serve.jobs.progress import Progress
 from adacache_serve.jobs.publishing import Publisher
 from adacache_serve.jobs.results import Results
+from adacache_serve.jobs.retention import Retention
 from adacache_serve.jobs.store import Job, Store
 from adacache_serve.jobs.tracing import open_tracer
 from adacache_serve.keys import Client
-from adacache_serve.orders import FieldError, check, with_seed
-from adacache_serve.schema import CreateVideo
+from adacache_serve.orders.check import FieldError, check, with_seed
+from adacache_serve.orders.images import write_image
+from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
-from adacache_serve.spool import Spool
-from adacache_serve.uploads import write_picture
 
 log = logging.getLogger(__name__)
-RETRY_SECONDS, LONGEST_RETRY_SECONDS = 5, 3600  # that a client is told to wait: where nothing is known, and at most
+WATCH_SECONDS, RETAIN_SECONDS, SWEEP_SECONDS = 1.0, 10.0, 3600.0  # periods of housekeeping
+# what a refused client is told to wait: while nothing is known of how long jobs take, and at most
+RETRY_SECONDS, LONGEST_RETRY_SECONDS = 5, 3600
 
 
 class BusyError(Exception):
-    """No more jobs may wait; says after how many seconds it is worth another try."""
+    """The queue is full.
+
+    Attributes:
+        retry_after: seconds after which another try is worth while.
+    """
 
     def __init__(self, message: str, retry_after: int) -> None:
         super().__init__(message)
@@ -45,72 +53,90 @@ class BusyError(Exception):
 
 
 class StoppingError(BusyError):
-    """The server takes no more jobs, and will be gone."""
+    """The server is stopping and accepts no more jobs."""
 
 
 class ConflictError(Exception):
-    """The idempotency key is that of another request."""
+    """The idempotency key belongs to a different request."""
 
 
 class Service:
-    """Any thread may call it.
+    """The jobs of one server. Any thread may call it.
 
     Attributes:
-        settings: of the server.
-        bundles: by the name of their model, the first is the default.
-        store, results, metrics, tracer, spool, pictures, ownership, publisher, dispatcher: that it keeps.
-        draining: takes no more jobs, and begins none.
-        closing: those that ran have had their time; who still listens is to go.
-        lost: the database is another server's by now.
+        settings: the server's settings.
+        bundles: the bundles that are served, by the name of their model; the first is the default.
+        store: the database of jobs.
+        results: the place where finished videos are kept.
+        ownership: the locks on the data folder and the database.
+        metrics: the numbers for Prometheus.
+        tracer: the traces for OpenTelemetry.
+        spool: the folder in which videos are made.
+        images: the folder of the images that clients sent.
+        retention: the rules by which results and jobs are deleted.
+        publisher: the threads that put finished videos among the results.
+        dispatcher: the workers and the jobs that they have.
+        draining: whether no more jobs are accepted or given to workers.
+        closing: whether the time for running jobs is over, so that streams of events end.
+        lost: whether another server has taken over the database.
     """
 
     def __init__(
         self, settings: Settings, bundles: Mapping[str, Bundle], store: Store, results: Results, open_models: Open
     ) -> None:
-        """
+        """Lock the data folder and the database.
+
         Raises:
-            InputError: another server has the data folder or the database.
+            InputError: another server uses the data folder or the database.
         """
         self.settings, self.bundles, self.store, self.results = settings, bundles, store, results
         self.ownership = Ownership(settings.data, store.engine)
         self.metrics, self.tracer = Metrics(store, lambda: self.workers), open_tracer()
         self.draining = self.closing = self.lost = False
-        self.pictures = settings.data / "pictures"
-        self.pictures.mkdir(parents=True, exist_ok=True)
+        self.images = settings.data / "images"
+        self.images.mkdir(parents=True, exist_ok=True)
         self.spool = Spool(settings.data / "spool")
+        self.retention = Retention(settings, store, results, self.spool, self.images)
         self.publisher = Publisher(store, results, self.spool, self._ended)
         self.dispatcher = Dispatcher(
             settings,
             bundles,
             store,
             self.spool,
-            self.pictures,
+            self.images,
             self.publisher,
             self.metrics,
             self.tracer,
             self._ended,
             open_models,
         )
-        self._housekeeper = Housekeeper(self)
+        dispatcher, retention = self.dispatcher, self.retention
+        duties = (self._check_ownership, self.expire, dispatcher.end_hung, dispatcher.reconcile, dispatcher.dispatch)
+        # a store of results that does not answer must not keep jobs waiting, so its duties have a thread of their own
+        self._housekeeper = Housekeeper(
+            dict.fromkeys(duties, WATCH_SECONDS),
+            {retention.retain: RETAIN_SECONDS, retention.forget: RETAIN_SECONDS, retention.sweep: SWEEP_SECONDS},
+        )
         self._lock = threading.Lock()  # between counting the jobs that wait and adding one
         self._stopped = False
 
     @property
-    def workers(self) -> list[Worker]:
+    def workers(self) -> list[SupervisedWorker]:
+        """The workers, one for each device."""
         return self.dispatcher.workers
 
-    def begin(self) -> None:
-        """Goes on with what an earlier server left, and begins the workers."""
-        self.dispatcher.begin()
-        self._housekeeper.begin()
+    def start(self) -> None:
+        """Continue what an earlier server left, and start the workers."""
+        self.dispatcher.start()
+        self._housekeeper.start()
 
     @property
     def ready(self) -> bool:
-        """Some worker can make a video, and jobs are taken."""
+        """Whether jobs are accepted and at least one worker can make videos."""
         return not self.draining and any(worker.ready for worker in self.workers)
 
     def drain(self) -> None:
-        """Takes no more jobs, and gives those that run their time."""
+        """Accept no more jobs, and wait for those that run, as long as the settings allow."""
         self.draining = self.dispatcher.paused = True
         until = time.monotonic() + self.settings.drain_seconds
         while time.monotonic() < until and not self.lost and (len(self.dispatcher) or len(self.publisher)):
@@ -118,14 +144,14 @@ class Service:
         self.closing = True
 
     def stop(self) -> None:
-        """Ends at once. What is not made is queued; what is made and not kept yet, the next server keeps."""
+        """Stop at once. Unfinished jobs are queued again; the next server keeps what is made and not kept yet."""
         if self._stopped:
             return
         self._stopped = self.draining = self.closing = True
         self._housekeeper.stop()
         try:
             self.dispatcher.stop(ours=not self.lost)
-        except SQLAlchemyError as error:  # the next server finds them in progress and nobody's
+        except SQLAlchemyError as error:  # the next server finds these jobs in progress without a worker
             log.exception("jobs could not be queued again", exc_info=error)
         self.publisher.stop()
         with suppress(SQLAlchemyError):
@@ -137,29 +163,43 @@ class Service:
         self,
         order: CreateVideo,
         client: Client,
-        picture: Frames | None = None,
+        image: Frames | None = None,
         key: str | None = None,
         traceparent: str | None = None,
     ) -> tuple[Job, bool]:
-        """Stores a job; gives it, and whether it is new: one of the same idempotency key is not. ``traceparent`` is the
-        client's own, as W3C has it.
+        """Check an order and store it as a job.
+
+        Args:
+            order: the client's order.
+            client: the client.
+            image: the decoded image of the order, (1, height, width, 3) RGB.
+            key: the client's idempotency key.
+            traceparent: the client's trace context, as W3C defines it.
+
+        Returns:
+            The job, and whether it is new: a repeated idempotency key gives the job that it belongs to.
 
         Raises:
-            FieldError: it is not possible; names the field.
-            BusyError: too many wait, or the server stops.
-            ConflictError: the idempotency key was that of another request.
+            FieldError: the order is not possible; names the field.
+            BusyError: the queue is full, or the server is stopping.
+            ConflictError: the idempotency key belongs to a different request.
         """
         fingerprint = hashlib.sha256(order.model_dump_json().encode()).hexdigest()
         if key is not None and (job := self.store.by_key(client.name, key)) is not None:
             return self._same(job, fingerprint), False
         if self.draining:
-            raise StoppingError("the server stops and takes no more jobs", math.ceil(self.settings.drain_seconds) or 1)
+            raise StoppingError(
+                "the server is stopping and accepts no more jobs", math.ceil(self.settings.drain_seconds) or 1
+            )
         model = self._model(order)
         if order.priority > client.max_priority:
-            raise FieldError("priority", f"priority {order.priority}: this API key has at most {client.max_priority}")
-        check(order, self.bundles[model], self.settings, picture)
+            raise FieldError(
+                "priority",
+                f"priority {order.priority} is too high: this API key allows at most {client.max_priority}",
+            )
+        check(order, self.bundles[model], self.settings, image)
         name = f"video_{secrets.token_hex(16)}"
-        file = self._keep_picture(name, picture)
+        file = self._keep_image(name, image)
         try:
             with self._lock:
                 self._check_room(client)
@@ -168,44 +208,46 @@ class Service:
                     name, client.name, with_seed(order), model, fingerprint, key, file, order.priority, span
                 )
         except BusyError:
-            self._delete_picture(file)
+            self._delete_image(file)
             raise
         if not new:
-            self._delete_picture(file)
+            self._delete_image(file)
             return self._same(job, fingerprint), False
         self.metrics.submitted.labels(model).inc()
-        log.info("queued", extra={"job": name, "client": client.name, "model": model})
-        with suppress(SQLAlchemyError):  # it is stored; housekeeping gives it to a worker
+        log.info("job queued", extra={"job": name, "client": client.name, "model": model})
+        with suppress(SQLAlchemyError):  # the job is stored, and housekeeping gives it to a worker later
             self.dispatcher.dispatch()
         return job, True
 
-    def live(self, name: str) -> Live | None:
-        """Of a job that a worker has."""
-        return self.dispatcher.live(name)
+    def progress(self, name: str) -> Progress | None:
+        """Return the progress of a job that a worker has; None for any other job."""
+        return self.dispatcher.progress(name)
 
     def cancel(self, name: str) -> bool:
-        """False where it has ended already."""
+        """Cancel a job; return False where it has ended already."""
         if not self.store.cancel(name):
             return False
         self._ended(name)
-        self.dispatcher.let_go(name)
+        self.dispatcher.release(name)
         return True
 
     def expire(self) -> None:
-        """Fails the jobs that should have been completed by now."""
+        """Fail the jobs whose deadline has passed."""
         for job in self.store.overdue():
-            if self.store.fail(job.id, "deadline", f"it was not completed within {job.order.deadline_seconds} seconds"):
+            message = f"the job was not completed within {job.order.deadline_seconds} seconds"
+            if self.store.fail(job.id, "deadline", message):
                 self._ended(job.id, "deadline")
-                self.dispatcher.let_go(job.id)
+                self.dispatcher.release(job.id)
 
-    def delete_content(self, job: Job) -> None:
-        """Of a job that has ended."""
-        if job.content is not None and self.store.forget_content(job.id):
-            self.results.delete(job.content)
+    def _check_ownership(self) -> None:
+        if not self.lost and not self.ownership.still():
+            log.critical("another server has taken over the database, so this one stops")
+            self.lost = True
+            signal.raise_signal(signal.SIGTERM)
 
     def _same(self, job: Job, fingerprint: str) -> Job:
         if job.fingerprint != fingerprint:
-            raise ConflictError(f"this idempotency key is that of another request, which made {job.id}")
+            raise ConflictError(f"this idempotency key belongs to a different request, which created {job.id}")
         return job
 
     def _model(self, order: CreateVideo) -> str:
@@ -219,33 +261,36 @@ class Service:
         own = min(client.queue or self.settings.queue_per_client, self.settings.queue_per_client)
         if self.store.count("queued", client=client.name) >= own:
             wait = self._retry_after(1 + self.store.ahead(client.name))
-            raise BusyError(f"{own} jobs of yours wait already, which is the most", wait)
+            raise BusyError(f"{own} of your jobs are waiting already, which is the limit; try again later", wait)
         if self.store.count("queued") >= self.settings.queue:
-            raise BusyError(f"{self.settings.queue} jobs wait already, which is the most", self._retry_after(1))
+            raise BusyError(
+                f"{self.settings.queue} jobs are waiting already, which is the limit; try again later",
+                self._retry_after(1),
+            )
 
     def _retry_after(self, jobs: int) -> int:
-        """Seconds until so many of those that wait have been begun, by how long the last ones took."""
-        each = self.dispatcher.seconds_a_job()
+        """Estimate the seconds until this number of waiting jobs has been started, by how long recent jobs took."""
+        each = self.dispatcher.seconds_per_job()
         return RETRY_SECONDS if each is None else max(1, min(LONGEST_RETRY_SECONDS, math.ceil(each * jobs)))
 
     def _ended(self, name: str, code: str = "", published: float | None = None) -> None:
         job = self.store.get(name)
         assert job is not None
-        if self.live(name) is None:  # else the worker may be about to read it
-            self._delete_picture(job.picture)
+        if self.progress(name) is None:  # else the worker may be about to read it
+            self._delete_image(job.image)
         self.metrics.ended(job, code)
         self.tracer.ended(job, code, published)
-        log.info(job.status, extra={"job": name, "attempt": job.attempts, "code": code or None})
+        log.info(f"job {job.status}", extra={"job": name, "attempt": job.attempts, "code": code or None})
 
-    def _keep_picture(self, name: str, picture: Frames | None) -> str | None:
-        if picture is None:
+    def _keep_image(self, name: str, image: Frames | None) -> str | None:
+        if image is None:
             return None
         file = f"{name}.npy"
-        write_picture(self.pictures / file, picture)
-        sync(self.pictures / file)
-        sync(self.pictures)
+        write_image(self.images / file, image)
+        sync(self.images / file)
+        sync(self.images)
         return file
 
-    def _delete_picture(self, file: str | None) -> None:
+    def _delete_image(self, file: str | None) -> None:
         if file:
-            (self.pictures / file).unlink(missing_ok=True)
+            (self.images / file).unlink(missing_ok=True)

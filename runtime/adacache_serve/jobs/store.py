@@ -1,7 +1,7 @@
-"""The jobs, in a database: SQLite, or whatever SQLAlchemy has a URL for.
+"""The database of jobs: SQLite, or PostgreSQL.
 
-Every change of a job's status is one statement that names the status it may come from, so that of two that change the
-same job, one wins and the other knows.
+Every change of a job's status is one statement that names the statuses it may change, so that of two threads or
+processes that change the same job, one succeeds and the other learns that it did not.
 """
 
 import json
@@ -33,34 +33,34 @@ from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.exc import IntegrityError
 
 from adacache_engines.errors import require
-from adacache_serve.schema import ENDED, CreateVideo, Status
+from adacache_serve.orders.schema import ENDED, CreateVideo, Status
 
 metadata = MetaData()
 jobs = Table(
     "jobs",
     metadata,
-    # in the order in which they came
+    # in the order of arrival
     Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
     Column("id", String(64), nullable=False, unique=True),
     Column("client", String(200), nullable=False),
     Column("idempotency_key", String(200)),
-    Column("fingerprint", String(64), nullable=False),  # of the request's body
+    Column("fingerprint", String(64), nullable=False),  # hash of the request
     Column("order", Text, nullable=False),
-    Column("picture", Text),
+    Column("image", Text),
     Column("model", String(200), nullable=False),
     Column("status", String(16), nullable=False),
     Column("priority", Integer, nullable=False),
     Column("attempts", Integer, nullable=False),
-    Column("deaths", Integer, nullable=False),  # of workers, in a step of this job
+    Column("deaths", Integer, nullable=False),  # deaths of workers in a step of this job
     Column("created", Float, nullable=False),
     Column("deadline", Float),
     Column("started", Float),
     Column("ended", Float),
     Column("error", Text),
     Column("trace", Text),
-    Column("calls", Text),  # one by one; read by themselves
-    Column("made", Text),  # file with the video, which is not among the results yet
-    Column("content", Text),  # name of the result; None = there is none, or no longer
+    Column("calls", Text),  # records of the calls; read only where they are needed
+    Column("made", Text),  # file of a finished video that is not among the results yet
+    Column("content", Text),  # name of the result; None = there is none, or it was deleted
     Column("nbytes", BigInteger),
     Column("traceparent", Text),  # see adacache_serve.jobs.tracing
     UniqueConstraint("client", "idempotency_key"),
@@ -69,7 +69,7 @@ jobs = Table(
     Index("jobs_ended", "ended"),
 )
 OPEN: tuple[Status, ...] = ("queued", "in_progress")
-MANY = 500  # rows of one query, where it has to be cut
+MANY = 500  # rows of one query, where there may be many
 
 NEXT = (jobs.c.priority.desc(), jobs.c.number)
 READ = [column for column in jobs.c if column.name not in ("idempotency_key", "calls")]
@@ -77,9 +77,10 @@ READ = [column for column in jobs.c if column.name not in ("idempotency_key", "c
 
 @dataclass(frozen=True)
 class Job:
-    """A row; the times are seconds since 1970, ``error`` and ``trace`` as of :class:`adacache_serve.schema.Video`.
+    """A row of the table. Times are in seconds since 1970.
 
-    A job that is ``made`` is still in progress: its video has to become a result, which needs no worker.
+    ``error`` and ``trace`` have the fields of :class:`adacache_serve.http.schema.Video`. A job with ``made`` is still
+    in progress: its video is finished and has to be put among the results, which needs no worker.
     """
 
     number: int
@@ -87,7 +88,7 @@ class Job:
     client: str
     fingerprint: str
     order: CreateVideo
-    picture: str | None
+    image: str | None
     model: str
     status: Status
     priority: int
@@ -106,13 +107,16 @@ class Job:
 
 
 class Store:
-    """Of jobs; any thread may call it."""
+    """The table of jobs. Any thread may call it."""
 
     def __init__(self, url: str) -> None:
-        """Opens the database, and makes the table where it is missing.
+        """Open the database, and create the table where it is missing.
+
+        Args:
+            url: SQLAlchemy's URL of the database.
 
         Raises:
-            sqlalchemy.exc.SQLAlchemyError: it cannot be opened.
+            sqlalchemy.exc.SQLAlchemyError: the database cannot be opened.
         """
         self._engine = create_engine(_with_driver(url), pool_pre_ping=True)
         if self._engine.dialect.name == "sqlite":
@@ -120,10 +124,12 @@ class Store:
         metadata.create_all(self._engine)
 
     def close(self) -> None:
+        """Close all connections."""
         self._engine.dispose()
 
     @property
     def engine(self) -> Engine:
+        """SQLAlchemy's engine."""
         return self._engine
 
     def add(
@@ -134,11 +140,15 @@ class Store:
         model: str,
         fingerprint: str,
         idempotency_key: str | None = None,
-        picture: str | None = None,
+        image: str | None = None,
         priority: int = 0,
         traceparent: str | None = None,
     ) -> tuple[Job, bool]:
-        """A new job, or the one that this client has under the same idempotency key already; and whether it is new."""
+        """Store a job.
+
+        Returns:
+            The job, or the one that this client has under the same idempotency key; and whether it is new.
+        """
         now = time.time()
         values = {
             "id": name,
@@ -146,7 +156,7 @@ class Store:
             "idempotency_key": idempotency_key,
             "fingerprint": fingerprint,
             "order": order.model_dump_json(exclude={"image"}),
-            "picture": picture,
+            "image": image,
             "traceparent": traceparent,
             "model": model,
             "status": "queued",
@@ -169,13 +179,22 @@ class Store:
         return job, True
 
     def by_key(self, client: str, idempotency_key: str) -> Job | None:
+        """Return a client's job by its idempotency key."""
         return self._one(jobs.c.client == client, jobs.c.idempotency_key == idempotency_key)
 
     def get(self, name: str) -> Job | None:
+        """Return a job by its name."""
         return self._one(jobs.c.id == name)
 
     def newest(self, client: str | None, limit: int, after: int | None = None, status: str | None = None) -> list[Job]:
-        """Those of a client (None = all), the newest first, ``after`` a job's number."""
+        """Return jobs of a client, the newest first.
+
+        Args:
+            client: name of the client; None = all clients.
+            limit: largest number of jobs.
+            after: number of a job; only older ones are returned.
+            status: only jobs of this status are returned.
+        """
         query = select(*READ).order_by(jobs.c.number.desc()).limit(limit)
         if client is not None:
             query = query.where(jobs.c.client == client)
@@ -186,6 +205,7 @@ class Store:
         return self._all(query)
 
     def count(self, *statuses: Status, client: str | None = None) -> int:
+        """Return the number of jobs that have one of these statuses."""
         query = select(func.count()).select_from(jobs).where(jobs.c.status.in_(statuses))
         if client is not None:
             query = query.where(jobs.c.client == client)
@@ -193,7 +213,7 @@ class Store:
             return int(connection.execute(query).scalar_one())
 
     def ahead(self, client: str) -> int:
-        """Waiting jobs that are begun before the first of this client is, which waits."""
+        """Return the number of waiting jobs that are started before the first waiting job of this client."""
         own = select(jobs.c.priority, jobs.c.number).where(jobs.c.status == "queued", jobs.c.client == client)
         first = own.order_by(*NEXT).limit(1)
         with self._engine.connect() as connection:
@@ -207,7 +227,7 @@ class Store:
             return int(connection.execute(query).scalar_one())
 
     def claim(self) -> Job | None:
-        """The next job, which is in progress from now on."""
+        """Return the next waiting job, and set it to in progress."""
         query = select(jobs.c.id).where(jobs.c.status == "queued").order_by(*NEXT).limit(1)
         while True:
             with self._engine.begin() as connection:
@@ -219,60 +239,62 @@ class Store:
                     .where(jobs.c.id == name, jobs.c.status == "queued")
                     .values(status="in_progress", started=time.time(), attempts=jobs.c.attempts + 1)
                 )
-            if claimed.rowcount:  # else it was cancelled in between
+            if claimed.rowcount:  # else the job was cancelled in the meantime
                 return self.get(name)
 
     def made(
         self, name: str, attempt: int, file: str, nbytes: int, trace: Mapping[str, Any], calls: Sequence[object]
     ) -> bool:
-        """The attempt that is under way has its video in a file; False where another status came first."""
+        """Record that an attempt has finished its video; return False where the job has another status already."""
         texts = {"trace": json.dumps(trace), "calls": json.dumps(calls)}
         return self._change(name, ("in_progress",), attempt, made=file, nbytes=nbytes, **texts)
 
     def complete(self, name: str, attempt: int, content: str) -> bool:
-        """What was made is a result now; False where another status came first."""
+        """Record that the video is among the results; return False where the job has another status already."""
         values = {"status": "completed", "ended": time.time(), "content": content, "made": None}
         return self._change(name, ("in_progress",), attempt, **values)
 
     def calls(self, name: str) -> list[dict[str, Any]]:
-        """Of a job whose video was made; else none."""
+        """Return the records of a finished job's calls; an empty list for other jobs."""
         with self._engine.connect() as connection:
             text = connection.execute(select(jobs.c.calls).where(jobs.c.id == name)).scalar()
         return json.loads(text) if text else []
 
     def fail(self, name: str, code: str, message: str, attempt: int | None = None) -> bool:
+        """Record that a job failed; return False where it has ended already."""
         error = json.dumps({"code": code, "message": message})
         return self._change(name, OPEN, attempt, status="failed", ended=time.time(), error=error, made=None)
 
     def cancel(self, name: str) -> bool:
-        """False where it has ended already, or was never there."""
+        """Cancel a job; return False where it has ended already, or there is none."""
         return self._change(name, OPEN, status="cancelled", ended=time.time(), made=None)
 
     def requeue(self, name: str, attempt: int, died: bool = False) -> bool:
-        """Its attempt came to nothing; ``died``: as a worker died of it."""
+        """Queue a job again whose attempt has failed; ``died`` counts the death of a worker against it."""
         values = {"status": "queued", "started": None, "made": None, "nbytes": None, "trace": None, "calls": None}
         return self._change(name, ("in_progress",), attempt, deaths=jobs.c.deaths + int(died), **values)
 
     def in_progress(self) -> list[Job]:
+        """Return all jobs that are in progress."""
         return self._all(select(*READ).where(jobs.c.status == "in_progress"))
 
     def overdue(self) -> list[Job]:
-        """That should have been completed by now."""
+        """Return the jobs whose deadline has passed."""
         return self._all(select(*READ).where(jobs.c.status.in_(OPEN), jobs.c.deadline < time.time()))
 
     def kept_nbytes(self) -> int:
-        """Of all results."""
+        """Return the bytes of all results together."""
         with self._engine.connect() as connection:
             query = select(func.coalesce(func.sum(jobs.c.nbytes), 0)).where(jobs.c.content.is_not(None))
             return int(connection.execute(query).scalar_one())
 
     def with_content(self, before: float | None = None) -> list[Job]:
-        """Some of those whose results are there, the oldest first; that ended ``before``."""
+        """Return some of the jobs whose results are kept and that ended ``before`` this time, the oldest first."""
         query = select(*READ).where(jobs.c.content.is_not(None)).order_by(jobs.c.ended).limit(MANY)
         return self._all(query if before is None else query.where(jobs.c.ended < before))
 
     def forget_content(self, name: str) -> bool:
-        """Its result is about to be deleted."""
+        """Record that a result is about to be deleted; return False where there is none."""
         with self._engine.begin() as connection:
             return bool(
                 connection.execute(
@@ -281,7 +303,7 @@ class Store:
             )
 
     def forget(self, before: float) -> int:
-        """Deletes the rows of jobs that ended ``before`` and have no result any more; gives how many."""
+        """Delete jobs that ended ``before`` this time and have no result any more; return how many."""
         with self._engine.begin() as connection:
             return int(
                 connection.execute(
@@ -290,7 +312,7 @@ class Store:
             )
 
     def among(self, names: Sequence[str]) -> dict[str, Job]:
-        """Those of these names that there are."""
+        """Return the jobs of these names, as far as there are any, by name."""
         found: list[Job] = []
         for start in range(0, len(names), MANY):
             found += self._all(select(*READ).where(jobs.c.id.in_(names[start : start + MANY])))
@@ -321,7 +343,7 @@ def _job(row: Row[Any]) -> Job:
 
 
 def _with_driver(url: str) -> URL:
-    """PostgreSQL's own way to write a URL names no driver; ours is psycopg."""
+    """Add the driver to a URL as PostgreSQL itself writes it."""
     made = make_url(url)
     if made.drivername in ("postgres", "postgresql"):
         require("psycopg", "postgresql")
@@ -330,6 +352,6 @@ def _with_driver(url: str) -> URL:
 
 
 def _durable(connection: Any, _record: object) -> None:
-    """Readers and the writer do not wait for one another, and what was committed survives a power cut."""
+    """Make commits survive a power cut, and readers not wait for the writer."""
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")

@@ -1,11 +1,13 @@
-"""Traces of jobs, for OpenTelemetry: of each the queue, the phases of its generations, and what became of it.
+"""Traces of jobs for OpenTelemetry: the time in the queue, the phases of each generation, and the job's end.
 
-A span is made when what it describes is over, from times that are known then, so none is ever open: whatever dies, what
-was sent before is whole. All of a job's are children of ``submit``, which is a child of the client's own span where
-the request had a ``traceparent``; the job is stored with it, and so its trace goes on after a restart.
+A span is made when the work that it describes is over, from recorded times, so that no span is ever open and a process
+that dies leaves none unfinished. All spans of a job are children of ``submit``, which is a child of the client's own
+span where the request had a ``traceparent``. The trace context is stored with the job, so that its trace continues
+after a restart.
 
-Configured by the environment, as OpenTelemetry has it: with ``OTEL_EXPORTER_OTLP_ENDPOINT`` (or the same of traces
-alone) or ``OTEL_TRACES_EXPORTER``, ``otlp`` or ``console``. Without these nothing of it is imported.
+OpenTelemetry's environment variables configure it: ``OTEL_EXPORTER_OTLP_ENDPOINT``,
+``OTEL_EXPORTER_OTLP_TRACES_ENDPOINT``, or ``OTEL_TRACES_EXPORTER``, which is ``otlp`` or ``console``. Without them
+OpenTelemetry is not imported.
 """
 
 import os
@@ -14,9 +16,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from adacache_engines.errors import InputError, require
+from adacache_serve.device.messages import PhaseEnded
 from adacache_serve.jobs.store import Job
-from adacache_serve.messages import PhaseEnded
-from adacache_serve.schema import CreateVideo
+from adacache_serve.orders.schema import CreateVideo
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
@@ -28,26 +30,26 @@ SERVICE = "adacache-serve"
 
 
 class Tracer(Protocol):
-    """What a service tells; any thread may."""
+    """A recorder of spans. Any thread may call it."""
 
     def submitted(self, name: str, model: str, order: CreateVideo, traceparent: str | None) -> str | None:
-        """A job is about to be stored: gives what to store with it, by which all that follows is of its trace."""
+        """Record that a job is about to be stored; return the trace context to store with it."""
 
     def begun(self, job: Job) -> None:
-        """A worker gets it."""
+        """Record that a job is given to a worker."""
 
     def phase_ended(self, job: Job, message: PhaseEnded) -> None:
-        """Of one attempt."""
+        """Record that a phase of an attempt has ended."""
 
     def ended(self, job: Job, code: str, published: float | None = None) -> None:
-        """It has; ``published``: when putting its video among the results began, seconds since 1970."""
+        """Record that a job has ended; see :class:`adacache_serve.jobs.publishing.Ended` for the arguments."""
 
     def close(self) -> None:
-        """Sends what there is."""
+        """Send the spans that are not sent yet."""
 
 
 class Untraced:
-    """Where nothing is configured."""
+    """A tracer that records nothing, for servers without OpenTelemetry."""
 
     def submitted(self, name: str, model: str, order: CreateVideo, traceparent: str | None) -> None:
         return None
@@ -66,10 +68,11 @@ class Untraced:
 
 
 class Traced:
-    """Through the SDK of OpenTelemetry, in the background."""
+    """A tracer that sends spans through OpenTelemetry's SDK, in the background."""
 
     def __init__(self, exporter: "SpanExporter") -> None:
-        """
+        """Set up the SDK.
+
         Raises:
             MissingDependencyError: the SDK is not installed.
         """
@@ -92,7 +95,9 @@ class Traced:
         return self._span("submit", traceparent, now, now, {"job": name, "model": model, **asked})
 
     def begun(self, job: Job) -> None:
-        if job.attempts == 1 and job.started is not None:  # when it was queued again is not known
+        if (
+            job.attempts == 1 and job.started is not None
+        ):  # the time at which a later attempt was queued is not recorded
             self._span("queued", job.traceparent, job.created, job.started, self._of(job))
 
     def phase_ended(self, job: Job, message: PhaseEnded) -> None:
@@ -121,7 +126,7 @@ class Traced:
         attributes: Mapping[str, Any],
         error: str | None = None,
     ) -> str | None:
-        """Times are seconds since 1970; gives the ``traceparent`` of what is caused by it."""
+        """Send a span whose times are in seconds since 1970; return its ``traceparent``, for its children."""
         nanoseconds = 10**9
         span = self._tracer.start_span(
             name,
@@ -138,11 +143,11 @@ class Traced:
 
 
 def open_tracer(environment: Mapping[str, str] = os.environ) -> Tracer:
-    """As it is configured.
+    """Open the tracer that the environment configures.
 
     Raises:
-        MissingDependencyError: it is, and OpenTelemetry is not installed; has the line that installs it.
-        InputError: the exporter or its protocol is unknown here.
+        MissingDependencyError: a tracer is configured and OpenTelemetry is not installed.
+        InputError: the exporter or its protocol is not supported.
     """
     chosen = environment.get(EXPORTER, "otlp" if any(environment.get(name) for name in ENDPOINTS) else "none")
     if chosen in ("none", "") or environment.get(DISABLED, "").lower() == "true":
@@ -150,8 +155,8 @@ def open_tracer(environment: Mapping[str, str] = os.environ) -> Tracer:
     if chosen == "console":
         return Traced(require("opentelemetry.sdk.trace.export", "otel").ConsoleSpanExporter())
     if chosen != "otlp":
-        raise InputError(f"{EXPORTER}={chosen} is unknown here; choose otlp, console or none")
+        raise InputError(f"{EXPORTER}={chosen} is not supported; choose otlp, console or none")
     protocol = next((environment[name] for name in PROTOCOLS if environment.get(name)), HTTP)
     if protocol != HTTP:
-        raise InputError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol} is unknown here; choose {HTTP}")
+        raise InputError(f"OTEL_EXPORTER_OTLP_PROTOCOL={protocol} is not supported; choose {HTTP}")
     return Traced(require("opentelemetry.exporter.otlp.proto.http.trace_exporter", "otel").OTLPSpanExporter())

@@ -1,1 +1,1 @@
-"""A bundle as a model of Triton Inference Server."""
+"""A bundle as a model of Triton's Python backend."""

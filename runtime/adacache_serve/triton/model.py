@@ -24,10 +24,7 @@ from adacache_engines.bundle.files import open_bundle
 from adacache_engines.errors import EngineError, InputError, MissingDependencyError
 from adacache_runtime.media.video import Frames
 from adacache_serve.commands.serve import open_models
-from adacache_serve.device.film import MEDIA_TYPES
-from adacache_serve.device.supervisor import Worker
-from adacache_serve.device.worker import Models
-from adacache_serve.messages import (
+from adacache_serve.device.messages import (
     Begin,
     Called,
     Cancel,
@@ -39,11 +36,14 @@ from adacache_serve.messages import (
     Memory,
     Ready,
 )
-from adacache_serve.orders import FieldError, check, with_seed
-from adacache_serve.schema import CreateVideo
+from adacache_serve.device.supervisor import SupervisedWorker
+from adacache_serve.device.video_file import MEDIA_TYPES
+from adacache_serve.device.worker import Models
+from adacache_serve.orders.check import FieldError, check, with_seed
+from adacache_serve.orders.images import decode_image, write_image
+from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
 from adacache_serve.triton.config import INPUTS, MODEL, settings_of
-from adacache_serve.uploads import decode_picture, write_picture
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.05  # between two looks for requests that were cancelled
@@ -103,8 +103,8 @@ class TritonPythonModel:
         if args["model_instance_kind"] == "GPU":
             device = visible_device(int(args["model_instance_device_id"]), os.environ.get("CUDA_VISIBLE_DEVICES"))
         opening = partial(self.open_models, (folder,))
-        self._worker = Worker(self._settings, device, opening, self._hear, self._died)
-        self._worker.begin()
+        self._worker = SupervisedWorker(self._settings, device, opening, self._hear, self._died)
+        self._worker.start()
         self._began.wait()
         if not self._worker.ready:
             self._worker.stop()
@@ -117,9 +117,9 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                order, picture = self._order(request)
+                order, image = self._order(request)
                 order = with_seed(order)
-                check(order, self._bundle, self._settings, picture)
+                check(order, self._bundle, self._settings, image)
             except FieldError as error:
                 self._refuse(sender, f"{error.field}: {error}" if error.field else str(error))
             except ValidationError as error:
@@ -127,7 +127,7 @@ class TritonPythonModel:
                 self._refuse(sender, f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}")
             else:
                 self._places.acquire()
-                self._begin(sender, order, picture)
+                self._begin(sender, order, image)
 
     def finalize(self) -> None:
         """After what is being made."""
@@ -138,11 +138,11 @@ class TritonPythonModel:
         self._files.cleanup()
         self._worker.stop()
 
-    def _begin(self, sender: Any, order: CreateVideo, picture: Frames | None) -> None:
+    def _begin(self, sender: Any, order: CreateVideo, image: Frames | None) -> None:
         name = next(self._names)
-        file = self._path(f"{name}.npy") if picture is not None else None
-        if file is not None and picture is not None:
-            write_picture(file, picture)
+        file = self._path(f"{name}.npy") if image is not None else None
+        if file is not None and image is not None:
+            write_image(file, image)
         assert order.seed is not None
         with self._lock:
             self._asked[name] = Asked(sender, order.seed)
@@ -155,7 +155,7 @@ class TritonPythonModel:
                     attempt=1,
                     model=MODEL,
                     order=order,
-                    picture=str(file) if file else None,
+                    image=str(file) if file else None,
                     output=str(self._path(name)),
                 )
             )
@@ -184,7 +184,7 @@ class TritonPythonModel:
         content = given.pop("image", None)
         order = CreateVideo(**given)
         try:
-            return order, decode_picture(content) if content is not None else None
+            return order, decode_image(content) if content is not None else None
         except InputError as error:
             raise FieldError("image", str(error)) from error
 
@@ -197,7 +197,7 @@ class TritonPythonModel:
                         asked.cancelled = True
                         self._worker.send(Cancel(job=name))
 
-    def _died(self, _worker: Worker) -> None:
+    def _died(self, _worker: SupervisedWorker) -> None:
         with self._lock:
             for name in list(self._asked):
                 self._lost(name)
@@ -208,7 +208,7 @@ class TritonPythonModel:
         self._refuse(self._asked[name].sender, message, self._triton.TritonError.UNAVAILABLE)
         self._forget(name)
 
-    def _hear(self, _worker: Worker, message: FromWorker) -> None:
+    def _hear(self, _worker: SupervisedWorker, message: FromWorker) -> None:
         """Passes on what the worker says."""
         if isinstance(message, Ready):
             self._began.set()

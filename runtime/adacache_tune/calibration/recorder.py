@@ -27,7 +27,9 @@ from adacache_runtime.caching.policy import (
     Run,
 )
 from adacache_runtime.denoising.probes import Probe, Signals
-from adacache_runtime.pipeline import Pipeline, Result, Started
+from adacache_runtime.events import Denoised
+from adacache_runtime.generation import Begun
+from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.samplers.update import Update
 from adacache_runtime.trace import CallRecord, Trace
@@ -62,7 +64,7 @@ def record(
     gaps: int,
     strides: Sequence[int] = (1,),
     on_call: Callable[[CallRecord], None] = lambda _: None,
-) -> tuple[Record, Result]:
+) -> tuple[Record, Denoised]:
     """Make a generation and record it.
 
     Args:
@@ -79,25 +81,25 @@ def record(
     manifest = pipeline.bundle.manifest
     roles = {role: sites for role in ROLES if (sites := sites_of(manifest, role))}
     policy = Everything((*roles, FIRST, LATENTS, VELOCITY))
-    started = pipeline.start(replace(request, policy=policy, granularity=None, scope="batch"))
+    started = pipeline.prepare(replace(request, policy=policy, granularity=None, scope="batch")).begin()
     recorder = _Recorder(pipeline, started, gaps, strides)
     calls = []
     for made in started.denoiser.records(before_advance=recorder.look):
         calls.append(made)
         on_call(made)
-    result = Result(started.denoiser.latents.read(), Trace(tuple(calls), started.sizes, started.settled.granularity))
+    result = Denoised(started.denoiser.latents.read(), Trace(tuple(calls), started.sizes, started.settled.granularity))
     return recorder.record(roles), result
 
 
 class _Recorder:
     """The tensors that are kept of the last calls, and the numbers that were measured."""
 
-    def __init__(self, pipeline: Pipeline, started: Started, gaps: int, strides: Sequence[int]) -> None:
+    def __init__(self, pipeline: Pipeline, started: Begun, gaps: int, strides: Sequence[int]) -> None:
         assembly, arithmetic = started.denoiser.assembly, pipeline.engines.arithmetic
         device, stages = assembly.device, assembly.stages
         self._calls, self._branches = len(started.settled.updates), stages.branches
         self._gaps, self._strides = max(1, min(gaps, self._calls - 1)), tuple(strides)
-        self._timesteps = started.settled.run.timesteps
+        self._timesteps = tuple(float(update.timestep[0]) for update in started.settled.updates)
         hidden = stages.hidden[0]
         first, rest = (assembly.groups.newest(group) for group in range(2))
         residual, scratch = (device.empty(hidden.shape, hidden.dtype) for _ in range(2))
@@ -172,7 +174,7 @@ class _Recorder:
         return off
 
 
-def _guide(pipeline: Pipeline, prediction: Buffer, started: Started, velocity: Buffer, device: Device) -> Call:
+def _guide(pipeline: Pipeline, prediction: Buffer, started: Begun, velocity: Buffer, device: Device) -> Call:
     scale = device.empty((1,), np.dtype(np.float32))
     scale.write(np.array([started.settled.guidance], np.float32))
     tensors: Mapping[str, Any] = {"prediction": prediction, "guidance": scale, "velocity": velocity}

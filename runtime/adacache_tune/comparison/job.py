@@ -12,7 +12,8 @@ from adacache_runtime.caching.policy import Policy
 from adacache_runtime.commands.options import video_size
 from adacache_runtime.media.video import MAX_SIDE
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request, Settled, settle
+from adacache_runtime.request import Request
+from adacache_runtime.settled import Settled, settle
 from adacache_runtime.vae.decode import WITHOUT_DECODER
 from adacache_tune.comparison.inputs import header, named_policies
 from adacache_tune.comparison.measure import Yardsticks
@@ -87,7 +88,7 @@ def settle_job(options: argparse.Namespace, pipeline: Pipeline, prompts: Sequenc
     }
     decodes = manifest.latent.decoder != "none"
     missing = f"this bundle has no decoder, so no PSNR, SSIM and videos; {WITHOUT_DECODER}"
-    pixels = tuple(side * manifest.latent.spatial_factor for side in settled.latents.shape[3:])
+    pixels = tuple(side * manifest.latent.spatial_factor for side in settled.latent_shape[3:])
     lpips = _lpips(options, pixels, decodes)
     shown = prompts[: options.videos] if decodes else []
     return Job(

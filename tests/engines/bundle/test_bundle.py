@@ -22,7 +22,7 @@ from adacache_export.verification import parity
 from adacache_export.writing import folder as bundle_writer
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers import fake_model
-from tests.helpers.bundles import Stubs, rewrite
+from tests.helpers.bundle_changes import Stubs, rewrite
 from tests.helpers.opened import Opens
 from tests.helpers.reference import DATA
 

@@ -21,7 +21,7 @@ from adacache_export.writing.weights_file import write_weights
 from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.latte import ORIGINALS, PATCH, Original, model_inputs, request
+from tests.helpers.latte_originals import ORIGINALS, PATCH, Original, model_inputs, request
 from tests.helpers.reference import Arrays, run_graph, worst
 
 TOLERANCE = 2e-5  # absolute

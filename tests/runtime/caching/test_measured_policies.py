@@ -29,8 +29,8 @@ from adacache_runtime.caching.policy import (
     Run,
 )
 from adacache_runtime.caching.simulate import Unchanged, simulate
-from tests.helpers.driving import changed
-from tests.helpers.published_policies import PUBLISHED
+from tests.helpers.policy_runs import changed
+from tests.helpers.teacache_coefficients import PUBLISHED
 
 FIRST_AND_REST = ("spatial.00", "temporal.00 to temporal.01")
 NAN = math.nan

@@ -11,7 +11,7 @@ from adacache_runtime.caching.policies.wrappers import Extrapolate, MaxReuses, W
 from adacache_runtime.caching.policy import BLOCK_INPUT, DEFAULT, FIRST, LATENTS, VELOCITY, Decision, Measure, Needs
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers.fake_model import BLOCKS, fake_pipeline, functions, manifest, request
-from tests.helpers.measuring_policies import FBCACHE, TEACACHE, Scripted, words
+from tests.helpers.scripted_policy import FBCACHE, TEACACHE, Scripted, words
 
 ALL = "all"
 

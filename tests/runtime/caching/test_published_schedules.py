@@ -26,7 +26,7 @@ from adacache_runtime.caching.simulate import replay
 from adacache_runtime.samplers.ddim import ddim
 from adacache_runtime.samplers.pndm import pndm
 from adacache_runtime.samplers.rflow import condition_dtype, rflow, rflow_timesteps, transform_ratio
-from tests.helpers.published_policies import PUBLISHED
+from tests.helpers.teacache_coefficients import PUBLISHED
 from tools.demo.fit import replace_presets
 
 Schedule = list[tuple[bool, ...]]

@@ -29,13 +29,13 @@ from adacache_runtime.caching.policy import (
 )
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.caching.simulate import Unchanged, bounds, replay, simulate
-from adacache_runtime.request import settle
-from tests.helpers.driving import codebooks, measured
-from tests.helpers.driving import replay as driven
+from adacache_runtime.settled import settle
 from tests.helpers.fake_model import fake_pipeline, functions, request
-from tests.helpers.measuring_policies import ADACACHE, EASYCACHE, FBCACHE, INTERVAL, TEACACHE
 from tests.helpers.plain import Plain, plain
-from tests.helpers.wrapping import CHANGES, KINDS, WRAPS, Numbers, Wrap, run_of, wrapped
+from tests.helpers.policy_kinds import CHANGES, KINDS, WRAPS, Numbers, Wrap, run_of, wrapped
+from tests.helpers.policy_runs import codebooks, measured
+from tests.helpers.policy_runs import replay as driven
+from tests.helpers.scripted_policy import ADACACHE, EASYCACHE, FBCACHE, INTERVAL, TEACACHE
 
 
 def falling(calls: int) -> list[float]:
@@ -199,7 +199,7 @@ def test_a_simulation_is_the_loop(tmp_path: Path, policy: Any, granularity: Any,
     seen = plain(pipeline, asked, decisions, granularity, policy.needs.weighted)
     settled = settle(pipeline.bundle, asked)
     source = Recorded(witness.shown, seen, settled.measures)
-    simulated = simulate(policy, settled.run, source)
+    simulated = simulate(policy, settled.segments[0].run, source)
     assert simulated.decisions == decisions
     assert simulated.observations == tuple(call.observation for call in trace.calls)
     assert source.asked == set(witness.shown)

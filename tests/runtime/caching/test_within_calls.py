@@ -23,9 +23,10 @@ from adacache_runtime.caching.policy import (
     Policy,
 )
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.broken import broken_at
 from tests.helpers.fake_model import BLOCKS, fake_pipeline, functions, manifest, request
-from tests.helpers.measuring_policies import (
+from tests.helpers.not_finite import broken_at
+from tests.helpers.plain import GROUPS, plain
+from tests.helpers.scripted_policy import (
     ADACACHE,
     EASYCACHE,
     FBCACHE,
@@ -35,7 +36,6 @@ from tests.helpers.measuring_policies import (
     follows,
     words,
 )
-from tests.helpers.plain import GROUPS, plain
 
 MODULATED = "spatial.0.modulated"
 

@@ -23,12 +23,7 @@ from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import EngineError
 from adacache_engines.tensorrt.backend import TrtBackend
 from adacache_runtime.pipeline import Pipeline
-from adacache_serve.device.supervisor import FIRST_PAUSE
-from adacache_serve.device.worker import Models, Worker, work
-from adacache_serve.jobs.results import open_results
-from adacache_serve.jobs.service import Service
-from adacache_serve.jobs.store import Store
-from adacache_serve.messages import (
+from adacache_serve.device.messages import (
     Begin,
     Called,
     Cancel,
@@ -41,9 +36,14 @@ from adacache_serve.messages import (
     ToWorker,
     from_worker,
 )
-from adacache_serve.schema import CreateVideo
+from adacache_serve.device.supervisor import FIRST_PAUSE
+from adacache_serve.device.worker import Models, Worker, work
+from adacache_serve.jobs.results import open_results
+from adacache_serve.jobs.service import Service
+from adacache_serve.jobs.store import Store
+from adacache_serve.orders.images import write_image
+from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
-from adacache_serve.uploads import write_picture
 from tests.helpers import fake_model
 from tests.helpers.fake_cuda import FakeCuda
 from tests.helpers.fake_server import functions, write_model
@@ -69,15 +69,15 @@ class Rig:
     def send(self, message: ToWorker) -> None:
         self._ours.send_bytes(message.model_dump_json().encode())
 
-    def begin(self, name: str, model: str = MODEL, picture: np.ndarray | None = None, **order: Any) -> None:
+    def begin(self, name: str, model: str = MODEL, image: np.ndarray | None = None, **order: Any) -> None:
         path = None
-        if picture is not None:
+        if image is not None:
             path = self.folder / f"{name}.npy"
-            write_picture(path, picture)
+            write_image(path, image)
         asked = CreateVideo(**{"prompt": "a boat", "seed": 1, **order})
         output = str(self.folder / name)
         self._running.add(name)
-        self.send(Begin(job=name, attempt=1, model=model, order=asked, picture=path and str(path), output=output))
+        self.send(Begin(job=name, attempt=1, model=model, order=asked, image=path and str(path), output=output))
 
     def turn(self) -> None:
         assert self._running, "it would wait for ever"
@@ -116,8 +116,8 @@ MIX: dict[str, dict[str, Any]] = {
     "extrapolated": {"policy": "interval-3+extrapolate", "seed": 4},
     "large": {"size": "8x8", "frames": 8, "policy": "interval-2"},
     "image": {"frames": 1, "steps": 3},
-    "pictured": {"picture": PICTURE, "policy": "adacache-fast", "steps": 6},
-    "at the end": {"picture": PICTURE, "image_at": -1, "seed": 2},
+    "pictured": {"image": PICTURE, "policy": "adacache-fast", "steps": 6},
+    "at the end": {"image": PICTURE, "image_at": -1, "seed": 2},
 }
 
 
@@ -152,9 +152,8 @@ def test_real_engines_in_turn_give_what_they_give_alone(
     """Two models with ONNX Runtime in one process: text encoder, decoder, sizes, policies and given frames."""
     from adacache_runtime.caching.presets import PRESETS
     from adacache_runtime.request import Request
-    from adacache_serve.device.film import film
-    from tests.helpers.conditioned import MASK, drawn
-    from tests.helpers.reference import request
+    from adacache_serve.device.video_file import film
+    from tests.helpers.reference import MASK, drawn, request
 
     latte, open_sora = Pipeline.open(decoding_folder), Pipeline.open(conditioned_folder)
     prompt = {"prompts": ("a red circle moves fast",), "steps": 5}
@@ -213,7 +212,7 @@ def test_a_long_job_does_not_block_a_short_one(tmp_path: Path) -> None:
 def test_encoding_is_a_step_of_its_own(tmp_path: Path) -> None:
     """So the text encoder, which may take seconds, is one turn, and the phases are told with their times."""
     rig = Rig(fake(tmp_path / MODEL), tmp_path / "out")
-    rig.begin("one", picture=PICTURE)
+    rig.begin("one", image=PICTURE)
     rig.turn()  # the picture
     assert rig.of(PhaseEnded) == []
     rig.turn()  # the text
@@ -306,7 +305,7 @@ def test_what_a_job_held_is_free_when_it_has_ended(tmp_path: Path, end: str) -> 
     gc.collect()
     gc.disable()
     try:
-        rig.begin("job", policy="adacache-fast", steps=9, picture=PICTURE)
+        rig.begin("job", policy="adacache-fast", steps=9, image=PICTURE)
         if end == "cancelled while it waits":
             rig.send(Cancel(job="job"))
             rig.begin("another", steps=1)
@@ -449,7 +448,7 @@ def test_a_server_is_not_ready_without_its_models_and_does_not_spin(
     results = open_results(str(tmp_path / "results"))
     store = Store(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
     made = Service(Settings(tmp_path), {MODEL: bundle}, store, results, again_broken)
-    made.begin()
+    made.start()
     try:
         until(lambda: len(pauses()) > 2)
         assert not made.ready

@@ -23,7 +23,7 @@ from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Store
 from adacache_serve.jobs.tracing import Traced, Untraced, open_tracer
 from adacache_serve.logs import Lines, about
-from adacache_serve.schema import CreateVideo
+from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
 from tests.helpers.fake_server import served, service, until, write_model
 from tools.speed.serving import status_load
@@ -238,9 +238,9 @@ def test_tracing_is_configured_as_usual(monkeypatch: pytest.MonkeyPatch) -> None
         opened = open_tracer(configured)
         assert isinstance(opened, Traced)
         opened.close()
-    with pytest.raises(InputError, match="OTEL_TRACES_EXPORTER=zipkin is unknown here; choose otlp, console or none"):
+    with pytest.raises(InputError, match="OTEL_TRACES_EXPORTER=zipkin is not supported; choose otlp, console or none"):
         open_tracer({"OTEL_TRACES_EXPORTER": "zipkin"})
-    with pytest.raises(InputError, match="PROTOCOL=grpc is unknown here; choose http/protobuf"):
+    with pytest.raises(InputError, match="PROTOCOL=grpc is not supported; choose http/protobuf"):
         open_tracer({"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"})
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     for name in [name for name in sys.modules if name.startswith("opentelemetry.")]:

@@ -382,8 +382,8 @@ def test_a_database_that_does_not_answer_is_a_503(
         (f"alice {'0' * 64} high", "priority"),
         (f"alice {'0' * 64} 11", "priority"),
         (f"alice {'0' * 64} 0 0", "wait"),
-        (f"alice {'0' * 64} 0 5 6", "no more"),
-        (f"bob {'1' * 64}", "line 2, too"),
+        (f"alice {'0' * 64} 0 5 6", "nothing else"),
+        (f"bob {'1' * 64}", "also in line 2"),
     ],
 )
 def test_a_wrong_line_of_a_key_file_is_named(tmp_path: Path, line: str, told: str) -> None:
@@ -416,4 +416,4 @@ def test_a_new_key_is_printed_once_and_its_hash_lets_it_in(tmp_path: Path, capsy
     (tmp_path / "keys").write_text(f"erin {dave.digest.upper()}")
     assert client_of(key, read_keys(tmp_path / "keys")) == upper
     assert main(["--new-key", "two words"]) == 1
-    assert "no name" in capsys.readouterr().err
+    assert "not a possible name" in capsys.readouterr().err

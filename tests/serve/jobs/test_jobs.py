@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from adacache_engines.errors import InputError
-from adacache_serve.jobs import housekeeping, publishing
-from adacache_serve.jobs.housekeeping import forget, retain, sweep
+from adacache_serve.jobs import publishing, service
 from adacache_serve.jobs.results import Folder
 from adacache_serve.jobs.service import BusyError, StoppingError
 from adacache_serve.jobs.store import Job
@@ -32,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def benches(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Benches]:
     made = []
-    monkeypatch.setattr(housekeeping, "WATCH_SECONDS", 0.05)
+    monkeypatch.setattr(service, "WATCH_SECONDS", 0.05)
     monkeypatch.setattr(publishing, "PAUSES", (0.01, 0.01, 0.01))
     monkeypatch.setattr(publishing, "LEAVE_SECONDS", 0.5)
 
@@ -101,11 +100,11 @@ def test_the_highest_priority_is_begun_first(benches: Benches) -> None:
 
 def test_a_waiting_job_is_cancelled(benches: Benches) -> None:
     bench = benches(in_flight=1)
-    running, waiting = bench.submit(), bench.submit(picture=True)
-    assert bench.files("pictures") == [f"{waiting.id}.npy"]
+    running, waiting = bench.submit(), bench.submit(image=True)
+    assert bench.files("images") == [f"{waiting.id}.npy"]
     assert bench.service.cancel(waiting.id)
     assert not bench.service.cancel(waiting.id)
-    assert bench.files("pictures") == []
+    assert bench.files("images") == []
     bench.worker.completes(bench.worker.begun()[0])
     bench.becomes(running, "completed")
     assert len(bench.worker.begun()) == 1
@@ -114,14 +113,14 @@ def test_a_waiting_job_is_cancelled(benches: Benches) -> None:
 
 def test_the_place_of_a_cancelled_job_is_free_when_its_worker_let_go(benches: Benches) -> None:
     bench = benches(in_flight=1)
-    first, second = bench.submit(picture=True), bench.submit()
+    first, second = bench.submit(image=True), bench.submit()
     (begin,) = bench.worker.begun()
     assert bench.service.cancel(first.id)
     assert bench.worker.cancelled() == [first.id]
-    assert bench.files("pictures") == [f"{first.id}.npy"]  # which the worker may be reading
+    assert bench.files("images") == [f"{first.id}.npy"]  # which the worker may be reading
     assert len(bench.worker.begun()) == 1
     bench.worker.lets_go(begin)
-    assert bench.files("pictures") == []
+    assert bench.files("images") == []
     assert bench.worker.begun()[-1].job == second.id
     assert bench.status(first) == "cancelled"
 
@@ -259,7 +258,7 @@ def test_a_killed_server_leaves_everything_to_the_next(benches: Benches) -> None
     bench.service.publisher._stopping.set()
     gate.open.set()
     bench.crash()
-    bench.begin()
+    bench.start()
     assert bench.becomes(made_not_put, "completed").attempts == 1
     assert bench.becomes(made_not_heard, "completed").attempts == 1
     assert bench.results.path(f"{made_not_put.id}.mp4").read_bytes() == b"first"
@@ -273,7 +272,7 @@ def test_a_video_that_was_put_before_the_server_was_killed_is_completed(bench: B
     bench.worker.completes(bench.worker.begun()[0])
     until(lambda: bench.files("results") == [f"{job.id}.mp4"])
     bench.crash()
-    bench.begin()
+    bench.start()
     assert bench.becomes(job, "completed").content == f"{job.id}.mp4"
     assert bench.worker.begun() == []
     left_alone(bench)
@@ -348,7 +347,7 @@ def test_a_model_that_is_not_served_any_more_is_told(benches: Benches) -> None:
     bench = benches(in_flight=1)
     running, waiting = bench.submit(), bench.submit()
     bench.crash()
-    bench.begin()
+    bench.start()
     bench.service.dispatcher._models = ()
     bench.worker.completes(bench.worker.begun(running)[0])
     assert bench.becomes(waiting, "failed").error["code"] == "model"
@@ -360,21 +359,21 @@ def test_the_queue_has_a_bound_for_all_and_for_each(benches: Benches) -> None:
     one, other, small = Client("one"), Client("other"), Client("small", queue=1)
     bench.submit(one)
     bench.submit(small)
-    with pytest.raises(BusyError, match="1 jobs of yours"):
+    with pytest.raises(BusyError, match="1 of your jobs are waiting"):
         bench.submit(small)
     bench.submit(other)
     bench.submit(other)
-    with pytest.raises(BusyError, match="2 jobs of yours"):
-        bench.submit(other, picture=True)
-    with pytest.raises(BusyError, match="3 jobs wait already") as busy:
-        bench.submit(one, picture=True)
+    with pytest.raises(BusyError, match="2 of your jobs are waiting"):
+        bench.submit(other, image=True)
+    with pytest.raises(BusyError, match="3 jobs are waiting already") as busy:
+        bench.submit(one, image=True)
     assert busy.value.retry_after == 5  # nothing is known yet
-    assert bench.files("pictures") == []
+    assert bench.files("images") == []
     bench.service.dispatcher._took.append(7.0)
-    with pytest.raises(BusyError, match="3 jobs wait already") as busy:
+    with pytest.raises(BusyError, match="3 jobs are waiting already") as busy:
         bench.submit(one)
     assert busy.value.retry_after == 7  # one place
-    with pytest.raises(BusyError, match="2 jobs of yours") as busy:
+    with pytest.raises(BusyError, match="2 of your jobs are waiting") as busy:
         bench.submit(other)
     assert busy.value.retry_after == 14  # behind that of the small one
     bench.worker.completes(bench.worker.begun()[0])
@@ -390,7 +389,7 @@ def test_a_stopping_server_takes_no_jobs_and_knows_those_it_has(benches: Benches
     assert bench.submit(key="a key").id == running.id
     assert not bench.service.ready
     bench.service.stop()
-    bench.begin()
+    bench.start()
     assert [(begin.job, begin.attempt) for begin in bench.worker.begun()] == [(running.id, 2)]
     assert bench.status(waiting) == "queued"
     assert bench.job(running).deaths == 0
@@ -411,7 +410,7 @@ def test_a_drain_ends_with_the_last_job_that_runs(benches: Benches) -> None:
 def test_two_servers_cannot_have_the_same_data(bench: Bench) -> None:
     service = bench.service
     with pytest.raises(InputError, match="another adacache-serve uses"):
-        bench.begin()
+        bench.start()
     bench.service, bench.worker = service, FakeWorker.made[0] if FakeWorker.made else bench.worker
     assert bench.service.ready
 
@@ -421,10 +420,10 @@ def test_results_are_deleted_by_age(benches: Benches) -> None:
     job = bench.submit()
     bench.worker.completes(bench.worker.begun()[0])
     bench.becomes(job, "completed")
-    retain(bench.service)
+    bench.service.retention.retain()
     assert bench.files("results") == [f"{job.id}.mp4"]
     bench.age(job, 61)
-    retain(bench.service)
+    bench.service.retention.retain()
     assert bench.files("results") == []
     assert (bench.status(job), bench.job(job).content) == ("completed", None)
 
@@ -435,7 +434,7 @@ def test_the_oldest_results_are_deleted_beyond_a_size(benches: Benches) -> None:
     for job in jobs:
         bench.worker.completes(bench.worker.begun(job)[0], bytes(100))
         bench.becomes(job, "completed")
-    retain(bench.service)
+    bench.service.retention.retain()
     assert [bench.job(job).content is not None for job in jobs] == [False, False, True, True]
     assert bench.files("results") == sorted(f"{job.id}.mp4" for job in jobs[2:])
 
@@ -446,18 +445,18 @@ def test_jobs_are_forgotten_with_their_results(benches: Benches) -> None:
     bench.worker.completes(bench.worker.begun(old)[0])
     bench.service.cancel(cancelled.id)
     bench.becomes(old, "completed")
-    forget(bench.service)
+    bench.service.retention.forget()
     assert bench.service.store.get(old.id) is not None
     for job in (old, cancelled, running):
         bench.age(job, 61)
-    forget(bench.service)
+    bench.service.retention.forget()
     assert [bench.service.store.get(job.id) is None for job in (old, cancelled, running)] == [True, True, False]
     assert bench.files("results") == []
 
 
 def test_files_that_belong_to_no_job_are_swept(bench: Bench) -> None:
     data = bench.settings.data
-    kept, cancelled, running = bench.submit(), bench.submit(), bench.submit(picture=True)
+    kept, cancelled, running = bench.submit(), bench.submit(), bench.submit(image=True)
     bench.worker.completes(bench.worker.begun(kept)[0])
     bench.becomes(kept, "completed")
     bench.service.cancel(cancelled.id)
@@ -467,14 +466,14 @@ def test_files_that_belong_to_no_job_are_swept(bench: Bench) -> None:
         (data / "spool" / name).mkdir()
         (data / "spool" / name / "video.mp4").write_bytes(b"left")
     for name in (cancelled.id, unknown):
-        (data / "pictures" / f"{name}.npy").write_bytes(b"left")
-    (data / "pictures" / "video_old.npy").write_bytes(b"left")
-    os.utime(data / "pictures" / "video_old.npy", (0, 0))
+        (data / "images" / f"{name}.npy").write_bytes(b"left")
+    (data / "images" / "video_old.npy").write_bytes(b"left")
+    os.utime(data / "images" / "video_old.npy", (0, 0))
     for name in (f"{cancelled.id}.mp4", f".{cancelled.id}.mp4.part", f"{unknown}.mp4", "holiday.mp4"):
         (data / "results" / name).write_bytes(b"left")
-    sweep(bench.service)
+    bench.service.retention.sweep()
     assert bench.files("spool") == [f"{running.id}-1"]
     # one that is not known may be of a job that is about to be stored
-    assert bench.files("pictures") == sorted([f"{running.id}.npy", f"{unknown}.npy"])
+    assert bench.files("images") == sorted([f"{running.id}.npy", f"{unknown}.npy"])
     # and results that are not known may be another server's
     assert bench.files("results") == sorted([f"{kept.id}.mp4", f"{unknown}.mp4", "holiday.mp4"])

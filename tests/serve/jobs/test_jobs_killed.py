@@ -157,7 +157,7 @@ def kill_worker(server: ServerProcess, chance: random.Random) -> bool:
 
 @pytest.mark.slow
 def test_a_few_jobs_outlive_their_workers_and_servers(process: ServerProcess, model: Path, tmp_path: Path) -> None:
-    process.begin()
+    process.start()
     until(process.ready)
     clients = Clients(process, 60, 0.1, 1)
     until(lambda: len(process.log("made")) > 5)
@@ -168,7 +168,7 @@ def test_a_few_jobs_outlive_their_workers_and_servers(process: ServerProcess, mo
     assert workers
     assert process.end(signal.SIGKILL) == -signal.SIGKILL
     wait_until_gone(workers)
-    process.begin()
+    process.start()
     clients.join()
     until(lambda: open_jobs(process) == 0)
     assert process.end() == 0
@@ -178,7 +178,7 @@ def test_a_few_jobs_outlive_their_workers_and_servers(process: ServerProcess, mo
 @pytest.mark.slow
 def test_a_server_that_is_told_to_stop_drains(process: ServerProcess) -> None:
     process.settings["drain_seconds"] = 3
-    process.begin()
+    process.start()
     until(process.ready)
     short, long = (
         process.request("POST", "/v1/videos", json={"prompt": "slow", "steps": steps}).json()["id"]
@@ -204,7 +204,7 @@ def test_a_server_that_is_told_to_stop_drains(process: ServerProcess) -> None:
 @pytest.mark.slow
 def test_a_second_signal_ends_the_server_at_once(process: ServerProcess) -> None:
     process.settings["drain_seconds"] = 10 * HANG_SECONDS  # a test that waited for it would have failed long before
-    process.begin()
+    process.start()
     until(process.ready)
     name = process.request("POST", "/v1/videos", json={"prompt": "slow", "steps": 900}).json()["id"]
     until(lambda: process.log("begun"))
@@ -219,7 +219,7 @@ def test_a_second_signal_ends_the_server_at_once(process: ServerProcess) -> None
 
 @pytest.mark.slow
 def test_a_worker_does_not_outlive_its_server_even_in_a_call(process: ServerProcess) -> None:
-    process.begin()
+    process.start()
     until(process.ready)
     process.request("POST", "/v1/videos", json={"prompt": "stall"})
     until(lambda: process.log("begun"))
@@ -235,7 +235,7 @@ def test_a_thousand_jobs_outlive_cancels_kills_and_restarts(
     process.settings.update(devices=["first", "second"], in_flight=8)
     chance = random.Random(7)
     done: Counter[str] = Counter()
-    process.begin()
+    process.start()
     clients = Clients(process, 1000, 0.2, 7, 2)
     for kill in (True, False, True) * 3:
         if chance.random() < 0.8:  # else it is ended while it begins
@@ -252,7 +252,7 @@ def test_a_thousand_jobs_outlive_cancels_kills_and_restarts(
         else:
             assert process.end() == 0
             done["server stopped"] += 1
-        process.begin()
+        process.start()
     clients.join()
     until(lambda: open_jobs(process) == 0)
     assert process.end() == 0

@@ -10,7 +10,6 @@ import pytest
 
 from adacache_engines.errors import InputError
 from adacache_serve.jobs import publishing
-from adacache_serve.jobs.housekeeping import retain
 from adacache_serve.jobs.results import Bucket, Folder, Results, open_results
 from tests.helpers.fake_server import until, write_model
 from tests.helpers.fake_workers import Bench
@@ -156,14 +155,14 @@ def test_an_upload_that_a_restart_interrupted_is_done_by_the_next_server(
         bench.worker.completes(bench.worker.begun()[0], CONTENT)
         until(lambda: tries)
         bench.crash()
-    bench.begin()
+    bench.start()
     assert bench.becomes(job, "completed").attempts == 1
     assert bench.worker.begun() == []
     assert read(bench.results, f"{job.id}.mp4").content == CONTENT
     newer = bench.submit()
     bench.worker.completes(bench.worker.begun()[0], CONTENT)
     bench.becomes(newer, "completed")
-    retain(bench.service)
+    bench.service.retention.retain()
     assert bench.job(job).content is None
     assert not bench.results.has(f"{job.id}.mp4")
     assert read(bench.results, f"{newer.id}.mp4").content == CONTENT

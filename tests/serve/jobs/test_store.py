@@ -14,11 +14,11 @@ from sqlalchemy import text
 from sqlalchemy.exc import OperationalError
 
 from adacache_engines.errors import InputError
-from adacache_serve import lifetime
+from adacache_serve.disk import locks
 from adacache_serve.jobs import ownership
 from adacache_serve.jobs.ownership import Ownership
 from adacache_serve.jobs.store import Job, Store, metadata
-from adacache_serve.schema import CreateVideo
+from adacache_serve.orders.schema import CreateVideo
 from tests.helpers import postgresql
 from tests.helpers.fake_server import write_model
 from tests.helpers.fake_workers import Bench
@@ -258,7 +258,7 @@ def test_a_service_keeps_its_jobs_there(
     bench.becomes(done, "completed")
     assert bench.submit(key="a key").id == done.id
     bench.crash()
-    bench.begin()
+    bench.start()
     assert [(begin.job, begin.attempt) for begin in bench.worker.begun()] == [(running.id, 2), (waiting.id, 2)]
     assert bench.service.cancel(running.id)
     bench.service.stop()
@@ -277,15 +277,15 @@ def test_a_server_waits_for_the_workers_of_the_one_before(tmp_path: Path, monkey
         looks.append(None)
         return locked(file)
 
-    locked = lifetime.locked
-    monkeypatch.setattr(lifetime, "locked", look)
-    monkeypatch.setattr(lifetime, "WAIT_SECONDS", 0)
+    locked = locks.try_lock
+    monkeypatch.setattr(locks, "try_lock", look)
+    monkeypatch.setattr(locks, "WAIT_SECONDS", 0)
     store = Store(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
-    with (tmp_path / lifetime.WORKERS).open("ab") as file:
+    with (tmp_path / locks.WORKERS).open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         with pytest.raises(InputError, match="a worker process of an earlier adacache-serve"):
             Ownership(tmp_path, store.engine)
-        monkeypatch.setattr(lifetime, "WAIT_SECONDS", HANG_SECONDS)
+        monkeypatch.setattr(locks, "WAIT_SECONDS", HANG_SECONDS)
         looks.clear()
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(Ownership, tmp_path, store.engine)

@@ -30,9 +30,9 @@ from adacache_tune.commands import calibrate as cli
 from adacache_tune.commands.calibrate import main
 from adacache_tune.comparison.measure import compare
 from tests.helpers import fake_model
+from tests.helpers.calibration_records import without_probes
 from tests.helpers.fake_model import BLOCKS
 from tests.helpers.fake_prompts import Prompted
-from tests.helpers.recording import replace_probes
 
 Capture = pytest.CaptureFixture[str]
 PROMPTS = ("a boat", "a bird", "a bear", "a bat", "a bee", "a bull")
@@ -456,7 +456,7 @@ def test_a_speed_without_a_decoder(command: Command) -> None:
 def test_a_method_whose_probe_is_missing(command: Command, capsys: Capture) -> None:
     """Left out with a remark, or refused where it was named; so is motion of an image."""
     stages = command.manifest().stages
-    command.change(stages=tuple(replace_probes(one) if one.graph.name == "embed" else one for one in stages))
+    command.change(stages=tuple(without_probes(one) if one.graph.name == "embed" else one for one in stages))
     remedy = "measures block_input, which this bundle has no probe for; export with --probe block_input"
     assert command(*PSNR, methods=["interval", "teacache-extrapolated"]) == 1
     assert last_line(capsys) == f"adacache-calibrate: teacache-extrapolated {remedy}, or leave it out of --methods"

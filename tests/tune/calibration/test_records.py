@@ -27,8 +27,8 @@ from adacache_runtime.text.prompts import null_captions
 from adacache_tune.calibration.recorder import record
 from adacache_tune.calibration.records import Record, load_record, ratios, record_of, save_record
 from tests.helpers import fake_model
+from tests.helpers.calibration_records import without_probes
 from tests.helpers.fake_model import BLOCKS, captions, fake_pipeline, functions, request
-from tests.helpers.recording import replace_probes
 
 SITE, MODULATED = "temporal.0.attn", "spatial.0.modulated"
 STEPS, GAPS = 7, 3
@@ -191,7 +191,7 @@ def test_fewer_calls_than_gaps(tmp_path: Path, steps: int) -> None:
 
 def test_without_a_probe_of_the_modulated_input(tmp_path: Path) -> None:
     manifest = fake_model.manifest()
-    stages = tuple(replace_probes(stage) if stage.graph.name == "embed" else stage for stage in manifest.stages)
+    stages = tuple(without_probes(stage) if stage.graph.name == "embed" else stage for stage in manifest.stages)
     pipeline, _ = fake_pipeline(tmp_path / "bundle", functions(), stages=stages)
     made, _ = record(pipeline, one(), GAPS)
     assert set(made.sites) == {SITE, FIRST, LATENTS, VELOCITY, "residual"}

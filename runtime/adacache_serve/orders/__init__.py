@@ -1,0 +1,1 @@
+"""Clients' orders: what may be asked for, and how an order becomes a request to the runtime."""

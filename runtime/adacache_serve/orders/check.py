@@ -1,0 +1,204 @@
+"""The check of an order, which turns it into a request to the runtime. A refusal names the field that caused it."""
+
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.manifest import Manifest
+from adacache_engines.bundle.shape_profiles import possible_frames
+from adacache_engines.bundle.video_sizes import RESOLUTIONS, frames_of, size_of
+from adacache_engines.errors import AdaCacheError, InputError
+from adacache_runtime.caching.policy import Policy
+from adacache_runtime.caching.presets import PRESETS, policy_from
+from adacache_runtime.conditioning.given_frames import check_accepts_images
+from adacache_runtime.generation import Checked
+from adacache_runtime.generation import check as check_request
+from adacache_runtime.media.video import Frames
+from adacache_runtime.request import Request
+from adacache_runtime.settled import settle
+from adacache_runtime.text.prompts import read_text
+from adacache_serve.orders.schema import CreateVideo
+from adacache_serve.settings import Settings
+
+SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
+POLICY = re.compile(r"([A-Za-z0-9_.-]+)((?:\+[a-z-]+(?:=[0-9.]+)?)*)", re.ASCII)
+DRAWN = 2**53  # larger seeds are not exact in JavaScript
+
+
+class FieldError(InputError):
+    """A field of an order is not possible.
+
+    Attributes:
+        field: name of the field; None = no single field is to blame.
+    """
+
+    def __init__(self, field: str | None, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def check_servable(folder: Path, manifest: Manifest) -> None:
+    """Check that a bundle turns prompts into videos.
+
+    Raises:
+        InputError: the bundle in this folder has no text encoder or no decoder.
+    """
+    if not manifest.text.encoder_graphs():
+        raise InputError(f"{folder} has no text encoder: add one with adacache-export {folder} --text-encoder DIR")
+    if manifest.latent.decoder == "none":
+        raise InputError(f"{folder} has no decoder: add one with adacache-export {folder} --vae DIR")
+
+
+def with_seed(order: CreateVideo) -> CreateVideo:
+    """Draw a seed where an order has none, so that another attempt at it makes the same video."""
+    return order if order.seed is not None else order.model_copy(update={"seed": secrets.randbelow(DRAWN)})
+
+
+def check(order: CreateVideo, bundle: Bundle, settings: Settings, image: Frames | None = None) -> Checked:
+    """
+    Args:
+        order: of a client.
+        bundle: that it is for.
+        settings: limits.
+        image: that the video is to begin with (1, height, width, 3).
+
+    Raises:
+        FieldError: it is not possible; names the field, and says what is.
+    """
+    request = request_of(order, bundle, settings, image)
+    if image is not None:
+        with _about("image"):
+            check_accepts_images(bundle.manifest)
+    try:
+        checked = check_request(bundle, request)
+    except AdaCacheError as error:
+        raise FieldError(_culprit(order, bundle, image is not None), str(error)) from error
+    return checked
+
+
+def request_of(order: CreateVideo, bundle: Bundle, settings: Settings, image: Frames | None = None) -> Request:
+    """The request that an order makes of the runtime; raises what :func:`check` raises of its fields."""
+    request = Request(prompts=(order.prompt,))
+    for field, apply in _FIELDS.items():
+        with _about(field):
+            request = apply(request, order, bundle.manifest)
+    _check_limits(request, bundle.manifest, settings)
+    return request if image is None else replace(request, images=(image[0],), image_at=(order.image_at,))
+
+
+def _check_limits(request: Request, manifest: Manifest, settings: Settings) -> None:
+    """Check the server's limits, before anything of that size is made."""
+    usual = manifest.video
+    height, width, frames = request.height or usual.height, request.width or usual.width, request.frames or usual.frames
+    if (pixels := frames * height * width) > settings.max_pixels:
+        raise FieldError(
+            "size",
+            f"{frames} frames of {width}x{height} have {pixels} pixels, and this server allows at most "
+            f"{settings.max_pixels}; choose a smaller size or fewer seconds",
+        )
+    if request.steps and request.steps > settings.max_steps:
+        raise FieldError(
+            "steps", f"{request.steps} steps are too many: this server allows at most {settings.max_steps}"
+        )
+
+
+def _culprit(order: CreateVideo, bundle: Bundle, image: bool) -> str | None:
+    """The first field with which it is refused, the others being added one by one; None where none is to blame."""
+    request = Request(prompts=(order.prompt,))
+    for field, apply in _FIELDS.items():
+        request = apply(request, order, bundle.manifest)
+        try:
+            settle(bundle, request)
+        except AdaCacheError:
+            return field
+    try:
+        read_text(bundle, request)
+    except AdaCacheError:
+        return "prompt"
+    if not image:
+        return None
+    return "image" if settle(bundle, request).latent_shape[2] == 1 else "image_at"
+
+
+def _size(request: Request, order: CreateVideo, _manifest: Manifest) -> Request:
+    if order.size is None:
+        if order.aspect:
+            raise FieldError("aspect", f"aspect {order.aspect} needs a named size; give one, such as 480p")
+        return request
+    if order.size in RESOLUTIONS:
+        try:
+            height, width = size_of(order.size, order.aspect)
+        except InputError as error:
+            raise FieldError("aspect", str(error)) from error
+        return replace(request, height=height, width=width)
+    match = SIZE.fullmatch(order.size)
+    if not match:
+        raise InputError(
+            f"size {order.size!r} is unknown; give WIDTHxHEIGHT in pixels, such as 854x480, or one of "
+            f"{', '.join(RESOLUTIONS)}"
+        )
+    if order.aspect:
+        raise FieldError("aspect", f"size {order.size} has an aspect already; leave this field out")
+    width, height = map(int, match.groups())
+    return replace(request, height=height, width=width)
+
+
+def _frames(request: Request, order: CreateVideo, manifest: Manifest) -> Request:
+    if order.seconds is None:
+        return replace(request, frames=order.frames)
+    if order.frames is not None:
+        raise InputError("seconds and frames are both given; give one of them")
+    named = manifest.latent.frames == "open-sora-vae"
+    duration = f"{order.seconds:.6f}".rstrip("0").rstrip(".") + "s"
+    return replace(request, frames=frames_of(duration, manifest.video.fps, possible_frames(manifest), named))
+
+
+def policy_of(choice: str, manifest: Manifest) -> Policy[Any]:
+    """A preset by name, with wrappers; unlike on the command line, neither files nor modules can be named.
+
+    Raises:
+        InputError: there is none of that name; lists what there is.
+    """
+    match = POLICY.fullmatch(choice)
+    known = {*PRESETS, *manifest.policies}
+    if not match or match.group(1) not in known:
+        raise InputError(f"policy {choice!r} is unknown; choose one of {', '.join(sorted(known))}")
+    return policy_from(choice, manifest.policies)
+
+
+def _negative(request: Request, order: CreateVideo, _manifest: Manifest) -> Request:
+    return replace(request, negative_prompts=(order.negative_prompt,)) if order.negative_prompt else request
+
+
+_FIELDS: Mapping[str, Callable[[Request, CreateVideo, Manifest], Request]] = {
+    "prompt": lambda request, _order, _manifest: request,
+    "size": _size,
+    "seconds": _frames,
+    "seed": lambda request, order, _manifest: replace(request, seed=order.seed or 0),
+    "steps": lambda request, order, _manifest: replace(request, steps=order.steps),
+    "guidance": lambda request, order, _manifest: replace(request, guidance=order.guidance),
+    "negative_prompt": _negative,
+    "policy": lambda request, order, manifest: replace(request, policy=policy_of(order.policy, manifest)),
+}
+
+
+@contextmanager
+def _about(field: str) -> Iterator[None]:
+    """Blame this field for errors that are raised inside."""
+    try:
+        yield
+    except FieldError:
+        raise
+    except AdaCacheError as error:
+        raise FieldError(field, str(error)) from error
+
+
+def policies(manifest: Manifest) -> list[tuple[str, str]]:
+    """Return the names and notes of a model's presets."""
+    own = manifest.policies
+    return [(name, own[name].note if name in own else "") for name in sorted({*PRESETS, *own})]
