@@ -4,16 +4,18 @@ Latents are float32 whatever the precision of the hidden state. The graphs are s
 ONNX text, which saves tracing it, and as a torch module; at export the one is verified against the other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from adacache_engines.bundle.manifest import X_MASK, GuidanceRule, LatentSpace
-from adacache_engines.bundle.tensors import DType, TensorSpec
+from adacache_engines.bundle.tensors import ELEMENT_TYPES, DType, TensorSpec
 from adacache_export.stages import OUT, Stage, hidden_of
 
-TENSOR_TYPES: Mapping[DType, int] = {"float32": 1, "float16": 10, "bfloat16": 16}  # of onnx.TensorProto
+# independent axes of work on single numbers of the state, and of the latents; sums over all have none
+TOKENS_APART = ("patch_frames", "tokens")
+PIXELS_APART = ("frames", "height", "width")
 
 ADD = "hidden_out = Add (hidden, residual)"
 SUBTRACT = "residual = Sub (after, before)"
@@ -128,7 +130,7 @@ class Select(nn.Module):
 
 
 def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceRule) -> list[Stage]:
-    """The graphs for a model with these ``stages``; ``select`` only for one that may keep frames.
+    """Return the graphs for a model with these ``stages``; ``select`` only for one that may keep frames.
 
     Axes: ``batch`` is all guidance branches of all samples, ``samples`` one of them, ``calls`` the predictions that
     the sampler remembers or the residuals that a group keeps.
@@ -151,9 +153,14 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
     updated = (latents("latents" + OUT, "samples"), spec("magnitude", ("samples",)))
 
     def stage(
-        name: str, module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], nodes: str
+        name: str,
+        module: nn.Module,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        nodes: str,
+        independent_axes: tuple[str, ...] = (),
     ) -> Stage:
-        return Stage(name, name, module, "", inputs, outputs, nodes=nodes)
+        return Stage(name, name, module, "", inputs, outputs, nodes=nodes, independent_axes=independent_axes)
 
     conditioned = any(spec.name == X_MASK for stage in stages for spec in stage.inputs)
     select = stage(
@@ -162,6 +169,7 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
         (spec("mask", ("samples", "frames"), "bool"), latents("new", "samples"), latents("latents", "samples")),
         (latents("latents" + OUT, "samples"),),
         SELECT,
+        PIXELS_APART,
     )
     guide = stage(
         "guide",
@@ -169,24 +177,29 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
         (prediction, spec("guidance", (1,))),
         (latents("velocity", "samples"),),
         GUIDE.format(channels=latent.channels, branches=", ".join(guidance.order)),
+        PIXELS_APART,
     )
-    to_hidden = f"Cast <to = {TENSOR_TYPES[tokens.dtype]}>"
+    to_hidden = f"Cast <to = {ELEMENT_TYPES[tokens.dtype].onnx}>"
     return [
-        stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),), ADD),
+        stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),), ADD, TOKENS_APART),
         stage(
             "blend",
             Blend(),
             (hidden("hidden"), kept, spec("weights", ("calls",))),
             (hidden("hidden" + OUT),),
             BLEND.format(to_hidden=to_hidden),
+            TOKENS_APART,
         ),
-        stage("subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),), SUBTRACT),
+        stage(
+            "subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),), SUBTRACT, TOKENS_APART
+        ),
         stage(
             "velocity",
             Velocity(latent.channels),
             (of_branch,),
             (latents("velocity", "samples"),),
             VELOCITY.format(channels=latent.channels),
+            PIXELS_APART,
         ),
         *([guide] if len(guidance.order) > 1 else []),
         stage(

@@ -82,7 +82,8 @@ def assemble(
     specs = {site: stages_of[site].probe_spec(site) for site in dict.fromkeys(sites) if site in stages_of}
     probed = {site: device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for site, spec in specs.items()}
     of_model = settled.granularity == "model" and needs.residuals > 0
-    groups = [group_stages(manifest, "stack" if settled.granularity == "model" else settled.granularity)]
+    granularity = "stack" if settled.granularity == "model" else settled.granularity
+    groups = [group_stages(manifest, granularity, expert) for expert in range(len(manifest.experts))]
     longest = max(len(group) for expert in groups for group in expert)
     # the input of a long group stays untouched while its stages take turns
     stages = BoundStages(manifest, engines, device, sizes, 3 if longest > 1 else 2, probed)
@@ -152,5 +153,6 @@ def _bind(assembly: Assembly, groups: Sequence[int], opens_first: bool, reuses: 
     if assembly.guidance.difference is not None:
         for branch in range(branches):
             others = tuple(other == branch for other in range(branches))
-            rows = tuple((not rebuilt,) * groups[0] for rebuilt in others)
-            assembly.plan.parts(Choice(rows, others), 0)
+            for expert, count in enumerate(groups):
+                rows = tuple((not rebuilt,) * count for rebuilt in others)
+                assembly.plan.parts(Choice(rows, others, expert), 0)

@@ -1,12 +1,13 @@
 """The calls of a generation by expert: each run of calls that one transformer makes is a run of its own to a policy."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adacache_engines.bundle.manifest import Manifest
 from adacache_runtime.caching.groups import group_stages, run_of
 from adacache_runtime.caching.policy import Context, Granularity, Run
-from adacache_runtime.samplers.update import Update
+from adacache_runtime.samplers.update import TRAIN_TIMESTEPS, Update
 
 CONDITIONAL = "conditional"
 
@@ -45,10 +46,17 @@ def segments(
         units: number of units that decide together.
         guidance: guidance scale of all calls; None = each expert's own, or the bundle's default.
     """
-    scale = manifest.sampler.guidance if guidance is None else guidance
-    branches = branches_of(manifest.guidance.order, [scale])
-    run = run_of(group_stages(manifest, granularity), updates, units, branches)
-    return (Segment(0, scale, 0, run),)
+    default = manifest.sampler.guidance
+    own_scales = [default if expert.guidance is None else expert.guidance for expert in manifest.experts]
+    scales = own_scales if guidance is None else [guidance] * len(own_scales)
+    branches = branches_of(manifest.guidance.order, scales)
+    made, before = [], 0
+    for expert, calls in itertools.groupby(updates, lambda update: _expert(manifest, update)):
+        own = list(calls)
+        run = run_of(group_stages(manifest, granularity, expert), own, units, branches)
+        made.append(Segment(expert, scales[expert], before, run))
+        before += len(own)
+    return tuple(made)
 
 
 def branches_of(order: Sequence[str], guidances: Sequence[float]) -> tuple[str, ...]:
@@ -59,3 +67,8 @@ def branches_of(order: Sequence[str], guidances: Sequence[float]) -> tuple[str, 
         guidances: guidance scales of all calls; with 1 the conditional branch is the whole velocity.
     """
     return (CONDITIONAL,) if all(guidance == 1 for guidance in guidances) else tuple(order)
+
+
+def _expert(manifest: Manifest, update: Update) -> int:
+    """Return the index of the expert of a call; rounding may take a first timestep beyond that of pure noise."""
+    return manifest.expert_at(min(float(update.timestep[0]), TRAIN_TIMESTEPS))

@@ -7,7 +7,7 @@ those of the next, so a run of branches is a part of each of them.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from adacache_engines.bundle.manifest import Manifest, StageEntry
+from adacache_engines.bundle.manifest import Manifest, Role, StageEntry
 from adacache_engines.bundle.tensors import NUMPY_DTYPES, TensorSpec
 from adacache_engines.contract.device import Buffer, Call, Device
 from adacache_engines.contract.engine import Engine
@@ -90,7 +90,7 @@ class BoundStages:
         self.unwatched: Buffer | None = None
         self.tensors: dict[str, Buffer] = {}
         for stage in manifest.stages:
-            watched = {*stage.probes.values(), "hidden", "hidden" + OUT}
+            watched = {*(probe.output for probe in stage.probes.values()), "hidden", "hidden" + OUT}
             for spec in (*stage.graph.inputs, *stage.graph.outputs):
                 if spec.name not in watched and spec.name not in self.tensors:
                     self.tensors[spec.name] = self._empty(spec)
@@ -108,25 +108,24 @@ class BoundStages:
 
     def begin(self, expert: int = 0) -> list[Step]:
         """Bind the stages that run once a generation, when an expert's calls begin."""
-        stages = [stage for stage in _of(self.manifest, expert) if stage.graph.name == "text"]
+        stages = [stage for stage in self.manifest.stages if stage.expert == expert and stage.per_generation]
         return [self.bind(stage, self.hidden[0], self.hidden[0], self.everyone) for stage in stages]
 
     def embed(self, hidden: Buffer, span: Span, expert: int = 0) -> list[Step]:
         """Bind what turns latents into the state, for a run of branches."""
-        return [self.bind(stage, hidden, hidden, span) for stage in _of(self.manifest, expert, "embed")]
+        return [self.bind(stage, hidden, hidden, span) for stage in self._each_call("embed", expert)]
 
     def final(self, hidden: Buffer, span: Span, expert: int = 0) -> list[Step]:
         """Bind what turns the state into a prediction, for a run of branches."""
-        return [self.bind(stage, hidden, hidden, span) for stage in _of(self.manifest, expert, "final")]
+        return [self.bind(stage, hidden, hidden, span) for stage in self._each_call("final", expert)]
 
     def forward(self, expert: int = 0) -> list[Step]:
         """Bind a whole evaluation of the model, from embedding to prediction, for all branches."""
         here, after = self.hidden[:2]
         steps = self.embed(here, self.everyone, expert)
-        for stage in self.manifest.stages:
-            if stage.block:
-                steps.append(self.bind(stage, here, after, self.everyone))
-                here, after = after, here
+        for stage in self.manifest.stages_of("block", expert=expert):
+            steps.append(self.bind(stage, here, after, self.everyone))
+            here, after = after, here
         return [*steps, *self.final(here, self.everyone, expert)]
 
     def bind(self, stage: StageEntry, hidden: Buffer, hidden_out: Buffer, span: Span) -> Step:
@@ -135,7 +134,7 @@ class BoundStages:
         Raises:
             EngineError: the engine does not run at these sizes.
         """
-        graph, sites = stage.graph, {output: site for site, output in stage.probes.items()}
+        graph, sites = stage.graph, {probe.output: site for site, probe in stage.probes.items()}
         tensors: dict[str, Buffer] = {}
         for spec in (*graph.inputs, *graph.outputs):
             if spec.name == "hidden":
@@ -150,6 +149,12 @@ class BoundStages:
         call = self.engines.stages[graph.name].bind(tensors)
         return Step(graph.name, call, tuple(tensors[spec.name] for spec in graph.outputs))
 
+    def _each_call(self, role: Role, expert: int) -> list[StageEntry]:
+        stages = [stage for stage in self.manifest.stages_of(role, expert=expert) if not stage.per_generation]
+        if role == "embed":  # positions that depend on the call are made first, wherever they are listed
+            return [*self._each_call("positions", expert), *stages]
+        return stages
+
     def _ignored(self, spec: TensorSpec) -> Buffer:
         if self.unwatched is None:
             self.unwatched = self._empty(spec)
@@ -157,7 +162,3 @@ class BoundStages:
 
     def _empty(self, spec: TensorSpec) -> Buffer:
         return self.device.empty(spec.shape(self._sizes), NUMPY_DTYPES[spec.dtype])
-
-
-def _of(manifest: Manifest, _expert: int, name: str | None = None) -> list[StageEntry]:
-    return [stage for stage in manifest.stages if name in (None, stage.graph.name)]
