@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.contract.device import Buffer, Call, Device
-from adacache_runtime.caching.measures import ROLES, sites_of, space_of
+from adacache_runtime.caching.measures import ROLES, space_of
 from adacache_runtime.caching.policy import (
     FIRST,
     LATENTS,
@@ -80,7 +80,7 @@ def record(
         AdaCacheError: as :meth:`Pipeline.generate`.
     """
     manifest = pipeline.bundle.manifest
-    roles = {role: sites for role in ROLES if (sites := sites_of(manifest, role))}
+    roles = {role: sites for role in ROLES if (sites := manifest.sites(role))}
     policy = Everything((*roles, FIRST, LATENTS, VELOCITY))
     started = pipeline.prepare(replace(request, policy=policy, granularity=None, scope="batch")).begin()
     recorder = _Recorder(pipeline, started, gaps, strides)
@@ -165,9 +165,7 @@ class _Recorder:
             numbers[min(gap, len(numbers)) - 1, call - 1] = value
 
     def _error_of(self, place: int, update: Update) -> NDArray[np.float64]:
-        """Return how far off the latents' update with an old residual is: its velocity's error, as far as the sampler
-        follows it.
-        """
+        """Return how far off the latents' update with an old residual is, at the recorded places."""
         self._plan.embed()  # once more: blocks write over it
         self._reuse[place]()
         self._final()
