@@ -18,11 +18,12 @@ export function offer(models) {
 }
 
 function offerModel(model) {
-  const names = model.policies.map((policy) => policy.name);
+  const names = model.policies.filter((policy) => !policy.why_not).map((policy) => policy.name);
   const options = () =>
     model.policies.map((policy) => {
       const option = new Option(policy.name, policy.name);
-      option.title = policy.note;
+      option.title = policy.why_not ?? policy.note;
+      option.disabled = policy.why_not != null;
       return option;
     });
   const before = [inputs.policy.value, inputs.policy_b.value];
