@@ -1,7 +1,7 @@
 """From a checkpoint to a bundle, in one line: load, check, write weights, trace, verify, publish."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from adacache_engines.bundle.files import MANIFEST, dump_manifest
-from adacache_engines.bundle.latent_space import VaePrecision
 from adacache_engines.bundle.manifest import (
     DTYPES,
     SCHEMA_VERSION,
@@ -17,7 +16,6 @@ from adacache_engines.bundle.manifest import (
     ExportGranularity,
     Manifest,
     PartName,
-    Precision,
     StageEntry,
 )
 from adacache_engines.bundle.tensors import DType
@@ -28,6 +26,7 @@ from adacache_export.checkpoint import check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json
 from adacache_export.families.registry import maker, recognise
 from adacache_export.families.residual_block import sites_of
+from adacache_export.options import Options
 from adacache_export.parts.part import SMALL_FILES, weights_nbytes
 from adacache_export.parts.text_encoder import add_encoder, open_encoder
 from adacache_export.parts.vae import add_decoder, open_decoder
@@ -42,39 +41,6 @@ from adacache_runtime.caching.policy import BLOCK_INPUT
 from adacache_runtime.caching.signals.registry import SIGNALS
 
 WEIGHTS = "onnx/weights.safetensors"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user chose.
-
-    Attributes:
-        precision: of weights and matrix products.
-        granularity: of the stages.
-        probes: sites; the family's default as well where they are not in a block.
-        weights: which set of a checkpoint that holds several.
-        force: replace an existing bundle.
-        text_encoder: a Hugging Face folder with a T5 encoder.
-        text_precision: of that.
-        vae: a folder with the model's VAE.
-        vae_precision: of that.
-        family: of the checkpoint, where its tensors and ``config.json`` leave that open.
-        config: a ``config.json``, instead of the one in the checkpoint's folder.
-        conditioning: the model may keep frames that are given.
-    """
-
-    precision: Precision = "fp32"
-    granularity: ExportGranularity = "block"
-    probes: tuple[str, ...] = ()
-    weights: str | None = None
-    force: bool = False
-    text_encoder: Path | None = None
-    text_precision: Precision = "fp32"
-    vae: Path | None = None
-    vae_precision: VaePrecision = "fp32"
-    family: str | None = None
-    config: Path | None = None
-    conditioning: bool = False
 
 
 def convert(

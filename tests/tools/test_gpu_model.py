@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 from adacache_engines.bundle.files import open_bundle, read_manifest
 from adacache_engines.errors import BundleError, EngineError, InputError
 from adacache_engines.onnxruntime.backend import OrtBackend
-from adacache_export.convert import Options, convert
+from adacache_export.convert import convert
+from adacache_export.options import Options
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.flops import flops
 from adacache_runtime.settled import settle
@@ -52,7 +53,7 @@ def pairs(once: Once) -> Path:
     def build(folder: Path) -> None:
         checkpoint = folder.with_suffix(".safetensors")
         write_checkpoint(checkpoint, config_of(TINY))
-        convert(checkpoint, folder, Options("fp32", probes=(PROBE,)))
+        convert(checkpoint, folder, Options(precision="fp32", probes=(PROBE,)))
 
     return once("two-pairs", build)
 

@@ -146,7 +146,7 @@ def test_lengths_that_are_none(arguments: list[str], message: str, open_sora: Ma
 
 def test_the_commands_take_names(decoding_folder: Path, capsys: Capture) -> None:
     assert export(["--inspect", str(decoding_folder), "--size", "64x128", "--duration", "image"]) == 0
-    assert "64x128 pixels, 1 frames" in capsys.readouterr().out
+    assert "128x64 pixels, 1 frames" in capsys.readouterr().out
     assert run([str(decoding_folder), "--prompt", "a", "--size", "144p", "--aspect", "1:1", "--plan-memory"]) == 0
     capsys.readouterr()
     assert run([str(decoding_folder), "--prompt", "a", "--size", "480p", "--plan-memory"]) == 1

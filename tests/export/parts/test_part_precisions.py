@@ -15,6 +15,7 @@ from adacache_engines.bundle.latent_space import LatentSpace, VaePrecision
 from adacache_engines.bundle.manifest import DTYPES, Graph, Precision, TextRule
 from adacache_engines.errors import ExportError
 from adacache_export.commands.export import main as export
+from adacache_export.options import PartOptions
 from adacache_export.parts.add_parts import add_parts
 from adacache_export.parts.text_encoder import add_encoder
 from adacache_export.phases import Progress
@@ -190,7 +191,7 @@ def bundle_of_parts(
     replace_manifest(folder, manifest.model_copy(update=changes))
     logging.disable()  # as in conftest
     try:
-        add_parts(folder, t5, None, text, Progress())
+        add_parts(folder, PartOptions(text_encoder=t5, text_precision=text), Progress())
     finally:
         logging.disable(logging.NOTSET)
 

@@ -16,7 +16,8 @@ from adacache_engines.bundle.files import open_bundle
 from adacache_engines.errors import AdaCacheError, CheckpointError, InputError, MissingDependencyError
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.commands.export import main as export
-from adacache_export.convert import Options, convert
+from adacache_export.convert import convert
+from adacache_export.options import Options
 from adacache_export.vaes.coding import PREFIX
 from adacache_export.vaes.registry import open_vae, recognise_vae
 from adacache_runtime.vae.decode import decode
