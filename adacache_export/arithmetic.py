@@ -13,6 +13,10 @@ from adacache_engines.bundle.manifest import X_MASK, GuidanceRule, LatentSpace
 from adacache_engines.bundle.tensors import ELEMENT_TYPES, DType, TensorSpec
 from adacache_export.stages import OUT, Stage, hidden_of
 
+# independent axes of work on single numbers of the state, and of the latents; sums over all have none
+TOKENS_APART = ("patch_frames", "tokens")
+PIXELS_APART = ("frames", "height", "width")
+
 ADD = "hidden_out = Add (hidden, residual)"
 SUBTRACT = "residual = Sub (after, before)"
 BLEND = """
@@ -131,9 +135,14 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
     updated = (latents("latents" + OUT, "samples"), spec("magnitude", ("samples",)))
 
     def stage(
-        name: str, module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], nodes: str
+        name: str,
+        module: nn.Module,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        nodes: str,
+        independent_axes: tuple[str, ...] = (),
     ) -> Stage:
-        return Stage(name, name, module, "", inputs, outputs, nodes=nodes)
+        return Stage(name, name, module, "", inputs, outputs, nodes=nodes, independent_axes=independent_axes)
 
     conditioned = any(spec.name == X_MASK for stage in stages for spec in stage.inputs)
     select = stage(
@@ -142,18 +151,22 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
         (spec("mask", ("samples", "frames"), "bool"), latents("new", "samples"), latents("latents", "samples")),
         (latents("latents" + OUT, "samples"),),
         SELECT,
+        PIXELS_APART,
     )
     to_hidden = f"Cast <to = {ELEMENT_TYPES[tokens.dtype].onnx}>"
     return [
-        stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),), ADD),
+        stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),), ADD, TOKENS_APART),
         stage(
             "blend",
             Blend(),
             (hidden("hidden"), kept, spec("weights", ("calls",))),
             (hidden("hidden" + OUT),),
             BLEND.format(to_hidden=to_hidden),
+            TOKENS_APART,
         ),
-        stage("subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),), SUBTRACT),
+        stage(
+            "subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),), SUBTRACT, TOKENS_APART
+        ),
         stage(
             "guide",
             guide := Guide(latent.channels, guidance.order),
@@ -163,6 +176,7 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
                 channels=latent.channels,
                 branches="conditional, unconditional" if guide.conditional_first else "unconditional, conditional",
             ),
+            PIXELS_APART,
         ),
         stage(
             "combine",

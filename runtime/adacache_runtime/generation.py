@@ -2,20 +2,20 @@
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.bundle.files import Bundle
-from adacache_engines.bundle.manifest import X_MASK, TextRule
+from adacache_engines.bundle.manifest import X_MASK, Score, TextRule
 from adacache_engines.bundle.shape_profiles import check_profiles
 from adacache_engines.contract.dry_run import Known
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime.caching.groups import granularities, residual_nbytes
 from adacache_runtime.caching.policy import Granularity
-from adacache_runtime.conditioning.clips import CONTINUED, check_continues, joined_frames
+from adacache_runtime.conditioning.clips import check_continues, joined_frames
 from adacache_runtime.conditioning.given_frames import read_given
 from adacache_runtime.conditioning.masks import check_conditioned
 from adacache_runtime.conditioning.prompt_loops import prompts_by_loop
@@ -30,7 +30,7 @@ from adacache_runtime.media.pictures import resize_to_fill
 from adacache_runtime.memory.advice import check_fit
 from adacache_runtime.memory.estimate import MemoryEstimate, estimate_memory
 from adacache_runtime.request import Request
-from adacache_runtime.samplers.registry import dtype_of_conditions
+from adacache_runtime.samplers.registry import condition_dtype
 from adacache_runtime.samplers.update import Floats
 from adacache_runtime.settled import Settled, initial_noise, settle
 from adacache_runtime.text.captions import Captions
@@ -158,8 +158,10 @@ def _loop(bundle: Bundle, request: Request, number: int, continues: tuple[int, .
 def _prompts(rule: TextRule, request: Request, loop: int) -> tuple[str, ...]:
     """Return the prompts of one loop, with the scores that the model was trained to read."""
     scores = (request.aesthetic, request.motion, request.camera)
-    if rule.cleaning != "open-sora" and any(score is not None for score in scores):
-        raise InputError("aesthetic, motion and camera are for models that were trained with them: Open-Sora's")
+    for name, score in zip(get_args(Score), scores, strict=True):
+        if score is not None and name not in rule.scores:
+            known = ", ".join(rule.scores) or "no scores"
+            raise InputError(f"{name} {score}: this model was not trained to read that score; it reads {known}")
     return tuple(with_scores(prompts_by_loop(text, loop + 1)[loop], *scores) for text in request.prompts)
 
 
@@ -305,7 +307,7 @@ class Prepared:
         done: list[Denoised] = []
         for number in range(len(self.checked.loops)):
             done.append((yield from self._run(number, done[-1].latents if done else None)))
-        return _joined(done) if len(done) > 1 else done[0]
+        return _joined(done, self._model.bundle.manifest.latent.continued) if len(done) > 1 else done[0]
 
     def begin(self) -> Begun:
         """Encode and allocate the first loop, for who drives its calls in a way of their own.
@@ -373,7 +375,7 @@ class Prepared:
         assembly = assemble(manifest, model.engines, device, loop.request, settled, loop.sizes)
         assembly.latents.begin(latents)
         tensors, count = assembly.plan.tensors, len(manifest.guidance.order)
-        dtype = dtype_of_conditions(manifest)
+        dtype = condition_dtype(manifest)
 
         def condition(values: Floats) -> Floats:
             return values.astype(dtype).astype(np.float32)
@@ -396,10 +398,10 @@ class Prepared:
         )
 
 
-def _joined(loops: Sequence[Denoised]) -> Denoised:
-    """Join clips that continue one another; of each after the first, the frames that it began with are left out."""
+def _joined(loops: Sequence[Denoised], continued: int) -> Denoised:
+    """Join clips that continue one another: all but the first lose the ``continued`` latent frames they began with."""
     first, *others = loops
-    latents = np.concatenate([first.latents, *(loop.latents[:, :, CONTINUED:] for loop in others)], axis=2)
+    latents = np.concatenate([first.latents, *(loop.latents[:, :, continued:] for loop in others)], axis=2)
     records = tuple(record for loop in loops for record in loop.trace.calls)
     trace = Trace(records, first.trace.sizes, first.trace.granularity)
     calls = [loop.calls for loop in loops if loop.calls is not None]

@@ -14,7 +14,7 @@ from adacache_engines.errors import AdaCacheError, InputError, OutOfRangeError
 from adacache_runtime.caching.groups import granularities, group_stages, run_of
 from adacache_runtime.caching.measures import resolve
 from adacache_runtime.caching.policy import GRANULARITIES, SCOPES, Granularity, Measure, Policy, Run
-from adacache_runtime.conditioning.clips import CONTINUATION
+from adacache_runtime.conditioning.clips import continuation
 from adacache_runtime.conditioning.given_frames import GivenFrames, given_mask, place_given
 from adacache_runtime.conditioning.masks import Masking, check_mask, masking
 from adacache_runtime.conditioning.references import Placement, alignment, mask_of
@@ -42,6 +42,7 @@ class Settled:
         granularity: groups that share a cached residual.
         measures: measures that the policy asks for, in the order of execution.
         run: facts about the generation that the policy is told.
+        placements: places of the frames that are given, or of the end of the clip that this one continues.
     """
 
     samples: int
@@ -59,11 +60,7 @@ class Settled:
     granularity: Granularity
     measures: tuple[Measure, ...]
     run: Run
-
-    @property
-    def placements(self) -> tuple[Placement, ...]:
-        """Places of the frames that are given; those of the clip before, for a clip that continues another."""
-        return (CONTINUATION,) if self.given is None else self.given.placements
+    placements: tuple[Placement, ...]
 
 
 def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None = None) -> Settled:
@@ -124,6 +121,7 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
         granularity=granularity,
         measures=resolve(manifest, request.policy.needs, granularity),
         run=run,
+        placements=(continuation(manifest.latent),) if continues else given.placements if given else (),
     )
 
 
@@ -209,7 +207,7 @@ def _mask(
     """Return the mask (samples, latent frames) of what is kept; None where nothing is."""
     space, (samples, _, frames, *_) = manifest.latent, shape
     if continues:
-        return np.tile(mask_of([CONTINUATION], [frames], frames, alignment(space)), (samples, 1))
+        return np.tile(mask_of([continuation(space)], [frames], frames, alignment(space)), (samples, 1))
     if given is not None:
         return given_mask(space, given, samples, frames)
     if request.mask is not None and request.latents is None:

@@ -91,12 +91,11 @@ class Plan:
         self._calls: dict[tuple[bool, ...], dict[str, Call]] = {}
         self.tensors: dict[str, Buffer] = {}
         for stage in manifest.stages:
-            watched = {*stage.probes.values(), "hidden", "hidden" + OUT}
+            watched = {*(probe.output for probe in stage.probes.values()), "hidden", "hidden" + OUT}
             for spec in (*stage.graph.inputs, *stage.graph.outputs):
                 if spec.name not in watched and spec.name not in self.tensors:
                     self.tensors[spec.name] = self._empty(spec)
-        order = [stage for stage in manifest.stages if not stage.block]
-        text, self._embed, self._final = order
+        (text,), (self._embed,), (self._final,) = (manifest.stages_of(role) for role in ("text", "embed", "final"))
         # bound before anything runs, so that all needs are known when the first engine asks for memory
         for compute in (True, False) if self.residuals else (True,):
             steps = self.steps([compute or (opening and not index) for index in range(len(self.groups))])
@@ -150,7 +149,7 @@ class Plan:
         return {**steps, "final": [self._stage(self._final, here, here)]}
 
     def _stage(self, stage: StageEntry, hidden: Buffer, hidden_out: Buffer) -> Step:
-        graph, sites = stage.graph, {output: site for site, output in stage.probes.items()}
+        graph, sites = stage.graph, {probe.output: site for site, probe in stage.probes.items()}
         tensors: dict[str, Buffer] = {}
         for spec in (*graph.inputs, *graph.outputs):
             if spec.name == "hidden":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from adacache_engines.bundle.manifest import Manifest, StageEntry, Term
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.groups import TEXT, group_stages
+from adacache_runtime.caching.groups import group_stages
 from adacache_runtime.caching.policy import Granularity
 from adacache_runtime.trace import Trace
 
@@ -64,16 +64,16 @@ def work(manifest: Manifest, sizes: Mapping[str, int], granularity: Granularity 
         granularity: of the groups.
 
     Returns:
-        None where the bundle was exported before operations were counted.
+        None where the stages do not count their operations.
     """
-    if any(stage.flops is None for stage in manifest.stages):
+    if not any(stage.flops for stage in manifest.stages):
         return None
 
     def of(stages: Iterable[StageEntry]) -> int:
-        return sum(flops(stage.flops or (), sizes) for stage in stages)
+        return sum(flops(stage.flops, sizes) for stage in stages)
 
     groups = group_stages(manifest, granularity)
-    text = [stage for stage in manifest.stages if stage.graph.name == TEXT]
+    text = [stage for stage in manifest.stages if stage.per_generation]
     grouped = [stage.graph.name for stages in (text, *groups) for stage in stages]
     return Work(
         text=of(text),
@@ -93,7 +93,7 @@ def work_of_run(manifest: Manifest, trace: Trace) -> tuple[int, int] | None:
     counts = {len(record.compute) for record in trace.calls}
     choices = (trace.granularity,) if trace.granularity else OF_OLD_TRACES
     fitting = [choice for choice in choices if {len(group_stages(manifest, choice))} == counts]
-    missing = {axis for stage in manifest.stages for term in stage.flops or () for axis in term.axes} - {*trace.sizes}
+    missing = {axis for stage in manifest.stages for term in stage.flops for axis in term.axes} - {*trace.sizes}
     if not fitting or missing:
         raise InputError(
             f"the trace is of another bundle: it has {', '.join(map(str, sorted(counts)))} groups of blocks and the "

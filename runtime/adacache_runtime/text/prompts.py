@@ -68,7 +68,7 @@ def tokenize(bundle: Bundle, prompts: Sequence[str], array: str = "embeddings") 
         InputError: the bundle has no text encoder; says how to get one.
     """
     rule = bundle.manifest.text
-    if not rule.encoder_graphs() or rule.tokenizer is None:
+    if not rule.encoder_stages or rule.tokenizer is None:
         raise InputError(
             f"this bundle has no text encoder; add one with: adacache-export {bundle.folder} --text-encoder DIR (a T5 "
             f"folder), or give the states of an encoder of your own with --text-embeddings FILE.npz (array {array})"

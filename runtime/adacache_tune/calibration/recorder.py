@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.contract.device import Buffer, Call, Device
-from adacache_runtime.caching.measures import ROLES, sites_of, space_of
+from adacache_runtime.caching.measures import ROLES, space_of
 from adacache_runtime.caching.policy import (
     FIRST,
     LATENTS,
@@ -80,7 +80,7 @@ def record(
         AdaCacheError: as :meth:`Pipeline.generate`.
     """
     manifest = pipeline.bundle.manifest
-    roles = {role: sites for role in ROLES if (sites := sites_of(manifest, role))}
+    roles = {role: sites for role in ROLES if (sites := manifest.sites(role))}
     policy = Everything((*roles, FIRST, LATENTS, VELOCITY))
     started = pipeline.prepare(replace(request, policy=policy, granularity=None, scope="batch")).begin()
     recorder = _Recorder(pipeline, started, gaps, strides)

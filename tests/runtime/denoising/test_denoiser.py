@@ -143,11 +143,11 @@ def test_the_null_captions_take_the_prompts_mask(fake) -> None:
     np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize(("precision", "rounded"), [("bf16", True), ("fp16", False), ("fp32", False)])
-def test_conditions_are_rounded_as_in_the_original(folder: Path, precision: str, rounded: bool) -> None:
-    """bfloat16 models get timesteps, sizes and fps in bfloat16; the sampler steps over the exact timesteps."""
-    sampler = fake_model.manifest().sampler.model_copy(update={"timestep_transform": False})
-    pipeline, seen = watched(folder, "embed", "combine", precision=precision, sampler=sampler)
+@pytest.mark.parametrize(("dtype", "rounded"), [("bfloat16", True), ("float32", False)])
+def test_conditions_are_rounded_as_the_manifest_says(folder: Path, dtype: str, rounded: bool) -> None:
+    """The model gets timesteps, sizes and fps rounded; the sampler steps over the exact timesteps."""
+    sampler = fake_model.manifest().sampler.model_copy(update={"condition_dtype": dtype})
+    pipeline, seen = watched(folder, "embed", "combine", sampler=sampler)
     size = {"height": 854, "width": 553, "latents": start_noise(), "fps": (23.976,)}
     result = pipeline.generate(request(**size, steps=7))
     exact = rflow_timesteps(7, 2)
