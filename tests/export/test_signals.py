@@ -31,7 +31,9 @@ def export(folder: Path, signals: list[Signal], precision: Precision) -> dict[st
     for signal in signals:
         entry = signal_entry(signal, graphs)
         assert tuple(entry.graphs) == signal.spaces
-        for graph in entry.graphs.values():
+        for space, graph in entry.graphs.items():
+            frames = "patch_frames" if space == "hidden" else "frames"
+            assert (frames in graph.independent_axes) == ("patch_frames" in signal.independent_axes)
             assert tuple(spec.name for spec in graph.inputs) == signal.inputs
             assert tuple(spec.name for spec in graph.outputs) == signal.numbers
     return {name: graph.check.error for name, graph in graphs.items() if graph.check}
