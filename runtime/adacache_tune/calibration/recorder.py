@@ -163,8 +163,9 @@ class _Recorder:
             numbers[min(gap, len(numbers)) - 1, call - 1] = value
 
     def _error_of(self, place: int, update: Update) -> NDArray[np.float64]:
-        """Return how far off the latents' update with an old residual is: its velocity's error, as far as the sampler
-        follows it.
+        """Return the error of the latents' update with an old residual.
+
+        It is the error of the velocity, as far as the sampler follows it.
         """
         self._plan.embed()  # once more: blocks write over it
         self._reuse[place]()
