@@ -4,16 +4,14 @@ Latents are float32 whatever the precision of the hidden state. The graphs are s
 ONNX text, which saves tracing it, and as a torch module; at export the one is verified against the other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from adacache_engines.bundle.manifest import X_MASK, GuidanceRule, LatentSpace
-from adacache_engines.bundle.tensors import DType, TensorSpec
+from adacache_engines.bundle.tensors import ELEMENT_TYPES, DType, TensorSpec
 from adacache_export.stages import OUT, Stage, hidden_of
-
-TENSOR_TYPES: Mapping[DType, int] = {"float32": 1, "float16": 10, "bfloat16": 16}  # of onnx.TensorProto
 
 ADD = "hidden_out = Add (hidden, residual)"
 SUBTRACT = "residual = Sub (after, before)"
@@ -111,7 +109,7 @@ class Select(nn.Module):
 
 
 def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceRule) -> list[Stage]:
-    """The graphs for a model with these ``stages``; ``select`` only for one that may keep frames.
+    """Return the graphs for a model with these ``stages``; ``select`` only for one that may keep frames.
 
     Axes: ``batch`` is all guidance branches of all samples, ``samples`` one of them, ``calls`` the predictions that
     the sampler remembers or the residuals that a group keeps.
@@ -145,7 +143,7 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
         (latents("latents" + OUT, "samples"),),
         SELECT,
     )
-    to_hidden = f"Cast <to = {TENSOR_TYPES[tokens.dtype]}>"
+    to_hidden = f"Cast <to = {ELEMENT_TYPES[tokens.dtype].onnx}>"
     return [
         stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),), ADD),
         stage(

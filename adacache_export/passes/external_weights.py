@@ -4,14 +4,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from adacache_engines.bundle.tensors import DType
+from adacache_engines.bundle.tensors import ELEMENT_TYPES
 from adacache_export.writing.weights_file import Location
-
-IR_DTYPES: Mapping[DType, ir.DataType] = {
-    "float32": ir.DataType.FLOAT,
-    "float16": ir.DataType.FLOAT16,
-    "bfloat16": ir.DataType.BFLOAT16,
-}
 
 
 class ExternalWeights(ir.passes.InPlacePass):
@@ -51,7 +45,7 @@ class ExternalWeights(ir.passes.InPlacePass):
                 self._file,
                 location.offset,
                 location.nbytes,
-                IR_DTYPES[location.dtype],
+                ir.DataType(ELEMENT_TYPES[location.dtype].onnx),
                 name=key,
                 shape=ir.Shape(location.shape),
                 base_dir=self._folder,

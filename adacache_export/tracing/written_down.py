@@ -1,28 +1,19 @@
 """Graphs of stages that are written down in ONNX's textual form, which saves tracing them."""
 
-from collections.abc import Mapping
-
 import onnx_ir as ir
 
-from adacache_engines.bundle.tensors import DType, TensorSpec
+from adacache_engines.bundle.tensors import ELEMENT_TYPES, TensorSpec
 from adacache_export.stages import Stage
 from adacache_export.tracing.trace import OPSET
 
 IR_VERSION = 11  # the version of ONNX's format that has OPSET
-TEXT_DTYPES: Mapping[DType, str] = {
-    "float32": "float",
-    "float16": "float16",
-    "bfloat16": "bfloat16",
-    "int64": "int64",
-    "bool": "bool",
-}
 
 
 def written_down(stage: Stage) -> ir.Model:
     """Return the graph of a stage whose ``nodes`` are given in ONNX's textual form."""
 
     def typed(spec: TensorSpec) -> str:
-        return f"{TEXT_DTYPES[spec.dtype]}[{', '.join(map(str, spec.axes))}] {spec.name}"
+        return f"{ELEMENT_TYPES[spec.dtype].onnx_text}[{', '.join(map(str, spec.axes))}] {spec.name}"
 
     inputs, outputs = (", ".join(map(typed, specs)) for specs in (stage.inputs, stage.outputs))
     return ir.from_onnx_text(

@@ -11,19 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adacache_engines.bundle.tensors import DType
+from adacache_engines.bundle.tensors import ELEMENT_TYPES, DType
 from adacache_engines.errors import ExportError
 from adacache_export.checkpoint.mapped import taken
 
 ALIGNMENT = 64  # bytes; the data section begins at a multiple
-SAFETENSORS_NAMES: Mapping[DType, str] = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-TORCH_DTYPES: Mapping[DType, torch.dtype] = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "int64": torch.int64,
-    "bool": torch.bool,
-}
+TORCH_DTYPES: Mapping[DType, torch.dtype] = {name: getattr(torch, name) for name in ELEMENT_TYPES}
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ def write_weights(
     for name, shape in shapes.items():
         sizes[name] = TORCH_DTYPES[dtypes[name]].itemsize * int(torch.Size(shape).numel())
         header[name] = {
-            "dtype": SAFETENSORS_NAMES[dtypes[name]],
+            "dtype": ELEMENT_TYPES[dtypes[name]].safetensors,
             "shape": list(shape),
             "data_offsets": [position, position + sizes[name]],
         }

@@ -46,9 +46,9 @@ class Trace:
     """All calls of one generation.
 
     Attributes:
-        calls: in order.
-        sizes: of the dynamic axes.
-        granularity: of the groups; None in traces that were written before there was a choice between equal numbers.
+        calls: the calls in order.
+        sizes: sizes of the dynamic axes.
+        granularity: granularity of the groups; None where the trace does not say.
     """
 
     calls: tuple[CallRecord, ...]
@@ -56,7 +56,7 @@ class Trace:
     granularity: Granularity | None = None
 
     def computed(self) -> list[int]:
-        """The calls, from 1, in which a block ran in full."""
+        """Return the calls, from 1, in which a block ran in full."""
         return [record.call for record in self.calls if record.computed]
 
     def wall_ms(self) -> float:
@@ -66,15 +66,13 @@ class Trace:
         return sum(sum(record.engine_ms.values()) for record in self.calls)
 
     def to_json(self) -> str:
-        """An object with ``sizes``, ``granularity`` and ``calls``; distance, motion, metric and rate are there where
-        they were measured.
-        """
+        """Return an object with ``sizes``, ``granularity`` and ``calls``; a call has the numbers that were observed."""
         calls = [entry(record) for record in self.calls]
         return json.dumps({"sizes": dict(self.sizes), "granularity": self.granularity, "calls": calls}, indent=1)
 
 
 def read_trace(path: Path) -> Trace:
-    """What :meth:`Trace.to_json` wrote; numbers that were not finite come back as None.
+    """Read a trace that :meth:`Trace.to_json` wrote; numbers that were not finite are left out.
 
     Raises:
         InputError: the file cannot be read, or is no trace.
@@ -102,7 +100,7 @@ def read_trace(path: Path) -> Trace:
 
 
 def entry(record: CallRecord) -> dict[str, Any]:
-    """A call as :meth:`Trace.to_json` has it."""
+    """Return a call's entry in :meth:`Trace.to_json`."""
     # JSON has no NaN: a single frame has no motion
     numbers = {
         key: value if math.isfinite(value) else None for key, value in record.observation.items() if key not in OWN_KEYS

@@ -10,7 +10,8 @@ import numpy as np
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.fake import FakeBackend, Function
-from adacache_runtime.pipeline import Pipeline, Started
+from adacache_runtime.generation import Checked, Prepared
+from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Captions, Request
 from tests.helpers import fake_model
 
@@ -18,10 +19,10 @@ from tests.helpers import fake_model
 class Prompted(Pipeline):
     """Embeds a prompt as random numbers that depend on it alone."""
 
-    def start(self, request: Request) -> Started:
-        if request.captions is None:
+    def prepare(self, request: Request | Checked) -> Prepared:
+        if isinstance(request, Request) and request.captions is None:
             request = replace(request, prompts=(), captions=embedded(request.prompts))
-        return super().start(request)
+        return super().prepare(request)
 
 
 def embedded(prompts: tuple[str, ...]) -> Captions:

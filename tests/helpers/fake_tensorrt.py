@@ -17,9 +17,8 @@ import numpy as np
 
 from adacache_engines.bundle.files import MANIFEST, Bundle, dump_manifest
 from adacache_engines.bundle.manifest import Graph, Library, PlanEntry, PlanSet
-from adacache_engines.bundle.tensors import NUMPY_DTYPES
+from adacache_engines.bundle.tensors import ELEMENT_TYPES, NUMPY_DTYPES
 from adacache_engines.contract.fake import Function
-from adacache_engines.tensorrt.engine import DATA_TYPES
 from adacache_engines.tensorrt.library import InstalledLibrary, _logger
 from adacache_engines.tensorrt.plans import ENGINES
 from tests.helpers.fake_cuda import Bytes, FakeCuda
@@ -186,7 +185,7 @@ class ICudaEngine:
         return TensorIOMode.INPUT if any(spec.name == name for spec in self.inputs) else TensorIOMode.OUTPUT
 
     def get_tensor_dtype(self, name: str) -> DataType:
-        return DataType[DATA_TYPES[self.specs[name].dtype]]
+        return DataType[ELEMENT_TYPES[self.specs[name].dtype].tensorrt]
 
     def get_tensor_location(self, name: str) -> TensorLocation:
         return TensorLocation.HOST if name == self.plan.get("on_host") else TensorLocation.DEVICE

@@ -24,8 +24,10 @@ from adacache_runtime.caching.policies.adacache import AdaCache
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policy import Granularity
-from adacache_runtime.pipeline import Pipeline, Result
-from adacache_runtime.request import Request, settle
+from adacache_runtime.events import Denoised
+from adacache_runtime.pipeline import Pipeline
+from adacache_runtime.request import Request
+from adacache_runtime.settled import settle
 from tests.helpers.waiting import HANG_SECONDS
 from tools.gpu.measure import bound, examples
 from tools.gpu.requests import small_request
@@ -60,7 +62,7 @@ def check_stages(
 
 def check_generation(
     bundle: Bundle, tested: Backend, reference: Backend, precision: Precision, policy: str
-) -> tuple[Result, Result]:
+) -> tuple[Denoised, Denoised]:
     """Check that a generation has the reference's schedule and latents; returns both generations."""
     request = small_request(bundle, STEPS, POLICIES[policy])
     given, wanted = (Pipeline(bundle, backend).generate(request) for backend in (tested, reference))
@@ -69,7 +71,7 @@ def check_generation(
     return given, wanted
 
 
-def check_observations(given: Result, wanted: Result, precision: Precision, policy: str) -> None:
+def check_observations(given: Denoised, wanted: Denoised, precision: Precision, policy: str) -> None:
     """Check that two generations began with the same noise, and that the policy saw the same distances."""
     assert given.calls is not None
     assert wanted.calls is not None
@@ -125,7 +127,7 @@ def check_runtime_cache(bundle: Bundle, open_plans: Open, caplog: pytest.LogCapt
     """Check that compiled kernels are kept and read again, and that a broken file of them is noticed and not used."""
     request = small_request(bundle, STEPS, EVERY_THIRD)
 
-    def run() -> tuple[Path, Result]:
+    def run() -> tuple[Path, Denoised]:
         backend = open_plans()
         result = Pipeline(bundle, backend).generate(request)
         backend.close()
@@ -190,7 +192,7 @@ def error(given: Mapping[str, NDArray[Any]], wanted: Mapping[str, NDArray[Any]])
     return float(np.max(worst))
 
 
-def same(one: Result, other: Result) -> bool:
+def same(one: Denoised, other: Denoised) -> bool:
     """Whether two generations are alike to the bit: latents before every call, schedule, observations."""
     assert one.calls is not None
     assert other.calls is not None
@@ -202,9 +204,9 @@ def same(one: Result, other: Result) -> bool:
     )
 
 
-def in_threads(pipeline: Pipeline, requests: Sequence[Request]) -> list[Result]:
+def in_threads(pipeline: Pipeline, requests: Sequence[Request]) -> list[Denoised]:
     """Run each request in a thread of its own, all begun together; raises what any of them raised."""
-    results: dict[int, Result] = {}
+    results: dict[int, Denoised] = {}
     failed: list[BaseException] = []
     start = threading.Barrier(len(requests))
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from adacache_engines.contract.device import Array
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request, settle
+from adacache_runtime.request import Request
+from adacache_runtime.settled import initial_noise, settle
 from adacache_runtime.text.prompts import null_captions
 from tests.helpers import fake_model
 from tests.helpers.fake_model import BLOCKS
@@ -63,7 +64,7 @@ def plain(
     rest = {"text": text / 2, "text_mask": np.concatenate([given.mask] * 2)}
     groups, whole = GROUPS[granularity], granularity == "model"
     kept: list[list[tuple[int, Array]]] = [[] for _ in groups]
-    z: Any = settled.latents
+    z: Any = initial_noise(asked.seed, settled.latent_shape) if asked.latents is None else asked.latents
     history = np.zeros((settled.updates[0].weights.shape[0], *z.shape), np.float32)
     added = None if asked.mask is None else asked.mask == 1
     seen = Plain(latents=[z])

@@ -11,8 +11,9 @@ import pytest
 from adacache_engines.bundle.files import open_bundle
 from adacache_engines.contract.fake import FakeBackend
 from adacache_runtime.caching.presets import PRESETS
+from adacache_runtime.events import Denoised
 from adacache_runtime.media.video import to_pixels, write_video
-from adacache_runtime.pipeline import Pipeline, Result
+from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_serve.settings import Settings
 from tests.helpers.fake_server import events, functions, served, service, until, write_model
@@ -31,7 +32,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[h
         yield client
 
 
-def generated(bundle: Path, **asked: Any) -> Result:
+def generated(bundle: Path, **asked: Any) -> Denoised:
     """In this process, by the runtime alone."""
     return Pipeline(open_bundle(bundle), FakeBackend(functions())).generate(Request(**asked))
 

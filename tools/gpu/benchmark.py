@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adacache_engines.bundle.files import open_bundle
-from adacache_runtime.request import settle
+from adacache_runtime.settled import settle
 from tools.gpu.contenders import Skips, open_contenders
 from tools.gpu.measure import load, measure_calls, measure_stages
 from tools.gpu.requests import sized_request

@@ -14,8 +14,9 @@ from adacache_engines.contract.engine import Backend, Engine
 from adacache_engines.errors import AdaCacheError, EngineError
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policy import Policy
+from adacache_runtime.events import Denoised
 from adacache_runtime.memory.estimate import KINDS
-from adacache_runtime.pipeline import Pipeline, Result
+from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.flops import flops, work
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord
@@ -126,7 +127,7 @@ class _Stage:
 class _Generation:
     """A generation that advances a call at a time; between two calls nothing of it is under way."""
 
-    calls: Generator[CallRecord, None, Result]
+    calls: Generator[CallRecord, None, Denoised]
     wall_s: float = 0.0
     records: list[CallRecord] = field(default_factory=list)
 
@@ -170,7 +171,7 @@ def load(
 
 def _memory(pipeline: Pipeline, request: Request, loaded: int, running: int) -> dict[str, Any]:
     """Return MB by kind, measured where the kind says so, else estimated."""
-    plan = pipeline.memory(request)
+    plan = pipeline.prepare(request).memory
     planned = {text: getattr(plan, kind) for kind, text in KINDS.items()}
     measured = {"loading, measured": loaded, "running, measured": running}
     return {text: None if nbytes is None else nbytes / 1e6 for text, nbytes in (measured | planned).items()}

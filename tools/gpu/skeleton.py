@@ -14,12 +14,12 @@ import numpy as np
 
 from adacache_engines.bundle.files import MANIFEST, dump_manifest, read_manifest, sha256_file
 from adacache_engines.bundle.manifest import FileEntry, Graph, Manifest, PlanEntry, StageEntry, Variant
-from adacache_engines.bundle.tensors import NUMPY_DTYPES, DType
+from adacache_engines.bundle.tensors import ELEMENT_TYPES
 from adacache_engines.errors import InputError
 
 HEADER = ".header"  # a weights file without its data
 LENGTH = 8  # bytes of a safetensors file before its header
-DTYPES: Mapping[str, DType] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+NUMPY_DTYPES = {kind.safetensors: kind.numpy for kind in ELEMENT_TYPES.values()}
 DRAWN = 1 << 24  # numbers that are drawn; longer tensors repeat them
 
 
@@ -59,7 +59,7 @@ def fill(folder: Path) -> None:
                 values = values * (0.5 * np.prod(shape[1:]) ** -0.5)
             elif not name.endswith("_norm.weight"):
                 values = values * 0.02
-            data = values.astype(NUMPY_DTYPES[DTYPES[entry["dtype"]]])
+            data = values.astype(NUMPY_DTYPES[entry["dtype"]])
             first, last = entry["data_offsets"]
             assert file.tell() == len(start) + first, name
             assert data.nbytes == last - first, name

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from adacache_runtime.caching.policies.adacache import AdaCache
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policy import Granularity
-from adacache_runtime.pipeline import Pipeline, Result
+from adacache_runtime.events import Denoised
+from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord
 from tools.speed.timing import Spread, TimedBackend
@@ -21,7 +22,7 @@ WARM_UP = 2  # calls of a generation that touch new memory
 class _Run:
     """A generation that advances a call at a time."""
 
-    calls: Generator[CallRecord, None, Result]
+    calls: Generator[CallRecord, None, Denoised]
     wall_s: float = 0.0
     engine_s: float = 0.0
     records: list[CallRecord] = field(default_factory=list)

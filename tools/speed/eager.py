@@ -15,7 +15,8 @@ from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.stages import run_stages
 from adacache_runtime.caching.policy import Needs
 from adacache_runtime.denoising.device_plan import PARTS, Plan
-from adacache_runtime.request import Request, settle
+from adacache_runtime.request import Request
+from adacache_runtime.settled import initial_noise, settle
 from adacache_runtime.text.prompts import branches, read_text
 from tools.speed.timing import Spread, TimedBackend
 
@@ -46,7 +47,7 @@ def measure_eager(
     settled = settle(bundle, request)
     count = len(manifest.guidance.order)
     inputs = {
-        "latents": np.concatenate([settled.latents] * count),
+        "latents": np.concatenate([initial_noise(request.seed, settled.latent_shape)] * count),
         "captions": captions.embeddings,
         "text_mask": captions.mask,
         "timestep": np.full(settled.sizes["batch"], 500, np.float32),

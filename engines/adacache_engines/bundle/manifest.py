@@ -13,15 +13,15 @@ from adacache_engines.bundle.entries import Entry
 from adacache_engines.bundle.entries import Graph as Graph
 from adacache_engines.bundle.latent_space import LatentSpace as LatentSpace
 from adacache_engines.bundle.signals import SignalEntry as SignalEntry
-from adacache_engines.bundle.tensors import DType, TensorSpec
+from adacache_engines.bundle.tensors import DTYPES as DTYPES
+from adacache_engines.bundle.tensors import Precision as Precision
+from adacache_engines.bundle.tensors import TensorSpec
 
 SCHEMA_VERSION = 1
 
-Precision = Literal["fp32", "fp16", "bf16"]
 Library = Literal["tensorrt-rtx", "tensorrt"]
 Variant = Literal["full", "reuse"]
 ExportGranularity = Literal["block", "module"]  # of stages: a transformer block, or its attention, MLP, ... each
-DTYPES: Mapping[Precision, DType] = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 X_MASK = "x_mask"  # input (batch, patch_frames) of a model that may keep frames: False = this one is given, and kept
 
 

@@ -1,6 +1,7 @@
-"""What a tensor at a stage's border is: its name, dtype and named axes."""
+"""Element types, and the name, dtype and named axes of a tensor that enters or leaves a stage."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import ml_dtypes
@@ -9,15 +10,44 @@ from pydantic import BaseModel, ConfigDict
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
 
-NUMPY_DTYPES: Mapping[DType, np.dtype] = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "int64": np.dtype(np.int64),
-    "bool": np.dtype(np.bool_),
-}
+Precision = Literal["fp32", "fp16", "bf16"]
 
-# what to try inputs with whose size matters: rounding grows with an angle, and a size in pixels is not negative
+
+@dataclass(frozen=True)
+class ElementType:
+    """The names that everybody has for one type of a tensor's elements.
+
+    torch and onnx_ir are not imported here; their objects are found by the names: ``getattr(torch, name)``.
+
+    Attributes:
+        numpy: numpy's dtype, or that of ``ml_dtypes``.
+        onnx: number in ``onnx.TensorProto``.
+        onnx_text: name in ONNX's textual form.
+        tensorrt: name in ``tensorrt.DataType``.
+        safetensors: name in the header of a safetensors file.
+        precision: short name of the precision that weights of this type have; None = they never have this type.
+    """
+
+    numpy: np.dtype
+    onnx: int
+    onnx_text: str
+    tensorrt: str
+    safetensors: str
+    precision: Precision | None = None
+
+
+ELEMENT_TYPES: Mapping[DType, ElementType] = {
+    "float32": ElementType(np.dtype(np.float32), 1, "float", "FLOAT", "F32", "fp32"),
+    "float16": ElementType(np.dtype(np.float16), 10, "float16", "HALF", "F16", "fp16"),
+    "bfloat16": ElementType(np.dtype(ml_dtypes.bfloat16), 16, "bfloat16", "BF16", "BF16", "bf16"),
+    "int64": ElementType(np.dtype(np.int64), 7, "int64", "INT64", "I64"),
+    "bool": ElementType(np.dtype(np.bool_), 9, "bool", "BOOL", "BOOL"),
+}
+NUMPY_DTYPES: Mapping[DType, np.dtype] = {name: kind.numpy for name, kind in ELEMENT_TYPES.items()}
+# dtypes of weights by the short names of precisions
+DTYPES: Mapping[Precision, DType] = {kind.precision: name for name, kind in ELEMENT_TYPES.items() if kind.precision}
+
+# Ranges of random inputs whose size matters: rounding grows with an angle, and a size in pixels is not negative.
 INPUT_RANGES: Mapping[str, tuple[float, float]] = {
     "timestep": (0.0, 1000.0),
     "fps": (1.0, 120.0),
@@ -27,12 +57,12 @@ INPUT_RANGES: Mapping[str, tuple[float, float]] = {
 
 
 class TensorSpec(BaseModel):
-    """Name, dtype and axes of a stage's input or output.
+    """Name, dtype and axes of a tensor that enters or leaves a stage.
 
     Attributes:
         name: the tensor's name in the stage's graph.
-        dtype: numpy's name of the element type (``bfloat16`` is the one of ``ml_dtypes``).
-        axes: per axis its fixed size, or the name of a dynamic axis; one name means one size throughout a call.
+        dtype: key of :data:`ELEMENT_TYPES`.
+        axes: for each axis its fixed size, or the name of a dynamic axis; one name means one size throughout a call.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +72,7 @@ class TensorSpec(BaseModel):
     axes: tuple[int | str, ...]
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
-        """The shape for given sizes of the dynamic axes.
+        """Return the shape for given sizes of the dynamic axes.
 
         Raises:
             KeyError: a dynamic axis has no size in ``sizes``.
@@ -54,7 +84,7 @@ class TensorSpec(BaseModel):
 
 
 def mismatches(specs: Iterable[TensorSpec], given: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> list[str]:
-    """What keeps tensors, given as name -> (shape, dtype), from fitting ``specs``: one sentence a problem."""
+    """Return what is wrong with tensors, given as name -> (shape, dtype), for ``specs``: a phrase for each problem."""
     problems: list[str] = []
     sizes: dict[str, tuple[int, str]] = {}
     specs = list(specs)

@@ -7,39 +7,38 @@ is valid for the addresses that it was recorded with; whoever binds other buffer
 import functools
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from adacache_engines.contract.device import Call
 from adacache_engines.cuda.calls import checked
+from adacache_engines.cuda.stream import Stream
 from adacache_engines.errors import EngineError
-
-if TYPE_CHECKING:
-    from adacache_engines.cuda.device import CudaDevice
 
 SWITCH_OFF = "run without CUDA graphs: --no-cuda-graphs, or cuda_graphs=False in Python"
 
 
-class Recorded:
-    """Calls that are replayed as one graph.
+class RecordedSequence:
+    """A sequence of calls that is replayed as one graph.
 
     Args:
-        device: on whose stream the calls enqueue their work.
-        calls: that do the same each time.
-        name: for error messages.
+        stream: stream on which the calls enqueue their work.
+        calls: calls that do the same each time.
+        name: name of the sequence in error messages.
     """
 
-    def __init__(self, device: "CudaDevice", calls: Sequence[Call], name: str) -> None:
-        self._device, self._calls, self._name = device, tuple(calls), name
+    def __init__(self, stream: Stream, calls: Sequence[Call], name: str) -> None:
+        self._stream, self._calls, self._name = stream, tuple(calls), name
         self._warm = False
         self._graph: Any = None
 
     def __call__(self) -> None:
-        """
+        """Make the calls, or replay them.
+
         Raises:
             EngineError: a call failed, or the calls cannot be recorded; says how to do without graphs.
         """
-        api, device = self._device.api, self._device
-        with device.turn():
+        api, stream = self._stream.api, self._stream
+        with stream.turn():
             if not self._warm:
                 for call in self._calls:
                     call()
@@ -47,10 +46,10 @@ class Recorded:
                 return
             if self._graph is None:
                 self._record()
-            checked(api, api.cudaGraphLaunch(self._graph, device.stream), f"launching the graph of {self._name}")
+            checked(api, api.cudaGraphLaunch(self._graph, stream.stream), f"launching the graph of {self._name}")
 
     def _record(self) -> None:
-        api, device = self._device.api, self._device
+        api, stream = self._stream.api, self._stream
         try:
             graph = self._captured()
             try:
@@ -59,22 +58,22 @@ class Recorded:
                 api.cudaGraphDestroy(graph)
         except EngineError as error:
             raise EngineError(f"{self._name} cannot be recorded as a CUDA graph: {error}; {SWITCH_OFF}") from error
-        weakref.finalize(self, device.drop, functools.partial(api.cudaGraphExecDestroy, self._graph))
+        weakref.finalize(self, stream.drop, functools.partial(api.cudaGraphExecDestroy, self._graph))
 
     def _captured(self) -> Any:
-        """The graph of all calls; the stream is usable again afterwards, whatever happened."""
-        api, device = self._device.api, self._device
+        """Return the graph of all calls; the stream is usable again afterwards, whatever happened."""
+        api, stream = self._stream.api, self._stream
         # other threads may allocate meanwhile; what they enqueue waits for this turn to end
         mode = api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        with device.recording():
-            checked(api, api.cudaStreamBeginCapture(device.stream, mode), "beginning to record")
+        with stream.recording():
+            checked(api, api.cudaStreamBeginCapture(stream.stream, mode), "beginning to record")
             failed = True
             try:
                 for call in self._calls:
                     call()
                 failed = False
             finally:
-                status, graph = api.cudaStreamEndCapture(device.stream)
+                status, graph = api.cudaStreamEndCapture(stream.stream)
                 if failed and status == api.cudaError_t.cudaSuccess:
                     api.cudaGraphDestroy(graph)
         return checked(api, (status, graph), "recording")

@@ -4,24 +4,20 @@ import ctypes
 import functools
 import math
 import weakref
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adacache_engines.contract.device import Array
 from adacache_engines.cuda.calls import checked
-
-if TYPE_CHECKING:
-    from adacache_engines.cuda.device import CudaDevice
+from adacache_engines.cuda.stream import Event, Stream
+from adacache_engines.errors import EngineError
 
 
 class CudaBuffer:
-    """A tensor in device memory; ``owner`` is freed when the last buffer that shares it is gone."""
+    """A tensor in device memory, which is freed when the last buffer that shares ``owner`` is gone."""
 
-    def __init__(
-        self, device: "CudaDevice", owner: "Memory", address: int, shape: tuple[int, ...], dtype: np.dtype
-    ) -> None:
-        self.device, self.owner = device, owner
+    def __init__(self, stream: Stream, owner: "Memory", address: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.stream, self.owner = stream, owner
         self.address, self.shape, self.dtype = address, shape, dtype
         self.nbytes = math.prod(shape) * dtype.itemsize
 
@@ -36,7 +32,7 @@ class CudaBuffer:
 
     def _view(self, start: int, shape: tuple[int, ...]) -> "CudaBuffer":
         step = math.prod(self.shape[1:]) * self.dtype.itemsize
-        return CudaBuffer(self.device, self.owner, self.address + start * step, shape, self.dtype)
+        return CudaBuffer(self.stream, self.owner, self.address + start * step, shape, self.dtype)
 
     def write(self, array: Array) -> None:
         if array.shape != self.shape or array.dtype != self.dtype:
@@ -50,83 +46,90 @@ class CudaBuffer:
 
 
 class Memory:
-    """An allocation that is freed with this object, when the work on it is done.
+    """An allocation that is freed with this object, once the work that is enqueued by then is done.
 
     Attributes:
-        address: in the device's address space, or the host's for pinned memory.
+        nbytes: size that was asked for.
+        address: address of the first byte, on the device, or on the host for pinned memory.
     """
 
-    def __init__(self, device: "CudaDevice", nbytes: int, pinned: bool = False) -> None:
-        api = device.api
+    def __init__(self, stream: Stream, nbytes: int, pinned: bool = False) -> None:
+        api = stream.api
         allocate, release = (api.cudaMallocHost, api.cudaFreeHost) if pinned else (api.cudaMalloc, api.cudaFree)
         where = "pinned host memory" if pinned else "device memory"
         self.nbytes = nbytes
         self.address = int(checked(api, allocate(max(nbytes, 1)), f"allocating {nbytes} bytes of {where}"))
-        self._device = device
+        self._stream = stream
         self._staging: dict[tuple[int, int], list[Staging]] = {}
-        weakref.finalize(self, device.drop, functools.partial(release, self.address), when_idle=True)
+        weakref.finalize(self, stream.drop, functools.partial(release, self.address), when_idle=True)
 
     def staging(self, address: int, nbytes: int) -> "Staging":
-        """A way from the host to a part of this memory, whose last values have left: a second one where they have not,
-        so that nobody waits or writes over them.
+        """Return staging memory for a part of this memory whose last values have left.
+
+        Where they have not, it is a second one, so that nobody waits or writes over them.
         """
         ways = self._staging.setdefault((address, nbytes), [])
         for way in ways:
             if way.idle():
                 return way
-        ways.append(Staging(self._device, address, nbytes))
+        ways.append(Staging(self._stream, address, nbytes))
         return ways[-1]
 
 
-class Event:
-    """A point on the stream that is forgotten with this object."""
+def allocate(stream: Stream, nbytes: int, pinned: bool = False) -> Memory:
+    """Return device memory, or pinned host memory that the GPU reads and writes, with whatever is in it.
 
-    def __init__(self, device: "CudaDevice") -> None:
-        api = device.api
-        self.handle = checked(api, api.cudaEventCreate(), "creating an event")
-        weakref.finalize(self, device.drop, functools.partial(api.cudaEventDestroy, self.handle))
-        checked(api, api.cudaEventRecord(self.handle, device.stream), "recording an event")
+    Raises:
+        EngineError: there is too little memory, even when what others dropped is freed.
+    """
+    with stream.turn():
+        try:
+            return Memory(stream, nbytes, pinned)
+        except EngineError:
+            if not stream.reclaim():
+                raise
+            return Memory(stream, nbytes, pinned)
 
 
 class Staging:
     """Pinned host memory for a range of device memory, and copies between the two behind the enqueued work."""
 
-    def __init__(self, device: "CudaDevice", address: int, nbytes: int) -> None:
-        self._device, self._address, self._nbytes = device, address, nbytes
-        self._pinned = device.allocate(nbytes, pinned=True)
+    def __init__(self, stream: Stream, address: int, nbytes: int) -> None:
+        self._stream, self._address, self._nbytes = stream, address, nbytes
+        self._pinned = allocate(stream, nbytes, pinned=True)
         self._copied: Event | None = None
 
     def idle(self) -> bool:
-        """Whether the last copy was made."""
-        return self._copied is None or self._device.reached(self._copied)
+        """Return whether the last copy was made."""
+        return self._copied is None or self._stream.reached(self._copied)
 
     def send(self, array: Array) -> None:
-        """Enqueues the copy of a contiguous array, which may change afterwards; only while :meth:`idle`."""
+        """Enqueue the copy of a contiguous array, which may change afterwards; only while :meth:`idle`."""
         ctypes.memmove(self._pinned.address, array.ctypes.data, self._nbytes)
         self._copy(self._address, self._pinned.address, "HostToDevice")
 
     def fetch(self) -> None:
-        """Enqueues the copy to the host."""
+        """Enqueue the copy to the host."""
         self._copy(self._pinned.address, self._address, "DeviceToHost")
 
     def fetched(self) -> bytes:
-        """Waits for the last ``fetch`` only."""
+        """Return what the last ``fetch`` copied; waits for that copy only."""
         assert self._copied is not None, "start() comes before result()"
-        self._device.wait(self._copied)
+        self._stream.wait(self._copied)
         return ctypes.string_at(self._pinned.address, self._nbytes)
 
     def _copy(self, target: int, source: int, direction: str) -> None:
-        with self._device.turn():
-            self._device.enqueue_copy(target, source, self._nbytes, direction)
-            self._copied = self._device.mark()
+        with self._stream.turn():
+            self._stream.enqueue_copy(target, source, self._nbytes, direction)
+            self._copied = self._stream.mark()
 
 
 class CudaReadback:
-    """Copies a buffer to pinned host memory behind the enqueued work; ``result`` waits for that copy only."""
+    """A copy of a buffer in pinned host memory, made behind the enqueued work; ``result`` waits for that copy only."""
 
     def __init__(self, source: CudaBuffer) -> None:
         self._source = source
-        self._staging = Staging(source.device, source.address, source.nbytes)
+        self._staging = Staging(source.stream, source.address, source.nbytes)
 
     def start(self) -> None:
         self._staging.fetch()

@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from adacache_engines.bundle.manifest import Graph
-from adacache_engines.bundle.tensors import NUMPY_DTYPES, DType
+from adacache_engines.bundle.tensors import ELEMENT_TYPES, DType
 from adacache_engines.contract.device import Buffer, Call, Device
 from adacache_engines.contract.engine import check_binding
 from adacache_engines.errors import EngineError
-
-ONNX_BFLOAT16 = 16  # TensorProto.BFLOAT16: numpy has no type of its own for it
 
 
 class OrtEngine:
@@ -49,4 +47,6 @@ class OrtEngine:
 
 
 def _element(dtype: DType) -> Any:
-    return ONNX_BFLOAT16 if dtype == "bfloat16" else NUMPY_DTYPES[dtype].type
+    """Return the type as ONNX Runtime takes it: numpy's, or ONNX's number where numpy has none of its own."""
+    kind = ELEMENT_TYPES[dtype]
+    return kind.onnx if dtype == "bfloat16" else kind.numpy.type

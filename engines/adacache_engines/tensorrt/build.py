@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from adacache_engines.bundle.manifest import Graph, Library
 from adacache_engines.bundle.shape_profiles import ShapeProfile
 from adacache_engines.errors import EngineError, InputError, require
-from adacache_engines.tensorrt.library import DATA_TYPES, InstalledLibrary
+from adacache_engines.tensorrt.library import InstalledLibrary
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -184,8 +184,7 @@ def _check_tensors(library: InstalledLibrary, network: "trt.INetworkDefinition",
     """
     ends = ((network.num_inputs, network.get_input), (network.num_outputs, network.get_output))
     read = {tensor.name: tensor.dtype for count, get in ends for tensor in map(get, range(count))}
-    types = library.api.DataType
-    wanted = {spec.name: getattr(types, DATA_TYPES[spec.dtype]) for spec in (*graph.inputs, *graph.outputs)}
+    wanted = {spec.name: library.data_type(spec.dtype) for spec in (*graph.inputs, *graph.outputs)}
     if read != wanted:
         raise EngineError(f"{graph.name}: {library.name} reads the tensors {read}, the manifest has {wanted}")
 

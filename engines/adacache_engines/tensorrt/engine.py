@@ -16,7 +16,7 @@ from adacache_engines.contract.engine import check_binding
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import EngineError
 from adacache_engines.tensorrt.arena import Arena, Claim
-from adacache_engines.tensorrt.library import DATA_TYPES, InstalledLibrary
+from adacache_engines.tensorrt.library import InstalledLibrary
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -190,7 +190,7 @@ class TrtEngine:
             spec = specs.get((engine.get_tensor_mode(name), name))
             if spec is None:
                 problems.append(f"{name} is not a tensor of the graph")
-            elif engine.get_tensor_dtype(name) != getattr(api.DataType, DATA_TYPES[spec.dtype]):
+            elif engine.get_tensor_dtype(name) != self._library.data_type(spec.dtype):
                 problems.append(f"{name} is {engine.get_tensor_dtype(name)}, expected {spec.dtype}")
             elif engine.get_tensor_location(name) != api.TensorLocation.DEVICE:
                 problems.append(f"{name} is read on the host: its values decide shapes")

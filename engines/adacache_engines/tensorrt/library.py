@@ -6,18 +6,11 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from adacache_engines.bundle.manifest import Library
-from adacache_engines.bundle.tensors import DType
+from adacache_engines.bundle.tensors import ELEMENT_TYPES, DType
 from adacache_engines.errors import InputError, MissingDependencyError, require
 
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 MODULES: Mapping[Library, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
-DATA_TYPES: Mapping[DType, str] = {
-    "float32": "FLOAT",
-    "float16": "HALF",
-    "bfloat16": "BF16",
-    "int64": "INT64",
-    "bool": "BOOL",
-}
 EXTRAS: Mapping[Library, str] = {"tensorrt-rtx": "trt-rtx", "tensorrt": "trt"}
 
 
@@ -39,8 +32,12 @@ class InstalledLibrary:
     logger: Any
     errors: list[str]
 
+    def data_type(self, dtype: DType) -> Any:
+        """Return the library's own object for a type of elements."""
+        return getattr(self.api.DataType, ELEMENT_TYPES[dtype].tensorrt)
+
     def complaints(self) -> str:
-        """The errors logged so far, which are forgotten then."""
+        """Return the errors logged so far, and forget them."""
         told = "; ".join(dict.fromkeys(self.errors)) or "it gave no reason"
         self.errors.clear()
         return told

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adacache_engines.bundle.tensors import ELEMENT_TYPES, DType
 from adacache_engines.errors import EngineError, require
 from adacache_engines.tensorrt.library import InstalledLibrary
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-# ONNX's number of an element type -> TensorRT's name for it, and bytes of an element
-ELEMENTS: Mapping[int, tuple[str, int]] = {1: ("FLOAT", 4), 10: ("HALF", 2), 16: ("BF16", 2)}
+DTYPES: Mapping[int, DType] = {kind.onnx: name for name, kind in ELEMENT_TYPES.items()}
 
 
 def kind_of(path: Path) -> str:
@@ -61,8 +61,9 @@ def refit(library: InstalledLibrary, plan: bytes, base: Path, other: Path) -> me
     for old, new in pairs:
         content = _content(other, new)
         held.append(content)
-        name, nbytes = ELEMENTS[new.data_type]
-        values = api.Weights(getattr(api.DataType, name), content.ctypes.data, content.nbytes // nbytes)
+        dtype = DTYPES[new.data_type]
+        count = content.nbytes // ELEMENT_TYPES[dtype].numpy.itemsize
+        values = api.Weights(library.data_type(dtype), content.ctypes.data, count)
         if not refitter.set_named_weights(old.name, values):
             raise EngineError(f"{library.name} does not take {new.name} for {old.name}: {library.complaints()}")
     missing = refitter.get_missing_weights()

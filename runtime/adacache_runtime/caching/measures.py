@@ -1,4 +1,4 @@
-"""What a policy measures, in the terms of a bundle: roles become sites, and what cannot be measured is refused."""
+"""Resolves a policy's measures for a bundle: roles become sites, and what cannot be measured is refused."""
 
 from collections.abc import Sequence
 from dataclasses import replace

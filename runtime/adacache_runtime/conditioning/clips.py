@@ -3,60 +3,23 @@
 Source: hpcaitech/Open-Sora v1.2, ``scripts/inference.py``: 5 latent frames of condition, which are 17 of the video.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-
-import numpy as np
-
 from adacache_engines.bundle.manifest import LatentSpace
 from adacache_engines.errors import InputError
-from adacache_runtime.conditioning.references import Floats, Placement, alignment, beginning, place
-from adacache_runtime.pipeline import Pipeline, Result
-from adacache_runtime.request import Request, initial_noise
+from adacache_runtime.conditioning.references import Placement, alignment
 from adacache_runtime.samplers.rflow import CHUNK_FRAMES, CHUNK_LATENTS
-from adacache_runtime.trace import CallRecord, Trace
 
 CONTINUED = CHUNK_LATENTS  # latent frames of a clip that the next one begins with
 
-
-def generate_clips(
-    pipeline: Pipeline, requests: Sequence[Request], on_call: Callable[[CallRecord], None] = lambda _: None
-) -> Result:
-    """A generation for each request, every one but the first continuing the one before, as one video.
-
-    Raises:
-        InputError: see :func:`check_continues`; or as :meth:`Pipeline.generate`, as are its other errors.
-    """
-    clips: list[Result] = []
-    for request in requests:
-        asked = continued(request, pipeline.bundle.manifest.latent, clips[-1].latents) if clips else request
-        clips.append(pipeline.generate(asked, on_call))
-    return joined(clips) if len(clips) > 1 else clips[0]
-
-
-def continued(request: Request, space: LatentSpace, before: Floats) -> Request:
-    """A request for the clip that follows on one with latents ``before`` (prompts, channels, frames, height, width): it
-    begins with that one's last :data:`CONTINUED` latent frames, and keeps them.
-
-    They are taken as they are. The original takes them through pixels, which are encoded again.
-
-    Raises:
-        InputError: see :func:`check_continues`.
-    """
-    check_continues(space, before.shape[2])
-    begin = [Placement(reference_start=-CONTINUED, length=CONTINUED)]
-    noise = initial_noise(request.seed, before.shape)
-    return beginning(
-        replace(request, noise=None),
-        [place(sample, [last], begin) for sample, last in zip(noise, before, strict=True)],
-    )
+# A clip begins with the last latent frames of the one before, and keeps them. They are taken as they are; the original
+# takes them through pixels, which are encoded again.
+CONTINUATION = Placement(reference_start=-CONTINUED, length=CONTINUED)
 
 
 def check_continues(space: LatentSpace, frames: int) -> None:
-    """
+    """Check that clips of ``frames`` latent frames can continue one another.
+
     Raises:
-        InputError: clips of so many latent frames are too short to continue one another, or do not end with a whole
-            group.
+        InputError: they are too short, or do not end with a whole group.
     """
     align = alignment(space)
     if frames <= CONTINUED or frames % align:
@@ -68,20 +31,6 @@ def check_continues(space: LatentSpace, frames: int) -> None:
 
 
 def joined_frames(space: LatentSpace, latent_frames: int, frames: int, clips: int) -> tuple[int, int]:
-    """Latent frames and frames of a video of so many clips, each of ``latent_frames`` and ``frames``."""
+    """Return the latent frames and the frames of a video of several clips, each of ``latent_frames`` and ``frames``."""
     again = CHUNK_FRAMES if alignment(space) > 1 else CONTINUED
     return latent_frames + (clips - 1) * (latent_frames - CONTINUED), frames + (clips - 1) * (frames - again)
-
-
-def joined(clips: Sequence[Result]) -> Result:
-    """Clips that continue one another as one generation: of each after the first without the frames it began with."""
-    first, *others = clips
-    latents = np.concatenate([first.latents, *(clip.latents[:, :, CONTINUED:] for clip in others)], axis=2)
-    records = [record for clip in clips for record in clip.trace.calls]
-    trace = Trace(
-        tuple(replace(record, call=call) for call, record in enumerate(records, 1)),
-        first.trace.sizes,
-        first.trace.granularity,
-    )
-    calls = [clip.calls for clip in clips if clip.calls is not None]
-    return Result(latents, trace, np.concatenate(calls) if calls else None)

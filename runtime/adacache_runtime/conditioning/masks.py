@@ -46,7 +46,7 @@ class Masking:
 
 
 def masking(mask: NDArray[np.float32], updates: Sequence[Update], noise: Floats | None, seed: int) -> Masking | None:
-    """What ``mask`` (samples, frames) means for each call; None where it keeps nothing."""
+    """Return what ``mask`` (samples, latent frames) means for each call; None where it keeps nothing."""
     if (mask == 1).all():
         return None
     timesteps = np.stack([update.timestep for update in updates])
@@ -56,7 +56,8 @@ def masking(mask: NDArray[np.float32], updates: Sequence[Update], noise: Floats 
 
 
 def check_conditioned(manifest: Manifest) -> None:
-    """
+    """Check that a model can keep frames that are given.
+
     Raises:
         InputError: the bundle cannot keep frames; says how to make one that can.
     """
@@ -68,15 +69,16 @@ def check_conditioned(manifest: Manifest) -> None:
 
 
 def check_mask(
-    manifest: Manifest, mask: NDArray[np.float32], noise: Floats | None, latents: Floats | None, calls: int
+    manifest: Manifest, mask: NDArray[np.float32], noise: Floats | None, shape: Sequence[int], calls: int
 ) -> None:
-    """
+    """Check that a mask, and the noise for it, belong to a generation.
+
     Args:
-        manifest: of the bundle.
-        mask: to be (samples, frames).
-        noise: to be (calls, samples, channels, frames, height, width).
-        latents: (samples, channels, frames, height, width) that hold what is kept.
-        calls: of the generation.
+        manifest: manifest of the bundle.
+        mask: expected to be (samples, latent frames).
+        noise: expected to be (calls, samples, channels, frames, height, width).
+        shape: shape of the latents (samples, channels, frames, height, width) that hold the kept frames.
+        calls: number of calls of the generation.
 
     Raises:
         InputError: the bundle cannot keep frames, or arrays do not belong together.
@@ -87,9 +89,7 @@ def check_mask(
             f"a mask is for models that are sampled with rflow; this bundle's is {manifest.sampler.name}: leave it out"
         )
     check_conditioned(manifest)
-    if latents is None:
-        raise InputError("a mask needs latents, which hold the frames that it keeps: give them, too")
-    expected = (latents.shape[0], latents.shape[2])
+    expected = (shape[0], shape[2])
     if mask.shape != expected:
         raise InputError(f"the mask has shape {mask.shape}; expected (prompts, latent frames), here {expected}")
     if not ((mask >= 0) & (mask <= 1)).all():  # NaN is neither
@@ -99,10 +99,10 @@ def check_mask(
         )
     if noise is None:
         return
-    if noise.shape != (calls, *latents.shape):
+    if noise.shape != (calls, *shape):
         raise InputError(
             f"the noise has shape {noise.shape}; expected (steps, prompts, channels, frames, height, width), here "
-            f"{(calls, *latents.shape)}: one for each of the {calls} steps, of the latents' shape"
+            f"{(calls, *shape)}: one for each of the {calls} steps, of the latents' shape"
         )
     if not np.isfinite(noise).all():
         raise InputError("the noise contains NaN or infinity")

@@ -14,7 +14,8 @@ from adacache_runtime.denoising.kept_frames import Masked
 from adacache_runtime.denoising.latents import Latents
 from adacache_runtime.denoising.model_residual import ModelResidual
 from adacache_runtime.denoising.probes import Probe, Signals
-from adacache_runtime.request import Request, Settled
+from adacache_runtime.request import Request
+from adacache_runtime.settled import Settled
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def assemble(
     plan = Plan(manifest, engines, device, sizes, settled.granularity, needs, probed, opening)
     masking = settled.masking
     latents = Latents(
-        settled.latents,
+        settled.latent_shape,
         settled.guidance,
         settled.updates[0].weights.shape[0],
         engines.arithmetic,

@@ -16,7 +16,7 @@ class Latents:
     """Latents (samples, channels, frames, height, width) and the velocities that the sampler remembers.
 
     Args:
-        initial: the noise to begin with, float32.
+        shape: shape of the latents; :meth:`begin` says what they begin with.
         guidance: scale of classifier-free guidance.
         history: velocities that the sampler remembers.
         arithmetic: the bundle's arithmetic engines.
@@ -35,7 +35,7 @@ class Latents:
 
     def __init__(
         self,
-        initial: NDArray[np.float32],
+        shape: Sequence[int],
         guidance: float,
         history: int,
         arithmetic: Mapping[str, Engine],
@@ -45,13 +45,12 @@ class Latents:
         calls: int,
         generated: Buffer | None = None,
     ) -> None:
-        samples = initial.shape[0]
-        self._initial = initial
-        self.current = device.empty(initial.shape, FLOAT32)
-        self.velocities = device.empty((history, *initial.shape), FLOAT32)
-        self.following = device.empty(initial.shape, FLOAT32)
+        samples, shape = shape[0], tuple(shape)
+        self._initial: NDArray[np.float32] | None = None
+        self.current = device.empty(shape, FLOAT32)
+        self.velocities = device.empty((history, *shape), FLOAT32)
+        self.following = device.empty(shape, FLOAT32)
         self.generated = generated
-        self.restart()
         scale = device.empty((1,), FLOAT32)
         scale.write(np.array([guidance], np.float32))
         parts = [branches.part(start, start + samples) for start in range(0, branches.shape[0], samples)]
@@ -86,8 +85,14 @@ class Latents:
         self._magnitudes = device.empty((calls, samples), FLOAT32)
         self._note = [device.copy(magnitude, self._magnitudes.row(call)) for call in range(calls)]
 
+    def begin(self, initial: NDArray[np.float32]) -> None:
+        """Begin with ``initial``, float32 of the latents' shape; it is kept for :meth:`restart`."""
+        self._initial = initial
+        self.restart()
+
     def restart(self) -> None:
-        """Back to the noise, without anything that the sampler remembers."""
+        """Go back to the initial latents, without anything that the sampler remembers."""
+        assert self._initial is not None
         self.current.write(self._initial)
         self.velocities.write(np.zeros(self.velocities.shape, np.float32))
 

@@ -44,12 +44,13 @@ class Probe:
 
     Attributes:
         measure: what is measured.
+        new: the buffer that was given.
         cached: the buffer that remembers the tensor of an earlier call.
         keys: names of the numbers in a measurement.
     """
 
     def __init__(self, measure: Measure, new: Buffer, signals: Signals, device: Device) -> None:
-        self.measure = measure
+        self.measure, self.new = measure, new
         self._space = space_of(measure.site)
         self.cached = device.empty(new.shape, new.dtype)
         self._remember = device.copy(new, self.cached)

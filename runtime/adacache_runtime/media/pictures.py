@@ -1,5 +1,6 @@
 """Images and clips from files, at a model's size."""
 
+import os
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,33 +11,51 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.errors import InputError
-from adacache_runtime.media.video import Frames
+from adacache_runtime.media.frames import ClipSource, Frames, ImageSource, image_frame
 
 Floats = NDArray[np.float32]
 
 
-def read_image(path: Path) -> Frames:
-    """(1, height, width, 3) RGB: an image, or the first frame of a clip.
+def read_image(source: ImageSource, name: str = "the image") -> Frames:
+    """Return an image as a clip of one frame, (1, height, width, 3) RGB.
+
+    Args:
+        source: a path of an image, or of a clip, whose first frame is taken; a Pillow image; or an array (height,
+            width, 3) uint8.
+        name: how messages call an image that has no path.
 
     Raises:
-        InputError: the file cannot be read.
+        InputError: the file cannot be read, or it is no image.
     """
-    return np.stack([next(_frames(path))])
+    if isinstance(source, str | os.PathLike):
+        return np.stack([next(_decoded(Path(source)))])
+    return image_frame(source, name)
 
 
-def read_last_frames(path: Path, count: int) -> Frames:
-    """The last ``count`` frames of a clip (count, height, width, 3) RGB.
+def read_last_frames(source: ClipSource, count: int) -> Frames:
+    """Return the last ``count`` frames of a clip, (count, height, width, 3) RGB.
+
+    Args:
+        source: a path, or an array (frames, height, width, 3) uint8.
+        count: number of frames.
 
     Raises:
-        InputError: the file cannot be read, or has fewer.
+        InputError: the file cannot be read, it is no clip, or it has fewer frames.
     """
-    frames = deque(_frames(path), maxlen=count)
+    if isinstance(source, str | os.PathLike):
+        frames, name = list(deque(_decoded(Path(source)), maxlen=count)), str(source)
+    else:
+        frames, name = list(source[-count:]), "the clip"
+        if source.ndim != 4 or source.shape[3] != 3 or source.dtype != np.uint8:
+            raise InputError(
+                f"the clip is an array {source.shape} of {source.dtype}; expected (frames, height, width, 3) of uint8"
+            )
     if len(frames) < count:
-        raise InputError(f"{path} has {len(frames)} frames; {count} are needed to continue it")
+        raise InputError(f"{name} has {len(frames)} frames; {count} are needed to continue it")
     return np.stack(frames)
 
 
-def _frames(path: Path) -> Iterator[NDArray[np.uint8]]:
+def _decoded(path: Path) -> Iterator[NDArray[np.uint8]]:
     empty = True
     try:
         with av.open(str(path)) as container:
@@ -51,7 +70,7 @@ def _frames(path: Path) -> Iterator[NDArray[np.uint8]]:
         raise InputError(f"{path} has no picture in it")
 
 
-def fit(frames: Frames, height: int, width: int) -> Floats:
+def resize_to_fill(frames: Frames, height: int, width: int) -> Floats:
     """Resized, keeping the aspect, until they fill ``height`` x ``width``, the middle of that, as numbers.
 
     As Open-Sora does it: a single image with Pillow's bicubic filter, a clip with torch's bilinear one.

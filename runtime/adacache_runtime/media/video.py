@@ -13,12 +13,12 @@ import av
 import av.error
 import numpy as np
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
-from adacache_engines.errors import InputError, NonFiniteError, OutOfRangeError
+from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime.media.files import check_folder, writing
+from adacache_runtime.media.frames import Frames as Frames
+from adacache_runtime.media.frames import to_pixels as to_pixels
 
-Frames = NDArray[np.uint8]  # (frames, height, width, 3), RGB
 Shape = tuple[int, int, int, int]  # of all frames
 Add = Callable[[Frames], None]
 
@@ -30,30 +30,6 @@ LIMITED = 1  # luma from 16 to 235, which is what players expect
 # memory the frames lie. 17 is visually lossless.
 H264 = {"crf": "17", "preset": "medium", "threads": "1", "flags": "+bitexact", "x264-params": "no-mbtree=1"}
 MP4 = {"fflags": "+bitexact"}  # leaves times and the version of the muxer out
-
-
-def to_pixels(latents: NDArray[np.float32]) -> Frames:
-    """Pixels as Open-Sora saves them.
-
-    Args:
-        latents: (channels, frames, height, width), three channels, black -1, white 1; values beyond are cut off.
-
-    Returns:
-        (frames, height, width, channels), 0 to 255.
-
-    Raises:
-        InputError: not four axes, or not three channels.
-        NonFiniteError: NaN or infinity among the values.
-    """
-    if latents.ndim != 4 or latents.shape[0] != 3:
-        raise InputError(
-            f"latents {latents.shape} are no pixels: expected (3, frames, height, width); "
-            "latents of another space need their decoder first"
-        )
-    if not np.isfinite(latents).all():
-        raise NonFiniteError("NaN or infinity in the final latents: they make no video")
-    unit = (np.clip(latents, -1, 1) + 1) / 2
-    return (unit * 255 + 0.5).astype(np.uint8).transpose(1, 2, 3, 0)
 
 
 def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1) -> None:

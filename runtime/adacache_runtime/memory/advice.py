@@ -5,17 +5,18 @@ from dataclasses import replace
 
 from adacache_engines.errors import EngineError, InputError, PolicyError
 from adacache_runtime.caching.policies.never import NeverReuse
-from adacache_runtime.memory.estimate import KINDS, MemoryPlan, PartMemory, megabytes
-from adacache_runtime.request import Request, Settled
+from adacache_runtime.memory.estimate import KINDS, MemoryEstimate, megabytes
+from adacache_runtime.request import Request
+from adacache_runtime.settled import Settled
 
-Measure = Callable[[Request], MemoryPlan]
+Measure = Callable[[Request], MemoryEstimate]
 
 EIGHTHS = range(7, 0, -1)  # of what was asked for: the frames and sizes that are tried
 PIXELS = 16  # that a smaller height and width are multiples of
 TILES = (512, 256)  # pixels
 
 
-def check_fit(request: Request, settled: Settled, plan: MemoryPlan, free: int | None, measure: Measure) -> None:
+def check_fit(request: Request, settled: Settled, plan: MemoryEstimate, free: int | None, measure: Measure) -> None:
     """
     Args:
         request: that was asked for.
@@ -41,48 +42,17 @@ def check_fit(request: Request, settled: Settled, plan: MemoryPlan, free: int | 
     )
 
 
-def check_encoder_fit(tile: int | None, free: int | None, measure: Callable[[int | None], PartMemory]) -> None:
-    """
-    Args:
-        tile: pixels, side of the tiles that is asked for.
-        free: bytes, before the engines are loaded; None = unknown, and everything fits.
-        measure: what encoding takes by tiles of a side; raises for one that cannot be.
-
-    Raises:
-        InputError: it does not fit; says which tiles would make it fit.
-    """
-    if free is None:
-        return
-    needed = measure(tile)
-    if needed.nbytes <= free:
-        return
-
-    def fits(side: int) -> bool:
-        try:
-            return measure(side).nbytes <= free
-        except (InputError, EngineError):  # outside of what the model or its plans allow
-            return False
-
-    smaller = next(filter(fits, _smaller_tiles(tile)), None)
-    raise InputError(
-        f"encoding what is given does not fit into memory: it takes {megabytes(needed.nbytes)} MB"
-        + (f", {megabytes(needed.arena)} MB of them activations" if needed.arena else "")
-        + f", and {megabytes(free)} MB are free; "
-        + (f"it would fit with --tile {smaller}" if smaller else "choose a smaller --size")
-    )
-
-
-def _options(request: Request, settled: Settled, free: int, measure: Measure) -> Iterator[tuple[str, MemoryPlan]]:
+def _options(request: Request, settled: Settled, free: int, measure: Measure) -> Iterator[tuple[str, MemoryEstimate]]:
     """Changes that make it fit, each with what it takes then."""
 
-    def fitting(changed: Request) -> MemoryPlan | None:
+    def fitting(changed: Request) -> MemoryEstimate | None:
         try:
             plan = measure(changed)
         except (InputError, EngineError, PolicyError):  # outside of what the model, the bundle or its plans allow
             return None
         return plan if plan.beside_weights <= free else None
 
-    def first(requests: Iterator[tuple[str, Request]]) -> Iterator[tuple[str, MemoryPlan]]:
+    def first(requests: Iterator[tuple[str, Request]]) -> Iterator[tuple[str, MemoryEstimate]]:
         for text, changed in requests:
             plan = fitting(changed)
             if plan is not None:

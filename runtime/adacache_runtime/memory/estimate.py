@@ -16,7 +16,8 @@ from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import EngineError, OutOfRangeError
 from adacache_runtime.denoising.assembly import assemble
 from adacache_runtime.denoising.device_plan import Engines
-from adacache_runtime.request import Request, Settled
+from adacache_runtime.request import Request
+from adacache_runtime.settled import Settled
 from adacache_runtime.vae.chunks import video_frames
 from adacache_runtime.vae.decode import decoder_sizes
 from adacache_runtime.vae.encode import encoder_sizes
@@ -44,15 +45,15 @@ class PartMemory:
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
+class MemoryEstimate:
     """Bytes by kind.
 
     Attributes:
         weights: of the engines, which stay loaded for all runs.
         encoder: weights of the text encoder that are loaded at once, before the run only; 0 where the run needs none,
             has none here, or the bundle does not say. Its activations are those of one prompt, and not counted.
-        pixel_encoder: weights of the encoder of images and clips, and what it encodes them in; it is there before the
-            weights of the engines are. 0 where nothing is to be encoded.
+        pixel_encoder: weights of the encoder of images and clips, and what it encodes them in; it is there before
+            the run only. 0 where nothing is to be encoded.
         pixel_encoder_arena: its activations; None = they grow as needed.
         decoder: weights of the decoder, and what one prompt's windows or tiles are decoded in; it is there after the
             run only.
@@ -93,15 +94,14 @@ class MemoryPlan:
 
     @property
     def beside_weights(self) -> int:
-        """The most that there is at once beside the engines' weights, whose place the encoder of pixels has first."""
-        pixel_encoder = self.pixel_encoder + (self.pixel_encoder_arena or 0) - self.weights
-        return max(self.encoder, self.run, self.after, pixel_encoder)
+        """The most that there is at once beside the engines' weights."""
+        return max(self.before, self.run, self.after)
 
 
 KINDS: Mapping[str, str] = {
     "weights": "weights of the engines",
     "encoder": "weights of the text encoder, before the run",
-    "pixel_encoder": "encoder of pixels and its buffers, before the weights are loaded",
+    "pixel_encoder": "encoder of pixels and its buffers, before the run",
     "pixel_encoder_arena": "activations of the encoder of pixels",
     "decoder": "decoder and its buffers, after the run",
     "decoder_arena": "activations of the decoder",
@@ -113,7 +113,7 @@ KINDS: Mapping[str, str] = {
 }
 
 
-def plan_memory(
+def estimate_memory(
     bundle: Bundle,
     backend: Backend,
     engines: Engines,
@@ -121,12 +121,17 @@ def plan_memory(
     settled: Settled,
     sizes: Mapping[str, int],
     encodes: bool,
-    references: Sequence[Sequence[int]],
     known: Known,
-) -> MemoryPlan:
-    """What :func:`adacache_runtime.denoising.assembly.assemble` would allocate; same arguments, the back end,
-    whether the text encoder runs before, and the shapes of the pixels that are encoded before. ``known`` remembers
-    what engines need that are loaded to be asked.
+) -> MemoryEstimate:
+    """Estimate what a generation takes: assemble it on a device that only counts.
+
+    Args:
+        bundle: the opened bundle.
+        backend: the backend that runs it.
+        engines: the engines of its loop.
+        request, settled, sizes: as of :func:`adacache_runtime.denoising.assembly.assemble`.
+        encodes: whether the text encoder runs on this backend before.
+        known: remembers what engines need that are loaded only to be asked.
 
     Raises:
         EngineError: an engine does not run at these sizes.
@@ -148,9 +153,11 @@ def plan_memory(
     kinds = {"hidden": plan.hidden, "residuals": assembly.residuals, "probes": probes}
     nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
     weights = backend.weights_nbytes(manifest.loop_graphs())
-    encoder = encoder_memory(bundle, backend, references, request.tile, known)
+    counts = settled.given.counts if settled.given else ()
+    pixels = [(3, count, settled.height, settled.width) for count in counts]
+    encoder = encoder_memory(bundle, backend, pixels, request.tile, known)
     decoder = _decoder_memory(manifest.latent, backend, request, settled, known)
-    return MemoryPlan(
+    return MemoryEstimate(
         weights=bundle.path(manifest.weights).stat().st_size if weights is None else weights,
         encoder=_most_weights(backend, manifest.part_graphs("text_encoder")) if encodes else 0,
         pixel_encoder=encoder.held,
@@ -167,7 +174,7 @@ def encoder_memory(
     bundle: Bundle, backend: Backend, references: Sequence[Sequence[int]], tile: int | None, known: Known
 ) -> PartMemory:
     """What :func:`adacache_runtime.vae.encode.encode` takes for pixels of these shapes, one after another: its
-    graphs are loaded one at a time. Raises what :func:`plan_memory` raises.
+    graphs are loaded one at a time. Raises what :func:`estimate_memory` raises.
     """
     space = bundle.manifest.latent
     steps = [step for shape in references for step in encoder_sizes(space, shape, tile)]
@@ -181,7 +188,7 @@ def _decoder_memory(
     """What :func:`adacache_runtime.vae.decode.decode` takes for a prompt; videos are decoded one by one."""
     if not space.decoding:
         return PartMemory()
-    shape = settled.latents.shape[1:]
+    shape = settled.latent_shape[1:]
     steps = decoder_sizes(space, shape, video_frames(space, shape[1], settled.frames), request.tile)
     return _part_memory(space, backend, steps, request.tile, known)
 
@@ -226,7 +233,7 @@ def _weights(backend: Backend, graphs: Sequence[Graph]) -> int:
     return sum(graph.weights_nbytes or 0 for graph in graphs) if known is None else known
 
 
-def table(plan: MemoryPlan, free: int | None, place: str) -> Table:
+def table(plan: MemoryEstimate, free: int | None, place: str) -> Table:
     """For a terminal: a row a kind.
 
     Args:

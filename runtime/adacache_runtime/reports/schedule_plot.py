@@ -1,4 +1,4 @@
-"""A trace as a picture: when the model was computed, why, and what each call cost."""
+"""A picture of a trace: when the model was computed, why, and what each call cost."""
 
 import io
 import math
@@ -22,18 +22,17 @@ Draw = Callable[[Any, Trace], None]
 
 
 def plot_schedule(trace: Trace, path: Path, title: str) -> None:
-    """Draws distance, motion and rate per step, the computed steps, and the time per call.
+    """Draw distance, motion and rate per step, the computed steps, and the time per call.
 
-    What was not measured has no panel: motion without motion regularisation, or all three where nothing is reused.
-    Needs the extra ``plot``. The same trace gives the same bytes.
+    A number that no call observed has no panel. Needs the extra ``plot``. The same trace gives the same bytes.
 
     Args:
-        trace: of a generation.
-        path: a ``.png``.
-        title: one line.
+        trace: trace of a generation.
+        path: file to write, which ends in ``.png``.
+        title: title of the picture, a single line.
 
     Raises:
-        InputError: another suffix, a folder that cannot be written, or a trace without calls.
+        InputError: the file has another suffix, its folder cannot be written, or the trace has no calls.
         MissingDependencyError: matplotlib is not installed.
     """
     check_plot(path)
@@ -47,7 +46,7 @@ def plot_schedule(trace: Trace, path: Path, title: str) -> None:
 
 
 def check_plot(path: Path) -> None:
-    """Raises what :func:`plot_schedule` would, before there is a trace."""
+    """Raise what :func:`plot_schedule` would raise, before there is a trace."""
     require("matplotlib", "plot")
     if path.suffix.lower() != ".png":
         raise InputError(f"{path}: the schedule is drawn as a .png; name the file so")
@@ -95,7 +94,7 @@ def _number_steps(axis: Any, trace: Trace, last: bool) -> None:
 
 
 def _draw_schedule(axis: Any, trace: Trace) -> None:
-    """A cell a call, with its groups of blocks from top to bottom."""
+    """Draw a column of cells for each call, its groups of blocks from top to bottom."""
     rows = _rows(trace)
     groups = len(rows[0])
     for computed, label, colour, _ in _kinds(trace):
@@ -150,7 +149,7 @@ def _draw_times(axis: Any, trace: Trace) -> None:
 
 
 def _draw_parts(axis: Any, trace: Trace) -> None:
-    """Where the mean call of each kind spends its time inside engines."""
+    """Draw where the mean call of each kind spends its time inside engines."""
     names = list(dict.fromkeys(name for record in trace.calls for name in record.engine_ms))
     kinds = _kinds(trace)
     means = [
@@ -173,7 +172,7 @@ def _draw_parts(axis: Any, trace: Trace) -> None:
 
 
 def _finish(axis: Any, trace: Trace, label: str) -> None:
-    """Name, grid, an axis from 0, and a band behind each computed step."""
+    """Add a label, a grid and a band behind each computed step, and let the axis begin at 0."""
     axis.set_ylabel(label, fontsize=9)
     if axis.get_yscale() == "linear":
         axis.set_ylim(0, 1.1 * axis.dataLim.y1 or 1)
@@ -184,7 +183,7 @@ def _finish(axis: Any, trace: Trace, label: str) -> None:
 
 
 def _legend(axis: Any) -> None:
-    """Above the panel, where there is no data."""
+    """Put the legend above the panel, where there is no data."""
     axis.legend(
         loc="lower right",
         bbox_to_anchor=(1, 1),
@@ -197,7 +196,7 @@ def _legend(axis: Any) -> None:
 
 
 def _rows(trace: Trace) -> list[tuple[bool, ...]]:
-    """Per call what was computed: one entry a group, or a single one where all groups are always alike."""
+    """Return for each call whether each group was computed; a single entry where all groups are always alike."""
     rows = [record.compute for record in trace.calls]
     return [row[:1] for row in rows] if all(len(set(row)) == 1 for row in rows) else rows
 

@@ -6,15 +6,15 @@ import numpy as np
 
 from adacache_runtime.caching.policies.adacache import AdaCache
 from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.conditioning.given_frames import Image
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request, settle
+from adacache_runtime.request import Request
+from adacache_runtime.settled import settle
 
 MEASURING = AdaCache(codebook=((1.0, 2),))  # computes the first two of five steps, and reuses the third
 WARM_UP_STEPS = 5
 
 
-def warm_ups(pipeline: Pipeline) -> Iterator[tuple[Request, Image | None]]:
+def warm_ups(pipeline: Pipeline) -> Iterator[Request]:
     """Yield requests for short videos that use everything that clients' videos use.
 
     They run every stage in full and reused, the signals of policies, and the encoder of images.
@@ -22,10 +22,10 @@ def warm_ups(pipeline: Pipeline) -> Iterator[tuple[Request, Image | None]]:
     manifest = pipeline.bundle.manifest
     policy = MEASURING if manifest.default_probes else FixedInterval(every=2)
     request = Request(prompts=("warm-up",), steps=WARM_UP_STEPS, policy=policy)
-    yield request, None
+    yield request
     space = manifest.latent
     encodes = space.decoder == "pixels" or bool(space.encoding)
-    latents = settle(pipeline.bundle, request).latents
-    if manifest.conditioned() and encodes and latents.shape[2] > 1:
-        black = np.zeros((1, space.spatial_factor, space.spatial_factor, 3), np.uint8)
-        yield Request(prompts=("warm-up",), steps=1), Image("black", black)
+    shape = settle(pipeline.bundle, request).latent_shape
+    if manifest.conditioned() and encodes and shape[2] > 1:
+        black = np.zeros((space.spatial_factor, space.spatial_factor, 3), np.uint8)
+        yield Request(prompts=("warm-up",), steps=1, images=(black,))

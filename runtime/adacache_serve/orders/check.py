@@ -4,7 +4,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,13 @@ from adacache_engines.bundle.video_sizes import RESOLUTIONS, frames_of, size_of
 from adacache_engines.errors import AdaCacheError, InputError
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.caching.presets import PRESETS, policy_from
-from adacache_runtime.conditioning.given_frames import Image, check_start, start_with
+from adacache_runtime.conditioning.given_frames import check_accepts_images
+from adacache_runtime.generation import Checked
+from adacache_runtime.generation import check as check_request
 from adacache_runtime.media.video import Frames
-from adacache_runtime.request import Request, Settled, settle
-from adacache_runtime.text import prompts as text
+from adacache_runtime.request import Request
+from adacache_runtime.settled import settle
+from adacache_runtime.text.prompts import read_text
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
 
@@ -39,18 +42,6 @@ class FieldError(InputError):
         self.field = field
 
 
-@dataclass(frozen=True)
-class Checked:
-    """
-    Attributes:
-        request: to the runtime, without the picture.
-        settled: the same with every default.
-    """
-
-    request: Request
-    settled: Settled
-
-
 def check_servable(folder: Path, manifest: Manifest) -> None:
     """Check that a bundle turns prompts into videos.
 
@@ -69,37 +60,39 @@ def with_seed(order: CreateVideo) -> CreateVideo:
 
 
 def check(order: CreateVideo, bundle: Bundle, settings: Settings, image: Frames | None = None) -> Checked:
-    """
+    """Check an order; no noise is drawn, nothing large is allocated, and no engine is needed.
+
     Args:
-        order: of a client.
-        bundle: that it is for.
-        settings: limits.
-        picture: that the video is to begin with (1, height, width, 3).
+        order: the client's order.
+        bundle: the bundle that it is for.
+        settings: the server's limits.
+        image: the decoded image of the order, (1, height, width, 3) RGB; None = no image.
 
     Raises:
-        FieldError: it is not possible; names the field, and says what is.
+        FieldError: the order is not possible; names the field, and says what is possible.
+    """
+    request = request_of(order, bundle, settings, image)
+    if image is not None:
+        with _blaming("image"):
+            check_accepts_images(bundle.manifest)
+    try:
+        return check_request(bundle, request)
+    except AdaCacheError as error:
+        raise FieldError(_culprit(order, bundle, image is not None), str(error)) from error
+
+
+def request_of(order: CreateVideo, bundle: Bundle, settings: Settings, image: Frames | None = None) -> Request:
+    """Return the request that an order makes; the arguments are those of :func:`check`.
+
+    Raises:
+        FieldError: a field is not possible, or exceeds a limit of the server.
     """
     request = Request(prompts=(order.prompt,))
     for field, apply in _FIELDS.items():
-        with _about(field):
+        with _blaming(field):
             request = apply(request, order, bundle.manifest)
     _check_limits(request, bundle.manifest, settings)
-    try:
-        settled = settle(bundle, request)
-    except AdaCacheError as error:
-        raise FieldError(_culprit(order, bundle), str(error)) from error
-    with _about("prompt"):
-        text.read_text(bundle, request)
-    if image is not None:
-        with _about("image"):
-            check_start(bundle)
-        if settled.latents.shape[2] == 1:
-            raise FieldError(
-                "image", "a video of a single frame cannot start from an image; choose more frames or seconds"
-            )
-        with _about("image_at"):
-            start_with(bundle, settled, [Image("the image", image, order.image_at)])
-    return Checked(request, settled)
+    return request if image is None else replace(request, images=(image[0],), image_at=(order.image_at,))
 
 
 def _check_limits(request: Request, manifest: Manifest, settings: Settings) -> None:
@@ -118,16 +111,22 @@ def _check_limits(request: Request, manifest: Manifest, settings: Settings) -> N
         )
 
 
-def _culprit(order: CreateVideo, bundle: Bundle) -> str | None:
-    """The first field with which it is refused, the others being added one by one; None where none is to blame."""
+def _culprit(order: CreateVideo, bundle: Bundle, image: bool) -> str | None:
+    """Return the field with which a refused order is refused, adding its fields to the defaults one by one."""
     request = Request(prompts=(order.prompt,))
     for field, apply in _FIELDS.items():
         request = apply(request, order, bundle.manifest)
         try:
-            settle(bundle, request)
+            settled = settle(bundle, request)
         except AdaCacheError:
             return field
-    return None
+    try:
+        read_text(bundle, request)
+    except AdaCacheError:
+        return "prompt"
+    if not image:
+        return None
+    return "image" if settled.latent_shape[2] == 1 else "image_at"
 
 
 def _size(request: Request, order: CreateVideo, _manifest: Manifest) -> Request:
@@ -164,10 +163,10 @@ def _frames(request: Request, order: CreateVideo, manifest: Manifest) -> Request
 
 
 def policy_of(choice: str, manifest: Manifest) -> Policy[Any]:
-    """A preset by name, with wrappers; unlike on the command line, neither files nor modules can be named.
+    """Return a preset by its name, with wrappers; unlike on the command line, files and modules cannot be named.
 
     Raises:
-        InputError: there is none of that name; lists what there is.
+        InputError: there is no preset of this name; lists those that there are.
     """
     match = POLICY.fullmatch(choice)
     known = {*PRESETS, *manifest.policies}
@@ -193,7 +192,7 @@ _FIELDS: Mapping[str, Callable[[Request, CreateVideo, Manifest], Request]] = {
 
 
 @contextmanager
-def _about(field: str) -> Iterator[None]:
+def _blaming(field: str) -> Iterator[None]:
     """Blame this field for errors that are raised inside."""
     try:
         yield

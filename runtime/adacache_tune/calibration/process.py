@@ -12,7 +12,8 @@ from adacache_engines.errors import InputError
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request, settle
+from adacache_runtime.request import Request
+from adacache_runtime.settled import settle
 from adacache_tune.calibration.baseline import better, intervals_around
 from adacache_tune.calibration.forecast import Forecaster
 from adacache_tune.calibration.goal import Goal

@@ -28,7 +28,9 @@ from adacache_runtime.caching.policy import (
 )
 from adacache_runtime.denoising.denoiser import denoise
 from adacache_runtime.denoising.probes import Probe, Signals
-from adacache_runtime.pipeline import Pipeline, Result, Started
+from adacache_runtime.events import Denoised
+from adacache_runtime.generation import Begun
+from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.samplers.update import Update
 from adacache_runtime.trace import CallRecord, Trace
@@ -63,7 +65,7 @@ def record(
     gaps: int,
     strides: Sequence[int] = (1,),
     on_call: Callable[[CallRecord], None] = lambda _: None,
-) -> tuple[Record, Result]:
+) -> tuple[Record, Denoised]:
     """Make a generation and record it.
 
     Args:
@@ -80,13 +82,13 @@ def record(
     manifest = pipeline.bundle.manifest
     roles = {role: sites for role in ROLES if (sites := sites_of(manifest, role))}
     policy = Everything((*roles, FIRST, LATENTS, VELOCITY))
-    started = pipeline.start(replace(request, policy=policy, granularity=None, scope="batch"))
+    started = pipeline.prepare(replace(request, policy=policy, granularity=None, scope="batch")).begin()
     recorder = _Recorder(pipeline, started, gaps, strides)
     calls = []
     for made in denoise(started.generation, started.settled.updates, policy, before_advance=recorder.look):
         calls.append(made)
         on_call(made)
-    result = Result(
+    result = Denoised(
         started.generation.assembly.latents.read(), Trace(tuple(calls), started.sizes, started.settled.granularity)
     )
     return recorder.record(roles), result
@@ -95,7 +97,7 @@ def record(
 class _Recorder:
     """The tensors that are kept of the last calls, and the numbers that were measured."""
 
-    def __init__(self, pipeline: Pipeline, started: Started, gaps: int, strides: Sequence[int]) -> None:
+    def __init__(self, pipeline: Pipeline, started: Begun, gaps: int, strides: Sequence[int]) -> None:
         generation = started.generation
         assembly, device, arithmetic = generation.assembly, generation.device, pipeline.engines.arithmetic
         self._calls, self._branches = len(started.settled.updates), generation.branches
@@ -163,10 +165,7 @@ class _Recorder:
             numbers[min(gap, len(numbers)) - 1, call - 1] = value
 
     def _error_of(self, place: int, update: Update) -> NDArray[np.float64]:
-        """Return the error of the latents' update with an old residual.
-
-        It is the error of the velocity, as far as the sampler follows it.
-        """
+        """Return how far off the latents' update with an old residual is, at the recorded places."""
         self._plan.embed()  # once more: blocks write over it
         self._reuse[place]()
         self._final()
@@ -177,7 +176,7 @@ class _Recorder:
         return off
 
 
-def _guide(pipeline: Pipeline, prediction: Buffer, started: Started, velocity: Buffer, device: Device) -> Call:
+def _guide(pipeline: Pipeline, prediction: Buffer, started: Begun, velocity: Buffer, device: Device) -> Call:
     scale = device.empty((1,), np.dtype(np.float32))
     scale.write(np.array([started.settled.guidance], np.float32))
     tensors: Mapping[str, Any] = {"prediction": prediction, "guidance": scale, "velocity": velocity}

@@ -12,7 +12,8 @@ from typing import Any
 
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request, settle
+from adacache_runtime.request import Request
+from adacache_runtime.settled import settle
 from adacache_tune.calibration.forecast import BEST_DB
 from adacache_tune.comparison.measure import FULL, Row, compare
 from adacache_tune.comparison.statistics import Estimate, estimate

@@ -5,7 +5,7 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from adacache_engines.bundle.manifest import Manifest
@@ -15,7 +15,8 @@ from adacache_runtime.commands.options import add_opening, add_video, opening_fr
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import even_progress
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request, Settled, settle
+from adacache_runtime.request import Request
+from adacache_runtime.settled import Settled, settle
 from adacache_runtime.vae.decode import WITHOUT_DECODER
 from adacache_tune.calibration.folder import begin
 from adacache_tune.calibration.goal import Goal
@@ -79,8 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     require("skimage", "compare")
     recorded, held_out = _split(options)
-    pipeline = Pipeline.open(options.bundle, **opening_from(options))
-    with closing(pipeline.backend):
+    with Pipeline.open(options.bundle, **opening_from(options)) as pipeline:
         task = _task(options, pipeline, recorded, held_out)
         calibrated = calibrate(task)
     found = presets(options.name, task, calibrated.policies)
@@ -140,7 +140,7 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
         )
     latent = pipeline.bundle.manifest.latent
     if latent.decoder != "none":
-        check_ssim(*(side * latent.spatial_factor for side in settled.latents.shape[3:]))
+        check_ssim(*(side * latent.spatial_factor for side in settled.latent_shape[3:]))
     asked = {
         "size": f"{settled.height}x{settled.width}",
         "frames": settled.frames,
@@ -206,7 +206,7 @@ def _problem(method: str, manifest: Manifest, settled: Settled) -> str | None:
     role = NEEDS.get(method)
     if role is not None and not sites_of(manifest, role):
         return f"measures {role}, which this bundle has no probe for; export with --probe {role}"
-    if method == MOTION and settled.latents.shape[2] < 2:
+    if method == MOTION and settled.latent_shape[2] < 2:
         return "goes by motion, and an image has none; choose more --frames"
     return None
 

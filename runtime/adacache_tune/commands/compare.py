@@ -3,7 +3,6 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
 from adacache_engines.bundle.manifest import Manifest
@@ -74,8 +73,7 @@ def _run(options: argparse.Namespace) -> None:
     for module in ("matplotlib", "PIL", "skimage"):
         require(module, "compare")
     prompts = read_prompts(options.prompts)
-    pipeline = Pipeline.open(options.bundle, **opening_from(options))
-    with closing(pipeline.backend):
+    with Pipeline.open(options.bundle, **opening_from(options)) as pipeline:
         job = settle_job(_asked(options, pipeline.bundle.manifest, prompts), pipeline)
         for note in job.notes:
             _say(note)

@@ -16,7 +16,8 @@ from adacache_runtime.commands.options import add_backend, add_size, backend_fro
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import call_progress
 from adacache_runtime.media.files import check_folder, writing
-from adacache_runtime.request import Request, settle
+from adacache_runtime.request import Request
+from adacache_runtime.settled import settle
 from adacache_tune.commands.engine_progress import engine_progress
 from adacache_tune.commands.tables import show
 from adacache_tune.machine import machine, versions

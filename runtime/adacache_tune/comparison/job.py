@@ -10,7 +10,8 @@ from adacache_engines.errors import InputError
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.media.video import MAX_SIDE
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request, Settled, settle
+from adacache_runtime.request import Request
+from adacache_runtime.settled import Settled, settle
 from adacache_runtime.vae.decode import WITHOUT_DECODER
 from adacache_tune.comparison.measure import Yardsticks
 from adacache_tune.comparison.named_policies import named_policies
@@ -105,7 +106,7 @@ def settle_job(asked: Asked, pipeline: Pipeline) -> Job:
     }
     decodes = manifest.latent.decoder != "none"
     missing = f"this bundle has no decoder, so no PSNR, SSIM and videos; {WITHOUT_DECODER}"
-    pixels = tuple(side * manifest.latent.spatial_factor for side in settled.latents.shape[3:])
+    pixels = tuple(side * manifest.latent.spatial_factor for side in settled.latent_shape[3:])
     lpips = _lpips(asked.lpips, pixels, decodes)
     shown = asked.prompts[: asked.videos] if decodes else []
     return Job(

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policy import Policy
+from adacache_runtime.events import Denoised
 from adacache_runtime.media.video import Frames
-from adacache_runtime.pipeline import Pipeline, Result
+from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.flops import work_of_run
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord
@@ -97,7 +98,7 @@ class Yardsticks:
 
 def run_in_turn(
     pipeline: Pipeline, requests: Sequence[Request], on_call: OnCall = lambda _: None, first: int = 0
-) -> list[Result]:
+) -> list[Denoised]:
     """Run generations call by call in turn, so that a machine that slows down does so for all of them.
 
     Args:
@@ -112,14 +113,14 @@ def run_in_turn(
     Raises:
         AdaCacheError: as :meth:`Pipeline.generate`.
     """
-    results: dict[int, Result] = {}
+    results: dict[int, Denoised] = {}
     with ExitStack() as stack:
         turn = [index % len(requests) for index in range(first, first + len(requests))]
         running = {index: stack.enter_context(closing(pipeline.calls(requests[index]))) for index in turn}
         while running:
             for index, calls in list(running.items()):
                 got = _advance(calls)
-                if isinstance(got, Result):
+                if isinstance(got, Denoised):
                     results[index] = got
                     del running[index]
                 else:
@@ -127,11 +128,11 @@ def run_in_turn(
     return [results[index] for index in range(len(requests))]
 
 
-def _advance(calls: Generator[CallRecord, None, Result]) -> CallRecord | Result:
+def _advance(calls: Generator[CallRecord, None, Denoised]) -> CallRecord | Denoised:
     try:
         return next(calls)
     except StopIteration as end:
-        result: Result = end.value
+        result: Denoised = end.value
         return result
 
 
@@ -175,7 +176,9 @@ def compare(
         yield _compared(pipeline, request, results, yardsticks)
 
 
-def _compared(pipeline: Pipeline, request: Request, results: Mapping[str, Result], yardsticks: Yardsticks) -> Compared:
+def _compared(
+    pipeline: Pipeline, request: Request, results: Mapping[str, Denoised], yardsticks: Yardsticks
+) -> Compared:
     latents: dict[str, NDArray[np.float32]] = {label: result.latents[0] for label, result in results.items()}
     frames = {}
     if pipeline.bundle.manifest.latent.decoder != "none":
@@ -197,7 +200,7 @@ def _compared(pipeline: Pipeline, request: Request, results: Mapping[str, Result
     return Compared(prompt, request.seed, tuple(rows), frames)
 
 
-def _cost(pipeline: Pipeline, result: Result) -> dict[str, Any]:
+def _cost(pipeline: Pipeline, result: Denoised) -> dict[str, Any]:
     trace, manifest = result.trace, pipeline.bundle.manifest
     computed = len(trace.computed())
     counted = work_of_run(manifest, trace)

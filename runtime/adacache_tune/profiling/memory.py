@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from adacache_engines.bundle.manifest import Manifest
 from adacache_runtime.caching.groups import granularities, residual_nbytes
-from adacache_runtime.memory.estimate import MemoryPlan
+from adacache_runtime.memory.estimate import MemoryEstimate
 
 
 def memory_nbytes(
-    manifest: Manifest, sizes: Mapping[str, int], plan_nbytes: int | None, run: MemoryPlan | None
+    manifest: Manifest, sizes: Mapping[str, int], plan_nbytes: int | None, run: MemoryEstimate | None
 ) -> dict[str, int]:
     """Return bytes by kind.
 

@@ -12,7 +12,8 @@ from adacache_engines.bundle.manifest import Graph, Manifest
 from adacache_engines.bundle.shape_profiles import check_profiles
 from adacache_engines.bundle.tensors import INPUT_RANGES, NUMPY_DTYPES, TensorSpec
 from adacache_engines.errors import InputError, OutOfRangeError
-from adacache_runtime.request import Captions, Request, settle
+from adacache_runtime.request import Captions, Request
+from adacache_runtime.settled import settle
 from adacache_runtime.text.prompts import caption_length, tokenize
 
 Kind = Literal["stage", "block", "reuse", "arithmetic", "encoder"]

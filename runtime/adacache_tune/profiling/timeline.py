@@ -9,7 +9,7 @@ from adacache_engines.bundle.manifest import Graph
 from adacache_engines.contract.device import Buffer, Call, Device
 from adacache_engines.contract.engine import Backend, Engine
 from adacache_runtime.caching.policies.never import NeverReuse
-from adacache_runtime.memory.estimate import MemoryPlan
+from adacache_runtime.memory.estimate import MemoryEstimate
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.summary import timing
 from adacache_runtime.request import Request
@@ -43,7 +43,7 @@ class Timeline:
     first_call_ms: float
     trace: Trace
     stages: Mapping[str, StageTime]
-    memory: MemoryPlan
+    memory: MemoryEstimate
 
     def parts(self) -> dict[str, tuple[float, float]]:
         """Milliseconds by part of a call, all calls together, and the share of the time inside engines."""
@@ -77,7 +77,9 @@ def measure_generation(
     first = pipeline.generate(replace(request, steps=1, policy=NeverReuse())).trace.calls[0]
     timed.marks.clear()
     trace = pipeline.generate(request, on_call).trace
-    return Timeline(load_ms, first.wall_ms, trace, _stages(timed.marks, backend.device), pipeline.memory(request))
+    return Timeline(
+        load_ms, first.wall_ms, trace, _stages(timed.marks, backend.device), pipeline.prepare(request).memory
+    )
 
 
 def _stages(marks: Marks, device: Device) -> dict[str, StageTime]:

@@ -178,7 +178,7 @@ def test_the_same_request_gives_the_same_latents(pipeline: Pipeline) -> None:
 def test_memory_that_a_run_holds(pipeline: Pipeline) -> None:
     """Hidden states of 2 prompts x 2 branches x 5 frames x 15 tokens x 96, one or one a block."""
     one = 4 * 5 * 15 * 96 * 4  # bytes
-    held = pipeline.residual_nbytes(request())
+    held = pipeline.prepare(request()).residual_nbytes()
     assert (held["stack"], held["block"]) == (one, 6 * one)
 
 
@@ -197,7 +197,10 @@ def test_half_precision_is_near_full_precision(
     """
     monkeypatch.setattr(sampling, "condition_dtype", lambda _precision: np.dtype(np.float32))
     half = Pipeline.open(exported(precision))
-    assert half.residual_nbytes(request())["stack"] == pipeline.residual_nbytes(request())["stack"] // 2
+    assert (
+        half.prepare(request()).residual_nbytes()["stack"]
+        == pipeline.prepare(request()).residual_nbytes()["stack"] // 2
+    )
     for policy in ({}, {"policy": FixedInterval(every=2)}):
         full, stack = (which.generate(request(**policy)).latents for which in (pipeline, half))
         block = half.generate(request(**policy, granularity="block")).latents

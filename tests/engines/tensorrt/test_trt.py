@@ -25,7 +25,8 @@ from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policies.teacache import TeaCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate, MaxReuses
 from adacache_runtime.denoising.latents import Latents
-from adacache_runtime.pipeline import Pipeline, Result
+from adacache_runtime.events import Denoised
+from adacache_runtime.pipeline import Pipeline
 from tests.helpers import fake_model, fake_tensorrt
 from tests.helpers.fake_cuda import FakeCuda
 from tests.helpers.fake_model import BLOCKS, SIZE, captions, fake_pipeline, functions, request, write_bundle
@@ -79,12 +80,12 @@ def machine(folder: Path, cuda: FakeCuda) -> Callable[..., Machine]:
     return make
 
 
-def expected(tmp_path: Path, **options: Any) -> Result:
+def expected(tmp_path: Path, **options: Any) -> Denoised:
     """The same generation on the host."""
     return fake_pipeline(tmp_path / "host", functions())[0].generate(request(**options))
 
 
-def same(one: Result, other: Result) -> None:
+def same(one: Denoised, other: Denoised) -> None:
     np.testing.assert_array_equal(one.latents, other.latents)
     assert [call.compute for call in one.trace.calls] == [call.compute for call in other.trace.calls]
     np.testing.assert_array_equal(
@@ -105,7 +106,7 @@ def test_a_weight_budget_is_shared_by_all_plans(machine: Callable[..., Machine],
     with pytest.raises(EngineError, match=r"cannot record CUDA graphs of plans whose weights .* --no-cuda-graphs"):
         machine(bundle=bundle)
     made = machine(graphs=False, bundle=bundle, weight_budget=total // 2)
-    assert made.pipeline.memory(request()).weights == pytest.approx(total / 2, abs=1)
+    assert made.pipeline.prepare(request()).memory.weights == pytest.approx(total / 2, abs=1)
     budgets = {engine.plan["function"]: engine.weight_streaming_budget_v2 for engine in made.module.engines}
     for engine in made.module.engines:
         assert budgets[engine.plan["function"]] == pytest.approx(engine.streamable_weights_size / 2, abs=1)
@@ -227,7 +228,7 @@ def test_generations_on_two_threads(machine: Callable[..., Machine], tmp_path: P
         {"steps": 8, "policy": ADACACHE, "seed": 1},
         {"steps": 8, "policy": FixedInterval(every=2), "seed": 2, "granularity": "block"},
     ]
-    results: dict[int, Result] = {}
+    results: dict[int, Denoised] = {}
     start = threading.Barrier(2)
 
     def work(index: int) -> None:

@@ -136,7 +136,7 @@ def test_the_memory_is_planned(
         return buffer
 
     height, width = size
-    plan = pipeline.memory(request(height=height, width=width, frames=frames, policy=NeverReuse()))
+    plan = pipeline.prepare(request(height=height, width=width, frames=frames, policy=NeverReuse())).memory
     latents = noise(WIDTH, SPACE.latent_frames(frames), height // FACTOR, width // FACTOR)
     monkeypatch.setattr(HostDevice, "empty", counted)
     list(decode(pipeline.bundle, pipeline.backend, latents, frames))

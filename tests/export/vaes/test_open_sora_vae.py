@@ -23,7 +23,7 @@ from adacache_export.commands.export import main as export
 from adacache_export.vaes.open_sora.temporal import TemporalConfig, TemporalDecoder, TemporalEncoder
 from adacache_export.vaes.registry import open_vae
 from adacache_runtime.commands.run import main as run
-from adacache_runtime.media.pictures import fit, read_image, read_last_frames
+from adacache_runtime.media.pictures import read_image, read_last_frames, resize_to_fill
 from adacache_runtime.media.video import write_video
 from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.decode import decode, render
@@ -390,7 +390,10 @@ def test_a_run_starts_from_a_picture_and_a_clip(exported_whole: Path, tmp_path: 
     assert latents.shape == (1, 4, 15 + 10, 6, 10)
     assert frames.shape == (51 + 34, 48, 80, 3)
     bundle, noise = open_bundle(exported_whole), drawn(0)
-    given = fit(read_last_frames(tmp_path / "clip.mp4", 17), 48, 80), fit(read_image(tmp_path / "picture.png"), 48, 80)
+    given = (
+        resize_to_fill(read_last_frames(tmp_path / "clip.mp4", 17), 48, 80),
+        resize_to_fill(read_image(tmp_path / "picture.png"), 48, 80),
+    )
     clip, picture = (encode(bundle, OrtBackend(exported_whole), pixels, noise) for pixels in given)
     np.testing.assert_array_equal(latents[0, :, :5], clip)
     np.testing.assert_array_equal(latents[0, :, 10:11], picture)

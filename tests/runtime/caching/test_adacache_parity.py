@@ -8,7 +8,7 @@ import pytest
 
 from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.never import NeverReuse
-from adacache_runtime.pipeline import Result
+from adacache_runtime.events import Denoised
 from tests.helpers.reference import DATA, OPEN_SORA, arrays, request, worst
 
 LATENTS = 5e-4  # absolute
@@ -40,7 +40,7 @@ def run(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def results(run: dict[str, Any], pipeline) -> dict[str, Result]:
+def results(run: dict[str, Any], pipeline) -> dict[str, Denoised]:
     usual = {"policy": policy(run["params"]), "steps": run["num_sampling_steps"], "keep_calls": True}
     return {choice: pipeline.generate(request(**usual, granularity=choice)) for choice in ("stack", "block")}
 

@@ -29,7 +29,7 @@ from adacache_runtime.caching.policy import (
 )
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.caching.simulate import Unchanged, bounds, replay, simulate
-from adacache_runtime.request import settle
+from adacache_runtime.settled import settle
 from tests.helpers.fake_model import fake_pipeline, functions, request
 from tests.helpers.plain import Plain, plain
 from tests.helpers.policy_kinds import CHANGES, KINDS, WRAPS, Numbers, Wrap, run_of, wrapped

@@ -10,7 +10,7 @@ from adacache_engines.backends import BACKENDS
 from adacache_engines.contract.fake import FakeBackend
 from adacache_runtime.commands import run as cli
 from adacache_runtime.conditioning.clips import CONTINUED
-from adacache_runtime.media.pictures import fit, read_last_frames
+from adacache_runtime.media.pictures import read_last_frames, resize_to_fill
 from adacache_runtime.media.video import write_video
 from tests.helpers import fake_model
 from tests.helpers.fake_model import WIDTH, captions, functions, manifest, write_bundle
@@ -63,12 +63,12 @@ def test_images_are_frames_of_the_video(command: list[str], tmp_path: Path, caps
     made = latents(tmp_path)
     assert made.shape == (2, WIDTH, FRAMES, HEIGHT, ACROSS)
     for sample in made:
-        np.testing.assert_array_equal(sample[:, :1], fit(small, HEIGHT, ACROSS))
-        np.testing.assert_array_equal(sample[:, -1:], fit(large, HEIGHT, ACROSS))
+        np.testing.assert_array_equal(sample[:, :1], resize_to_fill(small, HEIGHT, ACROSS))
+        np.testing.assert_array_equal(sample[:, -1:], resize_to_fill(large, HEIGHT, ACROSS))
     assert "nearest" not in capsys.readouterr().err
     assert cli.main([*command, "--image", str(first)]) == 0
     alone = latents(tmp_path)
-    np.testing.assert_array_equal(alone[0, :, :1], fit(small, HEIGHT, ACROSS))
+    np.testing.assert_array_equal(alone[0, :, :1], resize_to_fill(small, HEIGHT, ACROSS))
     assert not np.array_equal(alone[:, :, -1], made[:, :, -1])
 
 
@@ -82,7 +82,7 @@ def test_a_picture_comes_out_as_it_went_in(command: list[str], tmp_path: Path) -
 def test_a_clip_is_continued(command: list[str], tmp_path: Path) -> None:
     path = clip(tmp_path)
     assert cli.main([*command, "--video", str(path)]) == 0
-    expected = fit(read_last_frames(path, CONTINUED), HEIGHT, ACROSS)
+    expected = resize_to_fill(read_last_frames(path, CONTINUED), HEIGHT, ACROSS)
     np.testing.assert_array_equal(latents(tmp_path)[1, :, :CONTINUED], expected)
 
 
@@ -91,7 +91,7 @@ def test_what_is_edited_changes(command: list[str], tmp_path: Path) -> None:
     far = []
     for ratio in ("0", "0.4", "0.9"):
         assert cli.main([*command, "--image", str(path), "--edit", ratio]) == 0
-        far.append(float(np.abs(latents(tmp_path)[:, :, :1] - fit(pixels, HEIGHT, ACROSS)).mean()))
+        far.append(float(np.abs(latents(tmp_path)[:, :, :1] - resize_to_fill(pixels, HEIGHT, ACROSS)).mean()))
     assert far[0] == 0
     assert min(far[1:]) > 0.1
 
@@ -107,7 +107,7 @@ def test_loops_are_one_video(command: list[str], tmp_path: Path, capsys: Capture
     made = latents(tmp_path)
     assert made.shape[2] == FRAMES + 2 * (FRAMES - CONTINUED)
     np.testing.assert_array_equal(made[:, :, :FRAMES], alone)
-    np.testing.assert_array_equal(made[0, :, :1], fit(pixels, HEIGHT, ACROSS))
+    np.testing.assert_array_equal(made[0, :, :1], resize_to_fill(pixels, HEIGHT, ACROSS))
     assert "step 9/9" in shown.err
     assert len(read_last_frames(tmp_path / "v-1.mp4", made.shape[2])) == made.shape[2]
     assert len(np.unique(np.abs(np.diff(made, axis=2)).mean((0, 1, 3, 4)))) == made.shape[2] - 1
@@ -129,9 +129,9 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "no such frame": (["--image", "a.png", "--image-at", "8"], "the video has no frame 8; it has 8"),
     "twice": (["--image", "a.png", "--image-at", "1"] * 2, "fall on latent frame 1"),
     "image in clip": (["--video", "LONG", "--image", "a.png", "--image-at", "4"], "fall on latent frame 4"),
-    "places": (["--image", "a.png", "--image", "a.png", "--image-at", "1"], "2 of --image and 1 of --image-at"),
-    "only places": (["--image-at", "1"], "0 of --image and 1 of --image-at"),
-    "ratio": (["--image", "a.png", "--edit", "1"], "--edit 1.0 is not possible; choose 0 or more, below 1"),
+    "places": (["--image", "a.png", "--image", "a.png", "--image-at", "1"], "there are 2 images and 1 frames for them"),
+    "only places": (["--image-at", "1"], "there are 0 images and 1 frames for them"),
+    "ratio": (["--image", "a.png", "--edit", "1"], "edit ratio 1.0 is not possible; choose 0 or more, below 1"),
     "all given": (["--video", "LONG", "--frames", "4"], "all 4 latent frames would be given"),
     "only an image": (["--image", "a.png", "--frames", "1"], "all 1 latent frames would be given"),
     "no loops": (["--loops", "0"], "0 loops are not possible"),
@@ -191,9 +191,9 @@ def test_groups_of_17_frames(command: list[str], tmp_path: Path, capsys: Capture
     run = [str(other), *command[1:], "--frames", "51", "--image", str(path)]
     assert cli.main([*run, "--image-at", "-1"]) == 0
     assert "a.png: at frame 34, the nearest to -1 where 17 frames begin" in capsys.readouterr().err
-    np.testing.assert_array_equal(latents(tmp_path)[0, :, 10:11], fit(pixels, HEIGHT, ACROSS))
+    np.testing.assert_array_equal(latents(tmp_path)[0, :, 10:11], resize_to_fill(pixels, HEIGHT, ACROSS))
     assert cli.main([*run, "--image-at", "17"]) == 0
     assert "the nearest" not in capsys.readouterr().err
-    np.testing.assert_array_equal(latents(tmp_path)[0, :, 5:6], fit(pixels, HEIGHT, ACROSS))
+    np.testing.assert_array_equal(latents(tmp_path)[0, :, 5:6], resize_to_fill(pixels, HEIGHT, ACROSS))
     assert cli.main([*run, "--image-at", "0", "--image", str(path), "--image-at", "3"]) == 1
     assert "fall on latent frame 0" in capsys.readouterr().err

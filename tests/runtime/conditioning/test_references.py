@@ -10,14 +10,17 @@ from numpy.typing import NDArray
 from adacache_engines.bundle.manifest import LatentSpace
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.conditioning.clips import CONTINUED, check_continues, continued, generate_clips
-from adacache_runtime.conditioning.references import Placement, alignment, latent_index, place, placed, snapped
+from adacache_runtime.conditioning.clips import CONTINUED, check_continues
+from adacache_runtime.conditioning.references import Placement, alignment, latent_index, mask_of, place, snapped
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers import fake_model
-from tests.helpers.fake_model import WIDTH, fake_pipeline, functions, manifest, request
+from tests.helpers.fake_model import fake_pipeline, functions, manifest, request
 
 PIXELS = manifest().latent
 VAE = PIXELS.model_copy(update={"frames": "open-sora-vae", "decoder": "none"})
+
+
+LENGTHS = (10, 1)  # latent frames of two references
 
 
 def drawn(seed: int, *shape: int) -> NDArray[np.float32]:
@@ -40,13 +43,14 @@ def test_starts_are_the_nearest_beginnings_of_groups(index: int, frames: int, ex
 def test_references_take_the_place_of_noise() -> None:
     noise, long, short = drawn(1, 4, 15, 2, 3), drawn(2, 4, 10, 2, 3), drawn(3, 4, 1, 2, 3)
     placements = (Placement(0, -4, 0, 8, 0.5), Placement(1, 0, -1, 3))
-    latents, mask = place(noise, [long, short], placements, align=5)
+    latents = place(noise, [long, short], placements, align=5)
+    mask = mask_of(placements, LENGTHS, 15, align=5)
     np.testing.assert_array_equal(latents[:, :5], long[:, 5:])  # -4 of 10 begins at 6, the nearest group at 5
     np.testing.assert_array_equal(latents[:, 10:11], short)
     np.testing.assert_array_equal(latents[:, 5:10], noise[:, 5:10])
     np.testing.assert_array_equal(latents[:, 11:], noise[:, 11:])
     np.testing.assert_array_equal(mask, [0.5] * 5 + [1] * 5 + [0] + [1] * 4)
-    freely, mask = place(noise, [long, short], placements)
+    freely, mask = place(noise, [long, short], placements), mask_of(placements, LENGTHS, 15)
     np.testing.assert_array_equal(freely[:, :4], long[:, 6:])
     np.testing.assert_array_equal(freely[:, 14:], short)
     np.testing.assert_array_equal(mask, [0.5] * 4 + [1] * 10 + [0])
@@ -97,32 +101,30 @@ def asked(**options: Any) -> Any:
     return request(**{"frames": 8, "steps": 4, "policy": FixedInterval(every=2), **options})
 
 
-def test_a_generation_keeps_a_reference(pipeline: Pipeline) -> None:
-    noise, image = drawn(1, 2, WIDTH, 8, 2, 5), drawn(2, WIDTH, 1, 2, 5)
-    begin = placed(asked(), noise, [image], [Placement(start=3)])
-    result = pipeline.generate(begin)
+def test_an_image_is_a_frame_of_the_video(pipeline: Pipeline) -> None:
+    """A clip of pixels is kept as it is, in the videos of all prompts."""
+    image = np.random.default_rng(2).integers(0, 256, (2, 5, 3), np.uint8)
+    result = pipeline.generate(asked(images=(image,), image_at=3))
+    expected = image.astype(np.float32).transpose(2, 0, 1)[:, None] / np.float32(127.5) - np.float32(1)
     for sample in range(2):
-        np.testing.assert_array_equal(result.latents[sample, :, 3:4], image)
-    assert not np.array_equal(result.latents, pipeline.generate(asked(latents=noise)).latents)
+        np.testing.assert_array_equal(result.latents[sample, :, 3:4], expected)
+    assert not np.array_equal(result.latents, pipeline.generate(asked()).latents)
 
 
 def test_clips_continue_one_another(pipeline: Pipeline) -> None:
-    requests = [asked(seed=seed, keep_calls=True) for seed in (7, 8, 9)]
+    """The whole is what clips give that are made one by one, each from the end of the one before by a mask."""
     calls: list[int] = []
-    whole = generate_clips(pipeline, requests, lambda record: calls.append(record.call))
-    first = pipeline.generate(requests[0]).latents
-    second = pipeline.generate(continued(requests[1], PIXELS, first)).latents
-    third = pipeline.generate(continued(requests[2], PIXELS, second)).latents
-    np.testing.assert_array_equal(second[:, :, :CONTINUED], first[:, :, -CONTINUED:])
-    np.testing.assert_array_equal(third[:, :, :CONTINUED], second[:, :, -CONTINUED:])
-    parts = [first, second[:, :, CONTINUED:], third[:, :, CONTINUED:]]
+    whole = pipeline.generate(asked(seed=7, loops=3, keep_calls=True), lambda record: calls.append(record.call))
+    made = [pipeline.generate(asked(seed=7)).latents]
+    for seed in (8, 9):
+        noise = drawn(seed, *made[0].shape)
+        noise[:, :, :CONTINUED] = made[-1][:, :, -CONTINUED:]
+        mask = np.ones((2, 8), np.float32)
+        mask[:, :CONTINUED] = 0
+        made.append(pipeline.generate(asked(seed=seed, latents=noise, mask=mask)).latents)
+    np.testing.assert_array_equal(made[1][:, :, :CONTINUED], made[0][:, :, -CONTINUED:])
+    parts = [made[0], *(clip[:, :, CONTINUED:] for clip in made[1:])]
     np.testing.assert_array_equal(whole.latents, np.concatenate(parts, axis=2))
-    assert [record.call for record in whole.trace.calls] == list(range(1, 13))
-    assert calls == [1, 2, 3, 4] * 3
+    assert [record.call for record in whole.trace.calls] == calls == list(range(1, 13))
     assert whole.calls is not None
-    assert whole.calls.shape == (12, *first.shape)
-
-
-def test_a_video_of_one_clip_is_that_clip(pipeline: Pipeline) -> None:
-    one = generate_clips(pipeline, [asked(seed=7)])
-    np.testing.assert_array_equal(one.latents, pipeline.generate(asked(seed=7)).latents)
+    assert whole.calls.shape == (12, *made[0].shape)

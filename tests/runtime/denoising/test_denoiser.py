@@ -19,7 +19,8 @@ from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.caching.policy import Context, Decision, Measure, Measurement, Needs, Observation, Run
-from adacache_runtime.pipeline import Pipeline, Result
+from adacache_runtime.events import Denoised
+from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Captions
 from adacache_runtime.samplers.rflow import rflow, rflow_timesteps
 from adacache_runtime.text.prompts import null_captions
@@ -459,7 +460,7 @@ def test_a_call_does_not_last_while_others_run(fake) -> None:
 def test_generations_in_threads_do_not_meet(folder: Path) -> None:
     expected = latents_of(folder)
     pipeline, _ = fake_pipeline(folder, functions())
-    results: dict[int, Result] = {}
+    results: dict[int, Denoised] = {}
 
     def work(index: int) -> None:
         results[index] = pipeline.generate(request(**SEVERAL[index]))
@@ -573,7 +574,7 @@ def test_memory_is_told_before_a_run(fake) -> None:
     hidden = 4 * 4 * np.prod(SIZE) * WIDTH  # bytes: float32, 2 prompts x 2 branches
     latents = 4 * 2 * np.prod(SIZE) * WIDTH
     by_group = {"model": latents, "stack": hidden, "first": 2 * hidden, "block": len(BLOCKS) * hidden}
-    assert pipeline.residual_nbytes(request()) == by_group
+    assert pipeline.prepare(request()).residual_nbytes() == by_group
     assert log == []
 
 

@@ -16,8 +16,9 @@ from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.conditioning.masks import masking
 from adacache_runtime.memory.advice import _fewer_prompts
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request, settle
+from adacache_runtime.request import Request
 from adacache_runtime.samplers.rflow import rflow, rflow_timesteps
+from adacache_runtime.settled import settle
 from tests.helpers import fake_model
 from tests.helpers.fake_model import SIZE, WIDTH, fake_pipeline, functions, manifest, request
 from tests.helpers.not_finite import broken_at
@@ -136,7 +137,7 @@ def test_a_frame_joins_once() -> None:
 
 def test_memory_is_that_of_the_run(pipeline: Pipeline) -> None:
     plain, kept, joining = (
-        pipeline.memory(asked(mask=mask, noise=None))
+        pipeline.prepare(asked(mask=mask, noise=None)).memory
         for mask in (None, np.where(MASK < 1, 0, 1).astype(np.float32), MASK)
     )
     flags = MASK.size

@@ -23,7 +23,8 @@ from adacache_runtime.caching.policies.easycache import EasyCache
 from adacache_runtime.caching.policies.fbcache import FBCache
 from adacache_runtime.caching.policies.teacache import TeaCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate
-from adacache_runtime.pipeline import Pipeline, Result
+from adacache_runtime.events import Denoised
+from adacache_runtime.pipeline import Pipeline
 from tests.helpers.bundle_changes import Stubs
 from tests.helpers.latte_originals import ORIGINALS, model_inputs
 from tests.helpers.open_sora_original import variant
@@ -140,7 +141,7 @@ def test_weights_are_stored_once(bundle_folder: Path, pipeline: Pipeline) -> Non
 # real engines
 
 
-def generate(pipeline: Pipeline, policy: Any) -> Result:
+def generate(pipeline: Pipeline, policy: Any) -> Denoised:
     result = pipeline.generate(open_sora_request(policy=policy, steps=STEPS, keep_calls=True))
     assert np.isfinite(result.latents).all()
     assert len(result.trace.calls) == STEPS
@@ -148,11 +149,11 @@ def generate(pipeline: Pipeline, policy: Any) -> Result:
     return result
 
 
-def whole(result: Result) -> list[int]:
+def whole(result: Denoised) -> list[int]:
     return [call.call for call in result.trace.calls if all(call.compute)]
 
 
-def distances(result: Result) -> list[float]:
+def distances(result: Denoised) -> list[float]:
     """From the second call on."""
     return [float(call.observation.get("distance") or 0) for call in result.trace.calls[1:]]
 
@@ -172,7 +173,7 @@ def test_teacache(pipeline: Pipeline) -> None:
     assert distances(result)[0] == pytest.approx(relative, rel=1e-4)
 
 
-def probe_by_hand(result: Result, call: int) -> Any:
+def probe_by_hand(result: Denoised, call: int) -> Any:
     """What the torch stage shows of a call's latents, both branches."""
     assert result.calls is not None
     latents = np.concatenate([result.calls[call]] * 2)

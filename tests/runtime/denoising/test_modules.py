@@ -118,13 +118,13 @@ def test_all_granularities_give_the_same(latte: Path, latte_bundle: Callable[[st
 def test_a_bundle_of_blocks_has_no_modules(pipeline: Pipeline) -> None:
     with pytest.raises(InputError, match="--granularity module"):
         pipeline.generate(open_sora_request(granularity="module", steps=2))
-    assert list(pipeline.residual_nbytes(open_sora_request())) == ["model", "stack", "first", "block"]
+    assert list(pipeline.prepare(open_sora_request()).residual_nbytes()) == ["model", "stack", "first", "block"]
 
 
 @pytest.mark.slow  # the export
 def test_residuals_of_modules_take_more(latte: Path) -> None:
     pipeline = Pipeline.open(latte)
-    sizes = pipeline.residual_nbytes(request())
+    sizes = pipeline.prepare(request()).residual_nbytes()
     assert sizes["module"] == 15 * sizes["stack"]
     assert sizes["block"] == 6 * sizes["stack"]
 

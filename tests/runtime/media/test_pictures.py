@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from adacache_engines.errors import InputError
-from adacache_runtime.media.pictures import fit, read_image, read_last_frames
+from adacache_runtime.media.pictures import read_image, read_last_frames, resize_to_fill
 from adacache_runtime.media.video import to_pixels, write_video
 
 SIZES = [(12, 20), (24, 20), (7, 31), (40, 12), (13, 13), (3, 5)]  # (height, width) of what is read
@@ -32,7 +32,7 @@ def test_a_png_is_read_as_it_was_written(tmp_path: Path) -> None:
     picture = noise(1, 12, 20)
     write_video(tmp_path / "a.png", picture, fps=24)
     np.testing.assert_array_equal(read_image(tmp_path / "a.png"), picture)
-    np.testing.assert_array_equal(to_pixels(fit(picture, 12, 20)), picture)
+    np.testing.assert_array_equal(to_pixels(resize_to_fill(picture, 12, 20)), picture)
 
 
 def test_the_last_frames_of_a_clip(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_an_image_is_what_pillow_makes(size: tuple[int, int], wanted: tuple[int,
     resized = np.array(narrow.resize(scaled[::-1], Image.Resampling.BICUBIC))
     top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
     expected = resized[top : top + height, left : left + width].astype(np.float32).transpose(2, 0, 1)[:, None]
-    given = fit(picture, height, width)
+    given = resize_to_fill(picture, height, width)
     assert given.shape == (3, 1, height, width)
     assert given.dtype == np.float32
     np.testing.assert_allclose((given + 1) * 127.5, expected, atol=1.001)
@@ -98,5 +98,5 @@ def test_a_clip_is_what_torch_makes(size: tuple[int, int], wanted: tuple[int, in
     resized = torch.nn.functional.interpolate(clip, size=scaled, mode="bilinear", align_corners=False)
     top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
     expected = (resized[..., top : top + height, left : left + width] - 0.5) / 0.5
-    given = fit(frames, height, width)
+    given = resize_to_fill(frames, height, width)
     np.testing.assert_allclose(given, expected.permute(1, 0, 2, 3).numpy(), atol=1e-5)

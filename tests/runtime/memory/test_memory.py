@@ -25,9 +25,10 @@ from adacache_runtime.caching.policies.teacache import TeaCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.memory.advice import check_fit
-from adacache_runtime.memory.estimate import MemoryPlan
+from adacache_runtime.memory.estimate import MemoryEstimate
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request, settle
+from adacache_runtime.request import Request
+from adacache_runtime.settled import settle
 from tests.helpers import fake_tensorrt
 from tests.helpers.fake_cuda import FakeCuda
 from tests.helpers.fake_model import BLOCKS, SIZE, WIDTH, captions, fake_pipeline, functions, request, write_bundle
@@ -71,7 +72,7 @@ def test_a_run_allocates_what_was_planned(tmp_path: Path, case: str) -> None:
     pipeline, _ = fake_pipeline(tmp_path / "bundle", functions())
     pipeline.backend.device = Counting()
     asked = request(**REQUESTS[case])
-    plan = pipeline.memory(asked)
+    plan = pipeline.prepare(asked).memory
     assert pipeline.backend.device.nbytes == []
     pipeline.generate(asked)
     assert plan.arena is None
@@ -89,7 +90,7 @@ def test_a_run_on_a_gpu_takes_what_was_planned(tmp_path: Path, case: str) -> Non
     cuda = FakeCuda(capacity=1 << 24)
     pipeline = trt_pipeline(tmp_path / "bundle", cuda)
     asked = request(**REQUESTS[case])
-    plan = pipeline.memory(asked)
+    plan = pipeline.prepare(asked).memory
     pipeline.backend.device.synchronize()
     assert cuda.blocks == {}
     calls = pipeline.calls(asked)
@@ -104,7 +105,7 @@ def test_a_run_on_a_gpu_takes_what_was_planned(tmp_path: Path, case: str) -> Non
 def test_kinds(tmp_path: Path) -> None:
     pipeline = trt_pipeline(tmp_path / "bundle", FakeCuda(capacity=1 << 24))
     never, stack, block = (
-        pipeline.memory(request(policy=policy, granularity=granularity))
+        pipeline.prepare(request(policy=policy, granularity=granularity)).memory
         for policy, granularity in ((NeverReuse(), "stack"), (SPREAD, "stack"), (SPREAD, "block"))
     )
     assert (never.residuals, stack.residuals, block.residuals) == (0, HIDDEN, len(BLOCKS) * HIDDEN)
@@ -131,7 +132,7 @@ def test_what_is_kept_to_reuse(tmp_path: Path) -> None:
         ("extrapolated block", len(BLOCKS) * 2 * HIDDEN, HIDDEN + HIDDEN),
         ("extrapolated model", 2 * latents, latents + 2 * latents + HIDDEN),
     ]:
-        plan = pipeline.memory(request(**REQUESTS[case]))
+        plan = pipeline.prepare(request(**REQUESTS[case])).memory
         assert (plan.residuals, plan.probes) == (residuals, probes), case
 
 
@@ -139,7 +140,7 @@ def tight(tmp_path: Path, asked: Any, spare: int, **options: Any) -> tuple[Pipel
     """A GPU on which a run lacks ``-spare`` bytes."""
     cuda = FakeCuda(capacity=1 << 24)
     pipeline = trt_pipeline(tmp_path / "bundle", cuda, **options)
-    cuda.capacity = pipeline.memory(asked).run + spare
+    cuda.capacity = pipeline.prepare(asked).memory.run + spare
     return pipeline, cuda
 
 
@@ -162,7 +163,7 @@ def test_no_granularity_is_offered_at_which_the_policy_cannot_decide(tmp_path: P
 def test_what_does_not_fit_is_refused_before_it_starts(tmp_path: Path) -> None:
     asked = request(policy=SPREAD, granularity="block", frames=8)
     pipeline, cuda = tight(tmp_path, asked, -1)
-    needed, free = pipeline.memory(asked).run, cuda.capacity
+    needed, free = pipeline.prepare(asked).memory.run, cuda.capacity
     with pytest.raises(InputError) as caught:
         pipeline.generate(asked)
     message = str(caught.value)
@@ -191,7 +192,7 @@ def test_only_what_helps_is_offered(tmp_path: Path, share: float) -> None:
     with pytest.raises(InputError) as caught:
         pipeline.generate(asked)
     for text, change in OPTIONS:
-        fits = pipeline.memory(change(asked)).run <= cuda.capacity
+        fits = pipeline.prepare(change(asked)).memory.run <= cuda.capacity
         assert (text in str(caught.value)) == fits
         if fits:
             pipeline.generate(change(asked))
@@ -223,7 +224,7 @@ def test_a_smaller_size_is_offered(tmp_path: Path) -> None:
     bundle = write_plans(bundle, {"any": {**WIDE["any"], "tokens": (1, 64, 4096)}})
     pipeline = Pipeline(bundle, TrtBackend(bundle, library(Module(cuda)), CudaDevice(api=cuda)))
     asked = request(height=64, width=48)
-    cuda.capacity = pipeline.memory(asked).run * 3 // 4
+    cuda.capacity = pipeline.prepare(asked).memory.run * 3 // 4
     with pytest.raises(InputError, match=r"--size 48x32 \(") as caught:
         pipeline.generate(asked)
     assert "--policy never" not in str(caught.value)
@@ -231,9 +232,9 @@ def test_a_smaller_size_is_offered(tmp_path: Path) -> None:
 
 def test_tiles_are_offered_where_the_decoder_is_too_large(tmp_path: Path) -> None:
     pipeline, _ = fake_pipeline(tmp_path / "bundle", functions())
-    usual = pipeline.memory(request())
+    usual = pipeline.prepare(request()).memory
 
-    def plan(asked: Request) -> MemoryPlan:
+    def plan(asked: Request) -> MemoryEstimate:
         return replace(usual, decoder=10**6 * (asked.tile or 600))
 
     for tile, message in ((None, r"--tile 512 \(512\.0 MB\)"), (512, r"--tile 256 \(256\.0 MB\)")):

@@ -11,13 +11,12 @@ from adacache_engines.bundle.files import MANIFEST, Bundle, dump_manifest, sha25
 from adacache_engines.bundle.manifest import FileEntry
 from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.cuda.device import CudaDevice
-from adacache_engines.errors import EngineError, InputError, OutOfRangeError
+from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.tensorrt.backend import TrtBackend
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.commands import run as cli
 from adacache_runtime.media.video import write_video
-from adacache_runtime.memory.advice import check_encoder_fit
-from adacache_runtime.memory.estimate import PartMemory
+from adacache_runtime.memory.estimate import encoder_memory
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.vae.decode import decode
 from adacache_runtime.vae.encode import drawn, encode
@@ -42,6 +41,7 @@ CODERS = {
 }
 AXES = ("images", "pixel_frames", "pixel_height", "pixel_width")
 RANGES: Ranges = {**WIDE["any"], **dict.fromkeys(AXES, (1, 4, 128)), "tokens": (1, 16, 400)}
+GREY = np.full((24, 28, 3), 128, np.uint8)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -87,7 +87,7 @@ def test_a_decoder_takes_what_was_planned(tmp_path: Path, frames: int, tile: int
     cuda = FakeCuda(capacity=1 << 24)
     pipeline = trt_pipeline(tmp_path / "bundle", cuda)
     asked = request(height=18, width=26, frames=frames, tile=tile, policy=NeverReuse())
-    plan = pipeline.memory(asked)
+    plan = pipeline.prepare(asked).memory
     pipeline.backend.device.synchronize()
     assert cuda.blocks == {}
     assert plan.pixel_encoder == plan.pixel_encoder_arena == 0
@@ -110,22 +110,23 @@ def test_an_encoder_takes_what_was_planned(tmp_path: Path, frames: int, tile: in
     cuda = FakeCuda(capacity=1 << 24)
     pipeline = trt_pipeline(tmp_path / "bundle", cuda, encoding=(IMAGES,))
     pixels = noise(3, frames, 19, 26)
-    plan = pipeline.memory(request(height=19, width=26, frames=34, tile=tile), [pixels.shape])
+    estimate = encoder_memory(pipeline.bundle, pipeline.backend, [pixels.shape], tile, {})
     pipeline.backend.device.synchronize()
     assert cuda.blocks == {}
     encode(pipeline.bundle, pipeline.backend, pixels, drawn(0), tile)
-    assert plan.pixel_encoder_arena
-    assert cuda.peak_nbytes == plan.pixel_encoder - plan_nbytes(pipeline, IMAGES.name) + plan.pixel_encoder_arena
+    assert estimate.arena
+    assert cuda.peak_nbytes == estimate.held - plan_nbytes(pipeline, IMAGES.name) + estimate.arena
     assert cuda.faults == []
 
 
 def test_engines_are_asked_once(tmp_path: Path) -> None:
     pipeline = trt_pipeline(tmp_path / "bundle", FakeCuda(capacity=1 << 24))
-    asked = request(height=20, width=26, frames=22)
+    asked = request(height=20, width=26, frames=22, images=(GREY,))
     opened = pipeline.backend._library.api.opened
-    first = pipeline.memory(asked, [(3, 17, 20, 26)])
+    first = pipeline.prepare(asked).memory
+    assert first.pixel_encoder > 0
     loaded = len(opened)
-    assert pipeline.memory(asked, [(3, 17, 20, 26)]) == first
+    assert pipeline.prepare(asked).memory == first
     assert len(opened) == loaded
 
 
@@ -137,7 +138,7 @@ def test_a_decoder_that_does_not_fit_is_refused_before_the_run(tmp_path: Path) -
     cuda = FakeCuda(capacity=1 << 28)
     pipeline = trt_pipeline(tmp_path / "bundle", cuda, scratch=400)
     asked = request(height=20, width=26, frames=22, policy=NeverReuse())
-    plan = pipeline.memory(asked)
+    plan = pipeline.prepare(asked).memory
     assert plan.decoder_arena
     assert plan.decoder < plan.run < plan.decoder + plan.decoder_arena == plan.beside_weights
     cuda.capacity = plan.beside_weights - 1
@@ -154,35 +155,35 @@ def test_what_does_not_fit_is_not_loaded_to_be_asked(tmp_path: Path) -> None:
     pipeline = trt_pipeline(tmp_path / "bundle", cuda)
     cuda.capacity = plan_nbytes(pipeline, "decoder", "decoder.temporal") - 1
     opened = len(pipeline.backend._library.api.opened)
-    plan = pipeline.memory(request(height=20, width=26, frames=22))
+    plan = pipeline.prepare(request(height=20, width=26, frames=22)).memory
     assert len(pipeline.backend._library.api.opened) == opened
     assert plan.beside_weights > cuda.capacity
 
 
-def test_an_encoder_that_does_not_fit_is_refused() -> None:
-    def measure(tile: int | None) -> PartMemory:
-        if tile == 512:
-            raise EngineError("no profile of the plans fits")
-        return PartMemory(10**6, 10**6 * (tile or 600))
-
-    check_encoder_fit(None, None, measure)
-    check_encoder_fit(None, 601 * 10**6, measure)
-    with pytest.raises(InputError, match=r"takes 601\.0 MB, 600\.0 MB of them activ.* 600\.9 .* with --tile 256$"):
-        check_encoder_fit(None, 601 * 10**6 - 10**5, measure)
-    with pytest.raises(InputError, match=r"choose a smaller --size$"):
-        check_encoder_fit(256, 10**6, measure)
+def test_an_encoder_that_does_not_fit_is_refused_before_the_run(tmp_path: Path) -> None:
+    """By its activations, with the tiles that help; nothing is encoded then."""
+    cuda = FakeCuda(capacity=1 << 28)
+    pipeline = trt_pipeline(tmp_path / "bundle", cuda, decoding=(), encoding=(IMAGES,), decoder="none", scratch=400)
+    asked = request(height=20, width=26, frames=22, policy=NeverReuse(), images=(GREY,))
+    memory = pipeline.prepare(asked).memory
+    assert memory.pixel_encoder_arena
+    assert memory.run < memory.pixel_encoder + memory.pixel_encoder_arena == memory.beside_weights
+    cuda.capacity = memory.beside_weights - 1
+    with pytest.raises(InputError, match=r"activations of the encoder of pixels .* fit"):
+        pipeline.generate(asked)
+    assert cuda.kernels == []
 
 
 def test_tiles_that_no_plan_takes(tmp_path: Path) -> None:
     """Plans are built for the tiles of the bundle."""
     pipeline = trt_pipeline(tmp_path / "bundle", FakeCuda(capacity=1 << 28), largest=8, tile=16)
-    pipeline.memory(request(height=16, width=16))
-    pipeline.memory(request(height=24, width=28))
-    pipeline.memory(request(height=24, width=28, tile=8))
-    pipeline.memory(request(height=16, width=16, tile=24))  # one tile, as large as the frames
-    for given in ([], [(3, 1, 24, 28)]):
+    pipeline.prepare(request(height=16, width=16))
+    pipeline.prepare(request(height=24, width=28))
+    pipeline.prepare(request(height=24, width=28, tile=8))
+    pipeline.prepare(request(height=16, width=16, tile=24))  # one tile, as large as the frames
+    for given in ((), (GREY,)):
         with pytest.raises(OutOfRangeError, match="take tiles of 16 pixels at most, and not 24: choose --tile 16"):
-            pipeline.memory(request(height=24, width=28, tile=24), given)
+            pipeline.prepare(request(height=24, width=28, frames=34, tile=24, images=given))
 
 
 # command line
@@ -228,5 +229,5 @@ def test_a_picture_that_cannot_be_encoded_here_stops_the_run(
 ) -> None:
     monkeypatch.setattr(type(backend.device), "free_nbytes", lambda _self: 1000)
     assert cli.main([*command, "-o", str(tmp_path / "out.npz")]) == 1
-    assert "encoding what is given does not fit into memory" in capsys.readouterr().err
+    assert "does not fit into memory" in capsys.readouterr().err
     assert backend.log == []

@@ -195,7 +195,7 @@ def test_the_memory_of_a_decoder_is_planned(
         return buffer
 
     whole = request(height=10, width=14, frames=frames, tile=tile, policy=NeverReuse())
-    plan = pipeline.memory(whole)
+    plan = pipeline.prepare(whole).memory
     latents = noise(WIDTH, SPACE.model_copy(update={"frames": "open-sora-vae"}).latent_frames(frames), 5, 7)
     monkeypatch.setattr(HostDevice, "empty", counted)
     list(decode(pipeline.bundle, pipeline.backend, latents, frames, tile))
@@ -259,7 +259,7 @@ def test_weights_of_the_decoder_are_counted_apart(tmp_path: Path) -> None:
     images = {**WIDE["any"], "images": (1, 1, 1)}
     with_decoder = write_plans(replace(bundle, manifest=changed), {"any": images})
     pipeline = Pipeline(with_decoder, TrtBackend(with_decoder, library(Module(cuda)), CudaDevice(api=cuda)))
-    plan = pipeline.memory(request(height=4, width=10, policy=NeverReuse()))
+    plan = pipeline.prepare(request(height=4, width=10, policy=NeverReuse())).memory
     (made,) = with_decoder.manifest.plans.values()
     nbytes = {entry.graph: entry.nbytes for entry in made.plans}
     buffers = 4 * (WIDTH * 2 * 5 + 3 * 4 * 10)  # a frame's latents and pixels
@@ -271,7 +271,7 @@ def test_weights_of_the_decoder_are_counted_apart(tmp_path: Path) -> None:
 
 def test_a_bundle_without_a_decoder_needs_no_memory_for_one(tmp_path: Path) -> None:
     pipeline, _ = fake_pipeline(tmp_path / "bundle", functions())
-    assert pipeline.memory(request()).decoder == 0
+    assert pipeline.prepare(request()).memory.decoder == 0
     assert manifest().graphs() == manifest().loop_graphs()
 
 

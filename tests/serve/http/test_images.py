@@ -21,14 +21,12 @@ from adacache_engines.bundle.files import open_bundle
 from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.presets import PRESETS
-from adacache_runtime.conditioning import given_frames as start
-from adacache_runtime.conditioning.given_frames import Image
-from adacache_runtime.media.pictures import read_image
+from adacache_runtime.media.pictures import read_image, resize_to_fill
 from adacache_runtime.media.video import to_pixels, write_video
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.request import Request, settle
+from adacache_runtime.request import Request
 from adacache_serve.http import videos
-from adacache_serve.orders.check import images
+from adacache_serve.orders import images
 from adacache_serve.orders.images import decode_image
 from adacache_serve.settings import Settings
 from tests.helpers.fake_server import functions, served, service, write_model
@@ -129,7 +127,7 @@ def test_the_process_that_decodes_can_open_no_file(monkeypatch: pytest.MonkeyPat
     module = tmp_path / "opens.py"
     module.write_text(
         "import io, sys, av\n"
-        "from adacache_serve.orders.check import images\n"
+        "from adacache_serve.orders import images\n"
         "def opened(*_, **__):\n"
         f"    try: open({str(secret)!r})\n"
         "    except OSError as error: sys.exit(24 if error.errno == 24 else 1)\n"
@@ -181,15 +179,12 @@ def test_the_video_begins_with_the_picture(
     assert (video["status"], video["error"]) == ("completed", None)
     assert "image" not in video["request"]
 
-    opened = open_bundle(bundle)
-    backend = FakeBackend(functions())
-    asked = Request(prompts=("a boat",), seed=5)
-    settled = settle(opened, asked)
-    frames = np.asarray(picture())[None]
-    begins = start.start_with(opened, settled, [Image("it", frames, at)])
-    asked = Request(prompts=("a boat",), seed=5, policy=PRESETS["interval-2"])
-    alone = Pipeline(opened, backend).generate(start.begin(begins, asked, settled, opened, backend))
-    np.testing.assert_array_equal(alone.latents[0][:, at], begins.pixels[0][:, 0])  # kept, bit for bit
+    frame = np.asarray(picture())
+    policy = PRESETS["interval-2"]
+    asked = Request(prompts=("a boat",), seed=5, policy=policy, images=(frame,), image_at=(at,))
+    alone = Pipeline(open_bundle(bundle), FakeBackend(functions())).generate(asked)
+    kept = resize_to_fill(frame[None], *alone.latents.shape[3:])
+    np.testing.assert_array_equal(alone.latents[0][:, at], kept[:, 0])  # kept, bit for bit
     write_video(tmp_path / "alone.mp4", to_pixels(alone.latents[0]), 24.0)
     assert client.get(video["content"]).content == (tmp_path / "alone.mp4").read_bytes()
 

@@ -17,7 +17,7 @@ from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.bundle.manifest import Precision
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import AdaCacheError, InputError, MissingDependencyError
-from adacache_engines.onnxruntime.backend import OrtBackend
+from adacache_engines.onnxruntime.backend import OnnxRuntime, OrtBackend
 from adacache_engines.tensorrt.backend import RUNTIME_CACHE, TrtBackend
 from adacache_engines.tensorrt.library import LIBRARIES, InstalledLibrary, open_library
 from adacache_runtime.caching.policy import GRANULARITIES, Granularity
@@ -156,7 +156,7 @@ def test_onnxruntime_on_cuda_gives_what_the_cpu_gives(
 ) -> None:
     bundle = open_bundle(folder(precision))
     try:
-        tested = OrtBackend(bundle.folder, "cuda")
+        tested = OnnxRuntime(provider="cuda").open(bundle)
     except (MissingDependencyError, InputError) as reason:
         pytest.skip(str(reason))
     assert isinstance(tested.device, CudaDevice)

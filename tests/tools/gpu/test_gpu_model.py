@@ -20,7 +20,7 @@ from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.convert import Options, convert
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.flops import flops
-from adacache_runtime.request import settle
+from adacache_runtime.settled import settle
 from tests.helpers.gpu_check_result import RESULT
 from tools.gpu import benchmark as benchmark_module
 from tools.gpu.benchmark import Run, benchmark

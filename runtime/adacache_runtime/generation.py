@@ -1,0 +1,406 @@
+"""The one way from a request to a video: check it, prepare it, and read its events."""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.manifest import X_MASK, TextRule
+from adacache_engines.bundle.shape_profiles import check_profiles
+from adacache_engines.contract.dry_run import Known
+from adacache_engines.contract.engine import Backend
+from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_runtime.caching.groups import granularities, residual_nbytes
+from adacache_runtime.caching.policy import Granularity
+from adacache_runtime.conditioning.clips import CONTINUED, check_continues, joined_frames
+from adacache_runtime.conditioning.given_frames import read_given
+from adacache_runtime.conditioning.masks import check_conditioned
+from adacache_runtime.conditioning.prompt_loops import prompts_by_loop
+from adacache_runtime.conditioning.references import alignment, place
+from adacache_runtime.denoising.assembly import assemble
+from adacache_runtime.denoising.denoiser import Generation, denoise
+from adacache_runtime.denoising.device_plan import Engines
+from adacache_runtime.denoising.latents import Latents
+from adacache_runtime.events import Called, Decoded, Denoised, Event, ImagesEncoded, TextEncoded
+from adacache_runtime.media.frames import Frames
+from adacache_runtime.media.pictures import resize_to_fill
+from adacache_runtime.memory.advice import check_fit
+from adacache_runtime.memory.estimate import MemoryEstimate, estimate_memory
+from adacache_runtime.request import Request
+from adacache_runtime.samplers.registry import dtype_of_conditions
+from adacache_runtime.samplers.update import Floats
+from adacache_runtime.settled import Settled, initial_noise, settle
+from adacache_runtime.text.captions import Captions
+from adacache_runtime.text.cleaning import with_scores
+from adacache_runtime.text.embedding_cache import EmbeddingCache
+from adacache_runtime.text.encoder import cached
+from adacache_runtime.text.prompts import Text, branches, read_text
+from adacache_runtime.trace import Trace
+from adacache_runtime.vae.chunks import video_frames
+from adacache_runtime.vae.decode import stream
+from adacache_runtime.vae.encode import drawn, encode
+
+
+@dataclass(frozen=True)
+class VideoShape:
+    """Size and length of the videos of a generation.
+
+    Attributes:
+        width, height: pixels.
+        frames: number of frames of each video; 1 = an image.
+        fps: frames per second, one for each prompt.
+    """
+
+    width: int
+    height: int
+    frames: int
+    fps: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One of the clips that make a video; most videos have one.
+
+    Attributes:
+        request: the request for this clip alone.
+        settled: the same with every default filled in.
+        text: its prompts, tokenised.
+        sizes: sizes of all dynamic axes.
+    """
+
+    request: Request
+    settled: Settled
+    text: Text
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A request that fits a bundle: settled and tokenised once, its images read; no engine was needed for it.
+
+    Attributes:
+        request: the request.
+        loops: the clips that make the video, in order.
+        given: the end of the clip and the images that the first loop contains, as they were read.
+        video: size and length of the videos.
+        calls: number of calls of the denoiser, those of all loops together.
+        notes: sentences for the user, such as an image that had to move to another frame.
+    """
+
+    request: Request
+    loops: tuple[Loop, ...]
+    given: tuple[Frames, ...]
+    video: VideoShape
+    calls: int
+    notes: tuple[str, ...]
+
+    @property
+    def settled(self) -> Settled:
+        """The first loop with every default filled in."""
+        return self.loops[0].settled
+
+
+def check(bundle: Bundle, request: Request) -> Checked:
+    """Check a request against a bundle: fill in its defaults, tokenise its prompts, read its images.
+
+    Nothing is allocated, and no engine is loaded.
+
+    Raises:
+        OutOfRangeError: a number or size is outside what the model or the bundle allows.
+        InputError: the request does not fit the bundle, or the policy needs a probe that it does not have.
+        PolicyError: the policy cannot decide at this granularity.
+    """
+    space = bundle.manifest.latent
+    if request.loops < 1:
+        raise OutOfRangeError(f"{request.loops} loops are not possible; choose at least 1")
+    loops = [_loop(bundle, request, 0, None)]
+    first = loops[0].settled
+    if request.loops > 1:
+        check_conditioned(bundle.manifest)
+        check_continues(space, first.latent_shape[2])
+    loops += [_loop(bundle, request, number, first.latent_shape) for number in range(1, request.loops)]
+    _, _, latent_frames, height, width = first.latent_shape
+    frames = video_frames(space, *joined_frames(space, latent_frames, first.frames, request.loops))
+    factor = space.spatial_factor
+    return Checked(
+        request=request,
+        loops=tuple(loops),
+        given=read_given(request, space),
+        video=VideoShape(width * factor, height * factor, frames, tuple(first.fps.tolist())),
+        calls=sum(len(loop.settled.updates) for loop in loops),
+        notes=() if first.given is None else first.given.notes,
+    )
+
+
+def _loop(bundle: Bundle, request: Request, number: int, continues: tuple[int, ...] | None) -> Loop:
+    """Check one clip of a video.
+
+    Args:
+        bundle: the opened bundle.
+        request: the request for the whole video.
+        number: number of the loop, from 0.
+        continues: shape of the latents of the clip before; None = there is none.
+    """
+    prompts = _prompts(bundle.manifest.text, request, number)
+    own = replace(request, prompts=prompts, seed=request.seed + number, loops=1)
+    if continues:  # all that is given to it is the end of the clip before
+        own = replace(own, images=(), image_at=(), clip=None, latents=None, mask=None, noise=None)
+    settled = settle(bundle, own, continues)
+    text = read_text(bundle, own)
+    sizes = {**settled.sizes, "text": text.length}
+    check_profiles(bundle.manifest, sizes)
+    return Loop(own, settled, text, sizes)
+
+
+def _prompts(rule: TextRule, request: Request, loop: int) -> tuple[str, ...]:
+    """Return the prompts of one loop, with the scores that the model was trained to read."""
+    scores = (request.aesthetic, request.motion, request.camera)
+    if rule.cleaning != "open-sora" and any(score is not None for score in scores):
+        raise InputError("aesthetic, motion and camera are for models that were trained with them: Open-Sora's")
+    return tuple(with_scores(prompts_by_loop(text, loop + 1)[loop], *scores) for text in request.prompts)
+
+
+@dataclass(frozen=True)
+class Model:
+    """An opened bundle with its engines loaded; generations share it, and none changes it.
+
+    Attributes:
+        bundle: the opened bundle.
+        backend: the backend that runs it.
+        text_backend: the backend that runs its text encoder.
+        engines: the engines of its loop.
+        cache: prompt embeddings on the disk; None = there are none.
+        known: what engines said of their activations.
+    """
+
+    bundle: Bundle
+    backend: Backend
+    text_backend: Backend
+    engines: Engines
+    cache: EmbeddingCache | None = None
+    known: Known = field(default_factory=dict)
+
+
+def estimate(model: Model, checked: Checked) -> MemoryEstimate:
+    """Return the memory that a generation takes at most; nothing is allocated.
+
+    Raises:
+        EngineError: an engine does not run at this size.
+        OutOfRangeError: nor does the decoder or the encoder at these tiles.
+    """
+    made: dict[tuple[object, ...], MemoryEstimate] = {}
+    for loop in checked.loops:
+        key = (loop.settled.masking is None, loop.settled.given is None, *sorted(loop.sizes.items()))
+        if key not in made:
+            encodes = model.text_backend is model.backend and not cached(loop.text.tokens, model.cache)
+            made[key] = estimate_memory(
+                model.bundle, model.backend, model.engines, loop.request, loop.settled, loop.sizes, encodes, model.known
+            )
+    return max(made.values(), key=lambda memory: memory.beside_weights)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A loop that is allocated and ready for its first call.
+
+    Attributes:
+        generation: bound buffers and engines.
+        settled: the request with every default filled in.
+        sizes: sizes of all dynamic axes.
+    """
+
+    generation: Generation
+    settled: Settled
+    sizes: dict[str, int]
+
+
+class Prepared:
+    """A generation that was checked, tokenised and estimated once; it holds no array of the video's size.
+
+    :meth:`events` may be called any number of times, also at once; runs share no state, and give the same.
+
+    Attributes:
+        checked: the request, checked against the bundle.
+        memory: estimate of the memory that a run takes.
+    """
+
+    def __init__(self, model: Model, checked: Checked) -> None:
+        self.checked, self._model = checked, model
+        self.memory = estimate(model, checked)
+
+    @property
+    def request(self) -> Request:
+        """The request."""
+        return self.checked.request
+
+    @property
+    def video(self) -> VideoShape:
+        """Size and length of the videos."""
+        return self.checked.video
+
+    @property
+    def calls(self) -> int:
+        """Number of calls of the denoiser."""
+        return self.checked.calls
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the user, such as an image that had to move to another frame."""
+        return self.checked.notes
+
+    def residual_nbytes(self) -> dict[Granularity, int]:
+        """Return the bytes that cached residuals would take, by granularity."""
+        manifest = self._model.bundle.manifest
+        sizes = self.checked.settled.sizes
+        return {choice: residual_nbytes(manifest, sizes, choice) for choice in granularities(manifest)}
+
+    def check_free(self) -> None:
+        """Check that the memory that is free now is enough.
+
+        Raises:
+            InputError: it is not; has the numbers, and each single change of the request that would make it fit.
+        """
+        model, checked = self._model, self.checked
+        free = model.backend.device.free_nbytes()
+        check_fit(
+            checked.request,
+            checked.settled,
+            self.memory,
+            free,
+            lambda changed: estimate(model, check(model.bundle, changed)),
+        )
+
+    def events(self) -> Generator[Event, None, None]:
+        """Run the generation; closing the generator cancels it and frees what it holds.
+
+        Yields:
+            Events in the order of :mod:`adacache_runtime.events`: images and prompts that are encoded, each call, that
+            all calls are over (with latents and trace), and the frames of each video as they are decoded. A bundle
+            without a decoder gives no frames.
+
+        Raises:
+            InputError: the memory that is free is too small; nothing has run then.
+            NonFiniteError: NaN or infinity in the latents; names the call and the stage.
+        """
+        model = self._model
+        denoised = yield from self._denoised()
+        yield denoised
+        if model.bundle.manifest.latent.decoder == "none":
+            return
+        count, done = self.video.frames, 0
+        for prompt, latents in enumerate(denoised.latents):
+            for frames in stream(model.bundle, model.backend, latents, count, self.request.tile):
+                done += len(frames)
+                yield Decoded(prompt, frames, done, count * len(denoised.latents))
+
+    def denoise(self) -> Generator[Event, None, None]:
+        """Run the generation without decoding: the events of :meth:`events` up to :class:`Denoised`."""
+        yield (yield from self._denoised())
+
+    def _denoised(self) -> Generator[ImagesEncoded | TextEncoded | Called, None, Denoised]:
+        self.check_free()
+        done: list[Denoised] = []
+        for number in range(len(self.checked.loops)):
+            done.append((yield from self._run(number, done[-1].latents if done else None)))
+        return _joined(done) if len(done) > 1 else done[0]
+
+    def begin(self) -> Begun:
+        """Encode and allocate the first loop, for who drives its calls in a way of their own.
+
+        Raises:
+            InputError: the memory that is free is too small; nothing has run then.
+        """
+        self.check_free()
+        loop = self.checked.loops[0]
+        return self._allocate(loop, self._latents(loop, None), self._captions(loop))
+
+    def _run(
+        self, number: int, before: Floats | None
+    ) -> Generator[ImagesEncoded | TextEncoded | Called, None, Denoised]:
+        """Run one loop after one with latents ``before``; its buffers live as long as this generator."""
+        loop = self.checked.loops[number]
+        latents = self._latents(loop, before)
+        if loop.settled.given is not None:
+            yield ImagesEncoded(len(loop.settled.given.counts))
+        captions = self._captions(loop)
+        yield TextEncoded()
+        begun = self._allocate(loop, latents, captions)
+        del latents, captions
+        kept, records = [], []
+
+        def keep(_call: int, latents: Latents) -> None:
+            if loop.request.keep_calls:
+                kept.append(latents.read())
+
+        earlier = sum(len(loop.settled.updates) for loop in self.checked.loops[:number])
+        for record in denoise(begun.generation, loop.settled.updates, loop.request.policy, keep):
+            records.append(replace(record, call=earlier + record.call))
+            yield Called(records[-1], self.calls)
+        trace = Trace(tuple(records), loop.sizes, loop.settled.granularity)
+        calls = np.stack(kept) if loop.request.keep_calls else None
+        return Denoised(begun.generation.assembly.latents.read(), trace, calls)
+
+    def _captions(self, loop: Loop) -> Captions:
+        model = self._model
+        return branches(model.bundle, model.text_backend, loop.text, model.cache)
+
+    def _latents(self, loop: Loop, before: Floats | None) -> Floats:
+        """Draw the noise (prompts, channels, frames, height, width), and put what is given in its place."""
+        bundle, backend = self._model.bundle, self._model.backend
+        request, settled = loop.request, loop.settled
+        if request.latents is None:
+            noise = initial_noise(request.seed, settled.latent_shape)
+        else:
+            noise = np.ascontiguousarray(request.latents, np.float32)
+        if settled.given is not None:
+            draw = drawn(request.seed)
+            pixels = (resize_to_fill(frames, settled.height, settled.width) for frames in self.checked.given)
+            references = [[encode(bundle, backend, one, draw, request.tile) for one in pixels]] * len(noise)
+        elif before is not None:
+            references = [[clip] for clip in before]
+        else:
+            return noise
+        align, placements = alignment(bundle.manifest.latent), settled.placements
+        return np.stack([place(one, given, placements, align) for one, given in zip(noise, references, strict=True)])
+
+    def _allocate(self, loop: Loop, latents: Floats, captions: Captions) -> Begun:
+        """Bind the engines to buffers, and write what stays the same in all calls."""
+        model, settled = self._model, loop.settled
+        manifest, device = model.bundle.manifest, model.backend.device
+        assembly = assemble(manifest, model.engines, device, loop.request, settled, loop.sizes)
+        assembly.latents.begin(latents)
+        tensors, count = assembly.plan.tensors, len(manifest.guidance.order)
+        dtype = dtype_of_conditions(manifest)
+
+        def condition(values: Floats) -> Floats:
+            return values.astype(dtype).astype(np.float32)
+
+        conditions: dict[str, NDArray[Any]] = {
+            "captions": captions.embeddings,
+            "text_mask": captions.mask,
+            "fps": condition(np.tile(settled.fps, count)),
+            "height": condition(np.array([settled.height], np.float32)),
+            "width": condition(np.array([settled.width], np.float32)),
+        }
+        if X_MASK in tensors:  # all frames are generated, unless a mask says otherwise at each call
+            conditions[X_MASK] = np.ones(tensors[X_MASK].shape, np.bool_)
+        for name, value in conditions.items():
+            if name in tensors:
+                tensors[name].write(value.astype(tensors[name].dtype))
+        assembly.plan.text.call()
+        return Begun(
+            Generation(device, assembly, settled.run, count, loop.request.scope, condition), settled, loop.sizes
+        )
+
+
+def _joined(loops: Sequence[Denoised]) -> Denoised:
+    """Join clips that continue one another; of each after the first, the frames that it began with are left out."""
+    first, *others = loops
+    latents = np.concatenate([first.latents, *(loop.latents[:, :, CONTINUED:] for loop in others)], axis=2)
+    records = tuple(record for loop in loops for record in loop.trace.calls)
+    trace = Trace(records, first.trace.sizes, first.trace.granularity)
+    calls = [loop.calls for loop in loops if loop.calls is not None]
+    return Denoised(latents, trace, np.concatenate(calls) if calls else None)

@@ -1,0 +1,226 @@
+"""A request checked against a bundle, with every default filled in."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.manifest import Manifest, VideoDefaults
+from adacache_engines.bundle.shape_profiles import check_profiles
+from adacache_engines.errors import AdaCacheError, InputError, OutOfRangeError
+from adacache_runtime.caching.groups import granularities, group_stages, run_of
+from adacache_runtime.caching.measures import resolve
+from adacache_runtime.caching.policy import GRANULARITIES, SCOPES, Granularity, Measure, Policy, Run
+from adacache_runtime.conditioning.clips import CONTINUATION
+from adacache_runtime.conditioning.given_frames import GivenFrames, given_mask, place_given
+from adacache_runtime.conditioning.masks import Masking, check_mask, masking
+from adacache_runtime.conditioning.references import Placement, alignment, mask_of
+from adacache_runtime.request import MAX_SEED, Request
+from adacache_runtime.samplers.registry import updates
+from adacache_runtime.samplers.update import Update, check_guidance, check_steps
+from adacache_runtime.text.captions import check_captions, fits_float32
+from adacache_runtime.vae.tiles import check_tile
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A request with every default filled in and every number checked; it holds no array of the video's size.
+
+    Attributes:
+        samples: number of prompts.
+        height, width, frames: size in pixels and number of frames of the video.
+        latent_shape: (samples, channels, latent frames, latent height, latent width).
+        fps: (samples,) frames per second.
+        steps, guidance: sampling steps and guidance scale.
+        updates: the sampler's update for each call.
+        given: places of the images and the clip; None = there are none.
+        masking: frames that are kept, by call; None = all are generated.
+        sizes: sizes of the dynamic axes, text excepted.
+        granularity: groups that share a cached residual.
+        measures: measures that the policy asks for, in the order of execution.
+        run: facts about the generation that the policy is told.
+    """
+
+    samples: int
+    height: int
+    width: int
+    frames: int
+    latent_shape: tuple[int, ...]
+    fps: NDArray[np.float32]
+    steps: int
+    guidance: float
+    updates: Sequence[Update]
+    given: GivenFrames | None
+    masking: Masking | None
+    sizes: Mapping[str, int]
+    granularity: Granularity
+    measures: tuple[Measure, ...]
+    run: Run
+
+    @property
+    def placements(self) -> tuple[Placement, ...]:
+        """Places of the frames that are given; those of the clip before, for a clip that continues another."""
+        return (CONTINUATION,) if self.given is None else self.given.placements
+
+
+def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None = None) -> Settled:
+    """Check a request and fill in its defaults; nothing is read, drawn or allocated.
+
+    Args:
+        bundle: the opened bundle.
+        request: the request, of a single loop.
+        continues: shape of the latents of the clip that this one continues; None = it stands for itself.
+
+    Raises:
+        OutOfRangeError: a number or size is outside what the model or the bundle's profiles allow.
+        InputError: prompts, captions, latents and images do not belong together, or the policy measures what the bundle
+            has no probe for.
+        PolicyError: the policy cannot decide at this granularity.
+    """
+    manifest = bundle.manifest
+    samples = _samples(manifest, request)
+    steps = manifest.sampler.steps if request.steps is None else request.steps
+    guidance = manifest.sampler.guidance if request.guidance is None else request.guidance
+    check_steps(steps)
+    check_guidance(guidance)
+    video = {
+        name: getattr(manifest.video if getattr(request, name) is None else request, name)
+        for name in ("height", "width", "frames")
+    }
+    for name, value in video.items():
+        if value < 1:
+            raise OutOfRangeError(f"{name} {value} is not possible; choose at least 1")
+    granularity = _granularity(manifest, request)
+    if not 0 <= request.seed <= MAX_SEED:
+        raise OutOfRangeError(f"seed {request.seed} is not possible; choose 0 to {MAX_SEED}")
+    check_tile(manifest.latent, request.tile)
+    shape = continues or _latent_shape(manifest, request, samples, **video)
+    axes = dict(zip(("frames", "height", "width"), shape[2:], strict=True))
+    check_profiles(manifest, {"samples": samples, **axes})
+    calls = updates(manifest, steps, samples, **video, idle_call=request.idle_call)
+    given = None if continues else place_given(manifest, request, video["frames"], axes["frames"])
+    mask = _mask(manifest, request, given, shape, bool(continues))
+    if mask is not None:
+        check_mask(manifest, mask, request.noise, shape, len(calls))
+    elif request.noise is not None:
+        raise InputError("the noise of each step is for a generation with a mask: give that, too, or leave it out")
+    run = run_of(group_stages(manifest, granularity), calls, samples if request.scope == "prompt" else 1)
+    request.policy.start(run)  # refuses if it must
+    batch = {"samples": samples, "batch": samples * len(manifest.guidance.order)}
+    return Settled(
+        samples=samples,
+        **video,
+        latent_shape=shape,
+        fps=_fps(manifest.video, request, video["frames"], samples),
+        steps=steps,
+        guidance=guidance,
+        updates=calls,
+        given=given,
+        masking=None if mask is None else masking(mask, calls, request.noise, request.seed),
+        sizes={**axes, **manifest.latent.token_axes(**axes), **batch},
+        granularity=granularity,
+        measures=resolve(manifest, request.policy.needs, granularity),
+        run=run,
+    )
+
+
+def why_not(bundle: Bundle, policy: Policy[Any]) -> str | None:
+    """Return why a bundle cannot run a policy with its usual video; None = it can."""
+    try:
+        settle(bundle, Request(prompts=("",), policy=policy))
+    except AdaCacheError as error:
+        return str(error)
+    return None
+
+
+def initial_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return the latents of a shape with which a generation of this seed begins."""
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def _samples(manifest: Manifest, request: Request) -> int:
+    """Check prompts, captions and negative prompts; return the number of prompts."""
+    if (request.captions is None) == (not request.prompts):
+        raise InputError("give either prompts or the embeddings of an encoder of your own, and not both")
+    negative, samples = None, len(request.prompts)
+    if request.captions is not None:
+        check_captions(manifest, request.captions)
+        negative, samples = request.captions.negative, len(request.captions.embeddings)
+    if manifest.guidance.null_captions is not None and (request.negative_prompts or negative is not None):
+        raise InputError(
+            f"{manifest.family} takes no negative prompt: its guidance is away from a caption that it has learned; "
+            "leave it out"
+        )
+    if request.negative_prompts and negative is not None:
+        raise InputError("give either negative prompts or their embeddings, and not both")
+    if len(request.negative_prompts) not in (0, 1, samples):
+        raise InputError(
+            f"{len(request.negative_prompts)} negative prompts for {samples} prompts; give one, or one each"
+        )
+    return samples
+
+
+def _granularity(manifest: Manifest, request: Request) -> Granularity:
+    granularity = request.granularity or request.policy.needs.granularity
+    for value, known in ((granularity, GRANULARITIES), (request.scope, SCOPES)):
+        if value not in known:
+            raise InputError(f"{value!r} is unknown; choose one of {', '.join(known)}")
+    if granularity not in granularities(manifest):
+        raise InputError(
+            "this bundle has one stage for each block; to cache single modules, export the checkpoint with "
+            "--granularity module"
+        )
+    return granularity
+
+
+def _latent_shape(
+    manifest: Manifest, request: Request, samples: int, height: int, width: int, frames: int
+) -> tuple[int, ...]:
+    """Return (samples, channels, frames, height, width), the shape of the given latents if there are any."""
+    latent = manifest.latent
+    if request.latents is not None:
+        given = request.latents.shape
+        if len(given) != 5 or given[:2] != (samples, latent.channels):
+            raise InputError(
+                f"latents have shape {given}; expected ({samples}, {latent.channels}, frames, height, width)"
+            )
+        if latent.whole_patches and any(side % patch for side, patch in zip(given[2:], latent.patch, strict=True)):
+            raise OutOfRangeError(
+                f"latents have shape {given}; this model takes (frames, height, width) in multiples of {latent.patch}"
+            )
+        if not fits_float32(request.latents):
+            raise InputError("the initial latents contain NaN, infinity or numbers beyond float32")
+        return given
+    unit = latent.spatial_factor * latent.patch[1]
+    if latent.whole_patches and (height % unit or width % unit):
+        raise OutOfRangeError(f"{width}x{height} pixels are not possible with this model; choose multiples of {unit}")
+    size = (height // latent.spatial_factor, width // latent.spatial_factor)
+    if min(size) < 1:
+        raise OutOfRangeError(f"{width}x{height} pixels are too few; choose at least {latent.spatial_factor} each way")
+    return (samples, latent.channels, latent.latent_frames(frames), *size)
+
+
+def _mask(
+    manifest: Manifest, request: Request, given: GivenFrames | None, shape: tuple[int, ...], continues: bool
+) -> NDArray[np.float32] | None:
+    """Return the mask (samples, latent frames) of what is kept; None where nothing is."""
+    space, (samples, _, frames, *_) = manifest.latent, shape
+    if continues:
+        return np.tile(mask_of([CONTINUATION], [frames], frames, alignment(space)), (samples, 1))
+    if given is not None:
+        return given_mask(space, given, samples, frames)
+    if request.mask is not None and request.latents is None:
+        raise InputError("a mask needs latents, which hold the frames that it keeps: give them, too")
+    return request.mask
+
+
+def _fps(usual: VideoDefaults, request: Request, frames: int, samples: int) -> NDArray[np.float32]:
+    fps: Sequence[float] = request.fps or (usual.image_fps if frames == 1 else usual.fps,)
+    if len(fps) not in (1, samples):
+        raise InputError(f"{len(fps)} values of fps for {samples} prompts; give one, or one each")
+    if not all(0 < value <= 1000 for value in fps):
+        raise OutOfRangeError(f"fps {', '.join(map(str, fps))} is not possible; choose more than 0, at most 1000")
+    return np.broadcast_to(np.array(fps, np.float32), (samples,)).copy()
