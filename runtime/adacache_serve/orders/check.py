@@ -48,7 +48,7 @@ def check_servable(folder: Path, manifest: Manifest) -> None:
     Raises:
         InputError: the bundle in this folder has no text encoder or no decoder.
     """
-    if not manifest.text.encoder_graphs():
+    if not manifest.text.encoder_stages:
         raise InputError(f"{folder} has no text encoder: add one with adacache-export {folder} --text-encoder DIR")
     if manifest.latent.decoder == "none":
         raise InputError(f"{folder} has no decoder: add one with adacache-export {folder} --vae DIR")
@@ -157,7 +157,7 @@ def _frames(request: Request, order: CreateVideo, manifest: Manifest) -> Request
         return replace(request, frames=order.frames)
     if order.frames is not None:
         raise InputError("seconds and frames are both given; give one of them")
-    named = manifest.latent.frames == "open-sora-vae"
+    named = manifest.names.only_named_durations
     duration = f"{order.seconds:.6f}".rstrip("0").rstrip(".") + "s"
     return replace(request, frames=frames_of(duration, manifest.video.fps, possible_frames(manifest), named))
 

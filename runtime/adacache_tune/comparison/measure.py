@@ -40,7 +40,7 @@ class Row:
         policy: label of the policy.
         calls, computed: number of calls, and of those in which a block ran in full.
         passes: evaluations of the model in the computed calls; a guided call evaluates it once for each branch.
-        flops: floating-point operations; None where the bundle does not count them.
+        flops: floating-point operations; None where the bundle's stages do not count them.
         wall_ms: time of all calls together.
         time_ratio: ratio of full compute's time to this time.
         same: whether every pixel is full compute's; None where the bundle has no decoder.
