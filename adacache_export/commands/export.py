@@ -15,6 +15,7 @@ from adacache_engines.errors import InputError, require
 from adacache_export.commands import computation, plans
 from adacache_export.commands.progress import PhaseProgress
 from adacache_runtime.commands.process import run
+from adacache_runtime.commands.version import add_version
 
 OF_CHECKPOINTS = ("output", "precision", "granularity", "probe", "conditioning", "family", "config", "weights")
 OF_BUNDLES = ("text_encoder", "text_precision", "vae", "vae_precision", "profile", "force")
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         "adacache-export",
         description="Turns a video DiT checkpoint into a bundle that adacache-run generates from, without PyTorch.",
     )
+    add_version(parser)
     add = parser.add_argument
     add("source", metavar="CHECKPOINT", type=Path, help="file or folder; to extend, inspect or verify, a bundle")
     add("-o", "--output", metavar="BUNDLE", type=Path, help="folder to make (default: CHECKPOINT's name + .adacache)")
