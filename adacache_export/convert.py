@@ -1,7 +1,7 @@
 """From a checkpoint to a bundle, in one line: load, check, write weights, trace, verify, publish."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -9,15 +9,16 @@ import torch
 from torch import Tensor
 
 from adacache_engines.bundle.files import MANIFEST, dump_manifest
-from adacache_engines.bundle.latent_space import VaePrecision
 from adacache_engines.bundle.manifest import (
     DTYPES,
     SCHEMA_VERSION,
     CheckpointEntry,
     ExportGranularity,
+    Graph,
     Manifest,
     PartName,
-    Precision,
+    ProbeEntry,
+    ProbeRole,
     StageEntry,
 )
 from adacache_engines.bundle.tensors import DType
@@ -28,6 +29,7 @@ from adacache_export.checkpoint import check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json
 from adacache_export.families.registry import maker, recognise
 from adacache_export.families.residual_block import sites_of
+from adacache_export.options import Options
 from adacache_export.parts.part import SMALL_FILES, weights_nbytes
 from adacache_export.parts.text_encoder import add_encoder, open_encoder
 from adacache_export.parts.vae import add_decoder, open_decoder
@@ -42,39 +44,6 @@ from adacache_runtime.caching.policy import BLOCK_INPUT
 from adacache_runtime.caching.signals.registry import SIGNALS
 
 WEIGHTS = "onnx/weights.safetensors"
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user chose.
-
-    Attributes:
-        precision: of weights and matrix products.
-        granularity: of the stages.
-        probes: sites; the family's default as well where they are not in a block.
-        weights: which set of a checkpoint that holds several.
-        force: replace an existing bundle.
-        text_encoder: a Hugging Face folder with a T5 encoder.
-        text_precision: of that.
-        vae: a folder with the model's VAE.
-        vae_precision: of that.
-        family: of the checkpoint, where its tensors and ``config.json`` leave that open.
-        config: a ``config.json``, instead of the one in the checkpoint's folder.
-        conditioning: the model may keep frames that are given.
-    """
-
-    precision: Precision = "fp32"
-    granularity: ExportGranularity = "block"
-    probes: tuple[str, ...] = ()
-    weights: str | None = None
-    force: bool = False
-    text_encoder: Path | None = None
-    text_precision: Precision = "fp32"
-    vae: Path | None = None
-    vae_precision: VaePrecision = "fp32"
-    family: str | None = None
-    config: Path | None = None
-    conditioning: bool = False
 
 
 def convert(
@@ -109,12 +78,14 @@ def convert(
     make_stages = maker(family, options.conditioning)
     config = family.config_from(given, checkpoint.shapes())
     note(f"family {family.NAME}: " + ", ".join(f"{field} {value}" for field, value in asdict(config).items()))
-    described = family.describe(config, checkpoint.scheduler)
-    dtype, latent, guidance, text = DTYPES[options.precision], described.latent, described.guidance, described.text
+    dtype = DTYPES[options.precision]
+    described = family.describe(config, checkpoint.scheduler, dtype)
+    latent, guidance, text = described.latent, described.guidance, described.text
     vae = open_decoder(options.vae, latent, options.vae_precision, progress) if options.vae else None
     asked = tuple(MODULATED if probe == BLOCK_INPUT else probe for probe in options.probes)
     # the probe of that role comes beside the default one, not in its place
     probes = asked if {*asked} - {MODULATED} else (described.probe, *asked)
+    default = {described.probe} if described.probe in probes else {*probes} - {MODULATED}
     expected = family.expected(config)
     scanned = running_total(progress.phase("checking the checkpoint", checkpoint.file_bytes()))
     check(checkpoint, expected, family.OPTIONAL_KEYS, family.constants(config), scanned)
@@ -168,18 +139,13 @@ def convert(
             precision=options.precision,
             granularity=options.granularity,
             profiles=described.profiles,
-            stages=tuple(
-                StageEntry(graph=graphs[stage.name], block=stage.block, probes=dict(stage.probes), flops=stage.flops)
-                for stage in stages
-            ),
+            stages=tuple(stage_entry(stage, graphs[stage.name], default) for stage in stages),
             arithmetic={stage.name: graphs[stage.name] for stage in sums},
             signals={name: signal_entry(signal, graphs) for name, signal in SIGNALS.items()},
-            default_probes=(described.probe,)
-            if described.probe in probes
-            else tuple(site for site in probes if site != MODULATED),
             policies=described.policies,
             sampler=described.sampler,
             video=described.video,
+            names=described.names,
             guidance=guidance,
             latent=latent,
             text=text,
@@ -192,6 +158,25 @@ def convert(
         )
         (folder / MANIFEST).write_text(dump_manifest(manifest), encoding="utf-8")
     return manifest
+
+
+def stage_entry(stage: Stage, graph: Graph, default: Collection[str]) -> StageEntry:
+    """Return what the manifest says about a stage; the sites of ``default`` are those that policies measure."""
+    assert stage.role is not None
+
+    def role(site: str) -> ProbeRole | None:
+        return "block_input" if site == MODULATED else "default" if site in default else None
+
+    return StageEntry(
+        graph=graph,
+        role=stage.role,
+        per_generation=stage.per_generation,
+        kind=stage.kind,
+        index=stage.index,
+        part=stage.part,
+        probes={site: ProbeEntry(output=output, role=role(site)) for site, output in stage.probes.items()},
+        flops=stage.flops,
+    )
 
 
 def _keys(stages: Iterable[Stage]) -> list[str]:

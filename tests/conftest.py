@@ -187,12 +187,13 @@ def decoding_folder(
     """The bundle of the reference Latte, with a text encoder and a decoder. Not to be changed."""
 
     def build(folder: Path) -> None:
+        from adacache_export.options import PartOptions
         from adacache_export.parts.add_parts import add_parts
         from adacache_export.phases import Progress
 
         part = Path(shutil.copytree(latte_bundle("latte"), folder.with_suffix(".part")))
         with unlogged():
-            add_parts(part, t5_folder, vae_folder, "fp32", Progress())
+            add_parts(part, PartOptions(text_encoder=t5_folder, vae=vae_folder), Progress())
         part.rename(folder)
 
     return once("bundle-latte-decoding", build)

@@ -24,11 +24,12 @@ from rich.table import Table
 
 from adacache_engines.bundle.files import open_bundle, read_manifest
 from adacache_engines.onnxruntime.backend import OnnxRuntime
-from adacache_export.convert import Options, convert
+from adacache_export.convert import convert
 from adacache_export.families.latte import family as latte
 from adacache_export.families.open_sora import family as open_sora
 from adacache_export.families.open_sora_plan import family as open_sora_plan
 from adacache_export.families.registry import FAMILIES
+from adacache_export.options import Options
 from adacache_runtime.pipeline import Pipeline
 from tools.speed.calls import measure_calls
 from tools.speed.checkpoint import config_of, published_shapes, write_checkpoint, write_random

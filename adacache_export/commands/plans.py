@@ -1,12 +1,10 @@
-"""The command line's way to compiled plans: which library, which profiles, and what came of it."""
+"""The part of ``adacache-export`` that compiles plans: its options, the choice of a library, and the job."""
 
 import argparse
 import contextlib
-from collections.abc import Iterable
 from pathlib import Path
 
-from rich.table import Table
-
+from adacache_engines.backends import BACKENDS, default_backend
 from adacache_engines.bundle.files import read_manifest
 from adacache_engines.bundle.manifest import PlanSet
 from adacache_engines.bundle.shape_profiles import fixed_profile, parse_profile, shape_profile
@@ -15,26 +13,26 @@ from adacache_engines.tensorrt.build import TARGETS, BuildOptions, check_options
 from adacache_engines.tensorrt.library import LIBRARIES, InstalledLibrary, gpu_target, open_library
 from adacache_engines.tensorrt.plan_builder import Phase, build_plans
 
-ONNX_ONLY = "onnxruntime"
-BACKENDS = (ONNX_ONLY, *LIBRARIES, "auto")
+AUTO = "auto"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options that concern plans."""
+    """Add the options that concern plans."""
     add = parser.add_argument_group("compiled engines").add_argument
     add(
         "--backend",
-        choices=BACKENDS,
-        default=ONNX_ONLY,
-        help="compile plans for it, beside the ONNX graphs; of a bundle, too. auto: TensorRT where it and a GPU are "
-        f"there, else TensorRT-RTX where it is installed (default: {ONNX_ONLY}, which compiles when it loads)",
+        choices=(*BACKENDS, AUTO),
+        default=default_backend(),
+        help="library to compile plans for, beside the ONNX graphs; for a finished bundle, too. auto: TensorRT where "
+        "it and a GPU are there, else TensorRT-RTX where it is installed "
+        f"(default: {default_backend()}, which needs no plans)",
     )
     add(
         "--profile",
         metavar="SIZE:LENGTH[:PROMPTS]",
         action="append",
         default=[],
-        help="sizes that plans run at, repeatable: 480p:2s, 480x854:51f, 240p..480p..720p:2s..4s:1..4 "
+        help="range of videos that plans run at, repeatable: 480p:2s, 480x854:51f, 240p..480p..720p:2s..4s:1..4 "
         "(default: the bundle's default video)",
     )
     add(
@@ -42,20 +40,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SM",
         action="append",
         default=[],
-        help=f"compute capability to build for with TensorRT-RTX, repeatable: {', '.join(TARGETS)} (default: from 8.0)",
+        help=f"TensorRT-RTX: compute capability to build for, repeatable: {', '.join(TARGETS)} (default: from 8.0)",
     )
-    add("--workspace", metavar="MB", type=int, help="most activation memory of one engine")
-    add("--weight-streaming", action="store_true", help="weights may stay in host memory at run time")
-    add("--optimization-level", metavar="0-5", type=int, help="how long TensorRT looks for faster kernels")
-    add("--refit", action="store_true", help="TensorRT: build one block of a kind, put the others' weights in")
-    add("--jobs", metavar="N", type=int, default=0, help="processes that build (default: by cores and memory)")
+    add("--workspace", metavar="MB", type=int, help="largest activation memory of one engine (default: no limit)")
+    add("--weight-streaming", action="store_true", help="let weights stay in host memory at run time")
+    add("--optimization-level", metavar="0-5", type=int, help="TensorRT: how long it looks for faster kernels")
+    add(
+        "--refit",
+        action="store_true",
+        help="TensorRT: build one plan for all blocks of a kind, and put their weights in",
+    )
+    add(
+        "--jobs", metavar="N", type=int, default=0, help="number of processes that build (default: by cores and memory)"
+    )
 
 
-def asked(options: argparse.Namespace) -> tuple[InstalledLibrary | None, BuildOptions]:
-    """The library that the options choose, None for ONNX Runtime alone; everything checked that can be by now.
+def chosen(options: argparse.Namespace) -> tuple[InstalledLibrary | None, BuildOptions]:
+    """Return the library that the options choose and how it builds, checked as far as is possible without a bundle.
+
+    Returns:
+        The library, or None for ONNX Runtime alone; and the options of its builds.
 
     Raises:
-        InputError: an option that the library does not have, or a profile that is not one.
+        InputError: the library does not have an option, or a profile is malformed.
         MissingDependencyError: the library is not installed.
     """
     build = BuildOptions(
@@ -65,7 +72,7 @@ def asked(options: argparse.Namespace) -> tuple[InstalledLibrary | None, BuildOp
         optimization_level=options.optimization_level,
         refit=options.refit,
     )
-    library = _automatic() if options.backend == "auto" else None
+    library = _automatic() if options.backend == AUTO else None
     if options.backend in LIBRARIES:
         library = open_library(options.backend)
     if library is None:
@@ -78,10 +85,10 @@ def asked(options: argparse.Namespace) -> tuple[InstalledLibrary | None, BuildOp
     return library, build
 
 
-def explain(library: InstalledLibrary | None) -> str:
-    """What was chosen for ``auto``, and why."""
+def explanation(library: InstalledLibrary | None) -> str:
+    """Return a sentence on what ``auto`` chose, and why."""
     if library is None:
-        return "backend: ONNX Runtime only, because neither TensorRT with a GPU nor TensorRT-RTX is here"
+        return "backend: ONNX Runtime only, because neither TensorRT with a GPU nor TensorRT-RTX is installed"
     why = "it and a GPU are here" if library.name == "tensorrt" else "it is installed and builds without a GPU"
     return f"backend: {library.name} {library.version}, because {why}"
 
@@ -99,24 +106,11 @@ def _automatic() -> InstalledLibrary | None:
 def compile_bundle(
     folder: Path, library: InstalledLibrary, build: BuildOptions, options: argparse.Namespace, phase: Phase
 ) -> PlanSet:
-    """Builds the plans that were asked for; raises what :func:`build_plans` raises."""
+    """Build the plans that the options ask for, by default for the bundle's default video.
+
+    Raises what :func:`adacache_engines.tensorrt.plan_builder.build_plans` raises.
+    """
     manifest = read_manifest(folder)
     names = options.profile or [fixed_profile(manifest)]
     profiles = {name: shape_profile(manifest, name) for name in names}
     return build_plans(folder, library, profiles, build, phase, options.jobs, options.force)
-
-
-def plan_table(sets: Iterable[PlanSet]) -> Table:
-    """A line a set of plans."""
-    table = Table("plans", "compute capability", "profiles", "files", "MB", "built in", title="compiled engines")
-    for plans in sets:
-        files = {entry.path: entry for entry in plans.plans}
-        table.add_row(
-            f"{plans.library} {plans.version}",
-            ", ".join(plans.targets),
-            ", ".join(plans.profiles),
-            f"{len(files)} for {len(plans.plans)} stages and variants",
-            f"{sum(entry.nbytes for entry in files.values()) / 1e6:.1f}",
-            f"{sum(entry.build_s for entry in files.values()):.1f} s",
-        )
-    return table

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import get_args
 
 from adacache_engines.bundle.files import open_bundle, read_manifest, replace_manifest
-from adacache_engines.bundle.latent_space import VaePrecision
-from adacache_engines.bundle.manifest import Graph, Manifest, PartName, PlanSet, Precision
+from adacache_engines.bundle.manifest import Graph, Manifest, PartName, PlanSet
+from adacache_export.options import PartOptions
 from adacache_export.parts.part import DIGITS, Part
 from adacache_export.parts.text_encoder import add_encoder, open_encoder
 from adacache_export.parts.vae import add_decoder, open_decoder
@@ -34,23 +34,13 @@ class Added:
     dropped: int
 
 
-def add_parts(
-    folder: Path,
-    text_encoder: Path | None,
-    vae: Path | None,
-    text_precision: Precision,
-    progress: Progress,
-    vae_precision: VaePrecision = "fp32",
-) -> Added:
-    """Add parts to the bundle in ``folder``; at least one is given.
+def add_parts(folder: Path, options: PartOptions, progress: Progress) -> Added:
+    """Add parts to the bundle in ``folder``, or replace those that it has.
 
     Args:
         folder: folder of the bundle.
-        text_encoder: folder of a text encoder in the layout of Hugging Face; None = the bundle keeps what it has.
-        vae: folder of the model's VAE; None = the bundle keeps what it has.
-        text_precision: precision of the text encoder.
+        options: the parts, at least one of them, and their precisions.
         progress: object that is told of every phase.
-        vae_precision: precision of the VAE.
 
     Raises:
         BundleError: a file of the bundle is missing or was changed.
@@ -61,13 +51,15 @@ def add_parts(
     size = sum(entry.nbytes for entry in read_manifest(folder).files.values())
     manifest = open_bundle(folder, progress.phase("checking the bundle", size)).manifest
     latent, text = manifest.latent, manifest.text
-    opened_vae = open_decoder(vae, latent, vae_precision, progress) if vae else None
-    encoder = open_encoder(text_encoder, text, text_precision, progress) if text_encoder else None
+    opened_vae = open_decoder(options.vae, latent, options.vae_precision, progress) if options.vae else None
+    encoder = None
+    if options.text_encoder:
+        encoder = open_encoder(options.text_encoder, text, options.text_precision, progress)
     _sweep(folder)
     parts: dict[PartName, Part] = {}
     try:
         if encoder:
-            parts["text_encoder"], text = add_encoder(folder, encoder, text, text_precision, progress)
+            parts["text_encoder"], text = add_encoder(folder, encoder, text, options.text_precision, progress)
         if opened_vae:
             parts["vae"], latent = add_decoder(folder, opened_vae, latent, progress)
         # read again: policies or plans may have been added meanwhile

@@ -87,17 +87,30 @@ def write_part(
         for file, content in (others or {}).items():
             (building / file).write_bytes(content)
         entries = file_entries(building, progress.phase(f"hashing the {what}", nbytes))
-        place = bundle / f"{name}-{_digest(entries)[:DIGITS]}"
-        if place.is_dir() and file_entries(place, lambda _: None) != entries:
-            shutil.rmtree(place)  # damaged
-        if not place.is_dir():
-            building.chmod(0o755)
-            building.rename(place)
+        place = place_folder(bundle, name, building, entries)
     return Part(
-        place.name,
-        {key: graph.model_copy(update={"path": f"{place.name}/{graph.name}.onnx"}) for key, graph in graphs.items()},
-        {f"{place.name}/{file}": entry for file, entry in entries.items()},
+        place,
+        {key: graph.model_copy(update={"path": f"{place}/{graph.name}.onnx"}) for key, graph in graphs.items()},
+        {f"{place}/{file}": entry for file, entry in entries.items()},
     )
+
+
+def place_folder(bundle: Path, name: str, building: Path, entries: Mapping[str, FileEntry]) -> str:
+    """Rename a built folder to its place in the bundle, ``name`` and a digest of its content; return that name.
+
+    Args:
+        bundle: folder of the bundle.
+        name: how the folder's name begins.
+        building: the built folder.
+        entries: its files; where an equal folder is there already, that stays.
+    """
+    place = bundle / f"{name}-{_digest(entries)[:DIGITS]}"
+    if place.is_dir() and file_entries(place, lambda _: None) != entries:
+        shutil.rmtree(place)  # damaged
+    if not place.is_dir():
+        building.chmod(0o755)
+        building.rename(place)
+    return place.name
 
 
 def weights_nbytes(tensors: Mapping[str, Tensor], dtypes: Mapping[str, DType]) -> int:

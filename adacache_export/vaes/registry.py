@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from adacache_engines.bundle.latent_space import VaePrecision
-from adacache_engines.bundle.manifest import Graph, LatentSpace
+from adacache_engines.bundle.manifest import FrameRule, Graph, LatentSpace
 from adacache_engines.bundle.tensors import DType
 from adacache_engines.errors import CheckpointError, InputError
 from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
@@ -36,7 +36,7 @@ class Kind(Protocol):
 
     NAME: str
     CLASSES: tuple[str, ...]
-    FRAMES: tuple[str, ...]
+    FRAMES: tuple[FrameRule, ...]
     CONFIG: type[BaseModel]
 
     def config_from(self, given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Any:

@@ -127,7 +127,7 @@ def video_size(
     if size:
         height, width = _height_and_width(size, aspect)
     if duration:
-        named = manifest.latent.frames == "open-sora-vae"
+        named = manifest.names.only_named_durations
         frames = frames_of(duration, fps or manifest.video.fps, possible_frames(manifest), named)
     return VideoSize(height=height, width=width, frames=frames)
 

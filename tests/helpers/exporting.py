@@ -10,7 +10,8 @@ from tests.helpers.reference import DATA as DATA
 
 
 def convert_quietly(source: Path, folder: Path, **options: Any) -> None:
-    from adacache_export.convert import Options, convert  # here: it imports torch, which few tests need
+    from adacache_export.convert import convert  # here: it imports torch, which few tests need
+    from adacache_export.options import Options
 
     with unlogged():
         convert(source, folder, Options(**options))

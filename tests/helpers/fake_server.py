@@ -27,7 +27,7 @@ from adacache_engines.bundle.manifest import Graph
 from adacache_engines.contract.fake import FakeBackend, Function
 from adacache_engines.errors import EngineError
 from adacache_runtime.pipeline import Pipeline
-from adacache_serve.device.worker import Open
+from adacache_serve.device.process import Open
 from adacache_serve.http.app import create_app
 from adacache_serve.jobs.results import open_results
 from adacache_serve.jobs.service import Service

@@ -17,8 +17,9 @@ from typing import Any
 import httpx
 import psutil
 
-import adacache_serve.device.worker
+from adacache_runtime.generation import Prepared
 from adacache_runtime.pipeline import Pipeline
+from adacache_serve.device import worker
 from adacache_serve.http.app import create_app
 from adacache_serve.http.server import run
 from adacache_serve.logs import configure
@@ -31,23 +32,23 @@ PORT, LOG, ERRORS = "port", "made.log", "errors.log"
 
 def open_logging_models(log: Path, folders: tuple[Path, ...], settings: Settings) -> dict[str, Pipeline]:
     """In a worker process."""
-    film, finish = adacache_serve.device.worker.film, adacache_serve.device.worker.finish
+    write_events, finish = worker.write_events, worker.finish
 
     def append(word: str, output: Path) -> None:
         descriptor = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.write(descriptor, f"{word} {output.parent.name}\n".encode())
         os.close(descriptor)
 
-    def logged_film(pipeline: Pipeline, request: Any, output: Path, *rest: Any) -> Any:
+    def logged_events(prepared: Prepared, output: Path) -> Any:
         if output.parent.parent == settings.data / "spool":  # else it is a warm-up
             append("begun", output)
-        return (yield from film(pipeline, request, output, *rest))
+        return (yield from write_events(prepared, output))
 
     def logged_finish(video: Path, *rest: Any) -> None:
         finish(video, *rest)
         append("made", video)
 
-    adacache_serve.device.worker.film, adacache_serve.device.worker.finish = logged_film, logged_finish
+    worker.write_events, worker.finish = logged_events, logged_finish
     return fake_server.open_models(folders, settings)
 
 

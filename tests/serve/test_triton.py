@@ -17,10 +17,11 @@ from adacache_engines.errors import InputError
 from adacache_export.commands.export import main
 from adacache_export.writing.triton_repository import config_pbtxt
 from adacache_runtime.caching.presets import PRESETS
+from adacache_runtime.events import Called
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
-from adacache_runtime.trace import CallRecord, read_trace
-from adacache_serve.device.video_file import film
+from adacache_runtime.trace import read_trace
+from adacache_serve.device.video_file import write_events
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.triton.config import INPUTS, settings_of
 from adacache_serve.triton.model import visible_device
@@ -60,7 +61,8 @@ def client(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[C
 
 def made_alone(pipeline: Pipeline, output: Path, **asked: Any) -> tuple[bytes, list[int]]:
     """By the runtime, in this process: the video, and the calls that were computed."""
-    records = [step for step in film(pipeline, Request(**asked), output) if isinstance(step, CallRecord)]
+    events = write_events(pipeline.prepare(Request(**asked)), output)
+    records = [event.record for event in events if isinstance(event, Called)]
     return output.read_bytes(), [record.call for record in records if record.computed]
 
 

@@ -17,7 +17,8 @@ from safetensors.numpy import load_file
 from adacache_engines.bundle.files import open_bundle, read_manifest
 from adacache_engines.errors import BundleError, EngineError, InputError
 from adacache_engines.onnxruntime.backend import OrtBackend
-from adacache_export.convert import Options, convert
+from adacache_export.convert import convert
+from adacache_export.options import Options
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.flops import flops
 from adacache_runtime.settled import settle
@@ -52,7 +53,7 @@ def pairs(once: Once) -> Path:
     def build(folder: Path) -> None:
         checkpoint = folder.with_suffix(".safetensors")
         write_checkpoint(checkpoint, config_of(TINY))
-        convert(checkpoint, folder, Options("fp32", probes=(PROBE,)))
+        convert(checkpoint, folder, Options(precision="fp32", probes=(PROBE,)))
 
     return once("two-pairs", build)
 
@@ -94,7 +95,7 @@ def test_a_deep_model_runs_its_pairs_again_and_again(large: Path) -> None:
     assert {graph.path for graph in blocks if graph.name.startswith("temporal")} == {
         "onnx/temporal.00.onnx", "onnx/temporal.01.onnx",
     }  # fmt: skip
-    assert bundle.manifest.default_probes == ("temporal.2.attn",)
+    assert bundle.manifest.sites("default") == ("temporal.2.attn",)
     request = replace(TINY.request(), steps=8, policy=EVERY_THIRD)
     given = Pipeline(bundle, TorchBackend(bundle, "cpu")).generate(request)
     wanted = Pipeline(bundle, OrtBackend(large)).generate(request)

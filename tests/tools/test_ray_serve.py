@@ -17,7 +17,7 @@ from adacache_engines.contract.fake import FakeBackend
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
-from adacache_serve.device.video_file import film
+from adacache_serve.device.video_file import write_events
 from tests.helpers.fake_server import functions, until, write_model
 
 pytest.importorskip("ray", reason="ray[serve] is not installed")
@@ -81,7 +81,8 @@ def ended(client: httpx.Client, name: str) -> dict:
 
 
 def alone(bundle: Path, output: Path, **asked: Any) -> bytes:
-    for _ in film(Pipeline(open_bundle(bundle), FakeBackend(functions())), Request(**asked), output):
+    pipeline = Pipeline(open_bundle(bundle), FakeBackend(functions()))
+    for _ in write_events(pipeline.prepare(Request(**asked)), output):
         pass
     return output.read_bytes()
 

@@ -39,15 +39,16 @@ DEPTH = 28  # of STDiT3-XL/2
 
 def make_bundles(folder: Path, size: Size = FULL) -> None:
     """Exports the demo model in each precision and the large model's blocks; needs torch and its exporter."""
-    from adacache_export.convert import Options, convert
+    from adacache_export.convert import convert
+    from adacache_export.options import Options
     from tools.speed.checkpoint import config_of, write_checkpoint
 
     with _exporter_quiet():
         for precision in PRECISIONS:
-            convert(DEMO, folder / precision, Options(precision, text_encoder=DEMO / "text_encoder"))
+            convert(DEMO, folder / precision, Options(precision=precision, text_encoder=DEMO / "text_encoder"))
         checkpoint = folder / "random.safetensors"
         write_checkpoint(checkpoint, config_of(size))
-        convert(checkpoint, folder / LARGE, Options("fp16", probes=(PROBE,)))
+        convert(checkpoint, folder / LARGE, Options(precision="fp16", probes=(PROBE,)))
         checkpoint.unlink()
 
 

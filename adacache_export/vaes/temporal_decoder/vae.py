@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from adacache_engines.bundle.latent_space import Windows
+from adacache_export.frame_rules import EACH_FRAME
 from adacache_export.vaes.coding import ENCODER, Coding, window_decoder
 from adacache_export.vaes.temporal_decoder.modules import TemporalDecoderConfig, WindowDecoder
 
 NAME = "temporal-decoder"
 CLASSES = ("AutoencoderKLTemporalDecoder",)
-FRAMES = ("identity",)
+FRAMES = (EACH_FRAME,)
 CONFIG = TemporalDecoderConfig
 WINDOW_FRAMES = 14  # that Latte decodes at a time, each window by itself: 16 frames are 14 and 2
 

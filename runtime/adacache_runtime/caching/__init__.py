@@ -1,1 +1,1 @@
-"""Caching: the contract of policies, what they measure, and the policies themselves."""
+"""Caching: the contract of policies, the signals that they measure, and the policies themselves."""

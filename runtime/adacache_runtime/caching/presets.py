@@ -1,12 +1,10 @@
-"""The policies by name: presets, what a JSON file describes, and wrappers around them.
+"""Policies by name: presets, JSON files, objects of one's own modules, and wrappers around them.
 
-A preset such as ``adacache-fast``, a file ``my.json``, an object ``mine.rules:POLICY`` of one's own module; and any of
-them with wrappers, ``teacache-slow+max-reuses=3+extrapolate``, the last one outermost.
+A choice is a preset such as ``adacache-fast``, a file ``my.json``, or an object ``mine.rules:POLICY`` of a module; and
+any of them with wrappers, ``teacache-slow+max-reuses=3+extrapolate``, the last one outermost.
 """
 
-import importlib
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from adacache_engines.bundle.manifest import Preset
 from adacache_engines.errors import InputError
+from adacache_runtime.caching.named_object import named_object
 from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.delta_dit import DeltaDiT
 from adacache_runtime.caching.policies.easycache import EasyCache
@@ -46,7 +45,7 @@ KINDS: Mapping[str, type[BaseModel]] = {
     "max-reuses": MaxReuses,
     "extrapolate": Extrapolate,
 }
-# on the command line: the field that a wrapper's number is for, None = it takes none
+# wrappers on the command line: the field that a wrapper's number is for; None = it takes no number
 WRAPPERS: Mapping[str, str | None] = {
     "warm-up": "calls",
     "last-calls": "calls",
@@ -54,7 +53,7 @@ WRAPPERS: Mapping[str, str | None] = {
     "extrapolate": None,
 }
 
-# of the authors' repository; the slow one is padded there, its third rate being the last
+# codebooks of the authors' repository, which pads the slow one: its third rate is its last
 FAST_30 = ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2), (1.0, 1))
 SLOW_30 = ((0.08, 3), (0.16, 2), (0.24, 1), (0.32, 1), (0.40, 1), (1.0, 1))
 FAST_100 = ((0.03, 12), (0.05, 10), (0.07, 8), (0.09, 6), (0.11, 4), (1.0, 3))
@@ -85,16 +84,16 @@ POLICY_HELP = (
 
 
 def policy_from(choice: str, own: Mapping[str, Preset] | None = None) -> Policy[Any]:
-    """The policy that a choice names.
+    """Return the policy that a choice names.
 
     Args:
         choice: name of a preset, path of a ``.json`` file, or ``MODULE:NAME`` of a policy in a module, which may be in
             the current folder; then wrappers, each after a ``+``.
-        own: presets of the bundle; they come before those of the same name.
+        own: the bundle's presets, which are preferred to the program's of the same name.
 
     Raises:
-        InputError: no such preset, file, module or wrapper, or the file has unknown keys or impossible values; lists
-            the known ones.
+        InputError: there is no such preset, file, module or wrapper, or the file has unknown keys or impossible values;
+            lists the known ones.
     """
     file, json_suffix, rest = choice.rpartition(".json")
     if json_suffix and rest[:1] in ("", "+"):  # the path of a file may have a plus of its own
@@ -128,16 +127,7 @@ def _base(choice: str, own: Mapping[str, Preset]) -> Policy[Any]:
 
 
 def _imported(choice: str) -> Policy[Any]:
-    module, _, name = choice.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the current folder, as with python -m
-    try:
-        policy: Policy[Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the latter: no or a relative module name
-        raise InputError(
-            f"policy {choice!r} cannot be imported ({error}); expected MODULE:NAME of a policy object, the module in "
-            "the current folder or installed"
-        ) from error
+    policy: Policy[Any] = named_object(choice, "policy")
     missing = [part for part in ("needs", "start", "decide", "observe") if not hasattr(policy, part)]
     if missing or isinstance(policy, type):
         raise InputError(
@@ -159,11 +149,14 @@ def _wrapped(policy: Policy[Any], wrapper: str, choice: str) -> Policy[Any]:
 
 
 def policy_from_description(described: object, where: str) -> Policy[Any]:
-    """The policy that an object such as ``{"name": "interval", "every": 3}`` describes; a wrapper's has another one
-    as its ``policy``.
+    """Return the policy that an object such as ``{"name": "interval", "every": 3}`` describes.
+
+    Args:
+        described: the object; a wrapper's has another such object as its ``policy``.
+        where: name of the file or preset, for error messages.
 
     Raises:
-        InputError: it has no known name, unknown keys or impossible values; says in which file (``where``).
+        InputError: it has no known name, unknown keys or impossible values.
     """
     name = described.get("name") if isinstance(described, dict) else None
     if not isinstance(described, dict) or not isinstance(name, str) or name not in KINDS:

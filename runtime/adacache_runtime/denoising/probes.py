@@ -44,12 +44,13 @@ class Probe:
 
     Attributes:
         measure: what is measured.
+        new: the buffer that was given.
         cached: the buffer that remembers the tensor of an earlier call.
         keys: names of the numbers in a measurement.
     """
 
     def __init__(self, measure: Measure, new: Buffer, signals: Signals, device: Device) -> None:
-        self.measure = measure
+        self.measure, self.new = measure, new
         self._space = space_of(measure.site)
         self.cached = device.empty(new.shape, new.dtype)
         self._remember = device.copy(new, self.cached)
@@ -91,6 +92,10 @@ class Probe:
         """Keep the tensor, so that later ones are compared with it."""
         self._remember()
         self._filled = True
+
+    def forget(self) -> None:
+        """Compare the next tensor with none that was remembered so far."""
+        self._filled = False
 
     def result(self, branches: int, per_prompt: bool) -> Measurement:
         """Wait for the numbers of the last ``enqueue``.

@@ -1,1 +1,1 @@
-"""What a generation did, as tables and plots."""
+"""Reports on a generation's trace: tables, plots and counts of operations."""

@@ -1,4 +1,4 @@
-"""A trace as a picture: when the model was computed, why, and what each call cost."""
+"""A picture of a trace: when the model was computed, why, and what each call cost."""
 
 import io
 import math
@@ -10,7 +10,7 @@ from typing import Any
 from adacache_engines.errors import InputError, require
 from adacache_runtime.media.files import check_folder, writing
 from adacache_runtime.reports.summary import milliseconds
-from adacache_runtime.trace import Trace
+from adacache_runtime.trace import Trace, lanes
 
 # Okabe and Ito's colours, which people with any colour vision tell apart
 COMPUTED, REUSED = "#0072B2", "#E69F00"
@@ -22,18 +22,17 @@ Draw = Callable[[Any, Trace], None]
 
 
 def plot_schedule(trace: Trace, path: Path, title: str) -> None:
-    """Draws distance, motion and rate per step, the computed steps, and the time per call.
+    """Draw distance, motion and rate per step, the computed steps, and the time per call.
 
-    What was not measured has no panel: motion without motion regularisation, or all three where nothing is reused.
-    Needs the extra ``plot``. The same trace gives the same bytes.
+    A number that no call observed has no panel. Needs the extra ``plot``. The same trace gives the same bytes.
 
     Args:
-        trace: of a generation.
-        path: a ``.png``.
-        title: one line.
+        trace: trace of a generation.
+        path: file to write, which ends in ``.png``.
+        title: title of the picture, a single line.
 
     Raises:
-        InputError: another suffix, a folder that cannot be written, or a trace without calls.
+        InputError: the file has another suffix, its folder cannot be written, or the trace has no calls.
         MissingDependencyError: matplotlib is not installed.
     """
     check_plot(path)
@@ -47,7 +46,7 @@ def plot_schedule(trace: Trace, path: Path, title: str) -> None:
 
 
 def check_plot(path: Path) -> None:
-    """Raises what :func:`plot_schedule` would, before there is a trace."""
+    """Raise what :func:`plot_schedule` would raise, before there is a trace."""
     require("matplotlib", "plot")
     if path.suffix.lower() != ".png":
         raise InputError(f"{path}: the schedule is drawn as a .png; name the file so")
@@ -59,7 +58,7 @@ def _figure(trace: Trace, title: str) -> Any:
     agg = require("matplotlib.backends.backend_agg", "plot")
     seen = [record.observation for record in trace.calls]
     candidates: list[tuple[Draw, bool, float]] = [
-        (_draw_schedule, True, 0.25 if len(_rows(trace)[0]) == 1 else 0.8),
+        (_draw_schedule, True, 0.25 if len(lanes(trace)[0]) == 1 else 0.8),
         (_draw_distance, any(_finite(one.get("distance")) for one in seen), 1.7),
         (_draw_motion, any(_finite(one.get("motion")) for one in seen), 1.2),
         (_draw_rate, any(_finite(one.get("rate")) for one in seen), 1.2),
@@ -95,8 +94,8 @@ def _number_steps(axis: Any, trace: Trace, last: bool) -> None:
 
 
 def _draw_schedule(axis: Any, trace: Trace) -> None:
-    """A cell a call, with its groups of blocks from top to bottom."""
-    rows = _rows(trace)
+    """Draw a column of cells for each call, its groups of blocks from top to bottom."""
+    rows = lanes(trace)
     groups = len(rows[0])
     for computed, label, colour, _ in _kinds(trace):
         cells = [(step, group) for step, row in enumerate(rows, 1) for group in range(groups) if row[group] == computed]
@@ -150,7 +149,7 @@ def _draw_times(axis: Any, trace: Trace) -> None:
 
 
 def _draw_parts(axis: Any, trace: Trace) -> None:
-    """Where the mean call of each kind spends its time inside engines."""
+    """Draw where the mean call of each kind spends its time inside engines."""
     names = list(dict.fromkeys(name for record in trace.calls for name in record.engine_ms))
     kinds = _kinds(trace)
     means = [
@@ -173,7 +172,7 @@ def _draw_parts(axis: Any, trace: Trace) -> None:
 
 
 def _finish(axis: Any, trace: Trace, label: str) -> None:
-    """Name, grid, an axis from 0, and a band behind each computed step."""
+    """Add a label, a grid and a band behind each computed step, and let the axis begin at 0."""
     axis.set_ylabel(label, fontsize=9)
     if axis.get_yscale() == "linear":
         axis.set_ylim(0, 1.1 * axis.dataLim.y1 or 1)
@@ -184,7 +183,7 @@ def _finish(axis: Any, trace: Trace, label: str) -> None:
 
 
 def _legend(axis: Any) -> None:
-    """Above the panel, where there is no data."""
+    """Put the legend above the panel, where there is no data."""
     axis.legend(
         loc="lower right",
         bbox_to_anchor=(1, 1),
@@ -194,12 +193,6 @@ def _legend(axis: Any) -> None:
         borderaxespad=0.2,
         handlelength=1.4,
     )
-
-
-def _rows(trace: Trace) -> list[tuple[bool, ...]]:
-    """Per call what was computed: one entry a group, or a single one where all groups are always alike."""
-    rows = [record.compute for record in trace.calls]
-    return [row[:1] for row in rows] if all(len(set(row)) == 1 for row in rows) else rows
 
 
 def _kinds(trace: Trace) -> Sequence[tuple[bool, str, str, str]]:

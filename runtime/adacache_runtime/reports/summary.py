@@ -1,4 +1,4 @@
-"""What a trace amounts to, in numbers that were measured."""
+"""A summary of a trace: which calls were computed, and what calls cost, in numbers that were measured."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +14,14 @@ from adacache_runtime.trace import CallRecord, Trace
 
 @dataclass(frozen=True)
 class Timing:
-    """Wall-clock means of a generation's calls.
+    """Wall-clock times of a generation's calls.
 
     Attributes:
-        wall_ms: of all calls.
-        engine_ms: the part of it spent inside engines.
-        computed_ms, reused_ms: mean of the calls in which a block ran in full, and of the others; None without any.
-        full_ms: mean of the calls in which every block ran in full; None without any.
+        wall_ms: time of all calls together.
+        engine_ms: part of it that was spent inside engines.
+        computed_ms: mean time of the calls in which a block ran in full; None without any.
+        reused_ms: mean time of the other calls; None without any.
+        full_ms: mean time of the calls in which every block ran in full; None without any.
         speed_up: calls * full_ms / wall_ms, over computing every call, from this run's own calls; None if unknown.
     """
 
@@ -33,14 +34,14 @@ class Timing:
 
     @property
     def overhead(self) -> float:
-        """The share of the wall-clock time outside engines."""
+        """Share of the wall-clock time outside engines."""
         return 1 - self.engine_ms / self.wall_ms if self.wall_ms else 0.0
 
 
 def timing(trace: Trace) -> Timing:
-    """Adds up a trace's times."""
+    """Add up a trace's times."""
     wall_ms = trace.wall_ms()
-    full_ms = _mean_ms([record for record in trace.calls if all(record.compute)])
+    full_ms = _mean_ms([record for record in trace.calls if record.in_full])
     return Timing(
         wall_ms=wall_ms,
         engine_ms=trace.engine_ms(),
@@ -52,9 +53,11 @@ def timing(trace: Trace) -> Timing:
 
 
 def summary(trace: Trace, manifest: Manifest | None = None) -> Table:
-    """Two columns for a terminal: which calls were computed, and what the calls cost.
+    """Return a table for a terminal: which calls were computed, and what the calls cost.
 
-    ``manifest`` is that of the bundle that ran; without it, or without counts in it, no operations are shown.
+    Args:
+        trace: trace of a generation.
+        manifest: manifest of the bundle that ran; without it, no operations are shown.
 
     Raises:
         InputError: the trace has no calls.
@@ -66,7 +69,7 @@ def summary(trace: Trace, manifest: Manifest | None = None) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     table.add_row("computed calls", f"{len(computed)} of {calls} ({len(computed) / calls:.0%}): {ranges(computed)}")
-    in_full = [record.call for record in trace.calls if all(record.compute)]
+    in_full = [record.call for record in trace.calls if record.in_full]
     if in_full != computed:
         table.add_row("computed in full", f"{len(in_full)} of {calls}: {ranges(in_full)}")
     if times.computed_ms is not None:
@@ -87,7 +90,7 @@ def summary(trace: Trace, manifest: Manifest | None = None) -> Table:
 
 
 def ranges(numbers: Sequence[int]) -> str:
-    """Rising whole numbers in short: ``1-5, 8, 11``."""
+    """Return rising whole numbers in short: ``1-5, 8, 11``."""
     runs: list[list[int]] = []
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
@@ -98,7 +101,7 @@ def ranges(numbers: Sequence[int]) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """A time with two or three significant digits, in the unit that suits it."""
+    """Return a time with two or three significant digits, in the unit that suits it."""
     if value >= 9_999.5:
         return f"{value / 1e3:.1f} s"
     if value >= 999.5:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adacache_runtime.events import Event
 from adacache_runtime.generation import Prepared
 from adacache_runtime.memory.estimate import MemoryEstimate
 from adacache_runtime.pipeline import Pipeline
 from adacache_serve.device.messages import Begin, Phase
-from adacache_serve.device.video_file import Step
 
 
 @dataclass
@@ -19,9 +19,9 @@ class Attempt:
     Attributes:
         begin: the server's message.
         pipeline: the model's pipeline.
-        prepared: the prepared generation.
+        prepared: the generation.
         output: file of the video.
-        steps: the generation, step by step; None while the attempt waits for memory.
+        events: the generation that runs; None while the attempt waits for memory.
         phase: the present phase.
         since: when the phase began, in seconds since 1970.
         seconds: device time that the attempt had in the phase.
@@ -34,7 +34,7 @@ class Attempt:
     pipeline: Pipeline
     prepared: Prepared
     output: Path
-    steps: Generator[Step, None, object] | None = None
+    events: Generator[Event, None, None] | None = None
     phase: Phase = "encode"
     since: float = 0.0
     seconds: float = 0.0
@@ -42,14 +42,14 @@ class Attempt:
     entries: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def plan(self) -> MemoryEstimate:
-        """Estimate of the attempt's memory."""
+    def memory(self) -> MemoryEstimate:
+        """Estimate of the generation's memory."""
         return self.prepared.memory
 
     @property
     def own_arena(self) -> int:
         """Size of the memory for activations that its own engines need, in bytes."""
-        return max(self.plan.arena or 0, self.plan.decoder_arena or 0)
+        return max(self.memory.arena or 0, self.memory.decoder_arena or 0)
 
     def keeps(self, arena: int = 0) -> int:
         """Return the most bytes that the attempt keeps between its turns from now on.
@@ -57,14 +57,14 @@ class Attempt:
         Args:
             arena: size of the largest memory for activations that it may share, in bytes.
         """
-        plan, shared = self.plan, max(self.own_arena, arena)
-        after = plan.after - (plan.decoder_arena or 0) + shared if plan.after else 0
-        run = plan.run - (plan.arena or 0) + (shared if self.phase == "encode" else self.arena)
+        memory, shared = self.memory, max(self.own_arena, arena)
+        after = memory.after - (memory.decoder_arena or 0) + shared if memory.after else 0
+        run = memory.run - (memory.arena or 0) + (shared if self.phase == "encode" else self.arena)
         return after if self.phase == "decode" else max(run, after)
 
     def most(self, arena: int = 0) -> int:
         """Return the most bytes that the attempt has at once; ``arena`` as in :meth:`keeps`."""
-        return max(self.keeps(arena), self.plan.before if self.phase == "encode" else 0)
+        return max(self.keeps(arena), self.memory.before if self.phase == "encode" else 0)
 
 
 def largest_arena(pipeline: Pipeline, attempts: Sequence[Attempt]) -> int:

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 from adacache_serve.device.messages import FromWorker, Ready, ToWorker, from_worker
-from adacache_serve.device.worker import Open, work
+from adacache_serve.device.process import Open, work
 from adacache_serve.logs import about
 from adacache_serve.settings import Settings
 
@@ -43,7 +43,7 @@ class SupervisedWorker:
         """Describe a worker; :meth:`start` starts its process.
 
         Args:
-            settings, device, open_models: arguments of :func:`adacache_serve.device.worker.work`.
+            settings, device, open_models: arguments of :func:`adacache_serve.device.process.work`.
             handle: called with every message of the worker, on a thread of this object.
             died: called after the last message of a process that ended unexpectedly.
         """

@@ -1,83 +1,40 @@
-"""One video, from order to file, in steps between which a worker can do something else."""
+"""The file of a video: its format, and a generation that is written to it."""
 
 from collections.abc import Generator
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Literal
 
-from adacache_runtime.events import Called, Decoded, ImagesEncoded, TextEncoded
-from adacache_runtime.events import Denoised as AllCalled
+from adacache_runtime.events import Decoded, Denoised, Event
 from adacache_runtime.generation import Prepared
 from adacache_runtime.media.video import writing_video
-from adacache_runtime.trace import CallRecord, Trace
 
-VIDEO, PICTURE = ".mp4", ".png"
-MEDIA_TYPES = {VIDEO: "video/mp4", PICTURE: "image/png"}
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """The picture that the video begins with, or all that comes before the first call."""
-
-    what: Literal["picture", "text"]
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """All calls were made; what they took is free."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """Frames that were decoded and written, so far and in all."""
-
-    frames: int
-    of: int
-
-
-Step = Encoded | CallRecord | Denoised | Part
+VIDEO, IMAGE = ".mp4", ".png"
+MEDIA_TYPES = {VIDEO: "video/mp4", IMAGE: "image/png"}
 
 
 def suffix(frames: int) -> str:
-    """Of the file: a single frame is a picture."""
-    return PICTURE if frames == 1 else VIDEO
+    """Return the suffix of the file of a video with this number of frames; a single frame is an image."""
+    return IMAGE if frames == 1 else VIDEO
 
 
-def film(prepared: Prepared, output: Path) -> Generator[Step, None, Trace]:
-    """Makes a video; what it holds is let go of when the generator is closed.
+def write_events(prepared: Prepared, output: Path) -> Generator[Event, None, None]:
+    """Run a generation of one prompt, write its frames to a file, and yield its events.
+
+    Closing the generator cancels the generation, frees what it holds, and leaves no file.
 
     Args:
-        prepared: for one prompt.
-        output: ``.mp4`` or ``.png``, written at the end, whole or not at all.
-
-    Yields:
-        What was encoded; the record of each call of the denoiser; that there are no more of these; then how many frames
-        there are, now and then.
-
-    Returns:
-        The trace.
+        prepared: the prepared generation.
+        output: file with one of the suffixes above; it appears when it is complete.
 
     Raises:
-        AdaCacheError: as :meth:`Prepared.events`.
+        AdaCacheError: the generation fails, see :meth:`Prepared.events`, or the file cannot be written.
     """
     video = prepared.video
-    size = (video.height, video.width)
-    with closing(prepared.events()) as events:
+    with closing(prepared.events()) as events, ExitStack() as stack:
         for event in events:
-            if isinstance(event, ImagesEncoded):
-                yield Encoded("picture")
-            elif isinstance(event, TextEncoded):
-                yield Encoded("text")
-            elif isinstance(event, Called):
-                yield event.record
-            elif isinstance(event, AllCalled):
-                trace = event.trace
-                break
-        yield Denoised()
-        with writing_video(output, video.frames, size, video.fps[0]) as write:
-            for event in events:
-                if isinstance(event, Decoded):
-                    write(event.frames)
-                    yield Part(event.done, event.total)
-    return trace
+            if isinstance(event, Denoised):
+                size = (video.height, video.width)
+                write = stack.enter_context(writing_video(output, video.frames, size, video.fps[0]))
+            elif isinstance(event, Decoded):
+                write(event.frames)
+            yield event

@@ -1,13 +1,10 @@
-"""A worker: a process that owns one device and makes several videos on it in turn, a call of the denoiser at a time.
+"""A worker: it owns one device and makes several videos on it in turn, one step of a generation at a time.
 
-Between two steps it hears what the server wants: new jobs, cancelled ones, its end. When the server is gone, so is it.
+Between two steps it reads the server's messages: new jobs, cancelled jobs, the end of the pipe.
 """
 
-import contextlib
 import logging
 import os
-import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -15,9 +12,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from adacache_engines.errors import AdaCacheError, InputError
+from adacache_runtime import events
 from adacache_runtime.memory.estimate import megabytes
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.trace import CallRecord, entry
+from adacache_runtime.trace import entry
 from adacache_serve.device.attempts import Attempt, largest_arena, most_nbytes
 from adacache_serve.device.fair_share import Turns
 from adacache_serve.device.messages import (
@@ -37,57 +35,22 @@ from adacache_serve.device.messages import (
     Turn,
     to_worker,
 )
-from adacache_serve.device.video_file import Denoised, Encoded, Part, Step, film, suffix
+from adacache_serve.device.video_file import suffix, write_events
 from adacache_serve.device.warm_up import warm_ups
-from adacache_serve.disk.locks import worker_lock
 from adacache_serve.disk.spool import finish
-from adacache_serve.logs import about, configure
+from adacache_serve.logs import about
 from adacache_serve.orders.check import request_of
 from adacache_serve.orders.images import read_image
 from adacache_serve.settings import Settings
 
 log = logging.getLogger(__name__)
-NICENESS = 5  # below the server, whose answers are short
 CANCELLED = "cancelled"
 
 Models = Mapping[str, Pipeline]
-Open = Callable[[Settings], Models]
-
-
-def work(connection: Connection, settings: Settings, device: str | None, open_models: Open) -> None:
-    """The process, until the server closes the pipe.
-
-    Args:
-        connection: to the server.
-        settings: of the server.
-        device: what CUDA_VISIBLE_DEVICES is to be; None = as it is.
-        open_models: loads the models, by name.
-
-    Raises:
-        SystemExit: with status 1, the models cannot be loaded, or make no video; the log says why.
-    """
-    for number in (signal.SIGINT, signal.SIGTERM):  # the server's; it ends us when it has drained
-        signal.signal(number, signal.SIG_IGN)
-    configure()
-    with contextlib.suppress(OSError):  # a sandbox may forbid it, and it is only a courtesy
-        os.nice(NICENESS)
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
-    try:
-        with worker_lock(settings.data):
-            worker = Worker(connection, open_models(settings), settings)
-            worker.warm_up()
-            worker.run()
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # nobody is there to make videos for
-    except Exception as error:
-        known = isinstance(error, AdaCacheError)
-        log.error("a worker ends: %s", error if known else repr(error), exc_info=None if known else error)
-        sys.exit(1)
 
 
 class Worker:
-    """What :func:`work` does once the models are loaded."""
+    """The models of one device, and the attempts at jobs that share it."""
 
     def __init__(
         self,
@@ -96,205 +59,212 @@ class Worker:
         settings: Settings,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        """``clock``: seconds, by which turns are shared."""
+        """Share out the device's free memory.
+
+        Args:
+            connection: the pipe to the server.
+            models: the pipelines, by the name of their model.
+            settings: the server's settings.
+            clock: gives the time in seconds by which turns are shared.
+        """
         self._connection, self._models, self._settings, self._clock = connection, models, settings, clock
-        self._jobs: dict[str, Attempt] = {}
-        self._waiting: list[str] = []  # for memory, the first that came first
-        self._turns: Turns[str] = Turns()
-        self._turn: str | None = None  # whose step was last
+        self._attempts: dict[str, Attempt] = {}  # by the name of their job
+        self._waiting: list[str] = []  # jobs that wait for memory, in the order of arrival
+        self._turns: Turns[str] = Turns()  # jobs that run
+        self._turn: str | None = None  # the job of the last step
         self._budget = settings.memory_budget if settings.memory_budget is not None else free_nbytes(models)
 
     def warm_up(self) -> None:
-        """Short videos of every model, so that what is slow or wrong the first time is so before a client waits."""
+        """Make short videos with every model, so that slow first calls and errors come before any job."""
         for name, pipeline in self._models.items():
             began = time.perf_counter()
             for request in warm_ups(pipeline):
+                prepared = pipeline.prepare(request)
                 with tempfile.TemporaryDirectory() as folder:
-                    prepared = pipeline.prepare(request)
-                    output = Path(folder, f"video{suffix(prepared.video.frames)}")
-                    for _ in film(prepared, output):
+                    for _ in write_events(prepared, Path(folder, f"video{suffix(prepared.video.frames)}")):
                         pass
             log.info("warm-up", extra={"model": name, "seconds": round(time.perf_counter() - began, 3)})
-        if self._settings.memory_budget is None:  # libraries keep some of what the first videos took
+        if self._settings.memory_budget is None:  # libraries keep some of the memory that the first videos took
             self._budget = free_nbytes(self._models)
         log.info("memory for videos", extra={"budget_mb": megabytes(self._budget)})
         self._send(Ready(pid=os.getpid()))
-        self._tell_memory()
+        self._report_memory()
 
     def run(self) -> None:
-        """Until the pipe ends.
+        """Take turns until the pipe ends.
 
         Raises:
-            EOFError: it has.
+            EOFError: the pipe has ended.
         """
         while True:
             self.turn()
 
     def turn(self) -> None:
-        """Hears what there is, waiting for it where there is nothing else to do; then a step of a job, if there is one.
+        """Read all messages, waiting for one if no job runs, and then make one step of a job.
 
         Raises:
             EOFError: the pipe has ended.
         """
-        patience = 0 if len(self._turns) else None
-        while self._connection.poll(patience):
-            self._hear()
+        timeout = 0 if len(self._turns) else None
+        while self._connection.poll(timeout):
+            self._read()
             self._admit()
-            patience = 0
+            timeout = 0
         if not len(self._turns):
             return
-        job = self._jobs[self._turns.next()]
-        with about(job.begin.job):
-            self._step(job)
+        attempt = self._attempts[self._turns.next()]
+        with about(attempt.begin.job):
+            self._step(attempt)
         self._admit()
 
-    def _hear(self) -> None:
+    def _read(self) -> None:
         message = to_worker.validate_json(self._connection.recv_bytes())
         with about(message.job):
             if isinstance(message, Cancel):
-                if job := self._jobs.get(message.job):
-                    self._end(job, CANCELLED)
-                    self._send(Cancelled(job=job.begin.job, attempt=job.begin.attempt))
+                if attempt := self._attempts.get(message.job):
+                    self._end(attempt, CANCELLED)
+                    self._send(Cancelled(job=attempt.begin.job, attempt=attempt.begin.attempt))
                 return
             try:
-                job = self._planned(message)
-            except Exception as error:  # whatever it is, it is that of one job
+                attempt = self._prepare(message)
+            except Exception as error:  # any error of this job leaves the others alone
                 self._send(failure(message, error))
                 return
-        self._jobs[message.job] = job
+        self._attempts[message.job] = attempt
         self._waiting.append(message.job)
 
-    def _planned(self, begin: Begin) -> Attempt:
+    def _prepare(self, begin: Begin) -> Attempt:
         pipeline = self._models[begin.model]
         image = read_image(Path(begin.image)) if begin.image else None
         prepared = pipeline.prepare(request_of(begin.order, pipeline.bundle, self._settings, image))
-        job = Attempt(begin, pipeline, prepared, Path(begin.output + suffix(prepared.video.frames)))
-        if (most := job.most()) > self._budget:
+        attempt = Attempt(begin, pipeline, prepared, Path(begin.output + suffix(prepared.video.frames)))
+        if (most := attempt.most()) > self._budget:
             raise InputError(
-                f"this video takes {megabytes(most)} MB of memory beside the weights, and all that there is for videos "
-                f"is {megabytes(self._budget)} MB; choose a smaller size or fewer seconds"
+                f"this video needs {megabytes(most)} MB of memory beside the weights, and all memory for videos is "
+                f"{megabytes(self._budget)} MB; choose a smaller size or fewer seconds"
             )
-        return job
+        return attempt
 
     def _admit(self) -> None:
-        """Begins those that wait, in order, as far as their memory is there."""
+        """Start waiting attempts, in the order of arrival, as far as there is memory."""
         while self._waiting:
-            job = self._jobs[self._waiting[0]]
-            if self._planned_nbytes(job) > self._budget:
+            attempt = self._attempts[self._waiting[0]]
+            if self._planned_nbytes(attempt) > self._budget:
                 return
             del self._waiting[0]
-            job.steps = film(job.prepared, job.output)
-            job.since = time.time()
-            self._turns.add(job.begin.job, job.begin.order.priority)
-            self._send(Began(job=job.begin.job, attempt=job.begin.attempt, nbytes=job.most()))
-            self._tell_memory()
+            attempt.events = write_events(attempt.prepared, attempt.output)
+            attempt.since = time.time()
+            begin = attempt.begin
+            self._turns.add(begin.job, begin.order.priority)
+            self._send(Began(job=begin.job, attempt=begin.attempt, nbytes=attempt.most()))
+            self._report_memory()
 
     def _planned_nbytes(self, *more: Attempt) -> int:
-        """The most that those in flight can come to take at once, and ``more`` with them."""
-        return most_nbytes([*more, *(self._jobs[name] for name in self._turns)])
+        """Return the most bytes that the running attempts, and ``more`` beside them, can have at once."""
+        return most_nbytes([*more, *(self._attempts[job] for job in self._turns)])
 
-    def _tell_memory(self) -> None:
-        told = [pipeline.backend.device.free_nbytes() for pipeline in self._models.values()]
-        free = min((nbytes for nbytes in told if nbytes is not None), default=None)
+    def _report_memory(self) -> None:
+        known = [pipeline.backend.device.free_nbytes() for pipeline in self._models.values()]
+        free = min((nbytes for nbytes in known if nbytes is not None), default=None)
         self._send(Memory(planned=self._planned_nbytes(), budget=self._budget, free=free, waiting=len(self._waiting)))
 
-    def _step(self, job: Attempt) -> None:
-        assert job.steps is not None
+    def _step(self, attempt: Attempt) -> None:
+        assert attempt.events is not None
+        begin = attempt.begin
         message: FromWorker | None
-        if self._turn != job.begin.job:
-            self._turn = job.begin.job
-            self._send(Turn(job=job.begin.job, attempt=job.begin.attempt))
+        if self._turn != begin.job:
+            self._turn = begin.job
+            self._send(Turn(job=begin.job, attempt=begin.attempt))
         began = self._clock()
         try:
-            step = next(job.steps, None)
-            message = self._completed(job) if step is None else self._told(job, step)
-        except Exception as error:  # whatever it is, it is that of one job
-            message = failure(job.begin, error)
-        # not before here: what was raised holds on to the buffers
+            event = next(attempt.events, None)
+            message = self._complete(attempt) if event is None else self._report(attempt, event)
+        except Exception as error:  # any error of this job leaves the others alone
+            message = failure(begin, error)
+        # after the except clause, since the error keeps the generation's buffers alive
         seconds = self._clock() - began
-        self._turns.spent(job.begin.job, seconds)
-        job.seconds += seconds
+        self._turns.spent(begin.job, seconds)
+        attempt.seconds += seconds
         if isinstance(message, Completed | Failed):
-            self._end(job, message.code if isinstance(message, Failed) else None)
-        elif isinstance(step, Encoded) and step.what == "text":
-            self._enter(job, "denoise")
-        elif isinstance(step, Denoised):
-            self._enter(job, "decode")
+            self._end(attempt, message.code if isinstance(message, Failed) else None)
+        elif isinstance(event, events.TextEncoded):
+            self._enter(attempt, "denoise")
+        elif isinstance(event, events.Denoised):
+            self._enter(attempt, "decode")
         if message is not None:
             self._send(message)
 
-    def _told(self, job: Attempt, step: Step) -> FromWorker | None:
-        begin = job.begin
-        if isinstance(step, CallRecord):
-            job.entries.append(entry(step))
-            return Called(
-                job=begin.job, attempt=begin.attempt, model=begin.model, of=job.prepared.calls, call=job.entries[-1]
-            )
-        if isinstance(step, Part):
-            return Decoded(job=begin.job, attempt=begin.attempt, frames=step.frames, of=step.of)
+    def _report(self, attempt: Attempt, event: events.Event) -> FromWorker | None:
+        begin = attempt.begin
+        if isinstance(event, events.Called):
+            call = entry(event.record)
+            attempt.entries.append(call)
+            return Called(job=begin.job, attempt=begin.attempt, model=begin.model, of=event.total, call=call)
+        if isinstance(event, events.Decoded):
+            return Decoded(job=begin.job, attempt=begin.attempt, frames=event.done, of=event.total)
         return None
 
-    def _completed(self, job: Attempt) -> Completed:
-        begin, output = job.begin, job.output
-        finish(output, job.prepared.calls, job.entries)
+    def _complete(self, attempt: Attempt) -> Completed:
+        begin, output = attempt.begin, attempt.output
+        finish(output, attempt.prepared.calls, attempt.entries)
         return Completed(job=begin.job, attempt=begin.attempt, file=output.name, nbytes=output.stat().st_size)
 
-    def _enter(self, job: Attempt, phase: Phase) -> None:
-        self._leave(job, None)
-        job.phase, job.since, job.seconds = phase, time.time(), 0.0
-        job.arena = largest_arena(job.pipeline, [self._jobs[name] for name in self._turns])
-        self._tell_memory()
+    def _enter(self, attempt: Attempt, phase: Phase) -> None:
+        self._leave(attempt, None)
+        attempt.phase, attempt.since, attempt.seconds = phase, time.time(), 0.0
+        attempt.arena = largest_arena(attempt.pipeline, [self._attempts[job] for job in self._turns])
+        self._report_memory()
 
-    def _leave(self, job: Attempt, error: str | None) -> None:
-        begin = job.begin
+    def _leave(self, attempt: Attempt, error: str | None) -> None:
+        begin = attempt.begin
         self._send(
             PhaseEnded(
                 job=begin.job,
                 attempt=begin.attempt,
                 model=begin.model,
-                phase=job.phase,
-                began=job.since,
+                phase=attempt.phase,
+                began=attempt.since,
                 ended=time.time(),
-                device_seconds=job.seconds,
+                device_seconds=attempt.seconds,
                 error=error,
             )
         )
 
-    def _end(self, job: Attempt, error: str | None) -> None:
-        """Lets go of all it has."""
-        name = job.begin.job
-        del self._jobs[name]
-        if job.steps is None:
-            self._waiting.remove(name)
+    def _end(self, attempt: Attempt, error: str | None) -> None:
+        """Drop an attempt, and free everything that it has."""
+        job = attempt.begin.job
+        del self._attempts[job]
+        if attempt.events is None:
+            self._waiting.remove(job)
             return
         try:
-            job.steps.close()
-        except Exception:  # it is gone all the same, and the others go on
-            log.exception("a job could not be tidied up")
-        job.steps = None
-        self._turns.remove(name)
-        self._leave(job, error)
-        self._tell_memory()
+            attempt.events.close()
+        except Exception:  # the attempt is dropped all the same
+            log.exception("the end of a job failed")
+        attempt.events = None
+        self._turns.remove(job)
+        self._leave(attempt, error)
+        self._report_memory()
 
     def _send(self, message: FromWorker) -> None:
         self._connection.send_bytes(message.model_dump_json().encode())
 
 
 def failure(begin: Begin, error: Exception) -> Failed:
-    """What the server is told of an error, and the log."""
+    """Return the message about an error that ended an attempt, and log it."""
     if isinstance(error, AdaCacheError):
         code, message = type(error).__name__, str(error)
     elif isinstance(error, MemoryError):
         code, message = "MemoryError", "memory ran out; choose a smaller size or fewer seconds, or try again later"
     else:
-        code, message = "internal", "an internal error; the server's log says more"
-        log.error("a job failed with an error that is nobody's", exc_info=error)
-    log.info("a job failed", extra={"code": code, "reason": message})
+        code, message = "internal", "internal error; the server's log says more"
+        log.error("job failed with an unexpected error", exc_info=error)
+    log.info("job failed", extra={"code": code, "reason": message})
     return Failed(job=begin.job, attempt=begin.attempt, code=code, message=message)
 
 
 def free_nbytes(models: Models) -> int:
-    """What is free on the device, or where it does not say, of the machine's memory."""
-    told = [pipeline.backend.device.free_nbytes() for pipeline in models.values()]
-    known = [nbytes for nbytes in told if nbytes is not None]
-    return min(known) if known else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Return the free memory of the device, or of the machine where the device does not say, in bytes."""
+    known = [pipeline.backend.device.free_nbytes() for pipeline in models.values()]
+    found = [nbytes for nbytes in known if nbytes is not None]
+    return min(found) if found else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.errors import InputError
-from adacache_serve.device.worker import Open
+from adacache_serve.device.process import Open
 from adacache_serve.http.app import create_app
 from adacache_serve.jobs.results import open_results
 from adacache_serve.jobs.service import Service

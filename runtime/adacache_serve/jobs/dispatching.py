@@ -22,8 +22,8 @@ from adacache_serve.device.messages import (
     Ready,
     Turn,
 )
+from adacache_serve.device.process import Open
 from adacache_serve.device.supervisor import SupervisedWorker
-from adacache_serve.device.worker import Open
 from adacache_serve.disk.spool import Spool
 from adacache_serve.jobs.metrics import Metrics
 from adacache_serve.jobs.progress import Progress, numbers

@@ -14,8 +14,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from adacache_engines.bundle.files import Bundle
 from adacache_runtime.media.video import Frames
+from adacache_serve.device.process import Open
 from adacache_serve.device.supervisor import SupervisedWorker
-from adacache_serve.device.worker import Open
 from adacache_serve.disk.files import sync
 from adacache_serve.disk.spool import Spool
 from adacache_serve.jobs.dispatching import Dispatcher

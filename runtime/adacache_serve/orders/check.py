@@ -48,7 +48,7 @@ def check_servable(folder: Path, manifest: Manifest) -> None:
     Raises:
         InputError: the bundle in this folder has no text encoder or no decoder.
     """
-    if not manifest.text.encoder_graphs():
+    if not manifest.text.encoder_stages:
         raise InputError(f"{folder} has no text encoder: add one with adacache-export {folder} --text-encoder DIR")
     if manifest.latent.decoder == "none":
         raise InputError(f"{folder} has no decoder: add one with adacache-export {folder} --vae DIR")
@@ -60,32 +60,36 @@ def with_seed(order: CreateVideo) -> CreateVideo:
 
 
 def check(order: CreateVideo, bundle: Bundle, settings: Settings, image: Frames | None = None) -> Checked:
-    """
+    """Check an order; no noise is drawn, nothing large is allocated, and no engine is needed.
+
     Args:
-        order: of a client.
-        bundle: that it is for.
-        settings: limits.
-        image: that the video is to begin with (1, height, width, 3).
+        order: the client's order.
+        bundle: the bundle that it is for.
+        settings: the server's limits.
+        image: the decoded image of the order, (1, height, width, 3) RGB; None = no image.
 
     Raises:
-        FieldError: it is not possible; names the field, and says what is.
+        FieldError: the order is not possible; names the field, and says what is possible.
     """
     request = request_of(order, bundle, settings, image)
     if image is not None:
-        with _about("image"):
+        with _blaming("image"):
             check_accepts_images(bundle.manifest)
     try:
-        checked = check_request(bundle, request)
+        return check_request(bundle, request)
     except AdaCacheError as error:
         raise FieldError(_culprit(order, bundle, image is not None), str(error)) from error
-    return checked
 
 
 def request_of(order: CreateVideo, bundle: Bundle, settings: Settings, image: Frames | None = None) -> Request:
-    """The request that an order makes of the runtime; raises what :func:`check` raises of its fields."""
+    """Return the request that an order makes; the arguments are those of :func:`check`.
+
+    Raises:
+        FieldError: a field is not possible, or exceeds a limit of the server.
+    """
     request = Request(prompts=(order.prompt,))
     for field, apply in _FIELDS.items():
-        with _about(field):
+        with _blaming(field):
             request = apply(request, order, bundle.manifest)
     _check_limits(request, bundle.manifest, settings)
     return request if image is None else replace(request, images=(image[0],), image_at=(order.image_at,))
@@ -108,12 +112,12 @@ def _check_limits(request: Request, manifest: Manifest, settings: Settings) -> N
 
 
 def _culprit(order: CreateVideo, bundle: Bundle, image: bool) -> str | None:
-    """The first field with which it is refused, the others being added one by one; None where none is to blame."""
+    """Return the field with which a refused order is refused, adding its fields to the defaults one by one."""
     request = Request(prompts=(order.prompt,))
     for field, apply in _FIELDS.items():
         request = apply(request, order, bundle.manifest)
         try:
-            settle(bundle, request)
+            settled = settle(bundle, request)
         except AdaCacheError:
             return field
     try:
@@ -122,7 +126,7 @@ def _culprit(order: CreateVideo, bundle: Bundle, image: bool) -> str | None:
         return "prompt"
     if not image:
         return None
-    return "image" if settle(bundle, request).latent_shape[2] == 1 else "image_at"
+    return "image" if settled.latent_shape[2] == 1 else "image_at"
 
 
 def _size(request: Request, order: CreateVideo, _manifest: Manifest) -> Request:
@@ -153,16 +157,16 @@ def _frames(request: Request, order: CreateVideo, manifest: Manifest) -> Request
         return replace(request, frames=order.frames)
     if order.frames is not None:
         raise InputError("seconds and frames are both given; give one of them")
-    named = manifest.latent.frames == "open-sora-vae"
+    named = manifest.names.only_named_durations
     duration = f"{order.seconds:.6f}".rstrip("0").rstrip(".") + "s"
     return replace(request, frames=frames_of(duration, manifest.video.fps, possible_frames(manifest), named))
 
 
 def policy_of(choice: str, manifest: Manifest) -> Policy[Any]:
-    """A preset by name, with wrappers; unlike on the command line, neither files nor modules can be named.
+    """Return a preset by its name, with wrappers; unlike on the command line, files and modules cannot be named.
 
     Raises:
-        InputError: there is none of that name; lists what there is.
+        InputError: there is no preset of this name; lists those that there are.
     """
     match = POLICY.fullmatch(choice)
     known = {*PRESETS, *manifest.policies}
@@ -188,7 +192,7 @@ _FIELDS: Mapping[str, Callable[[Request, CreateVideo, Manifest], Request]] = {
 
 
 @contextmanager
-def _about(field: str) -> Iterator[None]:
+def _blaming(field: str) -> Iterator[None]:
     """Blame this field for errors that are raised inside."""
     try:
         yield

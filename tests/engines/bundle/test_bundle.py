@@ -16,7 +16,7 @@ from adacache_engines.bundle.files import MANIFEST, Bundle, dump_manifest, open_
 from adacache_engines.bundle.manifest import SCHEMA_VERSION, Manifest
 from adacache_engines.errors import BundleError, ExportError, InputError
 from adacache_export import convert
-from adacache_export.convert import Options
+from adacache_export.options import Options
 from adacache_export.tracing import graphs
 from adacache_export.verification import parity
 from adacache_export.writing import folder as bundle_writer

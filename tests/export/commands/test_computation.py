@@ -46,7 +46,7 @@ def open_sora(tmp_path: Path) -> str:
 def test_the_default_video(open_sora: str, capsys: Capture) -> None:
     rows = inspected(capsys, open_sora)
     facts = {row[0]: row[1] for row in rows if len(row) == 2}
-    assert facts["tokens"] == "480x854 pixels, 51 frames: 15 x 1590 = 23850 a sample, and 300 of text"
+    assert facts["tokens"] == "854x480 pixels, 51 frames: 15 x 1590 = 23850 a sample, and 300 of text"
     assert facts["full call"] == "113 TFLOP (one prompt, 2 branches of guidance)"
     assert facts["cached call"] == "5.32 GFLOP, 0.0047% of a full one"
     table = {row[0]: row[1:] for row in rows if row[0] in PRESETS}
@@ -92,7 +92,7 @@ def test_another_video_and_chosen_policies(open_sora: str, tmp_path: Path, capsy
     (tmp_path / "mine.json").write_text(json.dumps({"name": "interval", "every": 10}))
     chosen = ["--policy", str(tmp_path / "mine.json"), "--policy", "adacache-slow"]
     rows = inspected(capsys, open_sora, "--size", "720x1280", "--frames", "102", *chosen)
-    assert ["tokens", "720x1280 pixels, 102 frames: 30 x 3600 = 108000 a sample, and 300 of text"] in rows
+    assert ["tokens", "1280x720 pixels, 102 frames: 30 x 3600 = 108000 a sample, and 300 of text"] in rows
     assert ["mine", "4", "2,271 TFLOP", "13%"] in rows
     assert ["adacache-slow", "12 to 30", "6,811 to 17,027 TFLOP", "40% to 100%"] in rows
     assert not any(row[0] == "never" for row in rows)
@@ -108,17 +108,17 @@ def test_a_traced_run(tmp_path: Path, capsys: Capture) -> None:
     assert ["two.json (2 prompts of 3 x 5 tokens)", "1 of 2", "0.03 MFLOP", "68.5%"] in rows
 
 
-def test_a_bundle_of_before(tmp_path: Path, capsys: Capture) -> None:
-    """The field is optional in the schema: such a bundle opens, and says what it lacks."""
+def test_stages_that_do_not_count(tmp_path: Path, capsys: Capture) -> None:
+    """A module need not count its operations: such a bundle is shown, and says what it lacks."""
     folder = written(tmp_path, fake_model.manifest())
     rewrite(tmp_path, lambda content: [stage.pop("flops") for stage in content["stages"]])
     shown = " ".join(" ".join(row) for row in inspected(capsys, folder))
     assert "4 x 10 = 40 a sample" in shown
-    assert re.search("no counts of operations; export its +checkpoint again", shown)
+    assert re.search("stages of this model do not count +their operations", shown)
     assert "adacache-fast" not in shown
     for option in (["--policy", "never"], ["--trace", str(tmp_path / "run.json")]):
         assert export(["--inspect", folder, *option]) == 1
-        assert "no counts of operations" in capsys.readouterr().err
+        assert "do not count their operations" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,12 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from adacache_engines.bundle.files import open_bundle, read_manifest, replace_manifest, sha256_file
-from adacache_engines.bundle.manifest import LatentSpace, Manifest
+from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import CheckpointError, EngineError, InputError
 from adacache_engines.tensorrt.plans import ENGINES, check_plans, find
 from adacache_export.commands.export import main as export
+from adacache_export.frame_rules import FIRST_THEN_FOURS
+from adacache_export.options import PartOptions
 from adacache_export.parts import add_parts as adding_parts
 from adacache_export.parts.add_parts import Added, add_parts
 from adacache_export.phases import Progress
@@ -39,7 +41,7 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All encoders here have one shape, as all VAEs. Logs are not collected: that takes longer than tracing."""
 
     def trace_once(stage: Stage, sizes: Mapping[str, int]) -> ir.Model:
-        key = (stage.kind, next(stage.module.parameters()).dtype)
+        key = (stage.traced_as, next(stage.module.parameters()).dtype)
         if key not in TRACED:
             TRACED[key] = trace(stage, sizes)
         return TRACED[key]
@@ -103,7 +105,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def add_text(folder: Path, encoder: Path) -> Added:
-    return add_parts(folder, encoder, None, "fp32", Progress())
+    return add_parts(folder, PartOptions(text_encoder=encoder), Progress())
 
 
 def test_the_same_as_with_the_model(bare: Path, decoding_folder: Path, t5_folder: Path, vae_folder: Path) -> None:
@@ -119,7 +121,7 @@ def test_one_after_the_other(bare: Path, decoding_folder: Path, t5_folder: Path,
     between = open_bundle(bare).manifest
     assert between.latent == before.latent
     assert between.stages == before.stages
-    add_parts(bare, None, vae_folder, "fp32", Progress())
+    add_parts(bare, PartOptions(vae=vae_folder), Progress())
     assert content(bare) == content(decoding_folder)
 
 
@@ -146,7 +148,8 @@ def test_the_same_again_changes_nothing(whole: Path, t5_folder: Path) -> None:
 
 
 def test_bfloat16(bare: Path, t5_folder: Path, vae_folder: Path, whole: Path) -> None:
-    add_parts(bare, t5_folder, vae_folder, "bf16", Progress(), vae_precision="bf16")
+    halves = PartOptions(text_encoder=t5_folder, text_precision="bf16", vae=vae_folder, vae_precision="bf16")
+    add_parts(bare, halves, Progress())
     half, full = open_bundle(bare).manifest, read_manifest(whole)
     assert (half.text.precision, half.latent.precision) == ("bf16", "bf16")
     assert (full.text.precision, full.latent.precision) == ("fp32", "fp32")
@@ -244,10 +247,10 @@ def test_refused(case: str, decoding_folder: Path, capsys: Capture) -> None:
 
 def test_a_part_that_does_not_fit(whole: Path, vae_folder: Path) -> None:
     manifest = read_manifest(whole)
-    latent = LatentSpace.model_validate({**manifest.latent.model_dump(), "frames": "causal-vae"})
+    latent = manifest.latent.model_copy(update={"frames": FIRST_THEN_FOURS})
     replace_manifest(whole, manifest.model_copy(update={"latent": latent}))
     with pytest.raises(InputError, match="are other latent frames to AutoencoderKL"):
-        add_parts(whole, None, vae_folder, "fp32", Progress())
+        add_parts(whole, PartOptions(vae=vae_folder), Progress())
 
 
 # compiled plans

@@ -17,6 +17,7 @@ from adacache_engines.errors import InputError
 from adacache_export import convert
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.registry import FAMILIES, Family
+from adacache_export.options import Options
 from adacache_export.stages import Stage, run_stages
 from adacache_runtime.caching.policies.adacache import AdaCache
 from adacache_runtime.caching.policies.easycache import EasyCache
@@ -120,11 +121,12 @@ def test_default_probes(name: str, checkpoint: Path, tmp_path: Path, monkeypatch
             ((), {*default}, default),
         ]
     ):
-        manifest = convert.convert(source, tmp_path / str(number), convert.Options(probes=probes))
+        manifest = convert.convert(source, tmp_path / str(number), Options(probes=probes))
         assert set(manifest.probes()) == sites
-        assert manifest.default_probes == defaults
+        assert manifest.sites("default") == defaults
+        assert manifest.sites("block_input") == ((MODULATED,) if MODULATED in sites else ())
     with pytest.raises(InputError, match=r"spatial\.1\.modulated.*and spatial\.0\.modulated"):
-        convert.convert(source, tmp_path / "other", convert.Options(probes=("spatial.1.modulated",)))
+        convert.convert(source, tmp_path / "other", Options(probes=("spatial.1.modulated",)))
 
 
 def test_weights_are_stored_once(bundle_folder: Path, pipeline: Pipeline) -> None:

@@ -36,8 +36,9 @@ from adacache_serve.device.messages import (
     ToWorker,
     from_worker,
 )
+from adacache_serve.device.process import work
 from adacache_serve.device.supervisor import FIRST_PAUSE
-from adacache_serve.device.worker import Models, Worker, work
+from adacache_serve.device.worker import Models, Worker
 from adacache_serve.jobs.results import open_results
 from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Store
@@ -152,12 +153,12 @@ def test_real_engines_in_turn_give_what_they_give_alone(
     """Two models with ONNX Runtime in one process: text encoder, decoder, sizes, policies and given frames."""
     from adacache_runtime.caching.presets import PRESETS
     from adacache_runtime.request import Request
-    from adacache_serve.device.video_file import film
+    from adacache_serve.device.video_file import write_events
     from tests.helpers.reference import MASK, drawn, request
 
     latte, open_sora = Pipeline.open(decoding_folder), Pipeline.open(conditioned_folder)
     prompt = {"prompts": ("a red circle moves fast",), "steps": 5}
-    films = {
+    videos = {
         "never": Request(**prompt),
         "interval": Request(**prompt, policy=PRESETS["interval-2"], seed=3),
         "wide": Request(**prompt, policy=PRESETS["adacache-fast"], height=64, width=96),
@@ -170,7 +171,8 @@ def test_real_engines_in_turn_give_what_they_give_alone(
         folder.mkdir()
         suffix = {"image": ".png"}
         made: dict[str, Any] = {
-            name: film(latte, asked, folder / f"{name}{suffix.get(name, '.mp4')}") for name, asked in films.items()
+            name: write_events(latte.prepare(asked), folder / f"{name}{suffix.get(name, '.mp4')}")
+            for name, asked in videos.items()
         }
         return made | {name: open_sora.calls(asked) for name, asked in calls.items()}
 
@@ -190,7 +192,7 @@ def test_real_engines_in_turn_give_what_they_give_alone(
         np.testing.assert_array_equal(together[name].latents, expected[name].latents, strict=True)
         assert together[name].trace.computed() == expected[name].trace.computed()
     files = {path.name: path.read_bytes() for path in (tmp_path / "alone").iterdir()}
-    assert len(files) == len(films)
+    assert len(files) == len(videos)
     assert {path.name: path.read_bytes() for path in (tmp_path / "together").iterdir()} == files
 
 
@@ -270,7 +272,7 @@ def test_what_fails_before_it_begins_leaves_the_others(tmp_path: Path) -> None:
     codes = {said.job: said.code for said in rig.of(Failed)}
     assert codes == {"unknown policy": "FieldError", "breaks": "EngineError", "large": "InputError"}
     message = next(said.message for said in rig.of(Failed, "large"))
-    assert "MB of memory beside the weights, and all that there is for videos is 0.0 MB" in message
+    assert "MB of memory beside the weights, and all memory for videos is 0.0 MB" in message
 
 
 @dataclass(frozen=True)
@@ -434,7 +436,7 @@ def test_a_model_that_makes_no_video_is_not_served(tmp_path: Path, capfd: pytest
     (line,) = capfd.readouterr().err.splitlines()
     said = json.loads(line)
     assert said["level"] == "error"
-    assert said["message"].startswith("a worker ends: NaN or infinity in call 1 of 5")
+    assert said["message"].startswith("worker ends: NaN or infinity in call 1 of 5")
 
 
 @pytest.mark.slow

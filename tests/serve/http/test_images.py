@@ -26,7 +26,7 @@ from adacache_runtime.media.video import to_pixels, write_video
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_serve.http import videos
-from adacache_serve.orders.check import images
+from adacache_serve.orders import images
 from adacache_serve.orders.images import decode_image
 from adacache_serve.settings import Settings
 from tests.helpers.fake_server import functions, served, service, write_model
@@ -127,7 +127,7 @@ def test_the_process_that_decodes_can_open_no_file(monkeypatch: pytest.MonkeyPat
     module = tmp_path / "opens.py"
     module.write_text(
         "import io, sys, av\n"
-        "from adacache_serve.orders.check import images\n"
+        "from adacache_serve.orders import images\n"
         "def opened(*_, **__):\n"
         f"    try: open({str(secret)!r})\n"
         "    except OSError as error: sys.exit(24 if error.errno == 24 else 1)\n"

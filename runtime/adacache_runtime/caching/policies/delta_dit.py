@@ -1,7 +1,7 @@
 """Delta-DiT (arXiv 2406.01125), as VideoSys' branch ``exp/tgate_deltadit`` does it for video.
 
-What is cached is the change that a row of blocks makes. The branch subtracts it when it is reused, which is an error of
-sign; here it is added, as in the paper, unless ``sign`` asks for what the branch does.
+The change that a row of blocks makes is cached. The branch subtracts it when it is reused, which is an error of sign;
+here it is added, as in the paper, unless ``sign`` asks for what the branch does.
 """
 
 from typing import Literal
@@ -14,15 +14,16 @@ from adacache_runtime.caching.policy import Decision, Needs, Run
 
 
 class DeltaDiT(Scheduled):
-    """Reuses the change that some blocks make in every ``gap``-th call of an interval; the rest is computed.
+    """Reuse the change that some blocks make in every ``gap``-th call of an interval; compute the rest.
 
     The sum of the blocks' residuals is the change that they make together, so each block may keep its own.
 
     Attributes:
         interval: first and last call, both included, counted from 0 as in the original.
-        gap: of these many calls in the interval the last one reuses.
+        gap: number of calls in the interval of which the last one reuses.
         pairs: first and last pair of a spatial and a temporal block that is reused, counted from 0.
-        sign: with which the change is reused: 1, or -1 as in the released code, with which published rows were made.
+        sign: sign with which the change is reused: 1, or -1 as in the released code, with which the published tables
+            were made.
     """
 
     name: Literal["delta-dit"] = "delta-dit"

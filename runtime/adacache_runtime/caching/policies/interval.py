@@ -9,7 +9,7 @@ from adacache_runtime.caching.policy import Needs, Run
 
 
 class FixedInterval(Scheduled):
-    """Computes calls 1, 1 + every, 1 + 2 every, ... and the last one."""
+    """Compute calls 1, 1 + every, 1 + 2 every, ... and the last one."""
 
     name: Literal["interval"] = "interval"
     every: int = Field(2, ge=1)

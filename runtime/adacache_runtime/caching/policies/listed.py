@@ -10,11 +10,11 @@ from adacache_runtime.caching.policy import Run
 
 
 class ListedCalls(Scheduled):
-    """Computes the calls of a list and reuses in all others.
+    """Compute the calls of a list, and reuse in all others.
 
     Attributes:
-        computed: numbers of the calls, rising, from 1, which must be there.
-        calls: of the run that the list was made for; None = any with enough.
+        computed: numbers of the computed calls in rising order, counted from 1; the first one is 1.
+        calls: number of calls of the runs that the list was made for; None = any that is large enough.
     """
 
     name: Literal["listed"] = "listed"

@@ -14,15 +14,17 @@ from adacache_runtime.caching.policy import Run
 
 
 class MagCache(Scheduled):
-    """While calls reuse, s is the product of their ratios and the error the sum of |1 - s|; a call is computed where
-    the error would pass the threshold, or the reuses in a row their limit, and both then start anew.
+    """Reuse until the known change of the residual's magnitude adds up to a threshold.
+
+    While calls reuse, s is the product of their ratios, and the error is the sum of |1 - s|. A call is computed where
+    the error would pass the threshold, or the number of reuses in a row its limit; both then start anew.
 
     Attributes:
-        ratios: a call each, mean |r_k| over mean |r_(k-1)| of the stack's residual; the first call has none before it,
-            and 1. For another number of calls they are interpolated.
-        threshold: of the error.
-        max_reuses: in a row.
-        warm_up: share of the calls, from the first on, that are always computed.
+        ratios: for each call, mean |r_k| over mean |r_(k-1)| of the stack's residual r; 1 for the first call, which has
+            none before it. For another number of calls they are interpolated.
+        threshold: largest error.
+        max_reuses: largest number of reuses in a row.
+        warm_up: share of the calls, from the first one on, that are always computed.
     """
 
     name: Literal["magcache"] = "magcache"

@@ -7,7 +7,7 @@ from adacache_runtime.caching.policy import Decision, Needs, Run
 
 
 class NeverReuse(Scheduled):
-    """Computes every group at every call."""
+    """Compute every group in every call."""
 
     name: Literal["never"] = "never"
 

@@ -17,15 +17,18 @@ from adacache_runtime.caching.policy import Decision, Needs, Run
 
 
 class PAB(Scheduled):
-    """Computes each kind of attention every so many calls, the steadier the rarer, while the noise is in a window.
+    """Compute each kind of attention every so many calls, the steadier the rarer, while the noise is in a window.
 
     Attributes:
-        window: of timesteps, both ends excluded, in which attention is reused.
-        spatial, temporal, cross: of these many calls, counted from the first of all, one computes.
+        window: lowest and highest timestep, both excluded, between which attention is reused.
+        spatial: number of calls of which one computes spatial attention, counted from the first call.
+        temporal: the same number for temporal attention.
+        cross: the same number for cross attention.
         mlp_starts: timesteps whose MLP output serves the next calls; one that the sampler does not visit is ignored.
-        mlp_blocks: numbers of the blocks, spatial and temporal, to which this applies.
-        mlp_calls: how many calls it serves.
-        rounding: of timesteps before they are compared: Open-Sora's are bfloat16, and its starts are such numbers.
+        mlp_blocks: numbers of the blocks, spatial and temporal, whose MLP output is reused so.
+        mlp_calls: number of calls that a start serves.
+        rounding: rounding of timesteps before they are compared with the window and the starts. Open-Sora's timesteps
+            are bfloat16, and the published starts are such numbers.
     """
 
     name: Literal["pab"] = "pab"
@@ -56,7 +59,7 @@ class PAB(Scheduled):
         )
 
     def _reuse(self, index: int, timesteps: Sequence[float], group: Module) -> bool:
-        """Whether the call of this index, from 0, reuses."""
+        """Return whether the call of this index, from 0, reuses a group."""
         kind, block, part = group
         if part == "mlp":
             served = timesteps[max(0, index - self.mlp_calls) : index]

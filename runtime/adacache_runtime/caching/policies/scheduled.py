@@ -6,11 +6,11 @@ from pydantic import BaseModel, ConfigDict
 
 from adacache_runtime.caching.policy import Context, Decision, Measurement, Needs, Observation, Run
 
-Schedule = tuple[Decision, ...]  # of all calls
+Schedule = tuple[Decision, ...]  # a decision for each call
 
 
 class Scheduled(BaseModel):
-    """What such policies share; each says its schedule in ``start``."""
+    """A policy that measures nothing: its ``start`` returns all decisions."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -31,5 +31,5 @@ class Scheduled(BaseModel):
 
 
 def uniform(computed: Sequence[bool], run: Run) -> Schedule:
-    """All groups alike: computed in these calls, reused in the others."""
+    """Return the schedule that computes all groups in these calls and reuses them in the others."""
     return tuple(Decision((compute,) * run.groups) for compute in computed)

@@ -13,14 +13,14 @@ from adacache_runtime.caching.policy import Decision, Needs, Run
 
 
 class TGate(Scheduled):
-    """Reuses self-attention between early calls, and cross-attention in all late ones; MLPs are always computed.
+    """Reuse self-attention between early calls, and cross-attention in all late ones; always compute MLPs.
 
     Calls are counted from 0, as in the original.
 
     Attributes:
-        window: calls, both ends excluded, in which self-attention is reused.
-        gap: of these many calls one computes it.
-        gate: the last call that computes cross-attention.
+        window: first and last call, both excluded, between which self-attention is reused.
+        gap: number of calls in the window of which one computes self-attention.
+        gate: last call that computes cross-attention.
     """
 
     name: Literal["tgate"] = "tgate"

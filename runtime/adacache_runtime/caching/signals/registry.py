@@ -1,10 +1,9 @@
 """The signals that every exported bundle has."""
 
-import importlib
-import sys
 from collections.abc import Mapping
 
 from adacache_engines.errors import InputError
+from adacache_runtime.caching.named_object import named_object
 from adacache_runtime.caching.signals.change import CHANGE
 from adacache_runtime.caching.signals.motion import MOTION
 from adacache_runtime.caching.signals.new_magnitude import NEW_MAGNITUDE
@@ -19,16 +18,7 @@ def signal_from(choice: str) -> Signal:
     Raises:
         InputError: there is no such module or object, or the object is no signal.
     """
-    module, _, name = choice.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # the current folder, as with python -m
-    try:
-        signal = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the latter: no or a relative module name
-        raise InputError(
-            f"signal {choice!r} cannot be imported ({error}); expected MODULE:NAME of a Signal, the module in the "
-            "current folder or installed"
-        ) from error
+    signal = named_object(choice, "signal")
     if not isinstance(signal, Signal):
         raise InputError(
             f"{choice!r} is {signal!r}, and no signal; name an object of adacache_runtime.caching.signals.signal.Signal"

@@ -1,6 +1,5 @@
-"""What ``--inspect`` says of a bundle's tokens and floating-point operations."""
+"""Tokens and floating-point operations of a bundle's calls and videos."""
 
-import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,53 +12,22 @@ from adacache_engines.errors import BundleError, InputError, PolicyError
 from adacache_runtime.caching.groups import granularities, group_name, group_stages
 from adacache_runtime.caching.presets import PRESETS, policy_from
 from adacache_runtime.caching.simulate import bounds, replay
-from adacache_runtime.commands.options import add_size, video_size
 from adacache_runtime.reports.flops import Work, in_unit, work, work_of_run
 from adacache_runtime.samplers.registry import updates
 from adacache_runtime.trace import read_trace
 
-NO_COUNTS = "this bundle has no counts of operations; export its checkpoint again with this version of adacache-export"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``--inspect``."""
-    group = parser.add_argument_group("with --inspect, to count for")
-    add_size(group)
-    add = group.add_argument
-    add(
-        "--policy",
-        metavar="POLICY",
-        action="append",
-        default=[],
-        help=f"to count for, repeatable: a JSON file, or one of {', '.join(PRESETS)} (default: all of these)",
-    )
-    add(
-        "--trace",
-        metavar="FILE.json",
-        type=Path,
-        action="append",
-        default=[],
-        help="of adacache-run, to count for that run, repeatable",
-    )
-
-
-def check_usage(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    """Ends the program where such an option is given without ``--inspect``."""
-    names = ("size", "aspect", "frames", "duration", "policy", "trace")
-    given = [f"--{name}" for name in names if getattr(options, name) not in (None, [])]
-    if given and not options.inspect:
-        parser.error(f"{', '.join(given)}: only with --inspect")
+NO_COUNTS = "the stages of this model do not count their operations"
 
 
 @dataclass(frozen=True)
 class Computation:
-    """What one prompt's video takes, the prompt being as long as the model takes.
+    """The computation of a video of one prompt, which is as long as the model takes.
 
     Attributes:
-        manifest: of the bundle.
-        video: that is counted for.
-        sizes: of the dynamic axes.
-        work: at stack granularity; None where the bundle has no counts.
+        manifest: the bundle's manifest.
+        video: the video that is counted for.
+        sizes: sizes of the dynamic axes.
+        work: operations at stack granularity; None where the bundle's stages do not count them.
     """
 
     manifest: Manifest
@@ -68,24 +36,19 @@ class Computation:
     work: Work | None
 
     @classmethod
-    def of(cls, manifest: Manifest, options: argparse.Namespace) -> "Computation":
-        """
+    def of(cls, manifest: Manifest, video: VideoDefaults) -> "Computation":
+        """Count the operations of a video.
+
         Raises:
-            BundleError: policies or traces are asked for, and the bundle has no counts.
             OutOfRangeError: the model makes no video of that size or length.
         """
-        asked = {name: value for name, value in video_size(options, manifest).items() if value is not None}
-        video = manifest.video.model_copy(update=asked)
         sizes = video_sizes(manifest, video)
-        counted = work(manifest, sizes)
-        if counted is None and (options.policy or options.trace):
-            raise BundleError(NO_COUNTS)
-        return cls(manifest, video, sizes, counted)
+        return cls(manifest, video, sizes, work(manifest, sizes))
 
     def facts(self) -> dict[str, str]:
-        """Rows for the table of facts."""
+        """Return the figures of one video and of its calls by their names."""
         frames, tokens = self.sizes["patch_frames"], self.sizes["tokens"]
-        video = f"{self.video.height}x{self.video.width} pixels, {self.video.frames} frames"
+        video = f"{self.video.width}x{self.video.height} pixels, {self.video.frames} frames"
         rows = {
             "tokens": f"{video}: {frames} x {tokens} = {frames * tokens} a sample, and {self.sizes['text']} of text"
         }
@@ -99,16 +62,25 @@ class Computation:
             "cached call": f"{_shown(self.work.cached)}, {share}",
         }
 
-    def table(self, policies: Sequence[str], traces: Iterable[Path]) -> Table | None:
-        """What a video takes with each policy, and what traced runs took; without ``policies``, with all presets that
-        suit the bundle's stages.
+    def table(self, policies: Sequence[str], traces: Sequence[Path]) -> Table | None:
+        """Return a table of what a video takes with each policy, and of what traced runs took.
+
+        Args:
+            policies: names or files of policies; none = all presets that suit the bundle's stages.
+            traces: files that ``adacache-run --trace`` wrote.
+
+        Returns:
+            The table, or None where the bundle's stages do not count their operations and nothing was asked for.
 
         Raises:
-            InputError: a policy is unknown, or a trace is none of this bundle.
+            BundleError: policies or traces are asked for, and the bundle has no counts.
+            InputError: a policy is unknown, or a trace is of another bundle.
             PolicyError: a named policy decides for smaller stages than the bundle's.
             OutOfRangeError: the sampler has no timesteps for such a video.
         """
         if self.work is None:
+            if policies or traces:
+                raise BundleError(f"--policy and --trace need counts of operations: {NO_COUNTS}")
             return None
         called = updates(
             self.manifest, self.manifest.sampler.steps, 1, self.video.height, self.video.width, self.video.frames
@@ -124,7 +96,7 @@ class Computation:
                 table.add_row(Path(choice).stem, *["depends on the content"] * 3)
                 continue
             wanted = policy.needs.granularity
-            # one that this bundle has not is refused by the policy, which names what it needs
+            # a granularity that this bundle lacks is refused by the policy, which names what it needs
             used = wanted if wanted in granularities(self.manifest) else granularities(self.manifest)[-1]
             names = [group_name(group) for group in group_stages(self.manifest, used)]
             try:

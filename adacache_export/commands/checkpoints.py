@@ -1,0 +1,59 @@
+"""The job of ``adacache-export`` on a checkpoint: export it as a bundle."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from adacache_engines.errors import InputError, require
+from adacache_export.commands import plans
+from adacache_export.commands.fields import given
+from adacache_export.commands.progress import PhaseProgress
+from adacache_export.commands.tables import errors_table, gigabytes, plans_table
+from adacache_export.options import Options
+
+
+def export_checkpoint(options: argparse.Namespace, check: Callable[[], None]) -> None:
+    """Export a checkpoint, and compile plans for the bundle where a library is chosen."""
+    require_exporter()
+    from adacache_export.convert import convert
+
+    check_part_precisions(options)
+    library, build = plans.chosen(options)
+    output: Path = options.output or Path(f"{options.source.resolve().stem}.adacache")
+    with PhaseProgress(check=check) as progress:
+        if options.backend == plans.AUTO:
+            progress.note(plans.explanation(library))
+        manifest = convert(options.source, output, Options(**given(options, Options)), progress, progress.note)
+    console = Console()
+    console.print(errors_table(manifest.graphs()))
+    print(f"{output}: {len(manifest.files)} files, {gigabytes(manifest)}")
+    if library is not None:
+        with PhaseProgress(check=check) as progress:
+            made = plans.compile_bundle(output, library, build, options, progress.phase)
+        console.print(plans_table([made]))
+
+
+def check_part_precisions(options: argparse.Namespace) -> None:
+    """Check that a part comes with each precision that is given.
+
+    Raises:
+        InputError: there is a precision without its part.
+    """
+    if options.text_precision and not options.text_encoder:
+        raise InputError("--text-precision is that of an encoder that is added: give --text-encoder DIR, too")
+    if options.vae_precision and not options.vae:
+        raise InputError("--vae-precision is that of a VAE that is added: give --vae DIR, too")
+
+
+def require_exporter() -> None:
+    """Import what the exporter needs. Modules that import torch are imported after this, so that ``--help`` and
+    ``--inspect`` do not wait for it.
+
+    Raises:
+        MissingDependencyError: something is not installed; names the extra that brings it.
+    """
+    for module in ("torch", "onnx", "onnx_ir", "onnxscript"):
+        require(module, "export")
+    require("onnxruntime", "cpu")

@@ -1,0 +1,64 @@
+"""The job of ``adacache-export`` on a bundle: add a text encoder, a VAE or compiled plans."""
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+
+from rich.console import Console
+
+from adacache_engines.bundle.files import read_manifest
+from adacache_engines.errors import InputError
+from adacache_export.commands import plans
+from adacache_export.commands.checkpoints import check_part_precisions, require_exporter
+from adacache_export.commands.fields import flag_of, flags, given
+from adacache_export.commands.progress import PhaseProgress
+from adacache_export.commands.tables import errors_table, gigabytes, plans_table
+from adacache_export.options import Options, PartOptions
+
+FOR_BUNDLES = {field.name for field in dataclasses.fields(PartOptions)} | {"force"}
+
+
+def options_of_checkpoints(options: argparse.Namespace) -> list[str]:
+    """Return the options that were given and concern the export of a checkpoint only, such as ``--probe``."""
+    return [
+        *flags(options, ["output"]),
+        *(flag_of(Options, name) for name in given(options, Options) if name not in FOR_BUNDLES),
+    ]
+
+
+def extend_bundle(options: argparse.Namespace, check: Callable[[], None]) -> None:
+    """Add a text encoder, a VAE or plans to a bundle."""
+    foreign = options_of_checkpoints(options)
+    if foreign:
+        raise InputError(
+            f"{options.source} is a bundle, and {', '.join(foreign)} belongs to the export of a checkpoint; "
+            "export that again, or leave the option out"
+        )
+    check_part_precisions(options)
+    library, build = plans.chosen(options)
+    if options.backend == plans.AUTO:
+        print(plans.explanation(library))
+    if not (library or options.text_encoder or options.vae):
+        raise InputError(
+            f"{options.source} is a bundle already; compile plans with --backend tensorrt-rtx or tensorrt, add parts "
+            "with --text-encoder or --vae, or look at it with --inspect"
+        )
+    if options.text_encoder or options.vae:
+        _add_parts(options, check)
+    if library is not None:
+        with PhaseProgress(check=check) as progress:
+            made = plans.compile_bundle(options.source, library, build, options, progress.phase)
+        Console().print(plans_table([made]))
+
+
+def _add_parts(options: argparse.Namespace, check: Callable[[], None]) -> None:
+    require_exporter()
+    from adacache_export.parts.add_parts import add_parts
+
+    with PhaseProgress(check=check) as progress:
+        added = add_parts(options.source, PartOptions(**given(options, PartOptions)), progress)
+    Console().print(errors_table(added.graphs))
+    manifest = read_manifest(options.source)
+    print(f"{options.source}: {len(manifest.files)} files, {gigabytes(manifest)}")
+    if added.dropped:
+        print(f"{added.dropped} compiled plans of what was replaced are gone; build them again with --backend")

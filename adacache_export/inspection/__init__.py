@@ -1,0 +1,1 @@
+"""What a bundle holds and computes, as tables for people."""

@@ -1,0 +1,107 @@
+"""Signals and policies from outside the project, on a bundle that was exported before anyone thought of them."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adacache_engines.bundle.files import open_bundle, read_manifest
+from adacache_engines.errors import ExportError, InputError
+from adacache_export.parts.add_signals import add_signals
+from adacache_export.phases import Progress
+from adacache_runtime.caching.presets import policy_from
+from adacache_runtime.caching.signals.registry import SIGNALS
+from adacache_runtime.denoising.probes import Probe
+from adacache_runtime.pipeline import Pipeline
+from tests.helpers.cosine import COSINE
+from tests.helpers.reference import request
+
+POLICY = "tests.helpers.cosine:POLICY"
+
+
+@pytest.fixture
+def folder(bundle_folder: Path, tmp_path: Path) -> Path:
+    """The reference model, to change."""
+    return Path(shutil.copytree(bundle_folder, tmp_path / "yesterday.adacache"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_policy_from_outside_brings_a_signal_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it observes is what numpy makes of the tensors that the probe showed, prompt by prompt."""
+    (graph,) = add_signals(folder, [COSINE], Progress())
+    assert graph.check is not None
+    assert graph.check.error <= graph.check.tolerance
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    enqueue = Probe.enqueue
+
+    def spy(probe: Probe) -> bool:
+        done = enqueue(probe)
+        if done:
+            pairs.append((probe.cached.read().astype(np.float64), probe.new.read().astype(np.float64)))
+        return done
+
+    monkeypatch.setattr(Probe, "enqueue", spy)
+    pipeline = Pipeline.open(folder)
+    asked = request(policy=policy_from(POLICY), scope="prompt")
+    trace = pipeline.generate(asked).trace
+    assert 2 < len(trace.computed()) < 30
+    seen = [call.observation["cosine"] for call in trace.calls if call.observation]
+    assert len(seen) == len(pairs) == len(trace.computed()) - 1
+    prompts = len(asked.captions.embeddings)
+    for cosine, tensors in zip(seen, pairs, strict=True):
+        cached, new = (tensor.reshape(2, prompts, -1).swapaxes(0, 1).reshape(prompts, -1) for tensor in tensors)
+        expected = (cached * new).sum(1) / np.sqrt((cached**2).sum(1) * (new**2).sum(1))
+        assert cosine == pytest.approx(expected.min(), rel=1e-5)
+
+
+def test_what_was_there_runs_as_before(folder: Path) -> None:
+    policy = policy_from("adacache-slow")
+    before = Pipeline.open(folder).generate(request(policy=policy, steps=4)).latents
+    add_signals(folder, [COSINE], Progress())
+    assert {*open_bundle(folder).manifest.signals} == {*SIGNALS, "cosine"}
+    np.testing.assert_array_equal(Pipeline.open(folder).generate(request(policy=policy, steps=4)).latents, before)
+
+
+def test_a_signal_that_is_missing_is_named_with_the_command_that_adds_it(bundle_folder: Path) -> None:
+    message = r"the signal cosine, which this bundle does not have \(it has change, motion, new_magnitude\)"
+    with pytest.raises(InputError, match=message + ".*adacache-export BUNDLE --signal MODULE:NAME"):
+        Pipeline.open(bundle_folder).generate(request(policy=policy_from(POLICY)))
+
+
+def test_a_signal_takes_the_place_of_an_older_one(folder: Path) -> None:
+    (old,) = add_signals(folder, [COSINE], Progress())
+    (same,) = add_signals(folder, [COSINE], Progress())
+    assert same.path == old.path
+    other = replace(COSINE, nodes=COSINE.nodes + "    unused = Abs (product)\n")
+    (new,) = add_signals(folder, [other], Progress())
+    assert new.path != old.path
+    assert not (folder / old.path).exists()
+    assert open_bundle(folder).manifest.signals["cosine"].graphs["hidden"].path == new.path
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"onnx", Path(new.path).parent.name}
+
+
+WRONG = replace(COSINE, nodes=COSINE.nodes.replace("Mul (before, after)", "Mul (before, before)"))
+BROKEN = {
+    "disagrees with numpy": (WRONG, ExportError, "disagree"),
+    "has a name that is taken": (replace(COSINE, name="change"), InputError, "every bundle has a signal called change"),
+    "has a number that is taken": (
+        replace(COSINE, name="other", numbers=("magnitude", "cached_square", "new_square")),
+        InputError,
+        "a number called magnitude, and so does signal change",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_a_signal_that_cannot_be_leaves_the_bundle_as_it_was(folder: Path, case: str) -> None:
+    signal, error, message = BROKEN[case]
+    before = contents(folder)
+    with pytest.raises(error, match=message):
+        add_signals(folder, [signal], Progress())
+    assert contents(folder) == before
+    assert read_manifest(folder) == open_bundle(folder).manifest
