@@ -71,9 +71,9 @@ def chosen_policy(choice: PolicyChoice, own: Mapping[str, Preset]) -> Policy[Any
 
 
 def available_policies(bundle: Bundle) -> list[PolicyInfo]:
-    """Return all policies that can be named for a bundle, its own first, and why it cannot run some of them."""
+    """Return all presets that can be named for a bundle, by name, and why it cannot run some of them."""
     own = bundle.manifest.policies
-    names = dict.fromkeys([*own, *PRESETS])
+    names = sorted({*own, *PRESETS})
     return [PolicyInfo(name, own[name].note if name in own else "", _why_not(bundle, name)) for name in names]
 
 
