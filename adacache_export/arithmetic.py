@@ -13,6 +13,10 @@ from adacache_engines.bundle.manifest import X_MASK, GuidanceRule, LatentSpace
 from adacache_engines.bundle.tensors import ELEMENT_TYPES, DType, TensorSpec
 from adacache_export.stages import OUT, Stage, hidden_of
 
+# independent axes of work on single numbers of the state, and of the latents; sums over all have none
+TOKENS_APART = ("patch_frames", "tokens")
+PIXELS_APART = ("frames", "height", "width")
+
 ADD = "hidden_out = Add (hidden, residual)"
 SUBTRACT = "residual = Sub (after, before)"
 BLEND = """
@@ -35,6 +39,12 @@ GUIDE = """
     difference = Sub (conditional, unconditional)
     further = Mul (guidance, difference)
     velocity = Add (unconditional, further)
+"""
+VELOCITY = """
+    start = Constant <value_ints = [0]> ()
+    stop = Constant <value_ints = [{channels}]> ()
+    axis = Constant <value_ints = [1]> ()
+    velocity = Slice (prediction, start, stop, axis)
 """
 COMBINE = """
     of_history = Constant <value_ints = [2, 3, 4, 5]> ()
@@ -92,8 +102,19 @@ class Guide(nn.Module):
         return guided
 
 
+class Velocity(nn.Module):
+    """The latent's channels of a single branch's prediction."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, prediction: Tensor) -> Tensor:
+        return prediction[:, : self.channels].clone()
+
+
 class Combine(nn.Module):
-    """A sampler's linear update z' = a z + sum_k b_k v_k; also returns mean |z'|, which is finite if z' is."""
+    """A sampler's linear update z' = a z + sum_k b_k h_k; also returns mean |z'|, which is finite if z' is."""
 
     def forward(self, latents: Tensor, history: Tensor, scale: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         update = (weights[:, :, None, None, None, None] * history).sum(0)
@@ -127,13 +148,19 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
         return spec(name, (*before, latent.channels, "frames", "height", "width"))
 
     kept = tokens.model_copy(update={"name": "residuals", "axes": ("calls", *tokens.axes)})
+    of_branch = prediction.model_copy(update={"axes": ("samples", *prediction.axes[1:])})
     coefficients = (spec("scale", ("samples",)), spec("weights", ("calls", "samples")))
     updated = (latents("latents" + OUT, "samples"), spec("magnitude", ("samples",)))
 
     def stage(
-        name: str, module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...], nodes: str
+        name: str,
+        module: nn.Module,
+        inputs: tuple[TensorSpec, ...],
+        outputs: tuple[TensorSpec, ...],
+        nodes: str,
+        independent_axes: tuple[str, ...] = (),
     ) -> Stage:
-        return Stage(name, name, module, "", inputs, outputs, nodes=nodes)
+        return Stage(name, name, module, "", inputs, outputs, nodes=nodes, independent_axes=independent_axes)
 
     conditioned = any(spec.name == X_MASK for stage in stages for spec in stage.inputs)
     select = stage(
@@ -142,28 +169,39 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
         (spec("mask", ("samples", "frames"), "bool"), latents("new", "samples"), latents("latents", "samples")),
         (latents("latents" + OUT, "samples"),),
         SELECT,
+        PIXELS_APART,
+    )
+    guide = stage(
+        "guide",
+        Guide(latent.channels, guidance.order),
+        (prediction, spec("guidance", (1,))),
+        (latents("velocity", "samples"),),
+        GUIDE.format(channels=latent.channels, branches=", ".join(guidance.order)),
+        PIXELS_APART,
     )
     to_hidden = f"Cast <to = {ELEMENT_TYPES[tokens.dtype].onnx}>"
     return [
-        stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),), ADD),
+        stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),), ADD, TOKENS_APART),
         stage(
             "blend",
             Blend(),
             (hidden("hidden"), kept, spec("weights", ("calls",))),
             (hidden("hidden" + OUT),),
             BLEND.format(to_hidden=to_hidden),
+            TOKENS_APART,
         ),
-        stage("subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),), SUBTRACT),
         stage(
-            "guide",
-            guide := Guide(latent.channels, guidance.order),
-            (prediction, spec("guidance", (1,))),
-            (latents("velocity", "samples"),),
-            GUIDE.format(
-                channels=latent.channels,
-                branches="conditional, unconditional" if guide.conditional_first else "unconditional, conditional",
-            ),
+            "subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),), SUBTRACT, TOKENS_APART
         ),
+        stage(
+            "velocity",
+            Velocity(latent.channels),
+            (of_branch,),
+            (latents("velocity", "samples"),),
+            VELOCITY.format(channels=latent.channels),
+            PIXELS_APART,
+        ),
+        *([guide] if len(guidance.order) > 1 else []),
         stage(
             "combine",
             Combine(),

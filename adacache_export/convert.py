@@ -1,6 +1,6 @@
 """From a checkpoint to a bundle, in one line: load, check, write weights, trace, verify, publish."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +14,11 @@ from adacache_engines.bundle.manifest import (
     SCHEMA_VERSION,
     CheckpointEntry,
     ExportGranularity,
+    Graph,
     Manifest,
     PartName,
+    ProbeEntry,
+    ProbeRole,
     StageEntry,
 )
 from adacache_engines.bundle.tensors import DType
@@ -75,12 +78,14 @@ def convert(
     make_stages = maker(family, options.conditioning)
     config = family.config_from(given, checkpoint.shapes())
     note(f"family {family.NAME}: " + ", ".join(f"{field} {value}" for field, value in asdict(config).items()))
-    described = family.describe(config, checkpoint.scheduler)
-    dtype, latent, guidance, text = DTYPES[options.precision], described.latent, described.guidance, described.text
+    dtype = DTYPES[options.precision]
+    described = family.describe(config, checkpoint.scheduler, dtype)
+    latent, guidance, text = described.latent, described.guidance, described.text
     vae = open_decoder(options.vae, latent, options.vae_precision, progress) if options.vae else None
     asked = tuple(MODULATED if probe == BLOCK_INPUT else probe for probe in options.probes)
     # the probe of that role comes beside the default one, not in its place
     probes = asked if {*asked} - {MODULATED} else (described.probe, *asked)
+    default = {described.probe} if described.probe in probes else {*probes} - {MODULATED}
     expected = family.expected(config)
     scanned = running_total(progress.phase("checking the checkpoint", checkpoint.file_bytes()))
     check(checkpoint, expected, family.OPTIONAL_KEYS, family.constants(config), scanned)
@@ -134,18 +139,13 @@ def convert(
             precision=options.precision,
             granularity=options.granularity,
             profiles=described.profiles,
-            stages=tuple(
-                StageEntry(graph=graphs[stage.name], block=stage.block, probes=dict(stage.probes), flops=stage.flops)
-                for stage in stages
-            ),
+            stages=tuple(stage_entry(stage, graphs[stage.name], default) for stage in stages),
             arithmetic={stage.name: graphs[stage.name] for stage in sums},
             signals={name: signal_entry(signal, graphs) for name, signal in SIGNALS.items()},
-            default_probes=(described.probe,)
-            if described.probe in probes
-            else tuple(site for site in probes if site != MODULATED),
             policies=described.policies,
             sampler=described.sampler,
             video=described.video,
+            names=described.names,
             guidance=guidance,
             latent=latent,
             text=text,
@@ -158,6 +158,25 @@ def convert(
         )
         (folder / MANIFEST).write_text(dump_manifest(manifest), encoding="utf-8")
     return manifest
+
+
+def stage_entry(stage: Stage, graph: Graph, default: Collection[str]) -> StageEntry:
+    """Return what the manifest says about a stage; the sites of ``default`` are those that policies measure."""
+    assert stage.role is not None
+
+    def role(site: str) -> ProbeRole | None:
+        return "block_input" if site == MODULATED else "default" if site in default else None
+
+    return StageEntry(
+        graph=graph,
+        role=stage.role,
+        per_generation=stage.per_generation,
+        kind=stage.kind,
+        index=stage.index,
+        part=stage.part,
+        probes={site: ProbeEntry(output=output, role=role(site)) for site, output in stage.probes.items()},
+        flops=stage.flops,
+    )
 
 
 def _keys(stages: Iterable[Stage]) -> list[str]:

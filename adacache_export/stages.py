@@ -5,46 +5,62 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from adacache_engines.bundle.manifest import ExportGranularity, Term
+from adacache_engines.bundle.manifest import ExportGranularity, Role, Term
 from adacache_engines.bundle.tensors import DType, TensorSpec
 from adacache_export.costs import TOKENS, Counted
 from adacache_export.families.residual_block import Parts, ResidualBlock, sites_of
 
-MODULATED = "spatial.0.modulated"  # the probe of the first block's input, which the embed stage shows
+MODULATED = "spatial.0.modulated"  # the site of the first block's input, which the embed stage shows
+WITHIN_FRAMES = ("patch_frames",)  # the independent axes of a stage that mixes the tokens of a frame
 OUT = "_out"  # the output "hidden_out" is the next stage's "hidden"
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One graph of the model.
+    """A module that becomes one graph, and what it is to the model.
 
     Attributes:
-        name: ``text``, ``embed``, ``spatial.00``, ..., ``final``.
-        kind: stages of one kind differ in their weights only and are traced once.
+        name: a label for people: ``text``, ``embed``, ``spatial.00``, ..., ``final``.
+        traced_as: stages that share this name differ in their weights only, and are traced once.
         module: called with the inputs in the order of ``inputs``, returns the outputs in the order of ``outputs``.
-        prefix: what to put before a parameter's name to get the checkpoint's key.
+        prefix: goes before a parameter's name to make the checkpoint's key.
         inputs, outputs: names, dtypes and axes.
         probes: site (``temporal.13.attn``) -> the output that carries it.
-        block: has the form hidden' = hidden + r(hidden, ...), so its residual can be cached.
-        tolerance: of its engine's error, where it is not that of the precision.
+        tolerance: largest error of the stage's engine, where it is not that of the precision.
         nodes: the graph's body in ONNX's textual form, where it is written down; else the module is traced.
+        independent_axes: axes along which the stage's work is independent, as of
+            :class:`adacache_engines.bundle.entries.Graph`.
+        role: what the stage is to the transformer, as of :class:`adacache_engines.bundle.stages.StageEntry`; None = a
+            graph of arithmetic, of the text encoder or of the VAE.
+        per_generation: runs once a generation; else in each call.
+        kind, index, part: kind and number of a block, and the part of it where the stage is not the whole block.
     """
 
     name: str
-    kind: str
+    traced_as: str
     module: nn.Module
     prefix: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     probes: Mapping[str, str] = field(default_factory=dict)
-    block: bool = False
     tolerance: float | None = None
     nodes: str | None = None
+    independent_axes: tuple[str, ...] = ()
+    role: Role | None = None
+    per_generation: bool = False
+    kind: str | None = None
+    index: int | None = None
+    part: str | None = None
 
     @property
-    def flops(self) -> tuple[Term, ...] | None:
-        """What one call computes; None where the module does not say."""
-        return self.module.flops() if isinstance(self.module, Counted) else None
+    def block(self) -> bool:
+        """Whether the stage has the form hidden' = hidden + r(hidden, ...), so that its residual can be cached."""
+        return self.role == "block"
+
+    @property
+    def flops(self) -> tuple[Term, ...]:
+        """Floating-point operations of one call; empty where the module does not count them."""
+        return self.module.flops() if isinstance(self.module, Counted) else ()
 
     def keys(self) -> dict[str, str]:
         """Parameter name of the module -> key in the checkpoint."""
@@ -57,7 +73,7 @@ def hidden_of(stages: Iterable[Stage]) -> TensorSpec:
 
 
 def weight_shapes(stages: Iterable[Stage]) -> dict[str, tuple[int, ...]]:
-    """Key in the checkpoint -> shape, of all weights that the stages load."""
+    """Return the shapes of all weights that the stages load, by their keys in the checkpoint."""
     return {
         stage.prefix + name: tuple(parameter.shape)
         for stage in stages
@@ -68,9 +84,10 @@ def weight_shapes(stages: Iterable[Stage]) -> dict[str, tuple[int, ...]]:
 def tensor_specs(
     in_channels: int, out_channels: int, width: int, caption_channels: int, precision: DType
 ) -> dict[str, TensorSpec]:
-    """The tensors that stages of all families exchange, by name. Those that carry the model's activations have its
-    precision, the others are float32: latents, timesteps, modulation (B, 6, D) of the blocks, time (B, D) of the final
-    layer, and captions as a text encoder gives them.
+    """Return the tensors that stages of all families exchange, by name.
+
+    Those that carry the model's activations have its precision, the others are float32: latents, timesteps, modulation
+    (B, 6, D) of the blocks, time (B, D) of the final layer, and captions as a text encoder gives them.
     """
     size = ("frames", "height", "width")
     kinds: dict[str, tuple[tuple[int | str, ...], DType]] = {
@@ -97,17 +114,17 @@ def block_stages(
     sites: Collection[str],
     granularity: ExportGranularity,
 ) -> list[Stage]:
-    """A block as one stage or, at module granularity, as one for each of its parts.
+    """Make a block as one stage or, at module granularity, as one stage for each of its parts.
 
     Args:
-        kind: such as ``spatial``.
-        index: of the block.
-        parts: of the block.
-        make: the stage's module, of parts and with probes.
-        prefix: of the block's tensors in the checkpoint.
-        spec: of the tensors that stages exchange, by name.
-        sites: that are to be probed, such as ``temporal.13.attn``; others than this block's are ignored.
-        granularity: of the stages.
+        kind: kind of the block, such as ``spatial``.
+        index: number of the block among those of its kind.
+        parts: residual parts of the block, in order.
+        make: makes a stage's module of these parts, with these probes.
+        prefix: prefix of the block's tensors in the checkpoint.
+        spec: the tensors that stages exchange, by name.
+        sites: sites to probe, such as ``temporal.13.attn``; those of other blocks are ignored.
+        granularity: ``block`` for one stage, ``module`` for one a part.
     """
     hidden, made = spec["hidden"], []
     for some in [parts] if granularity == "block" else [(part,) for part in parts]:
@@ -124,7 +141,11 @@ def block_stages(
                 (hidden, *(spec[name] for name in module.conditions)),
                 tuple(outputs),
                 {f"{kind}.{index}.{site}": site for site in here},
-                block=True,
+                independent_axes=module.independent_axes(),
+                role="block",
+                kind=kind,
+                index=index,
+                part=some[0] if granularity == "module" else None,
             )
         )
     return made
@@ -137,18 +158,42 @@ def embed_stage(
     sites: Collection[str],
     names: Iterable[str] = ("hidden", "modulation", "time"),
 ) -> Stage:
-    """The ``embed`` stage; ``make`` its module, which gives the tensors of ``names``, and shows the first block's
-    modulated input if that is probed.
+    """Make the stage that turns latents into the state.
+
+    Args:
+        make: makes the stage's module, which also shows the modulated input of the first block if it gets True.
+        inputs: what the module takes.
+        spec: the tensors that stages exchange, by name.
+        sites: sites to probe; all but that of the modulated input are ignored.
+        names: names of the tensors that the module gives.
     """
     probed = MODULATED in sites
     outputs = [spec[name] for name in names]
     shown = [spec["hidden"].model_copy(update={"name": "modulated"})] if probed else []
     probes = {MODULATED: "modulated"} if probed else {}
-    return Stage("embed", "embed", make(probed), "", inputs, (*outputs, *shown), probes)
+    given = (*outputs, *shown)
+    module = make(probed)
+    return Stage("embed", "embed", module, "", inputs, given, probes, independent_axes=WITHIN_FRAMES, role="embed")
+
+
+def text_stage(module: nn.Module, prefix: str, spec: Mapping[str, TensorSpec]) -> Stage:
+    """Make the stage that projects captions, once a generation."""
+    inputs, outputs = (spec["captions"],), (spec["text"],)
+    return Stage(
+        "text", "text", module, prefix, inputs, outputs, independent_axes=("text",), role="text", per_generation=True
+    )
+
+
+def final_stage(
+    module: nn.Module, prefix: str, inputs: tuple[TensorSpec, ...], spec: Mapping[str, TensorSpec]
+) -> Stage:
+    """Make the stage that turns the state into a prediction; ``inputs`` are what the module takes."""
+    given = (spec["prediction"],)
+    return Stage("final", "final", module, prefix, inputs, given, independent_axes=WITHIN_FRAMES, role="final")
 
 
 def run_stages(stages: Iterable[Stage], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Runs stages in order over named tensors; returns all named tensors, each probe under its site."""
+    """Run stages in order over named tensors; return all named tensors, each probe under its site."""
     named = dict(tensors)
     for stage in stages:
         result = stage.module(*(named[spec.name] for spec in stage.inputs))

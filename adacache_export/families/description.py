@@ -1,11 +1,19 @@
-"""What a family says of a model beside its tensors and stages: the part of the manifest that is known beforehand."""
+"""A family's description of a model: the part of the manifest that is known before anything is exported."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adacache_engines.bundle.manifest import GuidanceRule, LatentSpace, Preset, SamplerDefaults, TextRule, VideoDefaults
+from adacache_engines.bundle.manifest import (
+    GuidanceRule,
+    LatentSpace,
+    Preset,
+    SamplerDefaults,
+    TextRule,
+    VideoDefaults,
+    VideoNames,
+)
 
 PIXEL_CHANNELS = 3  # a model of three channels is one of pixels
 VAE_SPATIAL_FACTOR = 8
@@ -14,15 +22,17 @@ PROMPTS = 4  # that a bundle takes at once
 
 @dataclass(frozen=True)
 class Description:
-    """
+    """Everything that a manifest says about a model except its tensors and stages.
+
     Attributes:
-        sampler: and its published settings, or those of ``scheduler_config.json``.
-        video: what a generation makes unless it is told otherwise.
-        guidance: how its two branches are made.
-        latent: what the latents are, and how they become pixels.
+        sampler: the sampler with its published settings, or those of ``scheduler_config.json``.
+        video: the video that a request makes unless it says otherwise.
+        guidance: which conditionings a call evaluates.
+        latent: what latents stand for; the graphs to pixels come with a VAE.
         text: what text the model takes.
-        profiles: name -> axis -> smallest and largest size; a generation must fit one of them.
+        profiles: name -> axis -> smallest and largest size; a request must be within one of them.
         probe: the site that is probed where the user asks for none.
+        names: sizes and durations that have a name; those that no profile covers are left out of the manifest.
         policies: presets of this model by name.
     """
 
@@ -33,10 +43,11 @@ class Description:
     text: TextRule
     profiles: Mapping[str, Mapping[str, tuple[int, int]]]
     probe: str
+    names: VideoNames = field(default_factory=VideoNames)
     policies: Mapping[str, Preset] = field(default_factory=dict)
 
 
 def presets(family: Path) -> dict[str, Preset]:
-    """The policies in a family's folder: published settings, and AdaCache's where ``tools/demo/fit.py`` fitted them."""
+    """Read the policies in a family's folder: published settings, and those that ``tools/demo/fit.py`` fitted."""
     content = json.loads((family / "policies.json").read_text(encoding="utf-8"))
     return {name: Preset.model_validate(preset) for name, preset in content["presets"].items()}

@@ -73,8 +73,13 @@ class Family(Protocol):
     def conditioned_stages(self) -> "MakeStages | None":
         """Makes the same stages for generations that may keep frames; None where the model was not trained for it."""
 
-    def describe(self, config: Any, scheduler: Mapping[str, Any] | None) -> Description:
-        """All that the manifest says beside; ``scheduler`` is ``scheduler_config.json``, None without one.
+    def describe(self, config: Any, scheduler: Mapping[str, Any] | None, precision: DType = "float32") -> Description:
+        """Return all else that the manifest says about the model.
+
+        Args:
+            config: configuration of the model.
+            scheduler: ``scheduler_config.json``, None without one.
+            precision: precision of the weights.
 
         Raises:
             CheckpointError: the file asks for what the family has not.

@@ -10,6 +10,8 @@ from adacache_export.costs import total
 from adacache_export.families.layers import adaln_single, add_residual, modulate
 
 Parts = tuple[str, ...]
+EVERYWHERE = ("patch_frames", "tokens")  # independent axes of what treats every token by itself
+ATTENTION_AXES = {"spatial": ("patch_frames",), "temporal": ("tokens",)}  # kind -> independent axes of self-attention
 
 
 def sites_of(parts: Parts) -> tuple[str, ...]:
@@ -41,11 +43,21 @@ class ResidualBlock(nn.Module):
         """What ``part`` computes."""
         raise NotImplementedError
 
+    def part_axes(self, part: str) -> tuple[str, ...]:
+        """Axes of :data:`EVERYWHERE` along which the work of ``part`` is independent."""
+        raise NotImplementedError
+
+    def independent_axes(self) -> tuple[str, ...]:
+        """Axes along which the work of all parts is independent."""
+        common = set(EVERYWHERE).intersection(*(self.part_axes(part) for part in self.parts))
+        return tuple(axis for axis in EVERYWHERE if axis in common)
+
     def forward(self, hidden: Tensor, *conditions: Tensor) -> tuple[Tensor, ...]:
-        """
+        """Add the residual of each part in turn.
+
         Args:
             hidden: (B, T, S, D).
-            conditions: in the order of ``conditions``.
+            conditions: in the order of ``self.conditions``.
 
         Returns:
             hidden (B, T, S, D), then one (B, T, S, D) tensor a site.

@@ -32,7 +32,7 @@ def export_graphs(
     """Write one ONNX file for each stage beside the weights file, and verify its engine.
 
     Args:
-        stages: stages with modules on the meta device; those of one kind are traced, or written down, once.
+        stages: stages with modules on the meta device; those with one ``traced_as`` are traced once.
         precision: precision of the stages, which decides how much an engine may differ from its stage.
         weights: file that the graphs point into; its folder receives them.
         locations: place of every weight in that file, each with its dtype.
@@ -45,14 +45,14 @@ def export_graphs(
     Raises:
         ExportError: a stage cannot be traced, or engines disagree with their torch stages; lists all of them.
     """
-    kinds = {stage.kind: stage for stage in stages}
-    step = progress.phase("tracing", len(kinds))
+    different = {stage.traced_as: stage for stage in stages}
+    step = progress.phase("tracing", len(different))
     traced: dict[str, ir.Model] = {}
-    for kind, stage in kinds.items():
-        for name, key in stage.keys().items():
-            parameter = stage.module.get_parameter(name)
+    for name, stage in different.items():
+        for weight, key in stage.keys().items():
+            parameter = stage.module.get_parameter(weight)
             parameter.data = parameter.to(TORCH_DTYPES[locations[key].dtype])
-        traced[kind] = trace(stage, sizes[0]) if stage.nodes is None else written_down(stage)
+        traced[name] = trace(stage, sizes[0]) if stage.nodes is None else written_down(stage)
         step(1)
     step = progress.phase("verifying", len(stages))
     graphs: dict[str, Graph] = {}
@@ -65,8 +65,9 @@ def export_graphs(
             outputs=stage.outputs,
             weights_nbytes=sum(locations[key].nbytes for key in stage.keys().values()),
             weight_dtypes=tuple(sorted({locations[key].dtype for key in stage.keys().values()})),
+            independent_axes=stage.independent_axes,
         )
-        write_graph(path, traced[stage.kind], stage, weights, locations)
+        write_graph(path, traced[stage.traced_as], stage, weights, locations)
         graphs[stage.name] = verified(stage, graph, precision, backend, read, sizes)
         step(1)
     check_errors(graphs.values())

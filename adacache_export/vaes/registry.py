@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from adacache_engines.bundle.latent_space import VaePrecision
-from adacache_engines.bundle.manifest import Graph, LatentSpace
+from adacache_engines.bundle.manifest import FrameRule, Graph, LatentSpace
 from adacache_engines.bundle.tensors import DType
 from adacache_engines.errors import CheckpointError, InputError
 from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
@@ -25,20 +25,20 @@ from adacache_export.vaes.temporal_decoder import vae as temporal_decoder
 
 
 class Kind(Protocol):
-    """What the ``vae`` module of a kind provides. ``config`` is the kind's own frozen pydantic model.
+    """What the ``vae`` module of a kind provides. ``config`` is the kind's own frozen pydantic model."""
 
-    Attributes:
-        NAME: name of the kind, as the manifest records it.
-        CLASSES: names of classes by which a ``config.json`` shows the kind.
-        FRAMES: rules of latent frames (``LatentSpace.frames``) that it follows.
-    """
-
-    NAME: str
-    CLASSES: tuple[str, ...]
-    FRAMES: tuple[str, ...]
+    NAME: str  # as the manifest records it
 
     @property
-    def CONFIG(self) -> type[BaseModel]:  # noqa: N802 - a constant of a module
+    def CLASSES(self) -> tuple[str, ...]:  # noqa: N802 - a constant of a module, like the next ones
+        """Return the names of classes by which a ``config.json`` shows the kind."""
+
+    @property
+    def FRAMES(self) -> tuple[FrameRule, ...]:  # noqa: N802
+        """Return the rules from frames to latent frames (``LatentSpace.frames``) that the kind follows."""
+
+    @property
+    def CONFIG(self) -> type[BaseModel]:  # noqa: N802
         """Return the class of the kind's configurations."""
 
     def config_from(self, given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], /) -> Any:

@@ -82,7 +82,7 @@ def _jobs(
         text_sizes = encoder_sizes(manifest.text.max_length, encoder.vocab_size)
         jobs += [
             (stage, graph, text_precision, text_sizes)
-            for stage, graph in zip(text_stages, manifest.text.encoder_graphs(), strict=True)
+            for stage, graph in zip(text_stages, manifest.text.encoder_stages, strict=True)
         ]
     if vae := {graph.name: graph for graph in manifest.vae_graphs()}:
         coding = coding_of(manifest.latent)

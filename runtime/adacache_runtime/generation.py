@@ -2,35 +2,35 @@
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.bundle.files import Bundle
-from adacache_engines.bundle.manifest import X_MASK, TextRule
+from adacache_engines.bundle.manifest import X_MASK, Score, TextRule
 from adacache_engines.bundle.shape_profiles import check_profiles
 from adacache_engines.contract.dry_run import Known
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime.caching.groups import granularities, residual_nbytes
 from adacache_runtime.caching.policy import Granularity
-from adacache_runtime.conditioning.clips import CONTINUED, check_continues, joined_frames
+from adacache_runtime.conditioning.clips import check_continues, joined_frames
 from adacache_runtime.conditioning.given_frames import read_given
 from adacache_runtime.conditioning.masks import check_conditioned
 from adacache_runtime.conditioning.prompt_loops import prompts_by_loop
 from adacache_runtime.conditioning.references import alignment, place
 from adacache_runtime.denoising.assembly import assemble
-from adacache_runtime.denoising.denoiser import Generation, denoise
-from adacache_runtime.denoising.device_plan import Engines
+from adacache_runtime.denoising.denoiser import Denoiser
 from adacache_runtime.denoising.latents import Latents
+from adacache_runtime.denoising.stages import Engines
 from adacache_runtime.events import Called, Decoded, Denoised, Event, ImagesEncoded, TextEncoded
 from adacache_runtime.media.frames import Frames
 from adacache_runtime.media.pictures import resize_to_fill
 from adacache_runtime.memory.advice import check_fit
 from adacache_runtime.memory.estimate import MemoryEstimate, estimate_memory
 from adacache_runtime.request import Request
-from adacache_runtime.samplers.registry import dtype_of_conditions
+from adacache_runtime.samplers.registry import condition_dtype
 from adacache_runtime.samplers.update import Floats
 from adacache_runtime.settled import Settled, initial_noise, settle
 from adacache_runtime.text.captions import Captions
@@ -149,7 +149,7 @@ def _loop(bundle: Bundle, request: Request, number: int, continues: tuple[int, .
     if continues:  # all that is given to it is the end of the clip before
         own = replace(own, images=(), image_at=(), clip=None, latents=None, mask=None, noise=None)
     settled = settle(bundle, own, continues)
-    text = read_text(bundle, own)
+    text = read_text(bundle, own, settled.branches)
     sizes = {**settled.sizes, "text": text.length}
     check_profiles(bundle.manifest, sizes)
     return Loop(own, settled, text, sizes)
@@ -158,8 +158,10 @@ def _loop(bundle: Bundle, request: Request, number: int, continues: tuple[int, .
 def _prompts(rule: TextRule, request: Request, loop: int) -> tuple[str, ...]:
     """Return the prompts of one loop, with the scores that the model was trained to read."""
     scores = (request.aesthetic, request.motion, request.camera)
-    if rule.cleaning != "open-sora" and any(score is not None for score in scores):
-        raise InputError("aesthetic, motion and camera are for models that were trained with them: Open-Sora's")
+    for name, score in zip(get_args(Score), scores, strict=True):
+        if score is not None and name not in rule.scores:
+            known = ", ".join(rule.scores) or "no scores"
+            raise InputError(f"{name} {score}: this model was not trained to read that score; it reads {known}")
     return tuple(with_scores(prompts_by_loop(text, loop + 1)[loop], *scores) for text in request.prompts)
 
 
@@ -207,12 +209,12 @@ class Begun:
     """A loop that is allocated and ready for its first call.
 
     Attributes:
-        generation: bound buffers and engines.
+        denoiser: the denoising loop, with bound buffers and engines.
         settled: the request with every default filled in.
         sizes: sizes of all dynamic axes.
     """
 
-    generation: Generation
+    denoiser: Denoiser
     settled: Settled
     sizes: dict[str, int]
 
@@ -305,7 +307,7 @@ class Prepared:
         done: list[Denoised] = []
         for number in range(len(self.checked.loops)):
             done.append((yield from self._run(number, done[-1].latents if done else None)))
-        return _joined(done) if len(done) > 1 else done[0]
+        return _joined(done, self._model.bundle.manifest.latent.continued) if len(done) > 1 else done[0]
 
     def begin(self) -> Begun:
         """Encode and allocate the first loop, for who drives its calls in a way of their own.
@@ -336,16 +338,16 @@ class Prepared:
                 kept.append(latents.read())
 
         earlier = sum(len(loop.settled.updates) for loop in self.checked.loops[:number])
-        for record in denoise(begun.generation, loop.settled.updates, loop.request.policy, keep):
+        for record in begun.denoiser.records(keep):
             records.append(replace(record, call=earlier + record.call))
             yield Called(records[-1], self.calls)
         trace = Trace(tuple(records), loop.sizes, loop.settled.granularity)
         calls = np.stack(kept) if loop.request.keep_calls else None
-        return Denoised(begun.generation.assembly.latents.read(), trace, calls)
+        return Denoised(begun.denoiser.latents.read(), trace, calls)
 
     def _captions(self, loop: Loop) -> Captions:
         model = self._model
-        return branches(model.bundle, model.text_backend, loop.text, model.cache)
+        return branches(model.bundle, model.text_backend, loop.text, model.cache, loop.settled.branches)
 
     def _latents(self, loop: Loop, before: Floats | None) -> Floats:
         """Draw the noise (prompts, channels, frames, height, width), and put what is given in its place."""
@@ -372,8 +374,8 @@ class Prepared:
         manifest, device = model.bundle.manifest, model.backend.device
         assembly = assemble(manifest, model.engines, device, loop.request, settled, loop.sizes)
         assembly.latents.begin(latents)
-        tensors, count = assembly.plan.tensors, len(manifest.guidance.order)
-        dtype = dtype_of_conditions(manifest)
+        tensors, count = assembly.stages.tensors, assembly.stages.branches
+        dtype = condition_dtype(manifest)
 
         def condition(values: Floats) -> Floats:
             return values.astype(dtype).astype(np.float32)
@@ -390,16 +392,15 @@ class Prepared:
         for name, value in conditions.items():
             if name in tensors:
                 tensors[name].write(value.astype(tensors[name].dtype))
-        assembly.plan.text.call()
-        return Begun(
-            Generation(device, assembly, settled.run, count, loop.request.scope, condition), settled, loop.sizes
-        )
+        request = loop.request
+        denoiser = Denoiser(assembly, settled.segments, settled.updates, request.policy, request.scope, condition)
+        return Begun(denoiser, settled, loop.sizes)
 
 
-def _joined(loops: Sequence[Denoised]) -> Denoised:
-    """Join clips that continue one another; of each after the first, the frames that it began with are left out."""
+def _joined(loops: Sequence[Denoised], continued: int) -> Denoised:
+    """Join clips that continue one another: all but the first lose the ``continued`` latent frames they began with."""
     first, *others = loops
-    latents = np.concatenate([first.latents, *(loop.latents[:, :, CONTINUED:] for loop in others)], axis=2)
+    latents = np.concatenate([first.latents, *(loop.latents[:, :, continued:] for loop in others)], axis=2)
     records = tuple(record for loop in loops for record in loop.trace.calls)
     trace = Trace(records, first.trace.sizes, first.trace.granularity)
     calls = [loop.calls for loop in loops if loop.calls is not None]

@@ -8,7 +8,7 @@ from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.contract.engine import Backend, BackendConfig
 from adacache_engines.errors import InputError
 from adacache_engines.onnxruntime.backend import OnnxRuntime
-from adacache_runtime.denoising.device_plan import Engines
+from adacache_runtime.denoising.stages import Engines
 from adacache_runtime.events import Called, Denoised
 from adacache_runtime.generation import Checked, Model, Prepared, check
 from adacache_runtime.request import Request

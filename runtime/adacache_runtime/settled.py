@@ -11,13 +11,14 @@ from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Manifest, VideoDefaults
 from adacache_engines.bundle.shape_profiles import check_profiles
 from adacache_engines.errors import AdaCacheError, InputError, OutOfRangeError
-from adacache_runtime.caching.groups import granularities, group_stages, run_of
+from adacache_runtime.caching.groups import granularities
 from adacache_runtime.caching.measures import resolve
-from adacache_runtime.caching.policy import GRANULARITIES, SCOPES, Granularity, Measure, Policy, Run
-from adacache_runtime.conditioning.clips import CONTINUATION
+from adacache_runtime.caching.policy import GRANULARITIES, SCOPES, Granularity, Measure, Policy
+from adacache_runtime.conditioning.clips import continuation
 from adacache_runtime.conditioning.given_frames import GivenFrames, given_mask, place_given
 from adacache_runtime.conditioning.masks import Masking, check_mask, masking
 from adacache_runtime.conditioning.references import Placement, alignment, mask_of
+from adacache_runtime.denoising.segments import Segment, segments
 from adacache_runtime.request import MAX_SEED, Request
 from adacache_runtime.samplers.registry import updates
 from adacache_runtime.samplers.update import Update, check_guidance, check_steps
@@ -41,7 +42,9 @@ class Settled:
         sizes: sizes of the dynamic axes, text excepted.
         granularity: groups that share a cached residual.
         measures: measures that the policy asks for, in the order of execution.
-        run: facts about the generation that the policy is told.
+        branches: guidance branches that a call evaluates, in the order of a batch.
+        segments: consecutive calls of each expert, and what the policy is told of them.
+        placements: places of the frames that are given, or of the end of the clip that this one continues.
     """
 
     samples: int
@@ -58,12 +61,9 @@ class Settled:
     sizes: Mapping[str, int]
     granularity: Granularity
     measures: tuple[Measure, ...]
-    run: Run
-
-    @property
-    def placements(self) -> tuple[Placement, ...]:
-        """Places of the frames that are given; those of the clip before, for a clip that continues another."""
-        return (CONTINUATION,) if self.given is None else self.given.placements
+    branches: tuple[str, ...]
+    segments: tuple[Segment, ...]
+    placements: tuple[Placement, ...]
 
 
 def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None = None) -> Settled:
@@ -107,9 +107,12 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
         check_mask(manifest, mask, request.noise, shape, len(calls))
     elif request.noise is not None:
         raise InputError("the noise of each step is for a generation with a mask: give that, too, or leave it out")
-    run = run_of(group_stages(manifest, granularity), calls, samples if request.scope == "prompt" else 1)
-    request.policy.start(run)  # refuses if it must
-    batch = {"samples": samples, "batch": samples * len(manifest.guidance.order)}
+    units = samples if request.scope == "prompt" else 1
+    parts = segments(manifest, calls, granularity, units, request.guidance)
+    for part in parts:
+        request.policy.start(part.run)  # refuses if it must
+    branches = parts[0].run.branches
+    batch = {"samples": samples, "batch": samples * len(branches)}
     return Settled(
         samples=samples,
         **video,
@@ -123,7 +126,9 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
         sizes={**axes, **manifest.latent.token_axes(**axes), **batch},
         granularity=granularity,
         measures=resolve(manifest, request.policy.needs, granularity),
-        run=run,
+        branches=branches,
+        segments=parts,
+        placements=(continuation(manifest.latent),) if continues else given.placements if given else (),
     )
 
 
@@ -209,7 +214,7 @@ def _mask(
     """Return the mask (samples, latent frames) of what is kept; None where nothing is."""
     space, (samples, _, frames, *_) = manifest.latent, shape
     if continues:
-        return np.tile(mask_of([CONTINUATION], [frames], frames, alignment(space)), (samples, 1))
+        return np.tile(mask_of([continuation(space)], [frames], frames, alignment(space)), (samples, 1))
     if given is not None:
         return given_mask(space, given, samples, frames)
     if request.mask is not None and request.latents is None:

@@ -17,7 +17,6 @@ SPACE = LatentSpace(
     channels=WIDTH,
     patch=(1, 1, 1),
     spatial_factor=FACTOR,
-    frames="identity",
     decoder="autoencoder-kl",
     decoding=(DECODER,),
 )

@@ -4,6 +4,7 @@ import numpy as np
 
 from adacache_engines.bundle.latent_space import Windows
 from adacache_engines.contract.device import Array
+from adacache_export.frame_rules import CHUNKS_OF_17
 from adacache_runtime.samplers.update import Floats
 from tests.helpers.decoding import SPACE
 from tests.helpers.fake_model import WIDTH, functions, graph, spec
@@ -24,7 +25,7 @@ OVER_TIME = graph(
 
 CHAIN = SPACE.model_copy(
     update={
-        "frames": "open-sora-vae",
+        "frames": CHUNKS_OF_17,
         "encoding": (IMAGES, OVER_TIME),
         "windows": Windows(frames=17, latents=5, stretch=4, spare="first"),
         "images": 4,

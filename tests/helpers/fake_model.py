@@ -19,6 +19,7 @@ from adacache_engines.bundle.manifest import (
     GuidanceRule,
     LatentSpace,
     Manifest,
+    ProbeEntry,
     SamplerDefaults,
     SignalEntry,
     StageEntry,
@@ -67,8 +68,10 @@ def block_entry(name: str) -> StageEntry:
         graph=graph(
             name, (*inputs, spec("text_mask", "batch", "text", dtype="bool")), (hidden("hidden_out"), hidden("attn"))
         ),
-        block=True,
-        probes={site: "attn"},
+        role="block",
+        kind=kind,
+        index=int(index),
+        probes={site: ProbeEntry(output="attn", role="default" if site == "temporal.0.attn" else None)},
     )
 
 
@@ -98,6 +101,7 @@ def manifest(files: Mapping[str, FileEntry] | None = None) -> Manifest:
         graph("add", (hidden("hidden"), hidden("residual")), (hidden("hidden_out"),)),
         graph("blend", (hidden("hidden"), kept, spec("weights", "calls")), (hidden("hidden_out"),)),
         graph("subtract", (hidden("after"), hidden("before")), (hidden("residual"),)),
+        graph("velocity", (latents("prediction", "samples"),), (latents("velocity", "samples"),)),
         graph("guide", (latents("prediction", "batch"), spec("guidance", 1)), (latents("velocity", "samples"),)),
         graph(
             "combine",
@@ -120,22 +124,28 @@ def manifest(files: Mapping[str, FileEntry] | None = None) -> Manifest:
         precision="fp32",
         profiles={"default": dict.fromkeys(("samples", "text", "frames", "height", "width"), (1, 8))},
         stages=(
-            StageEntry(graph=graph("text", (captions,), (spec("text", "batch", "text", WIDTH),))),
+            StageEntry(
+                graph=graph("text", (captions,), (spec("text", "batch", "text", WIDTH),)),
+                role="text",
+                per_generation=True,
+            ),
             StageEntry(
                 graph=graph("embed", (latents("latents", "batch"), *conditions), embedded),
-                probes={"spatial.0.modulated": "modulated"},
+                role="embed",
+                probes={"spatial.0.modulated": ProbeEntry(output="modulated", role="block_input")},
             ),
             *(block_entry(name) for name in BLOCKS),
-            StageEntry(graph=graph("final", final, (latents("prediction", "batch"),))),
+            StageEntry(graph=graph("final", final, (latents("prediction", "batch"),)), role="final"),
         ),
         arithmetic={entry.name: entry for entry in arithmetic},
         signals={name: signal_entry(signal) for name, signal in SIGNALS.items()},
-        default_probes=("temporal.0.attn",),
-        sampler=SamplerDefaults(name="rflow", steps=6, guidance=2.0, timestep_transform=False),
+        sampler=SamplerDefaults(name="rflow", steps=6, guidance=2.0),
         video=VideoDefaults(height=SIZE[1], width=SIZE[2], frames=SIZE[0]),
         guidance=GuidanceRule(order=("conditional", "unconditional"), null_captions=NULL),
-        latent=LatentSpace(channels=WIDTH, patch=(1, 1, 1), spatial_factor=1, frames="identity", decoder="pixels"),
-        text=TextRule(max_length=4, width=WIDTH, cleaning="open-sora"),
+        latent=LatentSpace(channels=WIDTH, patch=(1, 1, 1), spatial_factor=1, decoder="pixels"),
+        text=TextRule(
+            max_length=4, width=WIDTH, cleaning="html-and-captions-trimmed", scores=("aesthetic", "motion", "camera")
+        ),
         weights=WEIGHTS,
         checkpoint=CheckpointEntry(files=("model.safetensors",), sha256="0" * 64),
         files=dict(files or {}),
@@ -198,6 +208,7 @@ def functions() -> dict[str, Function]:
         "add": lambda given: {"hidden_out": given["hidden"] + given["residual"]},
         "blend": run_blend,
         "subtract": lambda given: {"residual": given["after"] - given["before"]},
+        "velocity": lambda given: {"velocity": given["prediction"]},
         "guide": run_guide,
         "combine": run_combine,
         "select": run_select,

@@ -162,7 +162,7 @@ def graph_sizes(bundle: Bundle, graph: Graph, text: int = 0) -> dict[str, int]:
     """Return the sizes of a graph's dynamic axes in a generation of one prompt; ``text`` 0 is the longest text."""
     manifest = bundle.manifest
     sizes = dict(settle(bundle, small_request(bundle, 1, NeverReuse())).sizes)
-    if graph in manifest.text.encoder_graphs():
+    if graph in manifest.text.encoder_stages:
         sizes["batch"] = 1
     rest = {"text": text or manifest.text.max_length, "calls": 2, "pairs": max(sizes["patch_frames"] - 1, 1)}
     space = manifest.latent

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from adacache_engines.bundle.manifest import ExportGranularity, Manifest, StageEntry, Term
+from adacache_engines.bundle.manifest import ExportGranularity, Manifest, Term
+from adacache_export.convert import stage_entry
 from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.open_sora_plan import family as open_sora_plan
@@ -30,8 +31,7 @@ def manifest_of(name: str, config: Any) -> Manifest:
     """Return the manifest as export writes it, with the fake model's graphs."""
     described, graph = FAMILIES[name].describe(config, None), fake_model.manifest().stages[0].graph
     stages = tuple(
-        StageEntry(graph=graph.model_copy(update={"name": stage.name}), block=stage.block, flops=stage.flops)
-        for stage in stages_of(name, config)
+        stage_entry(stage, graph.model_copy(update={"name": stage.name}), ()) for stage in stages_of(name, config)
     )
     parts = {part: getattr(described, part) for part in ("sampler", "video", "guidance", "latent", "text", "profiles")}
     parts["stages"] = stages
@@ -56,9 +56,7 @@ TEXT, ENDS, SPATIAL, TEMPORAL = 8000, 100 + 10, 500, 3000  # at these sizes
 def counted_fake() -> Manifest:
     """Return the fake model's manifest with round numbers of operations."""
     plain = fake_model.manifest()
-    stages = tuple(
-        stage.model_copy(update={"flops": (TERMS[stage.graph.name.split(".")[0]],)}) for stage in plain.stages
-    )
+    stages = tuple(stage.model_copy(update={"flops": (TERMS[stage.kind or stage.role],)}) for stage in plain.stages)
     return plain.model_copy(update={"stages": stages})
 
 

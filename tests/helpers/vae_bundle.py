@@ -17,6 +17,7 @@ from adacache_engines.bundle.files import MANIFEST, Bundle, dump_manifest
 from adacache_engines.bundle.latent_space import VaePrecision
 from adacache_engines.bundle.manifest import LatentSpace
 from adacache_engines.onnxruntime.backend import OrtBackend
+from adacache_export.frame_rules import CHUNKS_OF_17, FIRST_THEN_FOURS
 from adacache_export.parts.vae import add_decoder
 from adacache_export.phases import Progress
 from adacache_export.vaes.causal_vae.modules import CausalVaeConfig, ClipDecoder
@@ -28,9 +29,9 @@ from tests.helpers.causal_vae_reference import PUBLISHED
 from tests.helpers.reference import OPEN_SORA
 
 CONFIG = "config.json"
-OPEN_SORA_LATENT = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=2, frames="open-sora-vae", decoder="none")
-LATTE_LATENT = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=8, frames="identity", decoder="none")
-OPEN_SORA_PLAN_LATENT = LATTE_LATENT.model_copy(update={"frames": "causal-vae"})
+OPEN_SORA_LATENT = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=2, frames=CHUNKS_OF_17, decoder="none")
+LATTE_LATENT = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=8, decoder="none")
+OPEN_SORA_PLAN_LATENT = LATTE_LATENT.model_copy(update={"frames": FIRST_THEN_FOURS})
 SHIFT, SCALE = (-0.10, 0.34, 0.27, 0.98), (3.85, 2.32, 2.33, 3.06)  # as published
 
 

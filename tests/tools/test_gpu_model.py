@@ -95,7 +95,7 @@ def test_a_deep_model_runs_its_pairs_again_and_again(large: Path) -> None:
     assert {graph.path for graph in blocks if graph.name.startswith("temporal")} == {
         "onnx/temporal.00.onnx", "onnx/temporal.01.onnx",
     }  # fmt: skip
-    assert bundle.manifest.default_probes == ("temporal.2.attn",)
+    assert bundle.manifest.sites("default") == ("temporal.2.attn",)
     request = replace(TINY.request(), steps=8, policy=EVERY_THIRD)
     given = Pipeline(bundle, TorchBackend(bundle, "cpu")).generate(request)
     wanted = Pipeline(bundle, OrtBackend(large)).generate(request)

@@ -77,7 +77,7 @@ def ended(client: httpx.Client, name: str) -> dict:
         job = client.get(f"{VIDEOS}/{name}").json()
         return job if job["status"] in ("completed", "failed", "cancelled") else None
 
-    return until(look, 60)
+    return until(look)
 
 
 def alone(bundle: Path, output: Path, **asked: Any) -> bytes:

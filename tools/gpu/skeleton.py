@@ -78,17 +78,15 @@ def deepen(folder: Path, depth: int) -> None:
         InputError: the bundle has not two pairs, or a probe elsewhere.
     """
     manifest = read_manifest(folder)
-    blocks = {stage.graph.name: stage for stage in manifest.stages if stage.block}
-    kinds = [name.split(".")[0] for name in blocks if name.endswith(".00")]
-    plain = [blocks.get(f"{kind}.00") for kind in kinds]
-    watched = [blocks.get(f"{kind}.01") for kind in kinds]
-    if len(blocks) != 2 * len(kinds) or None in watched or any(stage and stage.probes for stage in plain):
-        raise InputError(f"{folder} has the blocks {', '.join(blocks)}; expected two pairs, with probes in the second")
+    blocks = manifest.stages_of("block")
+    plain, watched = ([stage for stage in blocks if stage.index == index] for index in (0, 1))
+    if len(blocks) != 2 * len(plain) or len(watched) != len(plain) or any(stage.probes for stage in plain):
+        names = ", ".join(stage.graph.name for stage in blocks)
+        raise InputError(f"{folder} has the blocks {names}; expected two pairs, with probes in the second")
     middle = (depth - 1) // 2
     stages, sources = [], {}
     for index in range(depth):
         for stage in watched if index == middle else plain:
-            assert stage is not None
             deep = _numbered(stage, index)
             stages.append(deep)
             sources[deep.graph.name] = stage.graph.name
@@ -97,7 +95,6 @@ def deepen(folder: Path, depth: int) -> None:
         update={
             "config": {**manifest.config, "depth": depth},
             "stages": (*before[:-1], *stages, before[-1]),
-            "default_probes": tuple(_site(site, middle) for site in manifest.default_probes),
             "plans": {
                 name: plans.model_copy(update={"plans": tuple(_repeated(plans.plans, sources))})
                 for name, plans in manifest.plans.items()
@@ -108,10 +105,9 @@ def deepen(folder: Path, depth: int) -> None:
 
 
 def _numbered(stage: StageEntry, index: int) -> StageEntry:
-    kind = stage.graph.name.split(".")[0]
-    graph = stage.graph.model_copy(update={"name": f"{kind}.{index:02d}"})
-    probes = {_site(site, index): output for site, output in stage.probes.items()}
-    return stage.model_copy(update={"graph": graph, "probes": probes})
+    graph = stage.graph.model_copy(update={"name": f"{stage.kind}.{index:02d}"})
+    probes = {_site(site, index): probe for site, probe in stage.probes.items()}
+    return stage.model_copy(update={"graph": graph, "index": index, "probes": probes})
 
 
 def _site(site: str, index: int) -> str:

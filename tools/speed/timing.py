@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from adacache_engines.bundle.manifest import Graph, Manifest
 from adacache_engines.contract.device import Buffer, Call, Device
 from adacache_engines.contract.engine import Backend, Engine
-from adacache_runtime.denoising.device_plan import Engines
+from adacache_runtime.denoising.stages import Engines
 
 
 @dataclass(frozen=True)

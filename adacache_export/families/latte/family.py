@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from adacache_engines.bundle.manifest import VideoDefaults
+from adacache_engines.bundle.tensors import DType
 from adacache_export.families.description import Description
 from adacache_export.families.latte_t2v import family as latte_t2v
 from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
 from adacache_export.families.open_sora_plan import family as open_sora_plan
+from adacache_export.frame_rules import EACH_FRAME
 
 NAME = "latte-1"
 SIGNATURE_KEYS = latte_t2v.SIGNATURE_KEYS
@@ -37,12 +39,16 @@ def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int,
     return latte_t2v.config_from(given, shapes, LatteT2VConfig(), lambda _frames: 1.0)
 
 
-def describe(config: LatteT2VConfig, scheduler: Mapping[str, Any] | None) -> Description:
+def describe(
+    config: LatteT2VConfig,
+    scheduler: Mapping[str, Any] | None,
+    precision: DType = "float32",  # noqa: ARG001 - conditions stay float32
+) -> Description:
     """
     Raises:
         CheckpointError: ``scheduler_config.json`` asks for what the family has not.
     """
-    latent = latte_t2v.latent_space(config, "identity")
+    latent = latte_t2v.latent_space(config, EACH_FRAME)
     height, width = (latent.spatial_factor * side for side in config.sample_size)
     video = VideoDefaults(height=height, width=width, frames=config.video_length, fps=8, image_fps=8)
     return latte_t2v.describe(

@@ -12,11 +12,13 @@ import torch
 
 from adacache_engines.bundle.manifest import (
     ExportGranularity,
+    FrameRule,
     GuidanceRule,
     LatentSpace,
     SamplerDefaults,
     TextRule,
     VideoDefaults,
+    VideoNames,
 )
 from adacache_engines.bundle.tensors import DType, TensorSpec
 from adacache_engines.errors import CheckpointError
@@ -32,7 +34,16 @@ from adacache_export.families.latte_t2v.transformer import (
     LatteT2VConfig,
 )
 from adacache_export.families.residual_block import Parts
-from adacache_export.stages import Stage, block_stages, embed_stage, tensor_specs, weight_shapes
+from adacache_export.frame_rules import EACH_FRAME
+from adacache_export.stages import (
+    Stage,
+    block_stages,
+    embed_stage,
+    final_stage,
+    tensor_specs,
+    text_stage,
+    weight_shapes,
+)
 
 Shape = tuple[int, ...]
 
@@ -178,7 +189,6 @@ def stages(
             all ones there, and bundles do without.
     """
     spec = tensor_specs(config.in_channels, config.out_channels, config.width, config.caption_channels, precision)
-    hidden, text, time = (spec[name] for name in ("hidden", "text", "time"))
     spec["token_mask"] = TensorSpec(name="token_mask", dtype="bool", axes=TOKENS)
 
     def block(kind: str, index: int) -> list[Stage]:
@@ -189,14 +199,14 @@ def stages(
 
         prefix = f"{BLOCK_LISTS[kind]}.{index}."
         made = block_stages(kind, index, PARTS[kind], make, prefix, spec, sites, granularity)
-        return [replace(made[0], kind=f"{made[0].kind}+positions"), *made[1:]] if first else made
+        return [replace(made[0], traced_as=f"{made[0].traced_as}+positions"), *made[1:]] if first else made
 
-    final = (hidden, time, spec["latents"])
+    final = (spec["hidden"], spec["time"], spec["latents"])
     return [
-        Stage("text", "text", CaptionProjection(config), "caption_projection.", (spec["captions"],), (text,)),
+        text_stage(CaptionProjection(config), "caption_projection.", spec),
         embed_stage(lambda probed: Embed(config, probed), (spec["latents"], spec["timestep"]), spec, sites),
         *(stage for index in range(config.num_layers) for kind in BLOCK_LISTS for stage in block(kind, index)),
-        Stage("final", "final", Final(config), "", final, (spec["prediction"],)),
+        final_stage(Final(config), "", final, spec),
     ]
 
 
@@ -220,10 +230,14 @@ def describe(
     return Description(
         sampler=sampler,
         video=video,
+        names=names(video),
         guidance=GuidanceRule(order=("unconditional", "conditional"), null_captions=None),
         latent=latent,
         text=TextRule(
-            max_length=config.model_max_length, width=config.caption_channels, cleaning="deepfloyd", masking="cut"
+            max_length=config.model_max_length,
+            width=config.caption_channels,
+            cleaning="html-and-captions",
+            masking="cut",
         ),
         profiles={name: {**usual, "frames": (length, length)} for name, length in lengths.items()},
         probe=f"temporal.{(config.num_layers - 1) // 2}.attn",
@@ -231,14 +245,19 @@ def describe(
     )
 
 
-def latent_space(config: LatteT2VConfig, frames: str) -> LatentSpace:
+def names(video: VideoDefaults) -> VideoNames:
+    """Name the size that the model was trained at; its temporal positions are for one length, which is the usual."""
+    return VideoNames(sizes={f"{video.height}p": {"1:1": (video.width, video.height)}}, aspect="1:1")
+
+
+def latent_space(config: LatteT2VConfig, frames: FrameRule) -> LatentSpace:
     """Of the family's VAE, whose ``frames`` rule is given; a model of three channels is one of pixels."""
     pixels = config.in_channels == PIXEL_CHANNELS
     return LatentSpace(
         channels=config.in_channels,
         patch=(1, config.patch_size, config.patch_size),
         spatial_factor=1 if pixels else VAE_SPATIAL_FACTOR,
-        frames="identity" if pixels else frames,
+        frames=EACH_FRAME if pixels else frames,
         decoder="pixels" if pixels else "none",
         whole_patches=True,
     )
@@ -270,6 +289,4 @@ def sampler(scheduler: Mapping[str, Any] | None, usual: str) -> SamplerDefaults:
             f"scheduler_config.json asks for what is not supported: {', '.join(problems)}; pass the published file of"
             " the model, or remove it"
         )
-    return SamplerDefaults.model_validate(
-        {"name": sampler_name, "steps": steps, "guidance": GUIDANCE, "rounds_conditions": False}
-    )
+    return SamplerDefaults.model_validate({"name": sampler_name, "steps": steps, "guidance": GUIDANCE})

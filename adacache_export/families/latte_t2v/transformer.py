@@ -24,7 +24,7 @@ from adacache_export.families.layers import (
     sinusoid,
     sinusoid_frequencies,
 )
-from adacache_export.families.residual_block import ModulatedInput, Parts, ResidualBlock
+from adacache_export.families.residual_block import ATTENTION_AXES, EVERYWHERE, ModulatedInput, Parts, ResidualBlock
 
 SINUSOID_WIDTH = 256
 LARGEST_SAMPLE = 64  # latent rows up to which positions are not interpolated
@@ -261,6 +261,9 @@ class Block(ResidualBlock):
             bias = bias.expand(-1, 1, x.shape[2], -1)
         out: Tensor = self.attn1(sequences, sequences, bias).view(lines.shape)
         return out.transpose(1, 2) if self.temporal else out
+
+    def part_axes(self, part: str) -> tuple[str, ...]:
+        return ATTENTION_AXES["temporal" if self.temporal else "spatial"] if part == "attn" else EVERYWHERE
 
     def part_flops(self, part: str) -> tuple[Term, ...]:
         """As published counts have it: with the text's keys and values made anew for every frame, which the original

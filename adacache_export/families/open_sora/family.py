@@ -20,15 +20,27 @@ from adacache_engines.bundle.manifest import (
     LatentSpace,
     SamplerDefaults,
     TextRule,
+    TimestepShift,
     VideoDefaults,
+    VideoNames,
 )
 from adacache_engines.bundle.tensors import DType, TensorSpec
 from adacache_engines.errors import CheckpointError, InputError
 from adacache_export.families.config import count_blocks, settle
 from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description, presets
+from adacache_export.families.open_sora.sizes import ASPECT, DURATIONS, SIZES
 from adacache_export.families.open_sora.transformer import Block, CaptionEmbedder, Embed, Final, OpenSoraConfig
 from adacache_export.families.residual_block import Parts
-from adacache_export.stages import Stage, block_stages, embed_stage, tensor_specs, weight_shapes
+from adacache_export.frame_rules import CHUNKS_OF_17, EACH_FRAME
+from adacache_export.stages import (
+    Stage,
+    block_stages,
+    embed_stage,
+    final_stage,
+    tensor_specs,
+    text_stage,
+    weight_shapes,
+)
 
 Shape = tuple[int, ...]
 
@@ -51,6 +63,8 @@ REQUIRED = {
     "skip_y_embedder": (False, "text that arrives already projected is not supported: the text stage projects it"),
 }
 TIMESTEPS = 1000
+# schedulers/rf/rectified_flow.py, after Stable Diffusion 3 (arXiv 2403.03206, eq. 23)
+SHIFT = TimestepShift(reference_pixels=512**2, chunk_frames=17, chunk_latents=5)
 LARGEST = {"frames": 120, "height": 240, "width": 240}  # latent: 408 frames, 1920 pixels
 NULL_CAPTIONS = "y_embedder.y_embedding"
 TIME_OF_KEPT = "time_of_kept"  # the embedding of timestep 0
@@ -174,10 +188,10 @@ def stages(
         return Embed(config, probed, conditioned)
 
     return [
-        Stage("text", "text", CaptionEmbedder(config), "y_embedder.", named(["captions"]), named(["text"])),
+        text_stage(CaptionEmbedder(config), "y_embedder.", spec),
         embed_stage(embed, named(conditions), spec, sites, embedded),
         *(stage for index in range(config.depth) for kind in PARTS for stage in block(kind, index)),
-        Stage("final", "final", Final(config), "final_layer.", named(final), named(["prediction"])),
+        final_stage(Final(config), "final_layer.", named(final), spec),
     ]
 
 
@@ -210,7 +224,7 @@ def told_by(config: Mapping[str, Any] | None) -> bool:  # noqa: ARG001 - no othe
     return True
 
 
-def describe(config: OpenSoraConfig, scheduler: Mapping[str, Any] | None) -> Description:
+def describe(config: OpenSoraConfig, scheduler: Mapping[str, Any] | None, precision: DType = "float32") -> Description:
     """480p landscape for 2 s; for a model of pixels, a short clip of the size that its positions refer to. Guidance
     is [prompt; null caption], a tensor of the checkpoint; captions are T5 states; AdaCache measures the temporal
     attention of the middle block, 13 of 28.
@@ -223,27 +237,44 @@ def describe(config: OpenSoraConfig, scheduler: Mapping[str, Any] | None) -> Des
     largest = {"frames": 128, "height": 512, "width": 512} if pixels else LARGEST
     upper = {"samples": PROMPTS, "text": config.model_max_length, **largest}
     return Description(
-        sampler=_sampler(scheduler),
+        sampler=_sampler(scheduler, precision),
         video=VideoDefaults(height=side, width=side, frames=8)
         if pixels
         else VideoDefaults(height=480, width=854, frames=51),
+        names=VideoNames.model_validate(
+            {
+                "sizes": SIZES,
+                "aspect": ASPECT,
+                "durations": {} if pixels else DURATIONS,
+                "only_named_durations": not pixels,
+            }
+        ),
         guidance=GuidanceRule(order=("conditional", "unconditional"), null_captions=NULL_CAPTIONS),
         latent=LatentSpace(
             channels=config.in_channels,
             patch=config.patch_size,
             spatial_factor=1 if pixels else VAE_SPATIAL_FACTOR,
-            frames="identity" if pixels else "open-sora-vae",
+            frames=EACH_FRAME if pixels else CHUNKS_OF_17,
             decoder="pixels" if pixels else "none",
         ),
-        text=TextRule(max_length=config.model_max_length, width=config.caption_channels, cleaning="open-sora"),
+        text=TextRule(
+            max_length=config.model_max_length,
+            width=config.caption_channels,
+            cleaning="html-and-captions-trimmed",
+            scores=("aesthetic", "motion", "camera"),
+        ),
         profiles={"default": {axis: (1, size) for axis, size in upper.items()}},
         probe=f"temporal.{(config.depth - 1) // 2}.attn",
         policies=presets(Path(__file__).parent),
     )
 
 
-def _sampler(scheduler: Mapping[str, Any] | None) -> SamplerDefaults:
-    """The published inference settings, or those of a ``scheduler_config.json`` in Open-Sora's own words."""
+def _sampler(scheduler: Mapping[str, Any] | None, precision: DType) -> SamplerDefaults:
+    """Return the published inference settings, or those of a ``scheduler_config.json`` in Open-Sora's own words.
+
+    The original has sizes and timesteps in its weights' type. float16 could not hold height x width, so there, unlike
+    the original, they stay float32.
+    """
     given = dict(scheduler or {})
     if given.get("type", "rflow") != "rflow" or given.get("num_timesteps", TIMESTEPS) != TIMESTEPS:
         raise CheckpointError(
@@ -254,7 +285,8 @@ def _sampler(scheduler: Mapping[str, Any] | None) -> SamplerDefaults:
             name="rflow",
             steps=given.get("num_sampling_steps", 30),
             guidance=given.get("cfg_scale", 7.0),
-            timestep_transform=given.get("use_timestep_transform", True),
+            timestep_shift=SHIFT if given.get("use_timestep_transform", True) else None,
+            condition_dtype="bfloat16" if precision == "bfloat16" else "float32",
         )
     except ValidationError as error:
         raise CheckpointError(f"scheduler_config.json: {error}") from error

@@ -26,7 +26,7 @@ from adacache_export.families.layers import (
     rotate_pairs,
     sincos_1d,
 )
-from adacache_export.families.residual_block import ModulatedInput, Parts, ResidualBlock
+from adacache_export.families.residual_block import ATTENTION_AXES, EVERYWHERE, ModulatedInput, Parts, ResidualBlock
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ class Block(ResidualBlock):
 
     def __init__(self, config: OpenSoraConfig, kind: str, parts: Parts = PARTS, sites: tuple[str, ...] = ()) -> None:
         super().__init__(self.CONDITIONS, parts, sites)
-        width = config.hidden_size
+        self.kind, width = kind, config.hidden_size
         if "modulation" in self.conditions:
             self.scale_shift_table = nn.Parameter(torch.zeros(6, width))
         if "attn" in parts:
@@ -244,6 +244,9 @@ class Block(ResidualBlock):
         shift, scale, gate = table[:3] if part == "attn" else table[3:]
         layer = self.attn if part == "attn" else self.mlp
         return gate * layer(modulate(hidden, shift, scale))  # type: ignore[no-any-return]
+
+    def part_axes(self, part: str) -> tuple[str, ...]:
+        return ATTENTION_AXES[self.kind] if part == "attn" else EVERYWHERE
 
     def part_flops(self, part: str) -> tuple[Term, ...]:
         if part == "mlp":

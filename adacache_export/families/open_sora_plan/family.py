@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from adacache_engines.bundle.manifest import VideoDefaults
+from adacache_engines.bundle.tensors import DType
 from adacache_export.families.description import Description
 from adacache_export.families.latte_t2v import family as latte_t2v
 from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
+from adacache_export.frame_rules import FIRST_THEN_FOURS
 
 NAME = "open-sora-plan-1.1"
 SIGNATURE_KEYS = latte_t2v.SIGNATURE_KEYS
@@ -54,15 +56,19 @@ def temporal_scale(frames: int) -> float:
     return float(max((frames - frames % 2) // TRAINED_FRAMES, 1))
 
 
-def describe(config: LatteT2VConfig, scheduler: Mapping[str, Any] | None) -> Description:
+def describe(
+    config: LatteT2VConfig,
+    scheduler: Mapping[str, Any] | None,
+    precision: DType = "float32",  # noqa: ARG001 - conditions stay float32
+) -> Description:
     """Clips only: for an image the original leaves out all temporal blocks.
 
     Raises:
         CheckpointError: ``scheduler_config.json`` asks for what the family has not.
     """
-    latent = latte_t2v.latent_space(config, "causal-vae")
+    latent = latte_t2v.latent_space(config, FIRST_THEN_FOURS)
     height, width = (latent.spatial_factor * side for side in config.sample_size)
-    frames = config.video_length if latent.frames == "identity" else 4 * (config.video_length - 1) + 1
+    frames = latent.frames.frames_of(config.video_length)
     video = VideoDefaults(height=height, width=width, frames=frames)
     return latte_t2v.describe(
         Path(__file__).parent, config, video, latent, latte_t2v.sampler(scheduler, "PNDMScheduler"), image=False

@@ -10,13 +10,14 @@ from torch import Tensor
 from adacache_engines.bundle.tensors import TensorSpec
 from adacache_engines.errors import CheckpointError
 from adacache_export.checkpoint.config import settled
+from adacache_export.frame_rules import EACH_FRAME
 from adacache_export.stages import Stage
 from adacache_export.vaes.autoencoder_kl.modules import FrameDecoder, FrameEncoder, VaeConfig
 from adacache_export.vaes.coding import ENCODER, PREFIX, TOLERANCE, Coding
 
 NAME = "autoencoder-kl"
 CLASSES = ("AutoencoderKL",)
-FRAMES = ("identity",)
+FRAMES = (EACH_FRAME,)
 ATTENTION = re.compile(r"(.+\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
 RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # names of older diffusers
 ATTENTION_WEIGHT = re.compile(r".+\.attentions\.\d+\.(to_q|to_k|to_v|to_out\.0)\.weight")

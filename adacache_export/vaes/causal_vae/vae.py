@@ -12,12 +12,13 @@ from torch import Tensor
 
 from adacache_engines.bundle.latent_space import Windows
 from adacache_engines.errors import CheckpointError
+from adacache_export.frame_rules import FIRST_THEN_FOURS
 from adacache_export.vaes.causal_vae.modules import CausalVaeConfig, ClipDecoder
 from adacache_export.vaes.coding import ENCODER, Coding, chunk_decoder
 
 NAME = "causal-vae"
 CLASSES = ("CausalVAEModel",)
-FRAMES = ("causal-vae",)
+FRAMES = (FIRST_THEN_FOURS,)
 CONFIG = CausalVaeConfig
 STRETCH = 4  # frames of every latent frame but the first
 WINDOWS = Windows(frames=65, latents=17, stretch=STRETCH, short=STRETCH - 1, shared=1)

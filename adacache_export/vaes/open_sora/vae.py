@@ -16,6 +16,7 @@ from adacache_engines.bundle.latent_space import Windows
 from adacache_engines.bundle.tensors import TensorSpec
 from adacache_engines.errors import CheckpointError
 from adacache_export.checkpoint.config import settled
+from adacache_export.frame_rules import CHUNKS_OF_17
 from adacache_export.stages import Stage
 from adacache_export.vaes.autoencoder_kl import vae as autoencoder_kl
 from adacache_export.vaes.autoencoder_kl.modules import VaeConfig
@@ -26,7 +27,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 NAME = "open-sora-vae"
 CLASSES = ("OpenSoraVAE_V1_2", "VideoAutoencoderPipeline")
-FRAMES = ("open-sora-vae",)
+FRAMES = (CHUNKS_OF_17,)
 CHUNK_FRAMES = 17
 IMAGES = 4  # images that are coded at once, as in the original
 SPATIAL, TEMPORAL = "spatial_vae.module.", "temporal_vae."

@@ -9,12 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from adacache_engines.bundle.latent_space import Windows
+from adacache_export.frame_rules import EACH_FRAME
 from adacache_export.vaes.coding import ENCODER, Coding, chunk_decoder
 from adacache_export.vaes.temporal_decoder.modules import ChunkDecoder, TemporalDecoderConfig
 
 NAME = "temporal-decoder"
 CLASSES = ("AutoencoderKLTemporalDecoder",)
-FRAMES = ("identity",)
+FRAMES = (EACH_FRAME,)
 CONFIG = TemporalDecoderConfig
 CHUNK_FRAMES = 14  # frames that Latte decodes at once; 16 frames are chunks of 14 and 2
 

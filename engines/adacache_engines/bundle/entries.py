@@ -29,6 +29,9 @@ class Graph(Entry):
     Attributes:
         weights_nbytes: of its weights, in the file that it points to; None = exported before they were counted.
         weight_dtypes: of its weights, each once; empty = it has none, or was exported before they were noted.
+        independent_axes: axes along which the work can be cut, each device getting a part of every tensor that has the
+            axis, without an exchange: ``patch_frames`` or ``frames``, ``tokens``, ``text``. Along the batch all work is
+            independent.
     """
 
     name: str
@@ -38,3 +41,4 @@ class Graph(Entry):
     check: Check | None = None
     weights_nbytes: int | None = None
     weight_dtypes: tuple[DType, ...] = ()
+    independent_axes: tuple[str, ...] = ()

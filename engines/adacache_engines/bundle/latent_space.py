@@ -6,16 +6,56 @@ instead. Whatever is particular to a VAE beyond that, such as its latents' scale
 """
 
 import math
-from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from adacache_engines.bundle.entries import Entry, Graph
 
 IMAGES = "images"
 VaePrecision = Literal["fp32", "bf16"]
-LEGACY = "decoder_graph"
+
+
+class FrameRule(Entry):
+    """How the frames of a video become latent frames: chunk by chunk; in a chunk, a run of frames to each latent frame.
+
+    A chunk is coded by itself, so that frames that are given begin where a chunk does.
+
+    Attributes:
+        chunk_frames: frames of a chunk; None = the whole video is one.
+        chunk_latents: latent frames of a whole chunk; 1 where the video is one.
+        stretch: frames of a latent frame, in the chunk that is not whole.
+        first_alone: whether the first frame is a latent frame by itself: ``never``, in videos of an ``odd`` number of
+            frames, or ``always``.
+    """
+
+    chunk_frames: int | None = Field(default=1, ge=1)
+    chunk_latents: int = Field(default=1, ge=1)
+    stretch: int = Field(default=1, ge=1)
+    first_alone: Literal["never", "odd", "always"] = "never"
+
+    def latent_frames(self, frames: int) -> int:
+        """Number of latent frames of a video of ``frames``."""
+        alone = {"never": 0, "odd": frames % 2, "always": 1}[self.first_alone]
+        chunks, rest = self._chunks(frames - alone)
+        return alone + chunks * self.chunk_latents + math.ceil(rest / self.stretch)
+
+    def latent_frame_of(self, frame: int) -> int:
+        """Index of the latent frame that holds a frame, both from 0."""
+        chunk, rest = self._chunks(frame)
+        return chunk * self.chunk_latents + math.ceil(rest / self.stretch)
+
+    def frames_of(self, latents: int) -> int:
+        """Number of frames that the first ``latents`` latent frames of a video stand for."""
+        if self.chunk_frames is not None:
+            chunks, rest = divmod(latents, self.chunk_latents)
+            return chunks * self.chunk_frames + min(rest * self.stretch, self.chunk_frames)
+        alone = self.first_alone != "never" and latents > 0
+        return alone + (latents - alone) * self.stretch
+
+    def _chunks(self, frames: int) -> tuple[int, int]:
+        """Number of whole chunks in ``frames``, and of frames beyond them."""
+        return (0, frames) if self.chunk_frames is None else divmod(frames, self.chunk_frames)
 
 
 class Windows(Entry):
@@ -57,6 +97,7 @@ class LatentSpace(Entry):
         whole_patches: a size that is no multiple of the patch is refused; else it is padded.
         spatial_factor: pixels of a latent row or column.
         frames: how frames become latent frames.
+        continued: latent frames that a video keeps of the one that it continues.
         decoder: what turns latents into pixels: ``pixels`` where they are pixels already, -1 to 1; ``none`` where the
             bundle has nothing that does; else the kind of its VAE.
         decoder_config: of the VAE, by which export knows it again.
@@ -77,8 +118,9 @@ class LatentSpace(Entry):
     channels: int
     patch: tuple[int, int, int]
     spatial_factor: int
-    frames: Literal["identity", "open-sora-vae", "causal-vae"]
     decoder: str
+    frames: FrameRule = FrameRule()
+    continued: int = Field(default=5, ge=1)
     whole_patches: bool = False
     decoder_config: dict[str, Any] | None = None
     precision: VaePrecision = "fp32"
@@ -89,24 +131,9 @@ class LatentSpace(Entry):
     tile: int | None = None
     tiles_windows: bool = False
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_earlier_exports(cls, given: Any) -> Any:
-        """Bundles had one graph of images at most, under a name of its own."""
-        if not isinstance(given, Mapping) or LEGACY not in given:
-            return given
-        rest = {name: value for name, value in given.items() if name != LEGACY}
-        return {**rest, "decoding": [given[LEGACY]]} if given[LEGACY] else rest
-
     def latent_frames(self, frames: int) -> int:
-        """Open-Sora's VAE turns each 17 frames into 5 and a shorter rest into a quarter, rounded up; a causal one
-        keeps the first of an odd number, and turns the others into a quarter, rounded up.
-        """
-        if self.frames == "identity":
-            return frames
-        if self.frames == "causal-vae":
-            return math.ceil((frames - frames % 2) / 4) + frames % 2
-        return 5 * (frames // 17) + math.ceil(frames % 17 / 4)
+        """Number of latent frames of a video of ``frames``."""
+        return self.frames.latent_frames(frames)
 
     def token_axes(self, frames: int, height: int, width: int) -> dict[str, int]:
         """Sizes of the axes ``patch_frames`` and ``tokens`` for a latent size; parts of a patch count as one."""

@@ -1,78 +1,53 @@
-"""The manifest's schema: what a bundle says of its model.
+"""The manifest's schema: all that a bundle says about its model.
 
-Within schema version 1, fields may be added with a default; anything else makes a new version.
+Everything that distinguishes one family of models from another is a value here, so that what runs a bundle needs to
+know no family. Within schema version 1, fields may be added with a default; anything else makes a new version.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from adacache_engines.bundle.entries import Check as Check
 from adacache_engines.bundle.entries import Entry
 from adacache_engines.bundle.entries import Graph as Graph
+from adacache_engines.bundle.latent_space import FrameRule as FrameRule
 from adacache_engines.bundle.latent_space import LatentSpace as LatentSpace
+from adacache_engines.bundle.plan_entries import Library as Library
+from adacache_engines.bundle.plan_entries import PlanEntry as PlanEntry
+from adacache_engines.bundle.plan_entries import PlanSet as PlanSet
+from adacache_engines.bundle.plan_entries import Variant as Variant
+from adacache_engines.bundle.sampling import Branch as Branch
+from adacache_engines.bundle.sampling import Expert as Expert
+from adacache_engines.bundle.sampling import GuidanceRule as GuidanceRule
+from adacache_engines.bundle.sampling import SamplerDefaults as SamplerDefaults
+from adacache_engines.bundle.sampling import TimestepShift as TimestepShift
 from adacache_engines.bundle.signals import SignalEntry as SignalEntry
+from adacache_engines.bundle.stages import ProbeEntry as ProbeEntry
+from adacache_engines.bundle.stages import ProbeRole as ProbeRole
+from adacache_engines.bundle.stages import Role as Role
+from adacache_engines.bundle.stages import StageEntry as StageEntry
+from adacache_engines.bundle.stages import Term as Term
 from adacache_engines.bundle.tensors import DTYPES as DTYPES
 from adacache_engines.bundle.tensors import Precision as Precision
-from adacache_engines.bundle.tensors import TensorSpec
 
 SCHEMA_VERSION = 1
 
-Library = Literal["tensorrt-rtx", "tensorrt"]
-Variant = Literal["full", "reuse"]
 ExportGranularity = Literal["block", "module"]  # of stages: a transformer block, or its attention, MLP, ... each
 X_MASK = "x_mask"  # input (batch, patch_frames) of a model that may keep frames: False = this one is given, and kept
-
-
-# of Check.error: rounding of the precision, through one stage
+# largest Check.error of a graph: rounding of the precision, through one stage
 TOLERANCES: Mapping[Precision, float] = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1.5e-1}
 
 
-class Term(Entry):
-    """A part of a stage's work: so many ``flops`` for each element of the product of the axes' sizes."""
-
-    axes: tuple[str, ...]  # one may come twice: every token attends to every token
-    flops: int
-
-
-class StageEntry(Entry):
-    """A stage of the model, in the order of execution.
-
-    Attributes:
-        block: has the form hidden' = hidden + r(hidden, ...), so a policy may reuse its residual.
-        probes: site -> output that carries it.
-        flops: floating-point operations of one call, the sum of these terms; None = exported before they were counted.
-    """
-
-    graph: Graph
-    block: bool = False
-    probes: dict[str, str] = Field(default_factory=dict)
-    flops: tuple[Term, ...] | None = None
-
-    def probe_spec(self, site: str) -> TensorSpec:
-        """The output that carries a probe."""
-        return next(spec for spec in self.graph.outputs if spec.name == self.probes[site])
-
-
-class SamplerDefaults(Entry):
-    """How the model is sampled; steps and guidance unless a generation is told otherwise.
-
-    Attributes:
-        timestep_transform: timesteps depend on the video's size, as in Open-Sora.
-        rounds_conditions: timesteps, sizes and frames per second are rounded to the weights' bfloat16, likewise.
-    """
-
-    name: Literal["rflow", "ddim", "pndm"]
-    steps: int = Field(ge=1)
-    guidance: float
-    timestep_transform: bool = False
-    rounds_conditions: bool = True
-
-
 class VideoDefaults(Entry):
-    """What a generation makes unless it is told otherwise; height and width in pixels, fps of a clip and of an image
-    (for a model that takes it as a condition).
+    """The video that a request makes unless it says otherwise.
+
+    Attributes:
+        height, width: pixels.
+        frames: number of frames.
+        fps: frames per second of a video.
+        image_fps: frames per second that a single frame is said to have, where the model takes them as a condition.
     """
 
     height: int
@@ -82,39 +57,53 @@ class VideoDefaults(Entry):
     image_fps: float = 120.0
 
 
-class GuidanceRule(Entry):
-    """Classifier-free guidance: the order of the branches in a batch, and the unconditional branch's captions: a
-    tensor (length, width) of the weights file, or None where they are those of a negative prompt.
+class VideoNames(Entry):
+    """Sizes and durations that users may call by a name. All of them are possible with the model.
+
+    Attributes:
+        sizes: name, such as ``480p`` -> aspect, WIDTH:HEIGHT -> width and height in pixels.
+        aspect: aspect of a named size unless a request says otherwise, where the size has it; else its first one.
+        durations: name, such as ``2s`` -> number of frames. The first name of several for one number is the usual one.
+        only_named_durations: the model was trained for these durations, and seconds stand for no other number of
+            frames; else seconds are multiplied by frames per second.
     """
 
-    order: tuple[Literal["conditional", "unconditional"], ...]
-    null_captions: str | None
+    sizes: dict[str, dict[str, tuple[int, int]]] = Field(default_factory=dict)
+    aspect: str = "16:9"
+    durations: dict[str, int] = Field(default_factory=dict)
+    only_named_durations: bool = False
+
+
+Cleaning = Literal["plain", "html-and-captions", "html-and-captions-trimmed"]
+Score = Literal["aesthetic", "motion", "camera"]
 
 
 class TextRule(Entry):
     """From a prompt to captions (length, width).
 
     Attributes:
-        masking: what hides the padding behind a prompt: a ``mask``; or, as in Latte, nothing does: the captions of a
-            single prompt are ``cut`` to its tokens, with several prompts those of the padding are zeros.
-        encoder: from ``tokens`` and ``mask`` to ``captions`` in one graph, as bundles had it.
-        encoder_stages: the same as a chain of graphs, in order: ``hidden_out`` of one is ``hidden`` of the next.
-        precision: of the encoder.
+        max_length: largest number of tokens.
+        width: width of a caption's tokens.
+        cleaning: procedure that a prompt goes through before it is tokenised, by its name in the runtime's registry.
+        scores: scores that the model was trained to read at the end of a prompt.
+        masking: what hides the padding behind a prompt: a ``mask``; or nothing does: the captions of a single prompt
+            are ``cut`` to its tokens, with several prompts those of the padding are zeros.
+        tokenizer: path of the tokenizer's file.
+        encoder_config: configuration of the text encoder.
+        encoder_stages: the text encoder, a chain of graphs from ``tokens`` and ``mask`` to ``captions``: ``hidden_out``
+            of one is ``hidden`` of the next; empty = the bundle has none.
+        precision: precision of the text encoder.
     """
 
     max_length: int
     width: int
-    cleaning: Literal["open-sora", "deepfloyd"]
+    cleaning: Cleaning = "plain"
+    scores: tuple[Score, ...] = ()
     masking: Literal["mask", "cut"] = "mask"
-    tokenizer: str | None = None  # path
-    encoder: Graph | None = None
+    tokenizer: str | None = None
     encoder_config: dict[str, Any] | None = None
     encoder_stages: tuple[Graph, ...] = ()
     precision: Precision = "fp32"
-
-    def encoder_graphs(self) -> tuple[Graph, ...]:
-        """The chain, of one graph where it is whole; none without an encoder."""
-        return (self.encoder,) if self.encoder else self.encoder_stages
 
 
 class Preset(Entry):
@@ -133,6 +122,8 @@ class Preset(Entry):
 
 
 class FileEntry(Entry):
+    """Hash and size of a file."""
+
     sha256: str
     nbytes: int
 
@@ -144,63 +135,35 @@ class CheckpointEntry(Entry):
     sha256: str
 
 
-class PlanEntry(Entry):
-    """One compiled plan of TensorRT.
-
-    Attributes:
-        stage: that it runs.
-        variant: ``full``, or for a block ``reuse``: hidden' = hidden + residual, one plan that all blocks share.
-        graph: that it was built from: the stage's own, or ``add``.
-        path: in the bundle; plans of equal content have one file.
-        nbytes, sha256: of that file, which ``Manifest.files`` does not list.
-        graph_sha256: of that graph's file.
-        build_s: seconds that it took to build; 0 where the content was there already.
-    """
-
-    stage: str
-    variant: Variant
-    graph: str
-    path: str
-    nbytes: int
-    sha256: str
-    graph_sha256: str
-    build_s: float
-
-
-class PlanSet(Entry):
-    """Plans for all stages of a bundle, built together.
-
-    Attributes:
-        library, version: that built them; no other version may open them.
-        targets: compute capabilities, such as ``8.9``, that they run on.
-        precision: of the graphs.
-        profiles: name -> dynamic axis -> smallest, usual and largest size; the order is that of the plans' own
-            optimisation profiles.
-        options: of the build, as the user gave them.
-    """
-
-    library: Library
-    version: str
-    targets: tuple[str, ...]
-    precision: Precision
-    profiles: dict[str, dict[str, tuple[int, int, int]]]
-    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
-    plans: tuple[PlanEntry, ...]
-
-
 PartName = Literal["text_encoder", "vae"]
 
 
 class Manifest(Entry):
-    """
+    """The description of a bundle.
+
     Attributes:
-        profiles: name -> axis -> smallest and largest size.
-        default_probes: sites that a policy measures unless it names others.
-        signals: signals that policies can measure, by name.
-        policies: by name; they come before the program's own of that name.
+        schema_version: version of this schema.
+        producer: program that wrote the bundle.
+        family: name of the model's family, for people.
+        config: the model's configuration, as its family reads it.
+        precision: precision of the weights and matrix products.
+        granularity: of the stages, a block each or a residual part of a block each.
+        profiles: name -> axis -> smallest and largest size; a request must be within one of them.
+        stages: the stages of all experts, in the order of execution.
+        experts: the model's transformers; one, unless different timesteps have different ones.
+        arithmetic: name -> graph that all stages share, such as ``add``.
+        signals: name -> signal that policies can measure.
+        policies: name -> preset; they come before the program's own of that name.
+        sampler: how the model is sampled.
+        video: the video that a request makes unless it says otherwise.
+        names: sizes and durations that have a name.
+        guidance: which conditionings a call evaluates.
+        latent: what latents stand for, and the graphs between them and pixels.
+        text: from a prompt to captions.
         weights: path of the model's weights file.
-        part_weights: paths of those of the text encoder and the VAE; where one is missing, its weights are in the
-            model's file, as in bundles to which nothing could be added.
+        part_weights: part -> path of its weights file.
+        checkpoint: where the weights came from.
+        files: path -> hash and size.
         plans: folder under engines/ -> what is in it.
     """
 
@@ -212,12 +175,13 @@ class Manifest(Entry):
     granularity: ExportGranularity = "block"
     profiles: dict[str, dict[str, tuple[int, int]]]
     stages: tuple[StageEntry, ...]
+    experts: tuple[Expert, ...] = Field(default=(Expert(),), min_length=1)
     arithmetic: dict[str, Graph]
     signals: dict[str, SignalEntry]
-    default_probes: tuple[str, ...]
     policies: dict[str, Preset] = Field(default_factory=dict)
     sampler: SamplerDefaults
     video: VideoDefaults
+    names: VideoNames = VideoNames()
     guidance: GuidanceRule
     latent: LatentSpace
     text: TextRule
@@ -236,26 +200,57 @@ class Manifest(Entry):
         return [*(stage.graph for stage in self.stages), *self.arithmetic.values(), *self.signal_graphs()]
 
     def graphs(self) -> list[Graph]:
-        """Those of the loop, and of the text encoder and the VAE where there are."""
+        """Graphs of the loop, and of the text encoder and the VAE where the bundle has them."""
         return [*self.loop_graphs(), *self.part_graphs("text_encoder"), *self.part_graphs("vae")]
 
     def vae_graphs(self) -> list[Graph]:
-        """Of the decoder and the encoder of pixels."""
+        """Graphs of the decoder and the encoder of pixels."""
         return [*self.latent.decoding, *self.latent.encoding]
 
     def part_graphs(self, part: PartName) -> list[Graph]:
-        """Of the text encoder or the VAE; none where the bundle has none."""
-        return [*self.text.encoder_graphs()] if part == "text_encoder" else self.vae_graphs()
+        """Graphs of the text encoder or the VAE; none where the bundle has none."""
+        return [*self.text.encoder_stages] if part == "text_encoder" else self.vae_graphs()
 
     def weight_files(self) -> dict[str, str]:
         """Graph -> path of the file with its weights."""
-        own = {graph.name: path for part, path in self.part_weights.items() for graph in self.part_graphs(part)}
-        return {graph.name: own.get(graph.name, self.weights) for graph in self.graphs()}
+        parts = {graph.name: path for part, path in self.part_weights.items() for graph in self.part_graphs(part)}
+        return dict.fromkeys((graph.name for graph in self.loop_graphs()), self.weights) | parts
 
     def conditioned(self) -> bool:
         """Whether some frames may be given and kept."""
         return any(spec.name == X_MASK for stage in self.stages for spec in stage.graph.inputs)
 
+    def expert_at(self, timestep: float) -> int:
+        """Index of the expert that runs at a timestep.
+
+        Raises:
+            ValueError: no expert covers it.
+        """
+        for index, expert in enumerate(self.experts):
+            lowest, highest = expert.timesteps
+            if lowest <= timestep <= highest:
+                return index
+        ranges = ", ".join(f"{low:g} to {high:g}" for low, high in (expert.timesteps for expert in self.experts))
+        raise ValueError(f"timestep {timestep:g} has no expert; this model's are for {ranges}")
+
+    def stages_of(self, *roles: Role, expert: int = 0) -> tuple[StageEntry, ...]:
+        """Stages of an expert with these roles, in the order of execution."""
+        return tuple(stage for stage in self.stages if stage.expert == expert and stage.role in roles)
+
     def probes(self) -> dict[str, StageEntry]:
         """Site -> stage, in the order of execution."""
         return {site: stage for stage in self.stages for site in stage.probes}
+
+    def sites(self, role: str) -> tuple[str, ...]:
+        """Sites of the probes with a role, in the order of execution."""
+        return tuple(site for stage in self.stages for site, probe in stage.probes.items() if probe.role == role)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        unknown = sorted({stage.expert for stage in self.stages} - {*range(len(self.experts))})
+        if unknown:
+            raise ValueError(f"stages belong to expert {unknown[0]}, and there are {len(self.experts)}")
+        lacking = [part for part in get_args(PartName) if self.part_graphs(part) and part not in self.part_weights]
+        if lacking:
+            raise ValueError(f"part_weights does not name the weights of {', '.join(lacking)}")
+        return self

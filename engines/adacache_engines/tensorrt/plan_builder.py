@@ -159,7 +159,7 @@ def _jobs(bundle: Bundle, wanted: PlanSet, options: BuildOptions, partial: Path)
 
 def _ranges(manifest: Manifest, graph: Graph, profile: ShapeProfile) -> ShapeProfile:
     """A profile's ranges of the axes as one graph has them."""
-    if graph in manifest.text.encoder_graphs():  # reads each prompt once, and by itself
+    if graph in manifest.text.encoder_stages:  # reads each prompt once, and by itself
         return {**profile, "batch": (1, 1, 1)}
     if graph in manifest.vae_graphs():
         return vae_ranges(manifest.latent, graph, profile)

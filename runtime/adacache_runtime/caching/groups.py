@@ -1,4 +1,4 @@
-"""Groups of block stages that a policy treats alike, and what their residuals take."""
+"""Groups of block stages that a policy treats alike, and the memory that their residuals take."""
 
 import itertools
 import math
@@ -11,50 +11,58 @@ from adacache_engines.bundle.tensors import NUMPY_DTYPES, TensorSpec
 from adacache_runtime.caching.policy import GRANULARITIES, Granularity, Run
 from adacache_runtime.samplers.update import Update
 
-TEXT = "text"  # the stage that runs once a generation
-
 
 def granularities(manifest: Manifest) -> tuple[Granularity, ...]:
-    """Those that a bundle's stages allow, the coarsest first."""
+    """Return the granularities that a bundle's stages allow, the coarsest first."""
     return GRANULARITIES if manifest.granularity == "module" else GRANULARITIES[:-1]
 
 
-def group_stages(manifest: Manifest, granularity: Granularity) -> list[list[StageEntry]]:
-    """Stages that a policy treats alike: the whole ``model``, the ``stack`` of all blocks, the ``first`` block and the
-    others, each ``block``, or each ``module`` of a block.
+def group_stages(manifest: Manifest, granularity: Granularity, expert: int = 0) -> list[list[StageEntry]]:
+    """Divide an expert's stages into the groups that a policy treats alike.
+
+    Args:
+        manifest: the bundle's manifest.
+        granularity: of the groups: the whole ``model``, the ``stack`` of all blocks, the ``first`` block and the
+            others, each ``block``, or each ``module`` of a block.
+        expert: index of the expert.
     """
     if granularity == "model":
-        return [[stage for stage in manifest.stages if stage.graph.name != TEXT]]
-    stages = [stage for stage in manifest.stages if stage.block]
+        return [[stage for stage in manifest.stages if stage.expert == expert and not stage.per_generation]]
+    stages = manifest.stages_of("block", expert=expert)
     if granularity == "stack":
-        return [stages]
+        return [[*stages]]
     if granularity == "module":
         return [[stage] for stage in stages]
-    blocks = [list(group) for _, group in itertools.groupby(stages, lambda stage: stage.graph.name.split(".")[:2])]
+    blocks = [list(group) for _, group in itertools.groupby(stages, lambda stage: (stage.kind, stage.index))]
     return blocks if granularity == "block" else [blocks[0], [stage for block in blocks[1:] for stage in block]]
 
 
 def group_name(group: Sequence[StageEntry]) -> str:
-    """Of its only stage, or its first and last."""
+    """Return the name of a group: that of its only stage, or of its first and last."""
     first, last = group[0].graph.name, group[-1].graph.name
     return first if first == last else f"{first} to {last}"
 
 
-def run_of(groups: Sequence[Sequence[StageEntry]], updates: Sequence[Update], units: int) -> Run:
-    """What a policy is told before the first call."""
+def run_of(
+    groups: Sequence[Sequence[StageEntry]],
+    updates: Sequence[Update],
+    units: int,
+    branches: tuple[str, ...] = ("conditional",),
+) -> Run:
+    """Return what a policy is told before the first call."""
     timesteps = tuple(float(update.timestep[0]) for update in updates)
     names = tuple(map(group_name, groups))
-    return Run(len(updates), len(names), units, names, timesteps)
+    return Run(len(updates), len(names), units, names, timesteps, branches)
 
 
 def hidden_spec(manifest: Manifest) -> TensorSpec:
-    """Of the hidden state between blocks."""
-    block = next(stage for stage in manifest.stages if stage.block)
+    """Return name, dtype and axes of the state between blocks."""
+    block = manifest.stages_of("block")[0]
     return next(spec for spec in block.graph.inputs if spec.name == "hidden")
 
 
 def residual_nbytes(manifest: Manifest, sizes: Mapping[str, int], granularity: Granularity) -> int:
-    """Memory that the cached residuals take, one a group."""
+    """Return the bytes that cached residuals take, one for each group."""
     if granularity == "model":  # of the latents' shape
         axes = ("samples", "frames", "height", "width")
         return manifest.latent.channels * np.dtype(np.float32).itemsize * math.prod(sizes[axis] for axis in axes)

@@ -20,13 +20,6 @@ from adacache_runtime.caching.policy import (
 ROLES = (DEFAULT, BLOCK_INPUT)
 
 
-def sites_of(manifest: Manifest, role: str) -> tuple[str, ...]:
-    """Return the sites of a bundle's probes with a role, in the order of execution."""
-    if role == DEFAULT:
-        return manifest.default_probes
-    return tuple(site for site, stage in manifest.probes().items() if not stage.block)
-
-
 def space_of(site: str) -> Space:
     """Return the space of the tensor that a site shows."""
     return "latents" if site in (LATENTS, VELOCITY) else "hidden"
@@ -50,7 +43,7 @@ def resolve(manifest: Manifest, needs: Needs, granularity: Granularity) -> tuple
     order = [*before, *after]
     measures: list[Measure] = []
     for measure in needs.measures:
-        sites = sites_of(manifest, measure.site) if measure.site in ROLES else (measure.site,)
+        sites = manifest.sites(measure.site) if measure.site in ROLES else (measure.site,)
         measures += [replace(measure, site=site) for site in sites or (measure.site,)]
     _check_sites(measures, order, list(known))
     for measure in measures:

@@ -58,7 +58,7 @@ def video_size(options: argparse.Namespace, manifest: Manifest, fps: float | Non
     height, width = size_of(options.size, options.aspect) if options.size else (None, None)
     frames = options.frames
     if options.duration:
-        named = manifest.latent.frames == "open-sora-vae"
+        named = manifest.names.only_named_durations
         frames = frames_of(options.duration, fps or manifest.video.fps, possible_frames(manifest), named)
     return VideoSize(height=height, width=width, frames=frames)
 

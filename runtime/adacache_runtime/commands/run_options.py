@@ -25,7 +25,7 @@ def run_parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help="repeat it to generate several in one batch; |0|TEXT|8|TEXT changes it at a loop",
     )
-    text("--aesthetic", type=float, metavar="SCORE", help="append a score that Open-Sora was trained with, such as 6.5")
+    text("--aesthetic", type=float, metavar="SCORE", help="append a score that some models read, such as 6.5")
     text("--motion", type=float, metavar="SCORE", help="likewise for the amount of motion")
     text("--camera", metavar="MOTION", help="likewise for the camera, such as 'pan right'")
     text(
@@ -104,8 +104,8 @@ def _add_given(parser: argparse.ArgumentParser) -> None:
         type=int,
         action="append",
         default=[],
-        help="frame of the video for each image, from 0, or from -1 at the end (default: 0); Open-Sora 1.2 can have "
-        "one where 17 frames begin, and takes the nearest",
+        help="frame of the video for each image, from 0, or from -1 at the end (default: 0); a model that "
+        "codes frames in chunks can have one where a chunk begins, and takes the nearest",
     )
     add("--video", metavar="FILE", type=Path, help="a clip to continue: the video begins with its last frames")
     add(

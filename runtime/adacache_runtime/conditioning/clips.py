@@ -6,13 +6,14 @@ Source: hpcaitech/Open-Sora v1.2, ``scripts/inference.py``: 5 latent frames of c
 from adacache_engines.bundle.manifest import LatentSpace
 from adacache_engines.errors import InputError
 from adacache_runtime.conditioning.references import Placement, alignment
-from adacache_runtime.samplers.rflow import CHUNK_FRAMES, CHUNK_LATENTS
 
-CONTINUED = CHUNK_LATENTS  # latent frames of a clip that the next one begins with
 
-# A clip begins with the last latent frames of the one before, and keeps them. They are taken as they are; the original
-# takes them through pixels, which are encoded again.
-CONTINUATION = Placement(reference_start=-CONTINUED, length=CONTINUED)
+def continuation(space: LatentSpace) -> Placement:
+    """Return the place of the last latent frames of a clip in the one that continues it, which keeps them.
+
+    They are taken as they are; the original takes them through pixels, which are encoded again.
+    """
+    return Placement(reference_start=-space.continued, length=space.continued)
 
 
 def check_continues(space: LatentSpace, frames: int) -> None:
@@ -21,16 +22,19 @@ def check_continues(space: LatentSpace, frames: int) -> None:
     Raises:
         InputError: they are too short, or do not end with a whole group.
     """
-    align = alignment(space)
-    if frames <= CONTINUED or frames % align:
-        what = f"a multiple of {CHUNK_FRAMES} frames, {2 * CHUNK_FRAMES} or more" if align > 1 else "more of them"
+    rule, continued = space.frames, space.continued
+    if frames <= continued or frames % alignment(space):
+        chunk, what = rule.chunk_frames, "more of them"
+        if alignment(space) > 1 and chunk is not None:
+            what = f"a multiple of {chunk} frames, {rule.frames_of(continued) + chunk} or more"
         raise InputError(
-            f"clips of {frames} latent frames cannot continue one another, each beginning with {CONTINUED} of the one "
+            f"clips of {frames} latent frames cannot continue one another, each beginning with {continued} of the one "
             f"before; choose {what}"
         )
 
 
 def joined_frames(space: LatentSpace, latent_frames: int, frames: int, clips: int) -> tuple[int, int]:
     """Return the latent frames and the frames of a video of several clips, each of ``latent_frames`` and ``frames``."""
-    again = CHUNK_FRAMES if alignment(space) > 1 else CONTINUED
-    return latent_frames + (clips - 1) * (latent_frames - CONTINUED), frames + (clips - 1) * (frames - again)
+    latents_again, frames_again = space.continued, space.frames.frames_of(space.continued)
+    more = clips - 1
+    return latent_frames + more * (latent_frames - latents_again), frames + more * (frames - frames_again)

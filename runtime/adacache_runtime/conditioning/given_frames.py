@@ -8,13 +8,11 @@ from numpy.typing import NDArray
 
 from adacache_engines.bundle.manifest import LatentSpace, Manifest
 from adacache_engines.errors import InputError, OutOfRangeError
-from adacache_runtime.conditioning.clips import CONTINUED
 from adacache_runtime.conditioning.masks import check_conditioned
 from adacache_runtime.conditioning.references import Placement, alignment, latent_index, mask_of, snapped
 from adacache_runtime.media.frames import Frames
 from adacache_runtime.media.pictures import read_image, read_last_frames
 from adacache_runtime.request import Request
-from adacache_runtime.samplers.rflow import CHUNK_FRAMES
 from adacache_runtime.vae.encode import check_encoder
 
 
@@ -62,16 +60,14 @@ def place_given(manifest: Manifest, request: Request, frames: int, latent_frames
         raise InputError("a mask says already which latents are kept: leave it out, or the images and the clip")
     placements, counts, notes = [], [], []
     if clip is not None:
-        placements.append(Placement(length=CONTINUED, edit_ratio=request.edit_ratio))
+        placements.append(Placement(length=space.continued, edit_ratio=request.edit_ratio))
         counts.append(clip_frames(space))
     for number, (image, at) in enumerate(zip(images, places, strict=True)):
         asked = latent_index(space, at, frames)
         start = snapped(asked, latent_frames, alignment(space))
         if start != asked:
-            frame = start // alignment(space) * CHUNK_FRAMES
-            notes.append(
-                f"{_name(image, number)}: at frame {frame}, the nearest to {at} where {CHUNK_FRAMES} frames begin"
-            )
+            frame, chunk = space.frames.frames_of(start), space.frames.chunk_frames
+            notes.append(f"{_name(image, number)}: at frame {frame}, the nearest to {at} where {chunk} frames begin")
         placements.append(Placement(reference=len(counts), start=start, edit_ratio=request.edit_ratio))
         counts.append(1)
     _check_places(placements, latent_frames, request.edit_ratio)
@@ -90,7 +86,7 @@ def check_accepts_images(manifest: Manifest) -> None:
 
 def clip_frames(space: LatentSpace) -> int:
     """Return how many frames at the end of a clip a video begins with."""
-    return CHUNK_FRAMES if alignment(space) > 1 else CONTINUED
+    return space.frames.frames_of(space.continued)
 
 
 def given_mask(space: LatentSpace, given: GivenFrames, samples: int, latent_frames: int) -> NDArray[np.float32]:

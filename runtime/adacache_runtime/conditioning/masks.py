@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_runtime.samplers.registry import SAMPLERS
 from adacache_runtime.samplers.update import TRAIN_TIMESTEPS, Floats, Update
 
 
@@ -84,9 +85,10 @@ def check_mask(
         InputError: the bundle cannot keep frames, or arrays do not belong together.
         OutOfRangeError: a value of the mask is not 0 to 1.
     """
-    if manifest.sampler.name != "rflow":
+    if not SAMPLERS[manifest.sampler.name].keeps_frames:
+        able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.keeps_frames)
         raise InputError(
-            f"a mask is for models that are sampled with rflow; this bundle's is {manifest.sampler.name}: leave it out"
+            f"a mask is for models that are sampled with {able}; this bundle's is {manifest.sampler.name}: leave it out"
         )
     check_conditioned(manifest)
     expected = (shape[0], shape[2])

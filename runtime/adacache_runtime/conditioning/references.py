@@ -1,12 +1,10 @@
 """Where frames that are given go, as Open-Sora's mask strategies say it.
 
-Latents come as its VAE makes them, 5 of each 17 frames. Such a group decodes by itself, so references begin where one
-does.
+Where a VAE codes a video in chunks, each chunk decodes by itself, so references begin where one does.
 
 Source: hpcaitech/Open-Sora v1.2, ``opensora/utils/inference_utils.py``.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +13,6 @@ from numpy.typing import NDArray
 
 from adacache_engines.bundle.manifest import LatentSpace
 from adacache_engines.errors import InputError, OutOfRangeError
-from adacache_runtime.samplers.rflow import CHUNK_FRAMES, CHUNK_LATENTS
 
 Floats = NDArray[np.float32]
 
@@ -52,7 +49,7 @@ class _Span:
 
 def alignment(space: LatentSpace) -> int:
     """Return the number of latent frames of a group, where references may begin."""
-    return CHUNK_LATENTS if space.frames == "open-sora-vae" else 1
+    return space.frames.chunk_latents
 
 
 def snapped(index: int, frames: int, align: int) -> int:
@@ -137,7 +134,4 @@ def latent_index(space: LatentSpace, frame: int, frames: int) -> int:
     from_start = frame + frames if frame < 0 else frame
     if not 0 <= from_start < frames:
         raise OutOfRangeError(f"the video has no frame {frame}; it has {frames}, from 0, or from -1 at its end")
-    if space.frames != "open-sora-vae":
-        return from_start
-    group, rest = divmod(from_start, CHUNK_FRAMES)
-    return CHUNK_LATENTS * group + math.ceil(rest / 4)
+    return space.frames.latent_frame_of(from_start)

@@ -15,7 +15,7 @@ from adacache_engines.contract.dry_run import Asked, Known, Paper, PaperBackend,
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import EngineError, OutOfRangeError
 from adacache_runtime.denoising.assembly import assemble
-from adacache_runtime.denoising.device_plan import Engines
+from adacache_runtime.denoising.stages import Engines
 from adacache_runtime.request import Request
 from adacache_runtime.settled import Settled
 from adacache_runtime.vae.chunks import video_frames
@@ -146,11 +146,11 @@ def estimate_memory(
     )
     manifest = bundle.manifest
     assembly = assemble(manifest, asked, device, request, settled, sizes)
-    plan = assembly.plan
+    stages = assembly.stages
     probes = [*assembly.probed.values(), *(probe.cached for probe in assembly.probes)]
-    if plan.unwatched is not None:
-        probes.append(plan.unwatched)
-    kinds = {"hidden": plan.hidden, "residuals": assembly.residuals, "probes": probes}
+    if stages.unwatched is not None:
+        probes.append(stages.unwatched)
+    kinds = {"hidden": stages.hidden, "residuals": assembly.residuals.buffers, "probes": probes}
     nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
     weights = backend.weights_nbytes(manifest.loop_graphs())
     counts = settled.given.counts if settled.given else ()

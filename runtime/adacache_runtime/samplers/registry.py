@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from adacache_engines.bundle.manifest import Manifest
+from adacache_engines.bundle.tensors import NUMPY_DTYPES
 from adacache_runtime.samplers.ddim import ddim
 from adacache_runtime.samplers.pndm import pndm
-from adacache_runtime.samplers.rflow import condition_dtype, rflow, rflow_timesteps, transform_ratio
+from adacache_runtime.samplers.rflow import rflow, rflow_timesteps, shift_ratio
 from adacache_runtime.samplers.update import Update
 
 
@@ -32,22 +33,36 @@ class Sampling:
     idle_call: bool = False
 
 
-def dtype_of_conditions(manifest: Manifest) -> np.dtype:
-    """Return the type to which timesteps and sizes are rounded before the model gets them."""
-    return condition_dtype(manifest.precision if manifest.sampler.rounds_conditions else "fp32")
+@dataclass(frozen=True)
+class Sampler:
+    """An entry of the registry.
+
+    Attributes:
+        updates: makes the updates of all calls.
+        keeps_frames: data and noise are joined by a straight line, so that a frame that is given can be brought to any
+            timestep, and be kept.
+    """
+
+    updates: Callable[[Manifest, Sampling], Iterator[Update]]
+    keeps_frames: bool = False
+
+
+def condition_dtype(manifest: Manifest) -> np.dtype:
+    """Return the type to which timesteps, sizes and frames per second are rounded before the model gets them."""
+    return NUMPY_DTYPES[manifest.sampler.condition_dtype]
 
 
 def _rflow(manifest: Manifest, asked: Sampling) -> Iterator[Update]:
-    ratio = None
-    if manifest.sampler.timestep_transform:
-        ratio = transform_ratio(asked.height, asked.width, asked.frames, dtype_of_conditions(manifest))
+    shift, ratio = manifest.sampler.timestep_shift, None
+    if shift is not None:
+        ratio = shift_ratio(shift, asked.height, asked.width, asked.frames, condition_dtype(manifest))
     return rflow(rflow_timesteps(asked.steps, asked.samples, ratio))
 
 
-SAMPLERS: Mapping[str, Callable[[Manifest, Sampling], Iterator[Update]]] = {
-    "ddim": lambda _manifest, asked: ddim(asked.steps, asked.samples),
-    "pndm": lambda _manifest, asked: pndm(asked.steps, asked.samples, asked.idle_call),
-    "rflow": _rflow,
+SAMPLERS: Mapping[str, Sampler] = {
+    "ddim": Sampler(lambda _manifest, asked: ddim(asked.steps, asked.samples)),
+    "pndm": Sampler(lambda _manifest, asked: pndm(asked.steps, asked.samples, asked.idle_call)),
+    "rflow": Sampler(_rflow, keeps_frames=True),
 }
 
 
@@ -60,4 +75,4 @@ def updates(
         OutOfRangeError: the sampler cannot make so few or so many steps, or has no timesteps for this size.
     """
     asked = Sampling(steps, samples, height, width, frames, idle_call)
-    return list(SAMPLERS[manifest.sampler.name](manifest, asked))
+    return list(SAMPLERS[manifest.sampler.name].updates(manifest, asked))

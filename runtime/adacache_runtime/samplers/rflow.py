@@ -2,52 +2,41 @@
 
 from collections.abc import Iterator
 
-import ml_dtypes
 import numpy as np
 
-from adacache_engines.bundle.manifest import Precision
+from adacache_engines.bundle.manifest import TimestepShift
 from adacache_engines.errors import OutOfRangeError
 from adacache_runtime.samplers.update import TRAIN_TIMESTEPS, Floats, Update
 
-REFERENCE_SIZE = 512  # pixels, of the timestep transform
-CHUNK_FRAMES, CHUNK_LATENTS = 17, 5  # pixel frames and latent frames of a chunk of the VAE
 
-
-def condition_dtype(precision: Precision) -> np.dtype:
-    """Return the type in which sizes and timesteps are rounded: bfloat16 with bfloat16 weights.
-
-    float16 could not hold height x width, so there, unlike in Open-Sora, they stay float32.
-    """
-    return np.dtype(ml_dtypes.bfloat16 if precision == "bf16" else np.float32)
-
-
-def transform_ratio(height: int, width: int, frames: int, dtype: np.dtype) -> np.generic:
-    """Return how much large and long videos shift timesteps to noise: sqrt(h w / 512^2) sqrt(latent chunks); 1 = not.
+def shift_ratio(shift: TimestepShift, height: int, width: int, frames: int, dtype: np.dtype) -> np.generic:
+    """Return the ratio by which a video's size shifts timesteps towards noise; 1 = not at all.
 
     Source: Open-Sora v1.2 ``schedulers/rf/rectified_flow.py``, after Stable Diffusion 3 (arXiv 2403.03206, eq. 23).
 
     Args:
+        shift: numbers of the model.
         height, width: size of the video in pixels.
-        frames: number of pixel frames.
-        dtype: type in which the original evaluates it, see :func:`condition_dtype`.
+        frames: number of frames of the video.
+        dtype: type in which the ratio is evaluated, that of the model's conditions.
 
     Raises:
-        OutOfRangeError: ``frames`` is 2 to 16, for which the original's timesteps are NaN.
+        OutOfRangeError: ``frames`` are more than one and less than a chunk, for which the original's timesteps are NaN.
     """
-    if 1 < frames < CHUNK_FRAMES:
+    if 1 < frames < shift.chunk_frames:
         raise OutOfRangeError(
             f"{frames} frames have no timesteps: the model's schedule is defined for 1 frame (an image) and from "
-            f"{CHUNK_FRAMES} frames on; choose one of these"
+            f"{shift.chunk_frames} frames on; choose one of these"
         )
     number = dtype.type
-    area = number(height) * number(width) / number(REFERENCE_SIZE**2)
-    chunks = number(1 if frames == 1 else frames // CHUNK_FRAMES * CHUNK_LATENTS)
+    area = number(height) * number(width) / number(shift.reference_pixels)
+    chunks = number(1 if frames == 1 else frames // shift.chunk_frames * shift.chunk_latents)
     ratio: np.generic = np.sqrt(area) * np.sqrt(chunks)
     return ratio
 
 
 def rflow_timesteps(steps: int, samples: int, ratio: np.generic | None = None) -> Floats:
-    """Return timesteps (steps, samples) float32 from 1000 down, evenly spaced or shifted by :func:`transform_ratio`."""
+    """Return timesteps (steps, samples) float32 from 1000 down, evenly spaced or shifted by :func:`shift_ratio`."""
     even = np.array([(1.0 - i / steps) * TRAIN_TIMESTEPS for i in range(steps)], np.float32)
     timesteps = np.repeat(even[:, None], samples, axis=1)
     if ratio is None:

@@ -149,6 +149,7 @@ def clean(prompt: str, trims: bool = True) -> str:
 
 # what the tokenizer gets: the cleaning applied to its own result
 CLEANINGS: Mapping[str, Callable[[str], str]] = {
-    "open-sora": lambda prompt: clean(clean(prompt)),
-    "deepfloyd": lambda prompt: clean(clean(prompt, trims=False), trims=False),
+    "plain": lambda prompt: prompt,
+    "html-and-captions-trimmed": lambda prompt: clean(clean(prompt)),
+    "html-and-captions": lambda prompt: clean(clean(prompt, trims=False), trims=False),
 }

@@ -89,6 +89,6 @@ def _digest(path: Path, states: NDArray[np.float32]) -> bytes:
 
 def encoder_digest(manifest: Manifest) -> str:
     """Of all that decides what a bundle's text encoder makes of tokens."""
-    graphs, weights = manifest.text.encoder_graphs(), manifest.weight_files()
+    graphs, weights = manifest.text.encoder_stages, manifest.weight_files()
     used = [manifest.files[path].sha256 for graph in graphs for path in (graph.path, weights[graph.name])]
     return hashlib.sha256(json.dumps([manifest.text.precision, used]).encode()).hexdigest()

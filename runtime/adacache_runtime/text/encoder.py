@@ -55,7 +55,7 @@ def _run(rule: TextRule, backend: Backend, rows: Sequence[Tokens]) -> list[State
     """States (length, width) of each row."""
     device, sizes = backend.device, {"batch": 1, "text": rule.max_length}
     held: list[dict[str, Buffer]] = [{} for _ in rows]  # by tensor
-    for index, graph in enumerate(rule.encoder_graphs()):
+    for index, graph in enumerate(rule.encoder_stages):
         engine = backend.load(graph)
         for row, tensors in zip(rows, held, strict=True):
             made = [*graph.outputs, *([] if index else graph.inputs)]

@@ -20,7 +20,7 @@ def warm_ups(pipeline: Pipeline) -> Iterator[Request]:
     They run every stage in full and reused, the signals of policies, and the encoder of images.
     """
     manifest = pipeline.bundle.manifest
-    policy = MEASURING if manifest.default_probes else FixedInterval(every=2)
+    policy = MEASURING if manifest.sites("default") else FixedInterval(every=2)
     request = Request(prompts=("warm-up",), steps=WARM_UP_STEPS, policy=policy)
     yield request
     space = manifest.latent

@@ -4,7 +4,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from adacache_runtime.generation import Checked
 from adacache_runtime.generation import check as check_request
 from adacache_runtime.media.video import Frames
 from adacache_runtime.request import Request
-from adacache_runtime.settled import settle
+from adacache_runtime.settled import settle, why_not
 from adacache_runtime.text.prompts import read_text
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
@@ -48,7 +48,7 @@ def check_servable(folder: Path, manifest: Manifest) -> None:
     Raises:
         InputError: the bundle in this folder has no text encoder or no decoder.
     """
-    if not manifest.text.encoder_graphs():
+    if not manifest.text.encoder_stages:
         raise InputError(f"{folder} has no text encoder: add one with adacache-export {folder} --text-encoder DIR")
     if manifest.latent.decoder == "none":
         raise InputError(f"{folder} has no decoder: add one with adacache-export {folder} --vae DIR")
@@ -157,7 +157,7 @@ def _frames(request: Request, order: CreateVideo, manifest: Manifest) -> Request
         return replace(request, frames=order.frames)
     if order.frames is not None:
         raise InputError("seconds and frames are both given; give one of them")
-    named = manifest.latent.frames == "open-sora-vae"
+    named = manifest.names.only_named_durations
     duration = f"{order.seconds:.6f}".rstrip("0").rstrip(".") + "s"
     return replace(request, frames=frames_of(duration, manifest.video.fps, possible_frames(manifest), named))
 
@@ -202,7 +202,25 @@ def _blaming(field: str) -> Iterator[None]:
         raise FieldError(field, str(error)) from error
 
 
-def policies(manifest: Manifest) -> list[tuple[str, str]]:
-    """Return the names and notes of a model's presets."""
-    own = manifest.policies
-    return [(name, own[name].note if name in own else "") for name in sorted({*PRESETS, *own})]
+@dataclass(frozen=True)
+class Offer:
+    """A preset, as it is offered for a model.
+
+    Attributes:
+        name: name of the preset.
+        note: where its constants come from; empty where there is nothing to say.
+        why_not: why the bundle cannot run it; None = it can.
+    """
+
+    name: str
+    note: str
+    why_not: str | None
+
+
+def offered_policies(bundle: Bundle) -> list[Offer]:
+    """Return all presets of a model, by name."""
+    own = bundle.manifest.policies
+    return [
+        Offer(name, own[name].note if name in own else "", why_not(bundle, policy_of(name, bundle.manifest)))
+        for name in sorted({*PRESETS, *own})
+    ]

@@ -12,7 +12,6 @@ from rich.console import Console
 
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError, require
-from adacache_runtime.caching.measures import sites_of
 from adacache_runtime.commands.options import add_opening, add_video, opening_from, video_size
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import even_progress
@@ -207,7 +206,7 @@ def _methods(options: argparse.Namespace, manifest: Manifest, settled: Settled) 
 def _problem(method: str, manifest: Manifest, settled: Settled) -> str | None:
     """Why a method is not possible, and what to do; None where it is."""
     role = NEEDS.get(method)
-    if role is not None and not sites_of(manifest, role):
+    if role is not None and not manifest.sites(role):
         return f"measures {role}, which this bundle has no probe for; export with --probe {role}"
     if method == MOTION and settled.latent_shape[2] < 2:
         return "goes by motion, and an image has none; choose more --frames"

@@ -40,7 +40,7 @@ class Row:
         policy: its label.
         calls, computed: of the denoiser, and those of them in which a block ran in full.
         passes: of guidance in the computed calls: a call that is guided evaluates the model once a branch.
-        flops: None where the bundle was exported before operations were counted.
+        flops: None where the bundle's stages do not count their operations.
         wall_ms: of all calls.
         time_ratio: full compute's time over this one.
         same: whether every pixel is full compute's; None where the bundle has no decoder.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from adacache_runtime.reports.summary import milliseconds
-from adacache_runtime.trace import CallRecord, Trace
+from adacache_runtime.trace import CallRecord, Trace, lanes
 
 WIDTH, LEFT, RIGHT = 960, 76, 10  # pixels; left of the panels stand their names and numbers
 GAP, CAPTION = 16, 20  # between panels, and above each for its name
@@ -92,9 +92,7 @@ def _chart(trace: Trace, panels: Sequence[tuple[str, int, Callable[[float, float
 
 
 def _cells(trace: Trace, top: float, height: float) -> str:
-    rows = [record.compute for record in trace.calls]
-    if all(len(set(row)) == 1 for row in rows):
-        rows = [row[:1] for row in rows]
+    rows = lanes(trace)
     width, tall = _pitch(trace) * 0.88, height / len(rows[0])
     drawn = []
     for record, row in zip(trace.calls, rows, strict=True):
@@ -106,8 +104,7 @@ def _cells(trace: Trace, top: float, height: float) -> str:
 
 
 def _rows_height(trace: Trace) -> int:
-    alike = all(len(set(record.compute)) == 1 for record in trace.calls)
-    return 22 if alike else max(22, min(6 * len(trace.calls[0].compute), 160))
+    return max(22, min(6 * len(lanes(trace)[0]), 160))
 
 
 def _line_panel(trace: Trace, points: Points, steps: bool) -> Callable[[float, float], str]:

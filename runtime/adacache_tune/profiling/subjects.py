@@ -47,7 +47,7 @@ def subjects(manifest: Manifest, only: Sequence[str], encoder: bool) -> list[Sub
     known = [Subject(stage.graph, "block" if stage.block else "stage") for stage in manifest.stages]
     known += [Subject(graph, "reuse" if name == REUSE else "arithmetic") for name, graph in manifest.arithmetic.items()]
     known += [Subject(graph, "arithmetic") for graph in manifest.signal_graphs()]
-    chain = [Subject(graph, "encoder") for graph in manifest.text.encoder_graphs()]
+    chain = [Subject(graph, "encoder") for graph in manifest.text.encoder_stages]
     if encoder or any(subject.name in only for subject in chain):
         known = [*chain, *known]
     names = [subject.name for subject in known]
@@ -78,7 +78,7 @@ def text_length(bundle: Bundle, prompt: str) -> int:
     Raises:
         InputError: the bundle has no text encoder.
     """
-    if not bundle.manifest.text.encoder_graphs():
+    if not bundle.manifest.text.encoder_stages:
         raise InputError(
             "this bundle has no text encoder for --prompt; leave it out and give --text-length: the embeddings are "
             "random then"

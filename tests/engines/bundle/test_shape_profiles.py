@@ -10,6 +10,7 @@ from adacache_engines.bundle.latent_space import Windows
 from adacache_engines.bundle.manifest import Graph, LatentSpace, Manifest
 from adacache_engines.bundle.shape_profiles import covers, fixed_profile, shape_profile, vae_ranges
 from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_export.frame_rules import CHUNKS_OF_17
 from tests.helpers.fake_model import manifest
 
 LIMITS = {"samples": (1, 4), "text": (1, 300), "frames": (1, 128), "height": (1, 135), "width": (1, 240)}
@@ -18,7 +19,7 @@ LIMITS = {"samples": (1, 4), "text": (1, 300), "frames": (1, 128), "height": (1,
 @pytest.fixture(scope="module")
 def open_sora() -> Manifest:
     """The latent of Open-Sora 1.2."""
-    latent = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=8, frames="open-sora-vae", decoder="none")
+    latent = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=8, frames=CHUNKS_OF_17, decoder="none")
     plain = manifest()
     text = plain.text.model_copy(update={"max_length": 300})
     return plain.model_copy(update={"latent": latent, "text": text, "profiles": {"default": LIMITS}})
@@ -39,7 +40,7 @@ def test_published_sizes(open_sora: Manifest, name: str, latent: tuple[int, int,
     assert tuple(profile[axis] for axis in ("frames", "height", "width")) == tuple((size,) * 3 for size in latent)
     assert profile["tokens"] == (tokens,) * 3
     assert profile["patch_frames"] == (latent[0],) * 3
-    assert (profile["samples"], profile["batch"]) == ((1, 1, 1), (2, 2, 2))
+    assert (profile["samples"], profile["batch"]) == ((1, 1, 1), (1, 2, 2))
     assert profile["text"] == (1, 300, 300)
     assert profile["pairs"] == (1, latent[0] - 1, latent[0] - 1)
 
@@ -48,7 +49,7 @@ def test_ranges(open_sora: Manifest) -> None:
     profile = shape_profile(open_sora, "240p..480p..720p:image..2s:1..4")
     assert profile["height"] == (30, 60, 90)
     assert profile["frames"] == (1, 15, 15)  # the usual one of two is the largest
-    assert (profile["samples"], profile["batch"]) == ((1, 4, 4), (2, 8, 8))
+    assert (profile["samples"], profile["batch"]) == ((1, 4, 4), (1, 8, 8))
     assert profile["tokens"] == (405, 1590, 3600)
 
 
@@ -59,7 +60,7 @@ small, large = some.integers(16, 500), some.integers(500, 1000)
 def test_what_lies_between_is_covered(
     low_height: int, low_width: int, high_height: int, high_width: int, few: int, many: int, data: some.DataObject
 ) -> None:
-    latent = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=8, frames="open-sora-vae", decoder="none")
+    latent = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=8, frames=CHUNKS_OF_17, decoder="none")
     plain = manifest().model_copy(update={"latent": latent, "profiles": {"default": LIMITS}})
     profile = shape_profile(plain, f"{low_height}x{low_width}..{high_height}x{high_width}:{few}f..{many}f")
     axes = {

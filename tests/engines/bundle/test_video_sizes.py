@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from adacache_engines.bundle.files import read_manifest
-from adacache_engines.bundle.manifest import LatentSpace, Manifest
+from adacache_engines.bundle.manifest import FrameRule, Manifest, VideoNames
 from adacache_engines.bundle.shape_profiles import possible_frames
 from adacache_engines.bundle.video_sizes import ASPECTS, RESOLUTIONS, size_of
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_export.commands.export import main as export
+from adacache_export.frame_rules import CHUNKS_OF_17, EACH_FRAME, FIRST_THEN_FOURS
 from adacache_runtime.commands.options import add_size, video_size
 from adacache_runtime.commands.run import main as run
 
@@ -79,11 +80,12 @@ def asked(manifest: Manifest, *arguments: str, fps: float | None = None) -> tupl
 @pytest.fixture(scope="module")
 def open_sora(decoding_folder: Path) -> Manifest:
     """A manifest with the latents of Open-Sora."""
-    return with_frames(read_manifest(decoding_folder), "open-sora-vae", 1, 120)
+    plain = with_frames(read_manifest(decoding_folder), CHUNKS_OF_17, 1, 120)
+    return plain.model_copy(update={"names": VideoNames(durations=DURATIONS, only_named_durations=True)})
 
 
-def with_frames(manifest: Manifest, frames: str, low: int, high: int) -> Manifest:
-    latent = LatentSpace.model_validate({**manifest.latent.model_dump(), "frames": frames})
+def with_frames(manifest: Manifest, frames: FrameRule, low: int, high: int) -> Manifest:
+    latent = manifest.latent.model_copy(update={"frames": frames})
     profiles = {name: {**profile, "frames": (low, high)} for name, profile in manifest.profiles.items()}
     return manifest.model_copy(update={"latent": latent, "profiles": profiles})
 
@@ -106,7 +108,7 @@ def test_nothing_is_the_default_of_the_bundle(open_sora: Manifest) -> None:
 
 
 def test_durations_of_others_go_by_their_frames_a_second(decoding_folder: Path) -> None:
-    latte = with_frames(read_manifest(decoding_folder), "identity", 1, 16)
+    latte = with_frames(read_manifest(decoding_folder), EACH_FRAME, 1, 16)
     assert latte.video.fps == 8
     assert asked(latte, "--duration", "2s")[2] == 16
     assert asked(latte, "--duration", "0.5s")[2] == 4
@@ -118,7 +120,7 @@ def test_durations_of_others_go_by_their_frames_a_second(decoding_folder: Path) 
 
 
 def test_durations_of_a_causal_vae(decoding_folder: Path) -> None:
-    plan = with_frames(read_manifest(decoding_folder), "causal-vae", 17, 17)
+    plan = with_frames(read_manifest(decoding_folder), FIRST_THEN_FOURS, 17, 17)
     frames = possible_frames(plan)
     assert 65 in frames
     assert {plan.latent.latent_frames(count) for count in frames} == {17}

@@ -3,12 +3,14 @@
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from adacache_engines.bundle.files import open_bundle
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.bundle.tensors import NUMPY_DTYPES
 from adacache_engines.contract.device import HostBuffer
@@ -16,7 +18,6 @@ from adacache_engines.errors import EngineError, InputError, MissingDependencyEr
 from adacache_engines.onnxruntime.backend import PROVIDERS, OnnxRuntime, OrtBackend
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.samplers import registry as sampling
 from tests.helpers.reference import request
 
 SIZES = {"batch": 2, "patch_frames": 3, "tokens": 4, "text": 5, "samples": 1, "frames": 3, "height": 4, "width": 4}
@@ -187,7 +188,6 @@ def test_memory_that_a_run_holds(pipeline: Pipeline) -> None:
 def test_half_precision_is_near_full_precision(
     pipeline: Pipeline,
     exported: Callable[..., Path],
-    monkeypatch: pytest.MonkeyPatch,
     precision: str,
     least: float,
     most: float,
@@ -195,8 +195,9 @@ def test_half_precision_is_near_full_precision(
     """Relative L2 of the latents after 30 steps. Timesteps and sizes are not rounded to bfloat16 here: in a network
     of random weights that alone is ten times the error of its arithmetic.
     """
-    monkeypatch.setattr(sampling, "condition_dtype", lambda _precision: np.dtype(np.float32))
-    half = Pipeline.open(exported(precision))
+    bundle = open_bundle(exported(precision))
+    unrounded = bundle.manifest.sampler.model_copy(update={"condition_dtype": "float32"})
+    half = Pipeline.open(replace(bundle, manifest=bundle.manifest.model_copy(update={"sampler": unrounded})))
     assert (
         half.prepare(request()).residual_nbytes()["stack"]
         == pipeline.prepare(request()).residual_nbytes()["stack"] // 2

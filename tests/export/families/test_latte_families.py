@@ -200,13 +200,17 @@ def test_nonsense_in_config_json(field: str, value: Any) -> None:
 def test_latte_is_described_as_published() -> None:
     described = LATTE.describe(RELEASED, None)
     assert (described.sampler.name, described.sampler.steps, described.sampler.guidance) == ("ddim", 50, 7.5)
-    assert not described.sampler.rounds_conditions
+    assert LATTE.describe(RELEASED, None, "bfloat16").sampler.condition_dtype == "float32"
     video, latent = described.video, described.latent
     assert (video.height, video.width, video.frames, video.fps) == (512, 512, 16, 8)
     assert latent.token_axes(16, 64, 64) == {"patch_frames": 16, "tokens": 1024}
     assert described.guidance.order == ("unconditional", "conditional")
     assert described.guidance.null_captions is None
-    assert (described.text.max_length, described.text.cleaning, described.text.masking) == (120, "deepfloyd", "cut")
+    assert (described.text.max_length, described.text.cleaning, described.text.masking) == (
+        120,
+        "html-and-captions",
+        "cut",
+    )
     assert described.probe == "temporal.13.attn"
     assert {name: profile["frames"] for name, profile in described.profiles.items()} == {
         "clip": (16, 16),

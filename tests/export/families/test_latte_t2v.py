@@ -250,9 +250,9 @@ def test_engines_with_open_sora_plans_spatial_mask(tmp_path: Path) -> None:
     sizes_now = {"batch": 2, "frames": 5, "height": 8, "width": 8, "patch_frames": 5, "tokens": 16, "text": 6}
     tensors = dict(inputs)
     for stage in stages:
-        if stage.kind not in traced:
-            traced[stage.kind] = trace(stage, sizes)
-        write_graph(tmp_path / f"{stage.name}.onnx", traced[stage.kind], stage, path, locations)
+        if stage.traced_as not in traced:
+            traced[stage.traced_as] = trace(stage, sizes)
+        write_graph(tmp_path / f"{stage.name}.onnx", traced[stage.traced_as], stage, path, locations)
         graph = Graph(name=stage.name, path=f"{stage.name}.onnx", inputs=stage.inputs, outputs=stage.outputs)
         outputs = run_graph(backend, graph, tensors, sizes_now)
         tensors.update({key.removesuffix(OUT): value for key, value in outputs.items()})
@@ -294,7 +294,7 @@ def test_never_reusing_is_the_same_in_both_granularities_to_the_bit(name: str, p
 
 def test_adacache_measures_the_middle_block_and_runs(name: str, pipeline: Pipeline) -> None:
     original = ORIGINALS[name]
-    assert pipeline.bundle.manifest.default_probes == ("temporal.1.attn",)
+    assert pipeline.bundle.manifest.sites("default") == ("temporal.1.attn",)
     distances = [
         call.observation.get("distance")
         for call in pipeline.generate(request(original, policy=AdaCache(codebook=[(1.0, 1)]))).trace.calls[1:]

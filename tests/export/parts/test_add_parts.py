@@ -12,10 +12,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from adacache_engines.bundle.files import open_bundle, read_manifest, replace_manifest, sha256_file
-from adacache_engines.bundle.manifest import LatentSpace, Manifest
+from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import CheckpointError, EngineError, InputError
 from adacache_engines.tensorrt.plans import ENGINES, check_plans, find
 from adacache_export.commands.export import main as export
+from adacache_export.frame_rules import FIRST_THEN_FOURS
 from adacache_export.options import PartOptions
 from adacache_export.parts import add_parts as adding_parts
 from adacache_export.parts.add_parts import Added, add_parts
@@ -40,7 +41,7 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All encoders here have one shape, as all VAEs. Logs are not collected: that takes longer than tracing."""
 
     def trace_once(stage: Stage, sizes: Mapping[str, int]) -> ir.Model:
-        key = (stage.kind, next(stage.module.parameters()).dtype)
+        key = (stage.traced_as, next(stage.module.parameters()).dtype)
         if key not in TRACED:
             TRACED[key] = trace(stage, sizes)
         return TRACED[key]
@@ -246,7 +247,7 @@ def test_refused(case: str, decoding_folder: Path, capsys: Capture) -> None:
 
 def test_a_part_that_does_not_fit(whole: Path, vae_folder: Path) -> None:
     manifest = read_manifest(whole)
-    latent = LatentSpace.model_validate({**manifest.latent.model_dump(), "frames": "causal-vae"})
+    latent = manifest.latent.model_copy(update={"frames": FIRST_THEN_FOURS})
     replace_manifest(whole, manifest.model_copy(update={"latent": latent}))
     with pytest.raises(InputError, match="are other latent frames to AutoencoderKL"):
         add_parts(whole, PartOptions(vae=vae_folder), Progress())

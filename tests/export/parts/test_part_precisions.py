@@ -170,7 +170,7 @@ def test_a_text_encoder_with_weights_that_float16_cannot_hold(t5_folder: Path, t
     shutil.copytree(t5_folder.parent, tmp_path / "t5")
     name = "encoder.block.1.layer.0.SelfAttention.q.weight"
     set_weights(tmp_path / "t5" / "text_encoder", lambda tensors: tensors[name][0].fill_(7e4))
-    rule = TextRule(max_length=60, width=24, cleaning="deepfloyd")
+    rule = TextRule(max_length=60, width=24, cleaning="html-and-captions")
     encoder = open_text_encoder(tmp_path / "t5" / "text_encoder", "float16")
     (tmp_path / "bundle").mkdir()
     with pytest.raises(ExportError, match=rf"{name} has values beyond 65504, .*: use bf16 or fp32"):
@@ -232,6 +232,6 @@ def test_plans_of_parts_build(
         assert dtypes_outside(graph) == {"float32"}
         assert graph.check
         assert (graph.check.error > 1e-4) == (precision == "bf16")
-    for graph in manifest.text.encoder_graphs()[1:-1]:
+    for graph in manifest.text.encoder_stages[1:-1]:
         assert set(graph.weight_dtypes) == {DTYPES[text], DTYPES["fp32" if text == "fp16" else text]}
         assert dtypes_outside(graph) == {DTYPES[text] if text == "bf16" else "float32"}

@@ -17,7 +17,7 @@ GB = 1.0
 def test_a_text_encoder_of_a_gigabyte(layout: str, tmp_path: Path) -> None:
     costs, nbytes = measure(tmp_path, GB * 1e9, layout)
     assert nbytes == pytest.approx(GB * 1e9, rel=0.1)
-    graphs = open_bundle(tmp_path / "model.adacache").manifest.text.encoder_graphs()
+    graphs = open_bundle(tmp_path / "model.adacache").manifest.text.encoder_stages
     assert len(graphs) == LAYERS + 2
     assert all(graph.check and graph.check.error <= graph.check.tolerance for graph in graphs)
     assert costs.peak_mb * 1e6 <= 1.5 * nbytes

@@ -43,17 +43,17 @@ def test_engines_equal_transformers(proj, precision, tmp_path, tokenizer_json):
     model.save_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text(tokenizer_json, "utf-8")
     encoder = open_text_encoder(tmp_path, DTYPES[precision])
-    rule = TextRule(max_length=60, width=SIZES["d_model"], cleaning="deepfloyd")
+    rule = TextRule(max_length=60, width=SIZES["d_model"], cleaning="html-and-captions")
     part, rule = add_encoder(tmp_path, encoder, rule, precision, Progress())
     assert rule.precision == precision
-    assert [graph.name for graph in rule.encoder_graphs()] == [
+    assert [graph.name for graph in rule.encoder_stages] == [
         *("encoder.embed", "encoder.00", "encoder.01", "encoder.final"),
     ]
-    paths = [tmp_path / graph.path for graph in rule.encoder_graphs()]
+    paths = [tmp_path / graph.path for graph in rule.encoder_stages]
     assert all(path.stat().st_size < 50_000 for path in paths)  # no weights in them
     element = 4 if precision == "fp32" else 2
     weights = sum(value.numel() for value in model.parameters()) * element
-    assert sum(graph.weights_nbytes for graph in rule.encoder_graphs()) == weights
+    assert sum(graph.weights_nbytes for graph in rule.encoder_stages) == weights
     assert weights < part.files[part.weights].nbytes < weights + 10_000
     tokens, mask = inputs(3, 60)
     (got,) = encode(rule, OrtBackend(tmp_path), [Tokens(tokens.numpy(), mask.numpy())])
@@ -75,7 +75,7 @@ def test_padding_does_not_reach_the_text(folder):
 def test_stages(folder):
     stages = open_text_encoder(folder).stages
     first, *blocks, last = stages
-    assert [(stage.name, stage.kind) for stage in stages] == [
+    assert [(stage.name, stage.traced_as) for stage in stages] == [
         ("encoder.embed", "encoder.embed"),
         ("encoder.00", "encoder.block"),
         ("encoder.01", "encoder.block"),

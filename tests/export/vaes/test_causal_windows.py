@@ -9,6 +9,7 @@ import pytest
 
 from adacache_engines.bundle.latent_space import LatentSpace, Windows
 from adacache_engines.contract.device import Array, HostBuffer, HostDevice
+from adacache_export.frame_rules import FIRST_THEN_FOURS
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.samplers.update import Floats
@@ -28,7 +29,7 @@ SPACE = LatentSpace(
     channels=WIDTH,
     patch=(1, 1, 1),
     spatial_factor=FACTOR,
-    frames="causal-vae",
+    frames=FIRST_THEN_FOURS,
     decoder="causal-vae",
     decoding=(DECODER,),
     windows=Windows(frames=4 * WINDOW - 3, latents=WINDOW, stretch=4, short=3, shared=1),

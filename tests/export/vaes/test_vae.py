@@ -17,6 +17,7 @@ from adacache_engines.errors import AdaCacheError, CheckpointError, InputError, 
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.commands.export import main as export
 from adacache_export.convert import convert
+from adacache_export.frame_rules import CHUNKS_OF_17, FIRST_THEN_FOURS
 from adacache_export.options import Options
 from adacache_export.vaes.coding import PREFIX
 from adacache_export.vaes.registry import open_vae, recognise_vae
@@ -277,9 +278,9 @@ def test_models_that_no_autoencoder_kl_belongs_to(vae_folder: Path) -> None:
     with pytest.raises(InputError, match=r"makes pixels itself .*leave --vae out"):
         recognise_vae(vae_folder, LATTE_LATENT.model_copy(update={"decoder": "pixels"}))
     with pytest.raises(InputError, match=r"other latent frames to AutoencoderKL .* a folder with OpenSoraVAE_V1_2"):
-        recognise_vae(vae_folder, LATTE_LATENT.model_copy(update={"frames": "open-sora-vae"}))
+        recognise_vae(vae_folder, LATTE_LATENT.model_copy(update={"frames": CHUNKS_OF_17}))
     with pytest.raises(InputError, match=r"other latent frames to AutoencoderKL .* a folder with CausalVAEModel"):
-        recognise_vae(vae_folder, LATTE_LATENT.model_copy(update={"frames": "causal-vae"}))
+        recognise_vae(vae_folder, LATTE_LATENT.model_copy(update={"frames": FIRST_THEN_FOURS}))
 
 
 def test_export_says_so_before_it_reads_the_weights(checkpoint: Path, vae_folder: Path, tmp_path: Path) -> None:

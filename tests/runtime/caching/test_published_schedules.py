@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from adacache_engines.bundle.manifest import Preset
 from adacache_engines.errors import InputError, PolicyError
 from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
+from adacache_export.families.open_sora.family import SHIFT
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.open_sora_plan import family as open_sora_plan
 from adacache_export.families.registry import FAMILIES
@@ -25,7 +28,7 @@ from adacache_runtime.caching.presets import policy_from, policy_from_descriptio
 from adacache_runtime.caching.simulate import replay
 from adacache_runtime.samplers.ddim import ddim
 from adacache_runtime.samplers.pndm import pndm
-from adacache_runtime.samplers.rflow import condition_dtype, rflow, rflow_timesteps, transform_ratio
+from adacache_runtime.samplers.rflow import rflow, rflow_timesteps, shift_ratio
 from tests.helpers.teacache_coefficients import PUBLISHED
 from tools.demo.fit import replace_presets
 
@@ -78,8 +81,8 @@ def reused_by(family: str, preset: str, timesteps: Sequence[float] | None = None
 def sampled(family: str) -> Iterator[list[float]]:
     """The timesteps of this project's samplers where the original's table is for; Open-Sora's at both precisions."""
     if family == "open-sora-1.2":
-        for precision in ("fp32", "bf16"):
-            ratio = transform_ratio(480, 854, 51, condition_dtype(precision))
+        for dtype in (np.dtype(np.float32), np.dtype(ml_dtypes.bfloat16)):
+            ratio = shift_ratio(SHIFT, 480, 854, 51, dtype)
             yield [float(update.timestep[0]) for update in rflow(rflow_timesteps(30, 1, ratio))]
     elif family == "latte-1":
         yield [float(update.timestep[0]) for update in ddim(50, 1)]

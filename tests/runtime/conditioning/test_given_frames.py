@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from adacache_engines.backends import BACKENDS
 from adacache_engines.contract.fake import FakeBackend
+from adacache_export.frame_rules import CHUNKS_OF_17
 from adacache_runtime.commands import run as cli
-from adacache_runtime.conditioning.clips import CONTINUED
 from adacache_runtime.media.pictures import read_last_frames, resize_to_fill
 from adacache_runtime.media.video import write_video
 from tests.helpers import fake_model
@@ -18,6 +18,7 @@ from tests.helpers.opened import Opens
 from tests.helpers.reference import arrays
 
 HEIGHT, ACROSS, FRAMES = 4, 6, 8
+CONTINUED = 5  # latent frames of a clip that the next one begins with
 Capture = pytest.CaptureFixture[str]
 
 
@@ -184,7 +185,7 @@ def test_groups_of_17_frames(command: list[str], tmp_path: Path, capsys: Capture
     """As of Open-Sora's VAE: an image lands where a group begins, and the user is told where that is."""
     other = tmp_path / "groups.adacache"
     changes = fake_model.conditioned(manifest())
-    latent = manifest().latent.model_copy(update={"frames": "open-sora-vae"})
+    latent = manifest().latent.model_copy(update={"frames": CHUNKS_OF_17})
     profiles = {"default": {**manifest().profiles["default"], "frames": (1, 15)}}
     write_bundle(other, **changes, latent=latent, profiles=profiles)
     path, pixels = picture(tmp_path, "a.png")

@@ -9,15 +9,17 @@ from numpy.typing import NDArray
 
 from adacache_engines.bundle.manifest import LatentSpace
 from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_export.frame_rules import CHUNKS_OF_17
 from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.conditioning.clips import CONTINUED, check_continues
+from adacache_runtime.conditioning.clips import check_continues
 from adacache_runtime.conditioning.references import Placement, alignment, latent_index, mask_of, place, snapped
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers import fake_model
 from tests.helpers.fake_model import fake_pipeline, functions, manifest, request
 
 PIXELS = manifest().latent
-VAE = PIXELS.model_copy(update={"frames": "open-sora-vae", "decoder": "none"})
+CONTINUED = PIXELS.continued
+VAE = PIXELS.model_copy(update={"frames": CHUNKS_OF_17, "decoder": "none"})
 
 
 LENGTHS = (10, 1)  # latent frames of two references

@@ -123,7 +123,8 @@ def test_default_probes(name: str, checkpoint: Path, tmp_path: Path, monkeypatch
     ):
         manifest = convert.convert(source, tmp_path / str(number), Options(probes=probes))
         assert set(manifest.probes()) == sites
-        assert manifest.default_probes == defaults
+        assert manifest.sites("default") == defaults
+        assert manifest.sites("block_input") == ((MODULATED,) if MODULATED in sites else ())
     with pytest.raises(InputError, match=r"spatial\.1\.modulated.*and spatial\.0\.modulated"):
         convert.convert(source, tmp_path / "other", Options(probes=("spatial.1.modulated",)))
 

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adacache_engines.bundle.manifest import DTYPES, Precision
+from adacache_engines.bundle.tensors import NUMPY_DTYPES, DType
 from adacache_engines.errors import OutOfRangeError
-from adacache_runtime.samplers.rflow import condition_dtype, rflow, rflow_timesteps, transform_ratio
+from adacache_export.families.open_sora.family import SHIFT, OpenSoraConfig, describe
+from adacache_runtime.samplers.rflow import rflow, rflow_timesteps, shift_ratio
 from adacache_runtime.samplers.update import check_guidance, check_steps
 from tests.helpers.reference import OPEN_SORA, arrays
 
@@ -17,8 +20,13 @@ SIZES = {"144p": (144, 256), "240p": (240, 426), "360p": (360, 640), "480p": (48
 FRAMES = {"img": 1, "2s": 51, "4s": 102}
 
 
-def ratio(height: int, width: int, frames: int, precision: str = "fp32") -> np.generic:
-    return transform_ratio(height, width, frames, condition_dtype(precision))
+def conditions_of(precision: Precision) -> DType:
+    """Return the type to which a model with such weights rounds its conditions."""
+    return describe(OpenSoraConfig(), None, DTYPES[precision]).sampler.condition_dtype
+
+
+def ratio(height: int, width: int, frames: int, precision: Precision = "fp32") -> np.generic:
+    return shift_ratio(SHIFT, height, width, frames, NUMPY_DTYPES[conditions_of(precision)])
 
 
 @pytest.mark.parametrize("name", sorted(REAL))

@@ -28,9 +28,9 @@ def test_reference(vector):
         vector["prompt"], vector.get("aes", DEFAULT_AESTHETIC_SCORE), vector.get("flow"), vector.get("camera_motion")
     )
     assert scored == vector["with_score"]
-    assert CLEANINGS["open-sora"](scored) == vector["cleaned"]
+    assert CLEANINGS["html-and-captions-trimmed"](scored) == vector["cleaned"]
     if "cleaned_noscore" in vector:
-        assert CLEANINGS["open-sora"](vector["prompt"]) == vector["cleaned_noscore"]
+        assert CLEANINGS["html-and-captions-trimmed"](vector["prompt"]) == vector["cleaned_noscore"]
 
 
 # outputs of diffusers' LattePipeline, which has DeepFloyd's cleaning as Latte and Open-Sora-Plan use it
@@ -45,11 +45,11 @@ DEEPFLOYD = {
 
 @pytest.mark.parametrize("prompt", DEEPFLOYD)
 def test_cleaning_without_the_extra_trim(prompt):
-    assert CLEANINGS["deepfloyd"](prompt) == DEEPFLOYD[prompt]
+    assert CLEANINGS["html-and-captions"](prompt) == DEEPFLOYD[prompt]
 
 
 def test_both_cleanings_agree_on_sentences_and_not_on_everything():
-    differ = {prompt for prompt in DEEPFLOYD if CLEANINGS["open-sora"](prompt) != DEEPFLOYD[prompt]}
+    differ = {prompt for prompt in DEEPFLOYD if CLEANINGS["html-and-captions-trimmed"](prompt) != DEEPFLOYD[prompt]}
     assert set(list(DEEPFLOYD)[:3]) <= differ
     assert list(DEEPFLOYD)[-1] not in differ
 
@@ -145,7 +145,7 @@ def test_every_rule_is_tested(stage, monkeypatch):
 @given(st.text(max_size=60) | prompts)
 @settings(max_examples=150)
 def test_any_text(prompt):
-    for text in (clean(prompt), CLEANINGS["open-sora"](prompt)):
+    for text in (clean(prompt), CLEANINGS["html-and-captions-trimmed"](prompt)):
         assert text == text.strip()
         assert not re.search(r"\s\s|[\t\n]", text)
 
@@ -162,7 +162,7 @@ def test_lower_case(prompt):
 @settings(max_examples=50)
 def test_plain_words_stay(words):
     sentence = " ".join(words) + "."
-    assert clean(sentence) == CLEANINGS["open-sora"](sentence) == sentence
+    assert clean(sentence) == CLEANINGS["html-and-captions-trimmed"](sentence) == sentence
 
 
 HARD = """a. a.co@ -a. a- a1 1. 1 1x .png # " a.co/ https: é. &amp; free"""

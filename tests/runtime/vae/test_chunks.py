@@ -6,17 +6,20 @@ import pytest
 
 from adacache_engines.bundle.latent_space import LatentSpace, Windows
 from adacache_engines.errors import InputError
+from adacache_export.frame_rules import CHUNKS_OF_17, EACH_FRAME, FIRST_THEN_FOURS
 from adacache_runtime.vae.chunks import decoded_windows, encoded_windows, video_frames
 
 OPEN_SORA = Windows(frames=17, latents=5, stretch=4, spare="first")
 CAUSAL = Windows(frames=65, latents=17, stretch=4, short=3, shared=1)  # Open-Sora-Plan's
 TEMPORAL = Windows(frames=14, latents=14)  # Stable Video Diffusion's decoder
 SINGLE = Windows()
-RULES = {"open-sora-vae": OPEN_SORA, "causal-vae": CAUSAL, "identity": TEMPORAL}
+FRAMES = {"chunks": CHUNKS_OF_17, "causal": FIRST_THEN_FOURS, "each": EACH_FRAME}
+RULES = {"chunks": OPEN_SORA, "causal": CAUSAL, "each": TEMPORAL}
 
 
 def space(frames: str, windows: Windows) -> LatentSpace:
-    return LatentSpace(channels=4, patch=(1, 1, 1), spatial_factor=8, frames=frames, decoder="some", windows=windows)
+    rule = FRAMES[frames]
+    return LatentSpace(channels=4, patch=(1, 1, 1), spatial_factor=8, frames=rule, decoder="some", windows=windows)
 
 
 def decoded(frames: str, windows: Windows, latents: int, count: int | None = None) -> list[tuple[int, int, int, int]]:
@@ -28,30 +31,30 @@ def decoded(frames: str, windows: Windows, latents: int, count: int | None = Non
 
 
 def test_open_soras_groups_are_apart_and_lose_their_first_frames() -> None:
-    assert decoded("open-sora-vae", OPEN_SORA, 15, 51) == [(0, 5, 3, 20), (5, 10, 3, 20), (10, 15, 3, 20)]
-    assert decoded("open-sora-vae", OPEN_SORA, 8, 27) == [(0, 5, 3, 20), (5, 8, 2, 12)]
-    assert decoded("open-sora-vae", OPEN_SORA, 1, 1) == [(0, 1, 3, 4)]
-    assert decoded("open-sora-vae", OPEN_SORA, 6, 18) == [(0, 5, 3, 20), (5, 6, 3, 4)]
-    assert decoded("open-sora-vae", OPEN_SORA, 8) == [(0, 5, 3, 20), (5, 8, 0, 12)]
+    assert decoded("chunks", OPEN_SORA, 15, 51) == [(0, 5, 3, 20), (5, 10, 3, 20), (10, 15, 3, 20)]
+    assert decoded("chunks", OPEN_SORA, 8, 27) == [(0, 5, 3, 20), (5, 8, 2, 12)]
+    assert decoded("chunks", OPEN_SORA, 1, 1) == [(0, 1, 3, 4)]
+    assert decoded("chunks", OPEN_SORA, 6, 18) == [(0, 5, 3, 20), (5, 6, 3, 4)]
+    assert decoded("chunks", OPEN_SORA, 8) == [(0, 5, 3, 20), (5, 8, 0, 12)]
 
 
 def test_causal_windows_share_a_latent_frame() -> None:
-    assert decoded("causal-vae", CAUSAL, 17, 65) == [(0, 17, 0, 65)]
-    assert decoded("causal-vae", CAUSAL, 33) == [(0, 17, 0, 65), (16, 33, 1, 65)]
-    assert decoded("causal-vae", CAUSAL, 56, 221)[-2:] == [(32, 49, 1, 65), (48, 56, 1, 29)]
-    assert decoded("causal-vae", CAUSAL, 18, 67) == [(0, 17, 0, 65), (16, 18, 1, 3)]  # two of four new ones
+    assert decoded("causal", CAUSAL, 17, 65) == [(0, 17, 0, 65)]
+    assert decoded("causal", CAUSAL, 33) == [(0, 17, 0, 65), (16, 33, 1, 65)]
+    assert decoded("causal", CAUSAL, 56, 221)[-2:] == [(32, 49, 1, 65), (48, 56, 1, 29)]
+    assert decoded("causal", CAUSAL, 18, 67) == [(0, 17, 0, 65), (16, 18, 1, 3)]  # two of four new ones
 
 
 def test_others_are_as_long_as_their_latents() -> None:
-    assert decoded("identity", TEMPORAL, 16, 16) == [(0, 14, 0, 14), (14, 16, 0, 2)]
-    assert decoded("identity", SINGLE, 3) == [(0, 1, 0, 1), (1, 2, 0, 1), (2, 3, 0, 1)]
+    assert decoded("each", TEMPORAL, 16, 16) == [(0, 14, 0, 14), (14, 16, 0, 2)]
+    assert decoded("each", SINGLE, 3) == [(0, 1, 0, 1), (1, 2, 0, 1), (2, 3, 0, 1)]
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_every_frame_is_there_once(name: str) -> None:
     rule = RULES[name]
     for frames in range(1, 140):
-        if name == "causal-vae" and frames % 2 == 0:
+        if name == "causal" and frames % 2 == 0:
             continue  # fewer latent frames than it takes; see below
         latents = space(name, rule).latent_frames(frames)
         windows = decoded_windows(space(name, rule), latents, frames)
@@ -69,18 +72,18 @@ def test_every_frame_is_there_once(name: str) -> None:
 
 
 def test_a_causal_video_of_an_even_number_is_shorter() -> None:
-    assert space("causal-vae", CAUSAL).latent_frames(64) == 16
-    assert sum(window.count for window in decoded_windows(space("causal-vae", CAUSAL), 16, 64)) == 61
+    assert space("causal", CAUSAL).latent_frames(64) == 16
+    assert sum(window.count for window in decoded_windows(space("causal", CAUSAL), 16, 64)) == 61
 
 
 def test_frames_of_another_length_are_refused() -> None:
     with pytest.raises(InputError, match="15 latent frames are no video of 34 frames, which has 10"):
-        decoded_windows(space("open-sora-vae", OPEN_SORA), 15, 34)
+        decoded_windows(space("chunks", OPEN_SORA), 15, 34)
 
 
 @pytest.mark.parametrize(("latents", "frames"), [(15, 51), (8, 29), (5, 17), (1, 4), (6, 21)])
 def test_given_latents_decide_over_the_condition(latents: int, frames: int) -> None:
-    some = space("open-sora-vae", OPEN_SORA)
+    some = space("chunks", OPEN_SORA)
     assert video_frames(some, latents, 1000) == latents  # nothing decodes them
     graph = {"name": "decoder", "path": "onnx/decoder.onnx", "inputs": (), "outputs": ()}
     decoding = LatentSpace.model_validate({**some.model_dump(), "decoding": [graph]})

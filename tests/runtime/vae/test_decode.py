@@ -1,7 +1,6 @@
 """Latents to pixels at run time: frame by frame through the decoder, or latents where a bundle has none."""
 
 import io
-import json
 import shutil
 import tracemalloc
 from collections.abc import Callable, Mapping
@@ -15,18 +14,18 @@ import torch
 from diffusers import AutoencoderKL
 
 from adacache_engines.backends import BACKENDS
-from adacache_engines.bundle.files import MANIFEST, Bundle, _canonical, _digest, open_bundle, read_manifest, sha256_file
+from adacache_engines.bundle.files import Bundle, open_bundle, read_manifest, sha256_file
 from adacache_engines.bundle.latent_space import Windows
 from adacache_engines.bundle.manifest import FileEntry, LatentSpace
 from adacache_engines.bundle.shape_profiles import shape_profile
 from adacache_engines.contract.device import Array, HostBuffer, HostDevice
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import InputError, NonFiniteError, OutOfRangeError
-from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_engines.tensorrt.backend import TrtBackend
 from adacache_engines.tensorrt.build import BuildOptions
 from adacache_engines.tensorrt.library import open_library
 from adacache_engines.tensorrt.plan_builder import build_plans
+from adacache_export.frame_rules import CHUNKS_OF_17
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.commands.progress import frame_progress
 from adacache_runtime.commands.run import main as run
@@ -122,7 +121,7 @@ def in_a_row(tmp_path: Path) -> tuple[Pipeline, list[str]]:
         (spec("stretched", 1, WIDTH, "pixel_frames", "height", "width"),),
     )
     windows = Windows(frames=17, latents=5, stretch=4, spare="first")
-    changes = {"frames": "open-sora-vae", "decoding": (over_time, DECODER), "windows": windows, "images": 4}
+    changes = {"frames": CHUNKS_OF_17, "decoding": (over_time, DECODER), "windows": windows, "images": 4}
     engines = {
         **functions(),
         "decoder.temporal": lambda given: {"stretched": given["latents"].repeat(4, 2)},
@@ -196,7 +195,7 @@ def test_the_memory_of_a_decoder_is_planned(
 
     whole = request(height=10, width=14, frames=frames, tile=tile, policy=NeverReuse())
     plan = pipeline.prepare(whole).memory
-    latents = noise(WIDTH, SPACE.model_copy(update={"frames": "open-sora-vae"}).latent_frames(frames), 5, 7)
+    latents = noise(WIDTH, SPACE.model_copy(update={"frames": CHUNKS_OF_17}).latent_frames(frames), 5, 7)
     monkeypatch.setattr(HostDevice, "empty", counted)
     list(decode(pipeline.bundle, pipeline.backend, latents, frames, tile))
     assert plan.decoder == sum(allocated) > 0
@@ -226,24 +225,6 @@ def test_tiles_that_cannot_be(in_a_row: tuple[Pipeline, list[str]]) -> None:
     with pytest.raises(OutOfRangeError, match="tiles of 12 pixels are not possible with this model"):
         pipeline.generate(request(height=10, width=14, tile=12))
     assert log == []
-
-
-def test_bundles_of_before_are_decoded(decoding_folder: Path, tmp_path: Path) -> None:
-    """They had one graph of images, and nothing said of windows."""
-    content = json.loads((decoding_folder / MANIFEST).read_text())
-    del content["digest"]
-    latent = content["latent"]
-    (latent["decoder_graph"],) = latent.pop("decoding")
-    for name in ("encoding", "windows", "images", "tile", "tiles_windows"):
-        del latent[name]
-    folder = Path(shutil.copytree(decoding_folder, tmp_path / "bundle"))
-    (folder / MANIFEST).write_text(_canonical({**content, "digest": _digest(content)}))
-    old, new = open_bundle(folder), open_bundle(decoding_folder)
-    assert old.manifest == new.manifest
-    latents = noise(4, 2, 3, 3)
-    pictures = [render(bundle, OrtBackend(bundle.folder), latents) for bundle in (old, new)]
-    np.testing.assert_array_equal(*pictures)
-    assert LatentSpace.model_validate({**latent, "decoder": "none", "decoder_graph": None}).decoding == ()
 
 
 # memory and plans

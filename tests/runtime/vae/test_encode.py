@@ -13,6 +13,7 @@ from adacache_engines.bundle.latent_space import LatentSpace, Windows
 from adacache_engines.contract.device import HostBuffer, HostDevice
 from adacache_engines.errors import OutOfRangeError
 from adacache_engines.onnxruntime.backend import OrtBackend
+from adacache_export.frame_rules import FIRST_THEN_FOURS
 from adacache_runtime.memory.estimate import encoder_memory
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.vae.encode import drawn, encode, encoder_sizes
@@ -30,7 +31,7 @@ CLIPS = graph(
 )
 CAUSAL = SPACE.model_copy(
     update={
-        "frames": "causal-vae",
+        "frames": FIRST_THEN_FOURS,
         "encoding": (CLIPS,),
         "windows": Windows(frames=9, latents=3, stretch=4, short=3, shared=1),
     }

@@ -84,7 +84,7 @@ def test_spans(side: int) -> None:
 
 
 def test_possible_tiles() -> None:
-    nothing = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=8, frames="identity", decoder="none")
+    nothing = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=8, decoder="none")
     check_tile(nothing, None)
     with pytest.raises(InputError, match="no decoder that could work by tiles"):
         check_tile(nothing, 256)

@@ -32,10 +32,7 @@ from tests.helpers.fake_model import BLOCKS, captions, fake_pipeline, functions,
 
 SITE, MODULATED = "temporal.0.attn", "spatial.0.modulated"
 STEPS, GAPS = 7, 3
-SAMPLERS = {
-    name: SamplerDefaults(name=name, steps=STEPS, guidance=2.0, timestep_transform=False)
-    for name in ("rflow", "ddim", "pndm")
-}
+SAMPLERS = {name: SamplerDefaults(name=name, steps=STEPS, guidance=2.0) for name in ("rflow", "ddim", "pndm")}
 
 
 def one(**options: Any) -> Request:

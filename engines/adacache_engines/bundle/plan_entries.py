@@ -1,0 +1,56 @@
+"""The manifest's entries on compiled plans."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from adacache_engines.bundle.entries import Entry
+from adacache_engines.bundle.tensors import Precision
+
+Library = Literal["tensorrt-rtx", "tensorrt"]
+Variant = Literal["full", "reuse"]
+
+
+class PlanEntry(Entry):
+    """One compiled plan of TensorRT.
+
+    Attributes:
+        stage: name of the graph that the plan runs.
+        variant: ``full``, or for a block ``reuse``: hidden' = hidden + residual, one plan that all blocks share.
+        graph: name of the graph that the plan was built from: the stage's own, or ``add``.
+        path: path in the bundle; plans of equal content have one file.
+        nbytes, sha256: size and hash of that file, which ``Manifest.files`` does not list.
+        graph_sha256: hash of the graph's file.
+        build_s: seconds that building took; 0 where the content was there already.
+    """
+
+    stage: str
+    variant: Variant
+    graph: str
+    path: str
+    nbytes: int
+    sha256: str
+    graph_sha256: str
+    build_s: float
+
+
+class PlanSet(Entry):
+    """Plans for all stages of a bundle, built together.
+
+    Attributes:
+        library, version: the library that built the plans; no other version may open them.
+        targets: compute capabilities, such as ``8.9``, that the plans run on.
+        precision: precision of the graphs.
+        profiles: name -> dynamic axis -> smallest, usual and largest size; the order is that of the plans' own
+            optimisation profiles.
+        options: options of the build, as the user gave them.
+        plans: one for each graph, and one for the reuse variant of each block.
+    """
+
+    library: Library
+    version: str
+    targets: tuple[str, ...]
+    precision: Precision
+    profiles: dict[str, dict[str, tuple[int, int, int]]]
+    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    plans: tuple[PlanEntry, ...]
