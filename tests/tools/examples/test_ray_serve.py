@@ -22,7 +22,7 @@ from tests.helpers.fake_server import functions, until, write_model
 
 pytest.importorskip("ray", reason="ray[serve] is not installed")
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TIMEOUT_SECONDS = 2.0  # of the proxy
 VIDEOS = "/v1/videos"
 
