@@ -43,11 +43,16 @@ def group_name(group: Sequence[StageEntry]) -> str:
     return first if first == last else f"{first} to {last}"
 
 
-def run_of(groups: Sequence[Sequence[StageEntry]], updates: Sequence[Update], units: int) -> Run:
+def run_of(
+    groups: Sequence[Sequence[StageEntry]],
+    updates: Sequence[Update],
+    units: int,
+    branches: tuple[str, ...] = ("conditional",),
+) -> Run:
     """Return what a policy is told before the first call."""
     timesteps = tuple(float(update.timestep[0]) for update in updates)
     names = tuple(map(group_name, groups))
-    return Run(len(updates), len(names), units, names, timesteps)
+    return Run(len(updates), len(names), units, names, timesteps, branches)
 
 
 def hidden_spec(manifest: Manifest) -> TensorSpec:

@@ -199,7 +199,7 @@ def test_a_simulation_is_the_loop(tmp_path: Path, policy: Any, granularity: Any,
     seen = plain(pipeline, asked, decisions, granularity, policy.needs.weighted)
     settled = settle(pipeline.bundle, asked)
     source = Recorded(witness.shown, seen, settled.measures)
-    simulated = simulate(policy, settled.run, source)
+    simulated = simulate(policy, settled.segments[0].run, source)
     assert simulated.decisions == decisions
     assert simulated.observations == tuple(call.observation for call in trace.calls)
     assert source.asked == set(witness.shown)

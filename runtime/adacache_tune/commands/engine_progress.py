@@ -1,4 +1,4 @@
-"""Progress over engines on standard error."""
+"""Show the progress of a profile over its engines."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,14 +12,14 @@ from adacache_runtime.commands.progress import LINES, bars, draws
 
 @contextmanager
 def engine_progress(count: int, stream: TextIO | None = None) -> Iterator[Callable[[str], None]]:
-    """Shows which engine is at work: a bar on a terminal, elsewhere about ten plain lines.
+    """Show which engine is measured: a bar on a terminal, elsewhere about ten plain lines.
 
     Args:
-        count: engines.
-        stream: where to; standard error if None.
+        count: number of engines.
+        stream: stream to write to; standard error if None.
 
     Yields:
-        A function to be called with an engine's name before the work on it.
+        A function to be called with an engine's name before it is measured.
     """
     stream = stream or sys.stderr
     begun = 0

@@ -1,4 +1,4 @@
-"""What a profile was made on: numbers mean little without it."""
+"""Describe the machine and the packages on which numbers were measured."""
 
 import os
 import platform
@@ -20,7 +20,7 @@ PACKAGES = (
 
 
 def machine(on_gpu: bool) -> dict[str, str | int]:
-    """Processor, cores, memory in bytes where the system tells it, system, Python, and the GPU if one was used."""
+    """Return processor, cores, memory in bytes where it is known, system, Python, and the GPU if one was used."""
     described: dict[str, str | int] = {
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
@@ -35,20 +35,20 @@ def machine(on_gpu: bool) -> dict[str, str | int]:
 
 
 def gpu() -> str:
-    """Name of the first GPU."""
+    """Return the name of the first GPU."""
     api = require("cuda.bindings.runtime", "gpu")
     status, properties = api.cudaGetDeviceProperties(0)
     return str(properties.name.decode()) if status == api.cudaError_t.cudaSuccess else f"unknown ({status})"
 
 
 def versions() -> Mapping[str, str]:
-    """Of the packages that matter here, those that are installed."""
+    """Return the versions of the installed packages that numbers depend on."""
     found = {name: next(iter(metadata.distributions(name=name)), None) for name in PACKAGES}
     return {name: distribution.version for name, distribution in found.items() if distribution}
 
 
 def _processor() -> str:
-    """Linux knows the model; elsewhere the platform's own word."""
+    """Return the processor's model, which Linux tells, or the platform's word for it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

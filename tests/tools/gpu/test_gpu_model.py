@@ -37,7 +37,7 @@ from tools.speed.calls import EVERY_THIRD
 from tools.speed.checkpoint import config_of, write_checkpoint
 from tools.speed.size import Size
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TINY = Size(depth=2, width=32, heads=2, caption_width=8, tokens=16, text=3)
 pytestmark = pytest.mark.slow  # an export
 Once = Callable[[str, Callable[[Path], object]], Path]

@@ -50,7 +50,7 @@ tensorrt: no plans: no
 ## 480p:2s
 
 A full call is 113.0 TFLOP (both branches of guidance). Milliseconds are the GPU's, median (smallest to largest); all \
-back ends take turns call by call. Speed-up: a generation without reuse / with AdaCache, whole; efficiency: speed-up / \
+backends take turns call by call. Speed-up: a generation without reuse / with AdaCache, whole; efficiency: speed-up / \
 (calls / computed calls).
 
 |  | full call, ms | wall | TFLOP/s | × rtx | cached call, ms | wall | computed | speed-up | efficiency |

@@ -110,7 +110,7 @@ def test_observations(fakes: Rig, policy: str) -> None:
     if policy == "never":
         check()
     else:
-        both(check, fakes, "distance", lambda value: value * np.float32(1.01), output="change")
+        both(check, fakes, "hidden_change", lambda value: value * np.float32(1.01), output="change")
 
 
 class Counted:

@@ -22,7 +22,7 @@ from tests.helpers.fake_server import functions, until, write_model
 
 pytest.importorskip("ray", reason="ray[serve] is not installed")
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TIMEOUT_SECONDS = 2.0  # of the proxy
 VIDEOS = "/v1/videos"
 
@@ -77,7 +77,7 @@ def ended(client: httpx.Client, name: str) -> dict:
         job = client.get(f"{VIDEOS}/{name}").json()
         return job if job["status"] in ("completed", "failed", "cancelled") else None
 
-    return until(look, 60)
+    return until(look)
 
 
 def alone(bundle: Path, output: Path, **asked: Any) -> bytes:
