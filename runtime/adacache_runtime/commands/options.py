@@ -18,7 +18,7 @@ from adacache_runtime.text.device import TEXT_DEVICES, TextDevice, check_text_de
 
 
 def add_size(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The size and length of a video; see :func:`video_size`."""
+    """Add the options of a video's size and length; see :func:`video_size`."""
     add = parser.add_argument
     add(
         "--size", type=_size, metavar="SIZE", help=f"HxW in pixels, or {', '.join(RESOLUTIONS)} (default: the bundle's)"
@@ -58,7 +58,7 @@ def video_size(options: argparse.Namespace, manifest: Manifest, fps: float | Non
 
 
 def add_video(parser: argparse.ArgumentParser) -> None:
-    """What a generation makes, and how it is sampled."""
+    """Add the options of a video and of its sampling."""
     group = parser.add_argument_group("video and sampling")
     add_size(group)
     add = group.add_argument
