@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adacache_engines.errors import CheckpointError
-from adacache_export.checkpoint.config import settled
+from adacache_export.checkpoint.config import parsed_config
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {  # feed_forward_proj -> f
     "relu": F.relu,
@@ -68,7 +68,7 @@ class T5Config(BaseModel):
         """
         defaults = DEFAULTS.get(str(config.get("model_type")), {})
         given = {name: value for name, value in config.items() if value is not None}
-        made = settled(cls, {**defaults, **given})
+        made = parsed_config(cls, {**defaults, **given})
         if made.relative_attention_max_distance <= made.relative_attention_num_buckets // 4:
             raise CheckpointError("relative_attention_max_distance: expected more than a quarter of the buckets")
         return made

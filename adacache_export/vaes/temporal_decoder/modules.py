@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from adacache_engines.errors import CheckpointError, require
-from adacache_export.checkpoint.config import settled
+from adacache_export.checkpoint.config import parsed_config
 
 NORM_GROUPS = 32
 
@@ -38,7 +38,7 @@ class TemporalDecoderConfig(BaseModel):
         Raises:
             CheckpointError: lists all fields that are missing or not supported.
         """
-        made = settled(cls, config)
+        made = parsed_config(cls, config)
         if any(channels % NORM_GROUPS for channels in made.block_out_channels):
             raise CheckpointError(f"block_out_channels: expected multiples of {NORM_GROUPS}")
         return made
