@@ -197,8 +197,11 @@ class Embed(nn.Module):
         return bias.permute(2, 0, 1)[None]
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Map ``tokens`` (B, L) int64 and ``mask`` (B, L) bool, True = a token, to hidden states (B, L, D) and the bias
-        of scores (B, h, L, L).
+        """Map tokens and a mask to hidden states (B, L, D) and the bias of scores (B, h, L, L).
+
+        Args:
+            tokens: (B, L) int64.
+            mask: (B, L) bool, True = a token.
         """
         bias = self.position_bias(tokens.shape[1], tokens.device)
         # the lowest number and not -inf: a row without any token then has some value, and not NaN

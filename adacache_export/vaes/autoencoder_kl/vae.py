@@ -64,7 +64,9 @@ def today(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def decoder_stage(config: VaeConfig, name: str, prefix: str) -> Stage:
-    """Return a stage from ``latents`` (images, channels, height, width), scaled as the model makes them, to ``pixels``
+    """Return a stage that decodes images.
+
+    It takes ``latents`` (images, channels, height, width), scaled as the model makes them, and gives ``pixels``
     (images, 3, pixel_height, pixel_width), which are about -1 to 1 and not clipped.
 
     Args:
@@ -78,8 +80,9 @@ def decoder_stage(config: VaeConfig, name: str, prefix: str) -> Stage:
 
 
 def encoder_stage(config: VaeConfig, name: str, prefix: str) -> Stage:
-    """Return a stage from ``pixels`` to ``mean`` and ``deviation`` of latents; for its arguments see
-    :func:`decoder_stage`.
+    """Return a stage that encodes images: ``pixels`` to ``mean`` and ``deviation`` of latents.
+
+    For the arguments and axes see :func:`decoder_stage`.
     """
     with torch.device("meta"):
         module = FrameEncoder(config).eval()

@@ -17,10 +17,9 @@ NORM_GROUPS = 32
 
 
 class TemporalDecoderConfig(BaseModel):
-    """The fields of an AutoencoderKLTemporalDecoder's ``config.json`` that change the decoder, under their published
-    names.
+    """The fields of an AutoencoderKLTemporalDecoder's ``config.json`` that change the decoder.
 
-    Defaults are those of diffusers.
+    They have their published names and diffusers' defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -50,8 +49,9 @@ class TemporalDecoderConfig(BaseModel):
 
 
 class ChunkDecoder(nn.Module):
-    """The decoder of diffusers' AutoencoderKLTemporalDecoder, from latents that are scaled as a diffusion model makes
-    them.
+    """The decoder of diffusers' AutoencoderKLTemporalDecoder.
+
+    It takes latents that are scaled as a diffusion model makes them.
 
     Raises:
         MissingDependencyError: diffusers is not installed.
