@@ -13,6 +13,7 @@ from adacache_engines.errors import InputError, require
 from adacache_runtime.commands.options import add_opening, add_video, opening_from, video_size
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import even_progress
+from adacache_runtime.commands.version import add_version
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.settled import Settled, settle
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "real runs on prompts that were not recorded, and writes them into the bundle as presets. A calibration that "
         "was stopped goes on where it was when the command is given again.",
     )
+    add_version(parser)
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that adacache-export made")
     what = parser.add_argument_group("what to reach").add_argument
     goal = parser.add_mutually_exclusive_group(required=True).add_argument

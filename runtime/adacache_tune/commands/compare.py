@@ -11,6 +11,7 @@ from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.commands.options import add_opening, add_video, opening_from, video_size
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import even_progress
+from adacache_runtime.commands.version import add_version
 from adacache_runtime.media.files import writing
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
@@ -39,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Compares policies with full compute: quality, calls, operations, and time measured in turn. A "
         "comparison that was stopped goes on where it was when the command is given again.",
     )
+    add_version(parser)
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that adacache-export made")
     what = parser.add_argument_group("what to compare").add_argument
     what("--prompts", required=True, type=Path, metavar="FILE", help="a prompt a line; # begins a remark")

@@ -15,6 +15,7 @@ from adacache_runtime.caching.presets import POLICY_HELP, policy_from
 from adacache_runtime.commands.options import add_backend, add_size, backend_from, backend_texts, video_size
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import call_progress
+from adacache_runtime.commands.version import add_version
 from adacache_runtime.media.files import check_folder, writing
 from adacache_runtime.request import Request
 from adacache_runtime.settled import settle
@@ -51,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "adacache-profile",
         description="Measures a bundle's engines one by one and a whole generation, or compares two backends.",
     )
+    add_version(parser)
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that adacache-export made")
     add_backend(parser)
     group = parser.add_argument_group("generation")

@@ -18,6 +18,7 @@ import pytest
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.onnxruntime import backend as ort
+from adacache_engines.passes.graph_pass import GraphPass
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.pipeline import Pipeline
 from adacache_tune.commands.engine_progress import engine_progress
@@ -356,14 +357,12 @@ def test_a_wrong_engine_is_found(
 ) -> None:
     """A rewrite that breaks one graph; a power of negative numbers gives NaN."""
 
-    def broken(path: Path) -> bytes | None:
-        if path.stem != "add":
-            return None
-        model = onnx.load(path)
+    def broken(model: onnx.ModelProto) -> onnx.ModelProto:
         model.graph.node[0].op_type = operator
-        return model.SerializeToString()
+        return model
 
-    monkeypatch.setattr(ort, "tiled", broken)
+    wrong = GraphPass("broken", lambda graph, _content: graph.name == "add", broken, lambda _model: [], required=True)
+    monkeypatch.setattr(ort, "CPU_PASSES", (wrong,))
     out = tmp_path / "c.json"
     command = [str(bundle_folder), *VIDEO, "--compare", "onnxruntime,onnxruntime-plain", "--json", str(out)]
     assert main([*command, "--only", "add", "subtract", "embed"]) == 1
@@ -435,7 +434,7 @@ def test_wrong_usage(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_fails_is_named(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.setattr(ort, "tiled", lambda _path: b"no graph")
+    monkeypatch.setattr(ort, "rewritten", lambda *_: b"no graph")
     assert main([str(bundle_folder), *VIDEO, *QUICK, "--only", "spatial.00"]) == 1
     assert "spatial.00.onnx" in capsys.readouterr().err
 

@@ -8,10 +8,13 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from adacache_engines.bundle.manifest import Graph
 from adacache_engines.onnxruntime.backend import OrtBackend
-from adacache_engines.onnxruntime.tiled_attention import CONTRIB, tiled
+from adacache_engines.passes.graph_pass import rewritten
+from adacache_engines.passes.tiled_attention import CONTRIB, TILED_ATTENTION
 
 HEADS, WIDTH = 3, 8
+ENTRY = Graph(name="attention", path="attention.onnx", inputs=(), outputs=())
 AXES = ("batch", "tokens", HEADS, WIDTH)
 TURNED = ("batch", HEADS, "tokens", WIDTH)
 
@@ -34,6 +37,10 @@ def attention(
     graph = helper.make_graph(nodes, "attention", inputs, outputs, value_info=between)
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=11), str(path))
     return path
+
+
+def tiled(path: Path) -> bytes | None:
+    return rewritten(path, ENTRY, [TILED_ATTENTION], "cpu")
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 300])
