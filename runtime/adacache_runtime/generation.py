@@ -1,6 +1,6 @@
 """The one way from a request to a video: check it, prepare it, and read its events."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
@@ -229,9 +229,19 @@ class Prepared:
         memory: estimate of the memory that a run takes.
     """
 
-    def __init__(self, model: Model, checked: Checked) -> None:
-        self.checked, self._model = checked, model
-        self.memory = estimate(model, checked)
+    def __init__(self, opened: Callable[[], Model], checked: Checked) -> None:
+        """Estimate the memory.
+
+        Args:
+            opened: returns the model, or raises where it was closed meanwhile.
+            checked: the request, checked against the model's bundle.
+        """
+        self.checked, self._opened = checked, opened
+        self.memory = estimate(opened(), checked)
+
+    @property
+    def _model(self) -> Model:
+        return self._opened()
 
     @property
     def request(self) -> Request:

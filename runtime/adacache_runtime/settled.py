@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,10 +9,10 @@ from numpy.typing import NDArray
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Manifest, VideoDefaults
 from adacache_engines.bundle.shape_profiles import check_profiles
-from adacache_engines.errors import AdaCacheError, InputError, OutOfRangeError
+from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime.caching.groups import granularities
 from adacache_runtime.caching.measures import resolve
-from adacache_runtime.caching.policy import GRANULARITIES, SCOPES, Granularity, Measure, Policy
+from adacache_runtime.caching.policy import GRANULARITIES, SCOPES, Granularity, Measure
 from adacache_runtime.conditioning.clips import continuation
 from adacache_runtime.conditioning.given_frames import GivenFrames, given_mask, place_given
 from adacache_runtime.conditioning.masks import Masking, check_mask, masking
@@ -130,15 +129,6 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
         segments=parts,
         placements=(continuation(manifest.latent),) if continues else given.placements if given else (),
     )
-
-
-def why_not(bundle: Bundle, policy: Policy[Any]) -> str | None:
-    """Return why a bundle cannot run a policy with its usual video; None = it can."""
-    try:
-        settle(bundle, Request(prompts=("",), policy=policy))
-    except AdaCacheError as error:
-        return str(error)
-    return None
 
 
 def initial_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

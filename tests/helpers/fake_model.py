@@ -237,9 +237,7 @@ def signal_entry(signal: Signal) -> SignalEntry:
         numbers = tuple(spec(number, tensors[space].axes[0]) for number in signal.numbers)
         return graph(graph_name(signal.name, space), tuple(map(given, signal.inputs)), numbers)
 
-    return SignalEntry(
-        graphs={space: entry(space) for space in signal.spaces}, independent_axes=signal.independent_axes
-    )
+    return SignalEntry(graphs={space: entry(space) for space in signal.spaces})
 
 
 def write_weights(folder: Path) -> None:

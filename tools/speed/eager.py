@@ -1,4 +1,4 @@
-"""A full call by engines against the same stages in PyTorch."""
+"""Measure a full call by engines against the same stages in PyTorch."""
 
 import time
 from collections.abc import Callable
@@ -24,7 +24,7 @@ REST_S = 0.3  # for the other library's threads to stop spinning
 
 @dataclass(frozen=True)
 class EagerCosts:
-    """``ratio`` is engine time / eager time, pair by pair; ``difference`` the largest between the predictions."""
+    """Engine time / eager time, pair by pair, and the largest difference between the predictions."""
 
     ratio: Spread
     engine_ms: Spread
@@ -40,7 +40,7 @@ def measure_eager(
     repetitions: int,
     on_pair: Callable[[], None],
 ) -> EagerCosts:
-    """Alternates the two on the same inputs, embed to final; text, which runs once a generation, is left out."""
+    """Alternate the two on the same inputs, embed to final; text, which runs once a generation, is left out."""
     manifest = bundle.manifest
     captions = branches(bundle, backend, read_text(bundle, request))
     settled = settle(bundle, request)

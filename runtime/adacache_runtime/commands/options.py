@@ -8,20 +8,13 @@ from typing import TypedDict
 
 from adacache_engines.backends import BACKENDS, backend_from_texts, default_backend
 from adacache_engines.bundle.manifest import Manifest
-from adacache_engines.bundle.shape_profiles import possible_frames
-from adacache_engines.bundle.video_sizes import IMAGE, RESOLUTIONS, USUAL_ASPECT, frames_of, size_of
+from adacache_engines.bundle.video_sizes import IMAGE, RESOLUTIONS, USUAL_ASPECT, size_of
 from adacache_engines.contract.engine import BackendConfig
 from adacache_engines.contract.options import Option, options_of
 from adacache_engines.errors import InputError
+from adacache_runtime.request_options import VideoSize
+from adacache_runtime.request_options import video_size as resolved_size
 from adacache_runtime.text.device import TEXT_DEVICES, TextDevice, check_text_device
-
-
-class VideoSize(TypedDict):
-    """Of a request: pixels and frames; None = the bundle's default."""
-
-    height: int | None
-    width: int | None
-    frames: int | None
 
 
 def add_size(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -45,22 +38,23 @@ def _size(text: str) -> str:
 
 
 def video_size(options: argparse.Namespace, manifest: Manifest, fps: float | None = None) -> VideoSize:
-    """What :func:`add_size` was given, for a bundle; ``fps`` other than the bundle's decides how long frames last.
+    """Return what :func:`add_size` was given, for a bundle.
+
+    Args:
+        options: options of the command line.
+        manifest: manifest of the bundle.
+        fps: frames per second by which a duration is counted; None = the bundle's.
 
     Raises:
         InputError: a name is unknown, or two options say the same in different ways.
         OutOfRangeError: the model makes no video of that duration.
     """
+    height, width = size_of(options.size, options.aspect) if options.size else (None, None)
     if options.aspect and not options.size:
         raise InputError(f"--aspect {options.aspect} is of a named size: give --size, such as 480p, too")
-    if options.duration and options.frames is not None:
-        raise InputError("give either --frames or --duration, and not both")
-    height, width = size_of(options.size, options.aspect) if options.size else (None, None)
-    frames = options.frames
-    if options.duration:
-        named = manifest.names.only_named_durations
-        frames = frames_of(options.duration, fps or manifest.video.fps, possible_frames(manifest), named)
-    return VideoSize(height=height, width=width, frames=frames)
+    return resolved_size(
+        manifest, height=height, width=width, frames=options.frames, duration=options.duration, fps=fps
+    )
 
 
 def add_video(parser: argparse.ArgumentParser) -> None:

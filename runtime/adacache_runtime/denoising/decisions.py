@@ -37,6 +37,7 @@ class Decisions:
         """
         where = f"at call {context.call}"
         self._check_shape(decision, context.run, where)
+        self._check_rebuilt(decision, where)
         rows, rebuilt = decision.rows(self._branches), decision.rebuilt(self._branches)
         for branch, row in enumerate(rows):
             if rebuilt[branch]:
@@ -54,7 +55,6 @@ class Decisions:
                 "has already run; compute it"
             )
         self._check_weights(decision, context.run, where)
-        self._check_rebuilt(decision, where)
         self._filled = [
             [before or now for before, now in zip(kept, row, strict=True)]
             for kept, row in zip(self._filled, rows, strict=True)

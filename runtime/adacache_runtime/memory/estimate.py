@@ -7,8 +7,6 @@ encoder, on a device that hands out buffers without memory and engines that only
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
-
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Graph, LatentSpace
 from adacache_engines.contract.dry_run import Asked, Known, Paper, PaperBackend, arena_nbytes
@@ -21,9 +19,7 @@ from adacache_runtime.settled import Settled
 from adacache_runtime.vae.chunks import video_frames
 from adacache_runtime.vae.decode import decoder_sizes
 from adacache_runtime.vae.encode import encoder_sizes
-from adacache_runtime.vae.engine import Bound
-
-GROWS = "grows as needed"
+from adacache_runtime.vae.graph import VaeGraph
 
 
 @dataclass(frozen=True)
@@ -55,7 +51,7 @@ class MemoryEstimate:
         pixel_encoder: weights of the encoder of images and clips, and what it encodes them in; it is there before
             the run only. 0 where nothing is to be encoded.
         pixel_encoder_arena: its activations; None = they grow as needed.
-        decoder: weights of the decoder, and what one prompt's windows or tiles are decoded in; it is there after the
+        decoder: weights of the decoder, and what one prompt's chunks or tiles are decoded in; it is there after the
             run only.
         decoder_arena: its activations, likewise.
         arena: activations of the engine that takes most; None = it grows as needed.
@@ -211,7 +207,7 @@ def _part_memory(
     paper = PaperBackend(backend, asks, known)
     try:
         for graph, at in steps:
-            Bound(graph, paper, at)
+            VaeGraph(graph, paper, at)
     except EngineError as error:
         if tile is None or space.tile is None or tile <= space.tile:
             raise
@@ -231,25 +227,6 @@ def _weights(backend: Backend, graphs: Sequence[Graph]) -> int:
     """Of graphs that are loaded together."""
     known = backend.weights_nbytes(graphs) if graphs else 0
     return sum(graph.weights_nbytes or 0 for graph in graphs) if known is None else known
-
-
-def table(plan: MemoryEstimate, free: int | None, place: str) -> Table:
-    """For a terminal: a row a kind.
-
-    Args:
-        plan: what the run takes.
-        free: bytes that are free now, the weights being loaded; None = unknown.
-        place: name of the back end.
-    """
-    shown = Table("memory", "MB", title=place, title_justify="left")
-    shown.columns[1].justify = "right"
-    for name, text in KINDS.items():
-        nbytes = getattr(plan, name)
-        shown.add_row(text, GROWS if nbytes is None else megabytes(nbytes))
-    shown.add_section()
-    shown.add_row("most at once, beside the weights", megabytes(plan.beside_weights))
-    shown.add_row("free now, the weights being loaded", "unknown" if free is None else megabytes(free))
-    return shown
 
 
 def megabytes(nbytes: int) -> str:

@@ -1,11 +1,11 @@
 """Jobs and models in the form in which clients see them."""
 
 from adacache_engines.bundle.files import Bundle
+from adacache_runtime.policy_names import available_policies
 from adacache_serve.http.schema import Failure, Model, Policy, TraceNumbers, Video
 from adacache_serve.jobs.progress import numbers
 from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Job
-from adacache_serve.orders.check import offered_policies
 
 
 def model_of(name: str, bundle: Bundle) -> Model:
@@ -24,9 +24,7 @@ def model_of(name: str, bundle: Bundle) -> Model:
             "steps": sampler.steps,
             "guidance": sampler.guidance,
         },
-        policies=[
-            Policy(name=offer.name, note=offer.note, why_not=offer.why_not) for offer in offered_policies(bundle)
-        ],
+        policies=[Policy(name=info.name, note=info.note, why_not=info.why_not) for info in available_policies(bundle)],
         negative_prompt=manifest.guidance.null_captions is None,
         image=manifest.conditioned() and (manifest.latent.decoder == "pixels" or bool(manifest.latent.encoding)),
     )

@@ -4,7 +4,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from adacache_runtime.generation import Checked
 from adacache_runtime.generation import check as check_request
 from adacache_runtime.media.video import Frames
 from adacache_runtime.request import Request
-from adacache_runtime.settled import settle, why_not
+from adacache_runtime.settled import settle
 from adacache_runtime.text.prompts import read_text
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
@@ -200,27 +200,3 @@ def _blaming(field: str) -> Iterator[None]:
         raise
     except AdaCacheError as error:
         raise FieldError(field, str(error)) from error
-
-
-@dataclass(frozen=True)
-class Offer:
-    """A preset, as it is offered for a model.
-
-    Attributes:
-        name: name of the preset.
-        note: where its constants come from; empty where there is nothing to say.
-        why_not: why the bundle cannot run it; None = it can.
-    """
-
-    name: str
-    note: str
-    why_not: str | None
-
-
-def offered_policies(bundle: Bundle) -> list[Offer]:
-    """Return all presets of a model, by name."""
-    own = bundle.manifest.policies
-    return [
-        Offer(name, own[name].note if name in own else "", why_not(bundle, policy_of(name, bundle.manifest)))
-        for name in sorted({*PRESETS, *own})
-    ]
