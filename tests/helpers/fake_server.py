@@ -61,8 +61,9 @@ def write_model(folder: Path, conditioned: bool = False) -> Bundle:
     captions = fake_model.spec("captions", "batch", "text", fake_model.WIDTH)
     encoder = Graph(name="encoder", path="encoder.onnx", inputs=(tokens, mask), outputs=(captions,))
     plain = fake_model.manifest()
-    text = plain.text.model_copy(update={"tokenizer": "tokenizer.json", "encoder": encoder})
-    changes = {"text": text, **(fake_model.conditioned(plain) if conditioned else {})}
+    text = plain.text.model_copy(update={"tokenizer": "tokenizer.json", "encoder_stages": (encoder,)})
+    weights = {"text_encoder": fake_model.WEIGHTS}
+    changes = {"text": text, "part_weights": weights, **(fake_model.conditioned(plain) if conditioned else {})}
     return fake_model.write_bundle(folder, **changes)
 
 
