@@ -8,8 +8,7 @@ from typing import TypedDict
 
 from adacache_engines.backends import BACKENDS, backend_from_texts, default_backend
 from adacache_engines.bundle.manifest import Manifest
-from adacache_engines.bundle.shape_profiles import possible_frames
-from adacache_engines.bundle.video_sizes import IMAGE, RESOLUTIONS, USUAL_ASPECT, frames_of, size_of
+from adacache_engines.bundle.video_sizes import IMAGE, frames_of, size_of
 from adacache_engines.contract.engine import BackendConfig
 from adacache_engines.contract.options import Option, options_of
 from adacache_engines.errors import InputError
@@ -17,54 +16,51 @@ from adacache_runtime.text.device import TEXT_DEVICES, TextDevice, check_text_de
 
 
 class VideoSize(TypedDict):
-    """Of a request: pixels and frames; None = the bundle's default."""
+    """Size of a request: width and height in pixels, number of frames; None = the bundle's default."""
 
-    height: int | None
     width: int | None
+    height: int | None
     frames: int | None
 
 
 def add_size(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The size and length of a video; see :func:`video_size`."""
+    """Add the options for the size and length of a video, which :func:`video_size` reads."""
     add = parser.add_argument
     add(
-        "--size", type=_size, metavar="SIZE", help=f"HxW in pixels, or {', '.join(RESOLUTIONS)} (default: the bundle's)"
+        "--size",
+        metavar="SIZE",
+        help="WIDTHxHEIGHT in pixels, such as 854x480, or a name that the bundle has for a size, such as 480p; "
+        "adacache-export --inspect lists them (default: the bundle's)",
     )
-    add("--aspect", metavar="H:W", help=f"height to width of a named size (default: {USUAL_ASPECT})")
-    add("--frames", type=int, metavar="F", help="1 = an image (default: the bundle's)")
+    add("--width", type=int, metavar="PIXELS", help="width, instead of --size (default: the bundle's)")
+    add("--height", type=int, metavar="PIXELS", help="height, instead of --size (default: the bundle's)")
+    add("--aspect", metavar="W:H", help="width to height of a named size, such as 9:16 (default: the bundle's)")
+    add("--frames", type=int, metavar="F", help="number of frames; 1 = an image (default: the bundle's)")
     add("--duration", metavar="TIME", help=f"instead of frames: {IMAGE}, or seconds, such as 2s")
 
 
-def _size(text: str) -> str:
-    """For ``argparse``: a size whose aspect is still open."""
-    try:
-        size_of(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
 def video_size(options: argparse.Namespace, manifest: Manifest, fps: float | None = None) -> VideoSize:
-    """What :func:`add_size` was given, for a bundle; ``fps`` other than the bundle's decides how long frames last.
+    """Return the size and length that the options of :func:`add_size` ask of a bundle.
+
+    Args:
+        options: parsed command line.
+        manifest: the bundle's manifest.
+        fps: frames per second by which a duration is counted; None = the bundle's.
 
     Raises:
         InputError: a name is unknown, or two options say the same in different ways.
         OutOfRangeError: the model makes no video of that duration.
     """
-    if options.aspect and not options.size:
-        raise InputError(f"--aspect {options.aspect} is of a named size: give --size, such as 480p, too")
     if options.duration and options.frames is not None:
         raise InputError("give either --frames or --duration, and not both")
-    height, width = size_of(options.size, options.aspect) if options.size else (None, None)
-    frames = options.frames
-    if options.duration:
-        named = manifest.names.only_named_durations
-        frames = frames_of(options.duration, fps or manifest.video.fps, possible_frames(manifest), named)
-    return VideoSize(height=height, width=width, frames=frames)
+    asked = {name: getattr(options, name) for name in ("size", "width", "height", "aspect")}
+    width, height = (None, None) if set(asked.values()) == {None} else size_of(manifest, **asked)
+    frames = frames_of(manifest, options.duration, fps) if options.duration else options.frames
+    return VideoSize(width=width, height=height, frames=frames)
 
 
 def add_video(parser: argparse.ArgumentParser) -> None:
-    """What a generation makes, and how it is sampled."""
+    """Add the options for what a generation makes, and how it is sampled."""
     group = parser.add_argument_group("video and sampling")
     add_size(group)
     add = group.add_argument

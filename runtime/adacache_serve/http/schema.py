@@ -60,6 +60,14 @@ class Policy(BaseModel):
     note: str
 
 
+class NamedSize(BaseModel):
+    """A size that has a name."""
+
+    name: str = Field(description="The name, such as 480p.")
+    aspect: str = Field(description="The aspect ratio WIDTH:HEIGHT that the size has unless a request says otherwise.")
+    aspects: dict[str, str] = Field(description="WIDTHxHEIGHT in pixels for each aspect ratio WIDTH:HEIGHT.")
+
+
 class Model(BaseModel):
     """A bundle that is served."""
 
@@ -68,6 +76,8 @@ class Model(BaseModel):
     family: str
     precision: str
     defaults: dict[str, float] = Field(description="The default width, height, frames, fps, steps and guidance.")
+    sizes: list[NamedSize] = Field(description="The sizes that have a name.")
+    durations: dict[str, int] = Field(description="Durations that the model makes, with their number of frames.")
     policies: list[Policy]
     negative_prompt: bool = Field(description="Whether the model accepts a negative prompt.")
     image: bool = Field(description="Whether a video can start from an image.")

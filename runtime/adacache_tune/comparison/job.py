@@ -77,7 +77,7 @@ def settle_job(options: argparse.Namespace, pipeline: Pipeline, prompts: Sequenc
         settle(pipeline.bundle, replace(usual, policy=policy, seed=max(seeds)))  # refuses if it must
     settled = settle(pipeline.bundle, usual)
     asked = {
-        "size": f"{settled.height}x{settled.width}",
+        "size": f"{settled.width}x{settled.height}",
         "frames": settled.frames,
         "steps": settled.steps,
         "guidance": settled.guidance,
