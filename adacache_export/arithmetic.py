@@ -40,6 +40,12 @@ GUIDE = """
     further = Mul (guidance, difference)
     velocity = Add (unconditional, further)
 """
+VELOCITY = """
+    start = Constant <value_ints = [0]> ()
+    stop = Constant <value_ints = [{channels}]> ()
+    axis = Constant <value_ints = [1]> ()
+    velocity = Slice (prediction, start, stop, axis)
+"""
 COMBINE = """
     of_history = Constant <value_ints = [2, 3, 4, 5]> ()
     of_latents = Constant <value_ints = [1, 2, 3, 4]> ()
@@ -96,8 +102,19 @@ class Guide(nn.Module):
         return guided
 
 
+class Velocity(nn.Module):
+    """The latent's channels of a single branch's prediction."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, prediction: Tensor) -> Tensor:
+        return prediction[:, : self.channels].clone()
+
+
 class Combine(nn.Module):
-    """A sampler's linear update z' = a z + sum_k b_k v_k; also returns mean |z'|, which is finite if z' is."""
+    """A sampler's linear update z' = a z + sum_k b_k h_k; also returns mean |z'|, which is finite if z' is."""
 
     def forward(self, latents: Tensor, history: Tensor, scale: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         update = (weights[:, :, None, None, None, None] * history).sum(0)
@@ -131,6 +148,7 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
         return spec(name, (*before, latent.channels, "frames", "height", "width"))
 
     kept = tokens.model_copy(update={"name": "residuals", "axes": ("calls", *tokens.axes)})
+    of_branch = prediction.model_copy(update={"axes": ("samples", *prediction.axes[1:])})
     coefficients = (spec("scale", ("samples",)), spec("weights", ("calls", "samples")))
     updated = (latents("latents" + OUT, "samples"), spec("magnitude", ("samples",)))
 
@@ -153,6 +171,14 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
         SELECT,
         PIXELS_APART,
     )
+    guide = stage(
+        "guide",
+        Guide(latent.channels, guidance.order),
+        (prediction, spec("guidance", (1,))),
+        (latents("velocity", "samples"),),
+        GUIDE.format(channels=latent.channels, branches=", ".join(guidance.order)),
+        PIXELS_APART,
+    )
     to_hidden = f"Cast <to = {ELEMENT_TYPES[tokens.dtype].onnx}>"
     return [
         stage("add", Add(), (hidden("hidden"), hidden("residual")), (hidden("hidden" + OUT),), ADD, TOKENS_APART),
@@ -168,16 +194,14 @@ def arithmetic(stages: Sequence[Stage], latent: LatentSpace, guidance: GuidanceR
             "subtract", Subtract(), (hidden("after"), hidden("before")), (hidden("residual"),), SUBTRACT, TOKENS_APART
         ),
         stage(
-            "guide",
-            guide := Guide(latent.channels, guidance.order),
-            (prediction, spec("guidance", (1,))),
+            "velocity",
+            Velocity(latent.channels),
+            (of_branch,),
             (latents("velocity", "samples"),),
-            GUIDE.format(
-                channels=latent.channels,
-                branches="conditional, unconditional" if guide.conditional_first else "unconditional, conditional",
-            ),
+            VELOCITY.format(channels=latent.channels),
             PIXELS_APART,
         ),
+        *([guide] if len(guidance.order) > 1 else []),
         stage(
             "combine",
             Combine(),

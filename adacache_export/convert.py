@@ -42,7 +42,7 @@ from adacache_export.verification.sizes import check_sizes
 from adacache_export.writing.folder import building, check_destination, file_entries
 from adacache_export.writing.weights_file import reader, write_weights
 from adacache_runtime.caching.policy import BLOCK_INPUT
-from adacache_runtime.caching.signals.registry import SIGNALS
+from adacache_runtime.caching.signals.registry import SIGNALS, check_names, signal_from
 
 WEIGHTS = "onnx/weights.safetensors"
 
@@ -83,6 +83,9 @@ def convert(
     described = family.describe(config, checkpoint.scheduler, dtype)
     latent, guidance, text = described.latent, described.guidance, described.text
     vae = open_decoder(options.vae, latent, options.vae_precision, progress) if options.vae else None
+    own = list(map(signal_from, options.signals))
+    check_names(own, {})
+    signals = {**SIGNALS, **{signal.name: signal for signal in own}}
     asked = tuple(MODULATED if probe == BLOCK_INPUT else probe for probe in options.probes)
     # the probe of that role comes beside the default one, not in its place
     probes = asked if {*asked} - {MODULATED} else (described.probe, *asked)
@@ -97,7 +100,7 @@ def convert(
     with torch.device("meta"):  # shapes only: the weights stay in their file until a stage is verified
         stages = make_stages(config, probes, dtype, options.granularity)
         sums = arithmetic(stages, latent, guidance)
-        signals = signal_stages(SIGNALS.values(), hidden_of(stages), latent)
+        measured = signal_stages(signals.values(), hidden_of(stages), latent)
     _check_probes(probes, stages, family.PARTS, options.granularity)
     keys = [*_keys(stages), *([guidance.null_captions] if guidance.null_captions else [])]
     dtypes: dict[str, DType] = dict.fromkeys(keys, dtype)
@@ -114,7 +117,7 @@ def convert(
         shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
         locations = write_weights(weights, shapes, dtypes, read, written)
         graphs = export_graphs(
-            [*stages, *sums, *signals],
+            [*stages, *sums, *measured],
             options.precision,
             weights,
             locations,
@@ -142,7 +145,7 @@ def convert(
             profiles=described.profiles,
             stages=tuple(stage_entry(stage, graphs[stage.name], default) for stage in stages),
             arithmetic={stage.name: graphs[stage.name] for stage in sums},
-            signals={name: signal_entry(signal, graphs) for name, signal in SIGNALS.items()},
+            signals={name: signal_entry(signal, graphs) for name, signal in signals.items()},
             policies=described.policies,
             sampler=described.sampler,
             video=described.video,

@@ -11,6 +11,7 @@ from typing import Any
 from adacache_engines.bundle.latent_space import VaePrecision
 from adacache_engines.bundle.manifest import ExportGranularity, Precision
 from adacache_engines.errors import InputError
+from adacache_runtime.caching.policy import BLOCK_INPUT
 
 HELP, METAVAR, FLAG, PARSE = "help", "metavar", "flag", "parse"  # keys of a field's metadata
 
@@ -67,6 +68,15 @@ class PartOptions:
             "DIR",
         ),
     )
+    signals: tuple[str, ...] = field(
+        default=(),
+        metadata=option(
+            "signal of your own that policies may measure, repeatable: a Signal in a module of the current folder or "
+            "an installed one; can be added to a finished bundle, without the checkpoint",
+            "MODULE:NAME",
+            flag="signal",
+        ),
+    )
     vae_precision: VaePrecision = field(
         default="fp32",
         metadata=option(
@@ -91,7 +101,7 @@ class Options(PartOptions):
         default=(),
         metadata=option(
             "site that policies may measure, repeatable: a residual, such as temporal.N.attn or spatial.N.cross+mlp, "
-            "or for TeaCache spatial.0.modulated (default: the temporal attention of the middle block)",
+            f"or for TeaCache {BLOCK_INPUT} (default: the temporal attention of the middle block)",
             "SITE",
             flag="probe",
         ),

@@ -12,6 +12,12 @@ from adacache_engines.bundle.tensors import TensorSpec
 from adacache_export.stages import Stage
 from adacache_runtime.caching.signals.signal import Signal, graph_name
 
+# how the independent axes of a signal are called in the tensors of a space
+AXES: Mapping[Space, Mapping[str, str]] = {
+    "hidden": {"patch_frames": "patch_frames", "tokens": "tokens"},
+    "latents": {"patch_frames": "frames"},
+}
+
 
 class Reference(nn.Module):
     """A signal's reference in numpy, behind the interface of a stage's module.
@@ -56,12 +62,11 @@ def _stage(signal: Signal, space: Space, tensor: TensorSpec) -> Stage:
     name = graph_name(signal.name, space)
     inputs = tuple(map(given, signal.inputs))
     outputs = tuple(TensorSpec(name=number, dtype="float32", axes=tensor.axes[:1]) for number in signal.numbers)
-    return Stage(name, name, Reference(signal, space), "", inputs, outputs, nodes=signal.nodes_in(space))
+    reference, nodes = Reference(signal, space), signal.nodes_in(space)
+    axes = tuple(axis for axis in (AXES[space].get(axis) for axis in signal.independent_axes) if axis)
+    return Stage(name, name, reference, "", inputs, outputs, nodes=nodes, independent_axes=axes)
 
 
 def signal_entry(signal: Signal, graphs: Mapping[str, Graph]) -> SignalEntry:
     """Return the manifest's entry for a signal, with its graphs out of these, by name."""
-    return SignalEntry(
-        graphs={space: graphs[graph_name(signal.name, space)] for space in signal.spaces},
-        independent_axes=signal.independent_axes,
-    )
+    return SignalEntry(graphs={space: graphs[graph_name(signal.name, space)] for space in signal.spaces})

@@ -161,7 +161,7 @@ def test_the_policy_shown_is_one(tmp_path: Path) -> None:
 
 def test_the_commands_for_a_real_checkpoint_parse() -> None:
     from adacache_export.commands.export import _parser as export_parser
-    from adacache_runtime.commands.run import _parser as run_parser
+    from adacache_runtime.commands.run_options import run_parser
 
     parsers = {"adacache-export": export_parser(), "adacache-run": run_parser()}
     real = [shlex.split(command) for command in commands() if command.startswith(ELSEWHERE[1:-1])]

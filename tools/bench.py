@@ -1,4 +1,4 @@
-"""Measures speed and memory as ratios, side by side in one run, on a model with random weights.
+"""Measure speed and memory as ratios, side by side in one run, on a model with random weights.
 
     python tools/bench.py [--json FILE]         one call, the loop, AdaCache, PyTorch eager, memory
     python tools/bench.py --export-full         the export of a full-size model
@@ -50,7 +50,7 @@ ROUND_CALLS = 3  # generations of a repetition
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table; ``wanted`` compares the median with a bound."""
+    """A line of the table; ``wanted`` compares the median with a limit."""
 
     key: str
     what: str
@@ -68,7 +68,7 @@ def at_least(key: str, what: str, spread: Spread, bound: float) -> Row:
 
 
 def measure_ratios(arguments: argparse.Namespace, folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
-    """The table's rows, and what they were computed from."""
+    """Return the rows of the table, and the numbers that they were computed from."""
     size = Size(**{field.name: getattr(arguments, field.name) for field in fields(Size)})
     config, request = config_of(size), replace(size.request(), steps=arguments.steps)
     torch.set_num_threads(arguments.threads)
@@ -125,7 +125,7 @@ def measure_ratios(arguments: argparse.Namespace, folder: Path, console: Console
 
 
 def measure_full_export(family: str, folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
-    """The table's rows, and what they were computed from."""
+    """Return the rows of the table, and the numbers that they were computed from."""
     console.print(f"writing a random checkpoint of full size: {family}")
     checkpoint = folder / "random.safetensors"
     nbytes = write_random(checkpoint, published_shapes(family))
@@ -135,7 +135,7 @@ def measure_full_export(family: str, folder: Path, console: Console) -> tuple[li
 
 
 def measure_full_plans(family: str, folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
-    """The table's rows, and what they were computed from."""
+    """Return the rows of the table, and the numbers that they were computed from."""
     console.print(f"writing and exporting a random checkpoint of full size: {family}")
     checkpoint, bundle = folder / "random.safetensors", folder / "bundle"
     write_random(checkpoint, published_shapes(family))
@@ -160,7 +160,7 @@ def _rows(key: str, costs: Costs, minutes: float, ratio: float) -> list[Row]:
 
 
 def machine(threads: int) -> dict[str, Any]:
-    """What the ratios hold for."""
+    """Return the machine, size and versions that the ratios hold for."""
     versions = {name: version(name) for name in ("onnxruntime", "torch", "numpy")}
     return {"processor": platform.machine(), "cores": os.cpu_count(), "threads": threads, **versions}
 

@@ -1,10 +1,10 @@
-"""On a machine with a GPU: runs the tests that need one, and a benchmark; writes gpu.json and gpu.md.
+"""Run the tests that need a GPU, and a benchmark, on a machine that has one; write gpu.json and gpu.md.
 
     python tools/gpu_check.py [--out DIR] [--only tests|benchmark] [--size 480p:2s ...] [--backend NAME ...]
     python tools/gpu_check.py --pack DIR [--wheel FILE ...]     a folder for a machine without a registry: DIR/run.sh
 
-It works with any of TensorRT-RTX, TensorRT, onnxruntime-gpu and PyTorch, and says what it skipped and why. All that
-is compared is measured in one run, in turn.
+It works with any of TensorRT-RTX, TensorRT, onnxruntime-gpu and PyTorch, and says what it skipped and why. Numbers that
+are compared are measured in one run, in turn.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from tools.gpu.steps import BUNDLES, NO_TARGET, RTX_TARGET, run_tests, step
 SIZES = ("480p:2s", "720p:2s")
 STEPS, ROUNDS = 30, 8
 QUICK_STEPS, QUICK_ROUNDS = 12, 3
-TESTS = ("tests/tools/test_gpu.py",)
+TESTS = ("tests/tools/gpu/test_gpu.py",)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, or 1 where there is no GPU or anything failed, 2 for wrong usage."""
+    """Return the exit status: 0, or 1 where there is no GPU or anything failed, 2 for wrong usage."""
     made = parser()
     options = made.parse_args(arguments)
     try:
@@ -81,9 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """
+    """Check the options.
+
     Raises:
-        InputError: options that contradict each other, or name what is not there.
+        InputError: options contradict each other, or name a file or folder that does not exist.
     """
     if options.wheel and options.pack is None:
         raise InputError("--wheel belongs to --pack")
@@ -100,7 +101,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace, result: dict[str, Any], work: Path, capability: str) -> int:
-    """All steps; the results are written after each of them."""
+    """Run all steps, and write the results after each of them; return the exit status."""
     usable, why = available(tuple(options.backend) or BACKENDS)
     result["skipped"] = [{"what": name, "why": reason} for name, reason in why.items()]
     bundles = options.bundles
@@ -160,7 +161,7 @@ def measure(
 
 
 def failed(result: dict[str, Any]) -> bool:
-    """Whether a step broke off, a test failed or nothing was measured; a library that is not there is no failure."""
+    """Whether a step broke off, a test failed or nothing was measured; a missing library is no failure."""
     told = [result.get("tests", {}), result.get("model", {}), *result.get("benchmark", {}).values()]
     empty = [one for one in told if "calls" in one and not one["calls"]["backends"]]
     return bool(empty) or any("failed" in one or one.get("failures") for one in told)

@@ -1,4 +1,4 @@
-"""LPIPS as an ONNX file for ``adacache-compare --lpips``, from weights that are at hand.
+"""Write LPIPS as an ONNX file for ``adacache-compare --lpips``, from weights that are at hand.
 
     python tools/lpips_onnx.py --backbone alexnet-owt-7be5be79.pth --linear alex.pth -o lpips.onnx
 
@@ -28,8 +28,10 @@ SMALLEST = 31  # pixels; below, the second pooling has nothing to pool, where ON
 
 
 class Lpips(nn.Module):
-    """Zhang et al., arXiv 1801.03924, eq. 1, with AlexNet, version 0.1: the squared difference of the features, each of
-    unit length across channels, weighted by channel, averaged over places and summed over layers.
+    """LPIPS with AlexNet, version 0.1 (Zhang et al., arXiv 1801.03924, eq. 1).
+
+    It is the squared difference of the features, each of unit length across channels, weighted by channel, averaged
+    over places and summed over layers.
     """
 
     shift: Tensor
@@ -56,7 +58,7 @@ class Lpips(nn.Module):
         self.register_buffer("scale", torch.tensor(SCALE).reshape(1, 3, 1, 1))
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
-        """Two (images, 3, height, width) in [-1, 1] -> (images,)."""
+        """Return the distance of two batches (images, 3, height, width) in [-1, 1] as (images,)."""
         pairs = zip(self._taps(first), self._taps(second), self.weights, strict=True)
         return torch.stack([(weight * (a - b) ** 2).sum(1).mean((1, 2)) for a, b, weight in pairs]).sum(0)
 
@@ -70,7 +72,8 @@ class Lpips(nn.Module):
 
 
 def load(backbone: Path, linear: Path) -> Lpips:
-    """
+    """Read the weights.
+
     Raises:
         InputError: a file cannot be read, or holds other tensors.
     """
@@ -91,7 +94,8 @@ def load(backbone: Path, linear: Path) -> Lpips:
 
 
 def write_onnx(module: Lpips, path: Path) -> None:
-    """
+    """Write the ONNX file.
+
     Raises:
         InputError: the file cannot be written.
     """

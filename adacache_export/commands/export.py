@@ -12,6 +12,7 @@ from adacache_export.commands.fields import add_fields
 from adacache_export.commands.verify import verify_bundle
 from adacache_export.options import Options
 from adacache_runtime.commands.process import run
+from adacache_runtime.commands.version import add_version
 
 PROGRAM = "adacache-export"
 Job = Callable[[argparse.Namespace, Callable[[], None]], None]
@@ -43,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Turn the checkpoint of a video diffusion transformer into a bundle that adacache-run generates "
         "from, without PyTorch.",
     )
+    add_version(parser)
     add = parser.add_argument
     add("source", metavar="CHECKPOINT", type=Path, help="file or folder; to extend, inspect or verify it, a bundle")
     add("-o", "--output", metavar="BUNDLE", type=Path, help="folder to make (default: CHECKPOINT's name + .adacache)")

@@ -1,4 +1,4 @@
-"""The job of ``adacache-export`` on a bundle: add a text encoder, a VAE or compiled plans."""
+"""The job of ``adacache-export`` on a bundle: add a text encoder, a VAE, signals or compiled plans."""
 
 import argparse
 import dataclasses
@@ -14,6 +14,7 @@ from adacache_export.commands.fields import flag_of, flags, given
 from adacache_export.commands.progress import PhaseProgress
 from adacache_export.commands.tables import errors_table, gigabytes, plans_table
 from adacache_export.options import Options, PartOptions
+from adacache_runtime.caching.signals.registry import signal_from
 
 FOR_BUNDLES = {field.name for field in dataclasses.fields(PartOptions)} | {"force"}
 
@@ -27,7 +28,7 @@ def options_of_checkpoints(options: argparse.Namespace) -> list[str]:
 
 
 def extend_bundle(options: argparse.Namespace, check: Callable[[], None]) -> None:
-    """Add a text encoder, a VAE or plans to a bundle."""
+    """Add a text encoder, a VAE, signals or plans to a bundle."""
     foreign = options_of_checkpoints(options)
     if foreign:
         raise InputError(
@@ -38,13 +39,17 @@ def extend_bundle(options: argparse.Namespace, check: Callable[[], None]) -> Non
     library, build = plans.chosen(options)
     if options.backend == plans.AUTO:
         print(plans.explanation(library))
-    if not (library or options.text_encoder or options.vae):
+    if not (library or options.text_encoder or options.vae or options.signals):
         raise InputError(
             f"{options.source} is a bundle already; compile plans with --backend tensorrt-rtx or tensorrt, add parts "
-            "with --text-encoder or --vae, or look at it with --inspect"
+            "with --text-encoder, --vae or --signal, or look at it with --inspect"
         )
     if options.text_encoder or options.vae:
         _add_parts(options, check)
+    if options.signals:
+        _add_signals(options, check)
+        if library is None and read_manifest(options.source).plans:
+            print("the compiled plans lack the new signals; build them again with --backend")
     if library is not None:
         with PhaseProgress(check=check) as progress:
             made = plans.compile_bundle(options.source, library, build, options, progress.phase)
@@ -62,3 +67,12 @@ def _add_parts(options: argparse.Namespace, check: Callable[[], None]) -> None:
     print(f"{options.source}: {len(manifest.files)} files, {gigabytes(manifest)}")
     if added.dropped:
         print(f"{added.dropped} compiled plans of what was replaced are gone; build them again with --backend")
+
+
+def _add_signals(options: argparse.Namespace, check: Callable[[], None]) -> None:
+    require_exporter()
+    from adacache_export.parts.add_signals import add_signals
+
+    with PhaseProgress(check=check) as progress:
+        graphs = add_signals(options.source, [signal_from(choice) for choice in options.signals], progress)
+    Console().print(errors_table(graphs))

@@ -54,6 +54,7 @@ def _facts(manifest: Manifest, computation: Mapping[str, str]) -> dict[str, str]
         "decoder": latent.decoder + (f" in {latent.precision}" if manifest.vae_graphs() else ""),
         "conditioning": "frames may be given and kept" if manifest.conditioned() else "none",
         "probes": ", ".join(manifest.probes()) or "none",
+        "signals": ", ".join(manifest.signals),
         **_presets(manifest),
         "files": f"{len(manifest.files)}, {nbytes / 1e9:.3f} GB",
     }

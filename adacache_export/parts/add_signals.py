@@ -6,14 +6,13 @@ Whatever stops this earlier leaves the bundle as it was.
 """
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from adacache_engines.bundle.files import open_bundle, read_manifest, replace_manifest
 from adacache_engines.bundle.manifest import FileEntry, Graph, Manifest, SignalEntry
-from adacache_engines.errors import InputError
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.parts.part import SMALL_FILES, place_folder
 from adacache_export.phases import Progress
@@ -22,7 +21,7 @@ from adacache_export.tracing.graphs import export_graphs
 from adacache_export.verification.sizes import check_sizes
 from adacache_export.writing.folder import PARTIAL, file_entries, scratch
 from adacache_runtime.caching.groups import hidden_spec
-from adacache_runtime.caching.signals.registry import SIGNALS
+from adacache_runtime.caching.signals.registry import check_names
 from adacache_runtime.caching.signals.signal import Signal
 
 FOLDER = "signal"  # how the names of signals' folders begin
@@ -47,7 +46,9 @@ def add_signals(folder: Path, signals: Sequence[Signal], progress: Progress) -> 
     """
     size = sum(entry.nbytes for entry in read_manifest(folder).files.values())
     manifest = open_bundle(folder, progress.phase("checking the bundle", size)).manifest
-    _check_names(manifest, signals)
+    others = {name: entry for name, entry in manifest.signals.items() if name not in {s.name for s in signals}}
+    numbers = {name: [spec.name for graph in e.graphs.values() for spec in graph.outputs] for name, e in others.items()}
+    check_names(signals, numbers)
     _sweep(folder)
     try:
         written = [_write(folder, manifest, signal, progress) for signal in signals]
@@ -56,22 +57,6 @@ def add_signals(folder: Path, signals: Sequence[Signal], progress: Progress) -> 
     finally:
         _sweep(folder)
     return tuple(graph for entry, _ in written for graph in entry.graphs.values())
-
-
-def _check_names(manifest: Manifest, signals: Iterable[Signal]) -> None:
-    taken = {number: name for name, signal in SIGNALS.items() for number in signal.numbers}
-    for name, entry in manifest.signals.items():
-        taken |= {spec.name: name for graph in entry.graphs.values() for spec in graph.outputs}
-    for signal in signals:
-        if signal.name in SIGNALS:
-            raise InputError(f"every bundle has a signal called {signal.name} already; give yours another name")
-        for number in signal.numbers:
-            owner = taken.setdefault(number, signal.name)
-            if owner != signal.name:
-                raise InputError(
-                    f"signal {signal.name} gives a number called {number}, and so does signal {owner}; policies tell "
-                    "numbers by name: give yours another"
-                )
 
 
 def _write(

@@ -1,1 +1,1 @@
-"""VAEs as stages: one folder for each kind, and one registry."""
+"""VAEs as stages, one folder a kind; :mod:`adacache_export.vaes.registry` knows them all."""

@@ -1,4 +1,4 @@
-"""What a kind of VAE gives to export."""
+"""The stages of a VAE and how they are fed: what each kind of VAE gives to the export."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,24 +10,23 @@ from adacache_engines.bundle.latent_space import Windows
 from adacache_engines.bundle.tensors import TensorSpec
 from adacache_export.stages import Stage
 
-PREFIX = "vae."  # keeps the VAE's weights apart from the model's in one weights file
-ENCODER = ("encoder.", "quant_conv.")  # begin the names of its tensors, where a folder has diffusers' names
-# 1/26 of a grey level. Float32 sums in another order through some forty layers in a row: 9e-6 with random weights
+PREFIX = "vae."  # begins the keys of the VAE's weights in the bundle
+ENCODER = ("encoder.", "quant_conv.")  # begin the names of an encoder's tensors in diffusers
+# 1/26 of a grey level. Float32 sums in another order make 9e-6 through some forty layers with random weights
 TOLERANCE = 3e-4
 
 
 @dataclass(frozen=True)
 class Coding:
-    """A VAE of settled sizes.
+    """The stages of a VAE of known sizes, and how they are fed.
 
     Attributes:
-        channels: of the latents.
-        spatial_factor: pixels of a latent row or column.
-        decoding, encoding: stages as :class:`adacache_engines.bundle.latent_space.LatentSpace` describes their
-            graphs, with
-            modules on the meta device, and parameters under ``PREFIX`` and their names in the VAE's folder, written
-            for float32; :mod:`adacache_export.vaes.precision` narrows them.
-        windows, images, tile, tiles_windows: as of ``LatentSpace``.
+        channels: number of channels of the latents.
+        spatial_factor: number of pixels of a latent row or column.
+        decoding, encoding: stages as :class:`adacache_engines.bundle.latent_space.LatentSpace` describes their graphs,
+            written for float32; :mod:`adacache_export.vaes.precision` narrows them. Modules are on the meta device.
+            Their parameters have the names of the VAE's folder, under ``PREFIX``.
+        windows, images, tile, tiles_windows: the fields of ``LatentSpace`` of these names.
     """
 
     channels: int
@@ -40,13 +39,13 @@ class Coding:
     tiles_windows: bool = False
 
 
-def window_decoder(make: Callable[[], nn.Module], channels: int) -> Stage:
-    """A decoder that is one graph of windows.
+def chunk_decoder(make: Callable[[], nn.Module], channels: int) -> Stage:
+    """Return a decoder that is one stage and takes a chunk of latent frames.
 
     Args:
-        make: the module, (1, channels, frames, height, width) -> (1, 3, pixel_frames, pixel_height, pixel_width). Its
-            parameters have the names that they have in the VAE's folder.
-        channels: of the latents.
+        make: function that makes the module, from latents (1, channels, frames, height, width) to pixels (1, 3,
+            pixel_frames, pixel_height, pixel_width). Its parameters have the names of the VAE's folder.
+        channels: number of channels of the latents.
     """
     axes = ("frames", "height", "width")
     latents = TensorSpec(name="latents", dtype="float32", axes=(1, channels, *axes))

@@ -1,7 +1,7 @@
-"""A VAE in half the bytes: bfloat16 where the work is, float32 where rounding would show.
+"""The precision of a VAE: bfloat16 where the work is, and float32 where rounding would show.
 
-Never float16: convolutions of SDXL's VAE, which Open-Sora's spatial one is, give values beyond 65504. GPUs from compute
-capability 8.0 on have bfloat16, as small and as fast.
+It is never float16: convolutions of SDXL's VAE, which is Open-Sora's spatial one, give values beyond 65504. GPUs from
+compute capability 8.0 on have bfloat16, as small and as fast.
 """
 
 from dataclasses import replace
@@ -15,17 +15,18 @@ from adacache_engines.bundle.tensors import DType
 from adacache_export.stages import Stage
 from adacache_export.vaes.coding import Coding
 
-NARROW = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # with weights, and results, in the VAE's precision
-# Of the error against float32. Rounding to 8 bits is off by 1.6e-3 (rms, relative); 40 to 70 layers of the published
-# VAEs, each rounding a product and a sum, make 1.4e-2 to 1.9e-2 of it, and the worst of 10^5 values is some five times
-# that. Measured with random weights: 1e-2 rms, 4e-2 at worst; a wrong graph is off by about 1
+NARROW = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)  # have weights and results in the VAE's precision
+# Tolerance of the error against float32. Rounding to 8 bits is off by 1.6e-3 (rms, relative); 40 to 70 layers of the
+# published VAEs, each rounding a product and a sum, make 1.4e-2 to 1.9e-2 of it, and the worst of 10^5 values is some
+# five times that. Measured with random weights: 1e-2 rms, 4e-2 at worst; a wrong graph is off by about 1
 TOLERANCE = 1e-1
 
 
 def in_precision(coding: Coding, precision: VaePrecision) -> Coding:
-    """The stages with weights of convolutions and matrix products in ``precision``, and what these give. Norms with
-    their statistics, attention between its projections, and the latents' scale and shift stay float32, as do the
-    stages' inputs and outputs.
+    """Return the stages of a VAE with their convolutions and matrix products in another precision.
+
+    Norms with their statistics, attention between its projections, and the latents' scale and shift stay float32, as do
+    the inputs and outputs of the stages.
     """
     if precision == "fp32":
         return coding
@@ -34,7 +35,7 @@ def in_precision(coding: Coding, precision: VaePrecision) -> Coding:
 
 
 def weight_dtypes(coding: Coding, precision: VaePrecision) -> dict[str, DType]:
-    """Key -> dtype of the weights of all stages."""
+    """Return the dtype of every weight of a VAE by its key."""
     return {
         key: DTYPES[precision] if isinstance(stage.module.get_submodule(name.rpartition(".")[0]), NARROW) else "float32"
         for stage in (*coding.decoding, *coding.encoding)

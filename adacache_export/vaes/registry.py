@@ -1,4 +1,4 @@
-"""The VAEs that can be exported: one module a kind, and the registry that recognises a folder's kind."""
+"""The kinds of VAE that can be exported, and the choice of one by a folder's ``config.json``."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,47 +25,54 @@ from adacache_export.vaes.temporal_decoder import vae as temporal_decoder
 
 
 class Kind(Protocol):
-    """What a kind's module provides. ``config`` is its own frozen pydantic model.
+    """The content of the ``vae`` module of a kind. ``config`` is the kind's own frozen pydantic model."""
 
-    Attributes:
-        NAME: of the kind, as the manifest records it.
-        CLASSES: that its ``config.json`` names.
-        FRAMES: rules of latent frames (``LatentSpace.frames``) that it follows.
-        CONFIG: the class of its configurations.
-    """
+    NAME: str  # as the manifest records it
 
-    NAME: str
-    CLASSES: tuple[str, ...]
-    FRAMES: tuple[FrameRule, ...]
-    CONFIG: type[BaseModel]
+    @property
+    def CLASSES(self) -> tuple[str, ...]:  # noqa: N802 - a constant of a module, like the next ones
+        """Return the names of classes by which a ``config.json`` shows the kind."""
 
-    def config_from(self, given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """The configuration, from ``config.json`` and the shapes of the folder's tensors.
+    @property
+    def FRAMES(self) -> tuple[FrameRule, ...]:  # noqa: N802
+        """Return the rules from frames to latent frames (``LatentSpace.frames``) that the kind follows."""
+
+    @property
+    def CONFIG(self) -> type[BaseModel]:  # noqa: N802
+        """Return the class of the kind's configurations."""
+
+    def config_from(self, given: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], /) -> Any:
+        """Return the configuration, from ``config.json`` and the shapes of the folder's tensors.
 
         Raises:
             CheckpointError: lists all that is missing or not supported.
         """
 
-    def tensors(self, given: Mapping[str, Tensor], config: Any) -> dict[str, Tensor]:
-        """The folder's tensors that the stages need, by the names that they have there, less ``PREFIX``."""
+    def tensors(self, given: Mapping[str, Tensor], config: Any, /) -> dict[str, Tensor]:
+        """Return the tensors of a folder that the stages need, under the stages' keys without ``PREFIX``."""
 
     def coding(self, config: Any) -> Coding:
-        """Its stages, and how they are fed."""
+        """Return the stages of a VAE, and how they are fed."""
 
 
-KINDS: dict[str, Kind] = {kind.NAME: kind for kind in (autoencoder_kl, temporal_decoder, open_sora, causal_vae)}
+KINDS: dict[str, Kind] = {
+    autoencoder_kl.NAME: autoencoder_kl,
+    temporal_decoder.NAME: temporal_decoder,
+    open_sora.NAME: open_sora,
+    causal_vae.NAME: causal_vae,
+}
 
 
 @dataclass(frozen=True, eq=False)
 class Vae:
-    """What export needs of a VAE.
+    """A VAE that was opened for export.
 
     Attributes:
-        kind: of :data:`KINDS`.
-        config: the VAE's configuration.
-        coding: its stages, and how they are fed.
-        checkpoint: the weights under the stages' keys, mapped from their files.
-        precision: of its convolutions and matrix products.
+        kind: name of the kind, a key of :data:`KINDS`.
+        config: configuration of the VAE.
+        coding: stages of the VAE, and how they are fed.
+        checkpoint: weights under the stages' keys, mapped from their files.
+        precision: precision of convolutions and matrix products.
     """
 
     kind: str
@@ -75,12 +82,15 @@ class Vae:
     precision: VaePrecision = "fp32"
 
     def dtypes(self) -> dict[str, DType]:
-        """Of the weights, by key."""
+        """Return the dtype of every weight by its key."""
         return weight_dtypes(self.coding, self.precision)
 
     def added_to(self, latent: LatentSpace, graphs: Mapping[str, Graph]) -> LatentSpace:
-        """A model's latent space with the VAE; ``graphs`` are those of its stages, none of them yet where it is only to
-        be known how they are fed.
+        """Return a model's latent space with the VAE in it.
+
+        Args:
+            latent: latent space of the model.
+            graphs: graphs of the VAE's stages by name; empty before they are made, when only the feeding counts.
         """
         coding = self.coding
         return latent.model_copy(
@@ -99,7 +109,7 @@ class Vae:
 
 
 def recognise_vae(folder: Path, latent: LatentSpace) -> Kind:
-    """The kind of VAE in a folder, by its ``config.json``.
+    """Return the kind of VAE in a folder, by its ``config.json``.
 
     Raises:
         CheckpointError: there is none, or it is of no known kind.
@@ -130,17 +140,18 @@ def open_vae(
     precision: VaePrecision = "fp32",
     progress: Callable[[int], None] | None = None,
 ) -> Vae:
-    """Opens the VAE of a folder with ``config.json`` and weights in any layout that
-    :func:`adacache_export.checkpoint.open_checkpoint` knows. Reads every value once, to find NaN.
+    """Open the VAE of a folder and read every value of its weights once, to find NaN.
 
     Args:
-        folder: the folder.
-        latent: of the model that it is to decode for.
-        precision: of its convolutions and matrix products.
-        progress: called with the bytes of weights checked so far.
+        folder: folder with ``config.json`` and weights in any layout that
+            :func:`adacache_export.checkpoint.open_checkpoint` knows.
+        latent: latent space of the model that the VAE is to decode for.
+        precision: precision of convolutions and matrix products.
+        progress: function that is called with the number of bytes checked so far.
 
     Raises:
-        CheckpointError: something is missing, damaged, of another kind of VAE, or does not fit; names the folder.
+        CheckpointError: something is missing, damaged, of another kind of VAE, or does not fit; the message names the
+            folder.
         InputError: the model's latents are not what this VAE decodes.
         MissingDependencyError: diffusers is not installed.
     """
@@ -164,7 +175,7 @@ def open_vae(
 
 
 def coding_of(latent: LatentSpace) -> Coding:
-    """Of the VAE that a bundle has."""
+    """Return the stages of the VAE that a bundle has, and how they are fed."""
     kind = KINDS[latent.decoder]
     return in_precision(kind.coding(kind.CONFIG.model_validate(latent.decoder_config)), latent.precision)
 
@@ -179,7 +190,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _class(config: Mapping[str, Any]) -> str:
-    """The class that a ``config.json`` is of: diffusers' word for it, or transformers'."""
+    """Return the name of the class that a ``config.json`` is of, in the notation of diffusers or transformers."""
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else None
     return str(config.get("_class_name") or first or config.get("model_type") or "")

@@ -1,6 +1,6 @@
 """The one way from a request to a video: check it, prepare it, and read its events."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, get_args
 
@@ -21,9 +21,9 @@ from adacache_runtime.conditioning.masks import check_conditioned
 from adacache_runtime.conditioning.prompt_loops import prompts_by_loop
 from adacache_runtime.conditioning.references import alignment, place
 from adacache_runtime.denoising.assembly import assemble
-from adacache_runtime.denoising.denoiser import Generation, denoise
-from adacache_runtime.denoising.device_plan import Engines
+from adacache_runtime.denoising.denoiser import Denoiser
 from adacache_runtime.denoising.latents import Latents
+from adacache_runtime.denoising.stages import Engines
 from adacache_runtime.events import Called, Decoded, Denoised, Event, ImagesEncoded, TextEncoded
 from adacache_runtime.media.frames import Frames
 from adacache_runtime.media.pictures import resize_to_fill
@@ -149,7 +149,7 @@ def _loop(bundle: Bundle, request: Request, number: int, continues: tuple[int, .
     if continues:  # all that is given to it is the end of the clip before
         own = replace(own, images=(), image_at=(), clip=None, latents=None, mask=None, noise=None)
     settled = settle(bundle, own, continues)
-    text = read_text(bundle, own)
+    text = read_text(bundle, own, settled.branches)
     sizes = {**settled.sizes, "text": text.length}
     check_profiles(bundle.manifest, sizes)
     return Loop(own, settled, text, sizes)
@@ -209,12 +209,12 @@ class Begun:
     """A loop that is allocated and ready for its first call.
 
     Attributes:
-        generation: bound buffers and engines.
+        denoiser: the denoising loop, with bound buffers and engines.
         settled: the request with every default filled in.
         sizes: sizes of all dynamic axes.
     """
 
-    generation: Generation
+    denoiser: Denoiser
     settled: Settled
     sizes: dict[str, int]
 
@@ -229,9 +229,19 @@ class Prepared:
         memory: estimate of the memory that a run takes.
     """
 
-    def __init__(self, model: Model, checked: Checked) -> None:
-        self.checked, self._model = checked, model
-        self.memory = estimate(model, checked)
+    def __init__(self, opened: Callable[[], Model], checked: Checked) -> None:
+        """Estimate the memory.
+
+        Args:
+            opened: returns the model, or raises where it was closed meanwhile.
+            checked: the request, checked against the model's bundle.
+        """
+        self.checked, self._opened = checked, opened
+        self.memory = estimate(opened(), checked)
+
+    @property
+    def _model(self) -> Model:
+        return self._opened()
 
     @property
     def request(self) -> Request:
@@ -338,16 +348,16 @@ class Prepared:
                 kept.append(latents.read())
 
         earlier = sum(len(loop.settled.updates) for loop in self.checked.loops[:number])
-        for record in denoise(begun.generation, loop.settled.updates, loop.request.policy, keep):
+        for record in begun.denoiser.records(keep):
             records.append(replace(record, call=earlier + record.call))
             yield Called(records[-1], self.calls)
         trace = Trace(tuple(records), loop.sizes, loop.settled.granularity)
         calls = np.stack(kept) if loop.request.keep_calls else None
-        return Denoised(begun.generation.assembly.latents.read(), trace, calls)
+        return Denoised(begun.denoiser.latents.read(), trace, calls)
 
     def _captions(self, loop: Loop) -> Captions:
         model = self._model
-        return branches(model.bundle, model.text_backend, loop.text, model.cache)
+        return branches(model.bundle, model.text_backend, loop.text, model.cache, loop.settled.branches)
 
     def _latents(self, loop: Loop, before: Floats | None) -> Floats:
         """Draw the noise (prompts, channels, frames, height, width), and put what is given in its place."""
@@ -374,7 +384,7 @@ class Prepared:
         manifest, device = model.bundle.manifest, model.backend.device
         assembly = assemble(manifest, model.engines, device, loop.request, settled, loop.sizes)
         assembly.latents.begin(latents)
-        tensors, count = assembly.plan.tensors, len(manifest.guidance.order)
+        tensors, count = assembly.stages.tensors, assembly.stages.branches
         dtype = condition_dtype(manifest)
 
         def condition(values: Floats) -> Floats:
@@ -392,10 +402,9 @@ class Prepared:
         for name, value in conditions.items():
             if name in tensors:
                 tensors[name].write(value.astype(tensors[name].dtype))
-        assembly.plan.text.call()
-        return Begun(
-            Generation(device, assembly, settled.run, count, loop.request.scope, condition), settled, loop.sizes
-        )
+        request = loop.request
+        denoiser = Denoiser(assembly, settled.segments, settled.updates, request.policy, request.scope, condition)
+        return Begun(denoiser, settled, loop.sizes)
 
 
 def _joined(loops: Sequence[Denoised], continued: int) -> Denoised:

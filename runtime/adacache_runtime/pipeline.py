@@ -1,20 +1,30 @@
 """A bundle with its engines loaded: make videos, or prepare a generation and read its events."""
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
 
 from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.contract.engine import Backend, BackendConfig
 from adacache_engines.errors import InputError
 from adacache_engines.onnxruntime.backend import OnnxRuntime
-from adacache_runtime.denoising.device_plan import Engines
-from adacache_runtime.events import Called, Denoised
+from adacache_runtime.denoising.stages import Engines
+from adacache_runtime.events import Called, Decoded, Denoised, Event
 from adacache_runtime.generation import Checked, Model, Prepared, check
+from adacache_runtime.media.frames import Frames
+from adacache_runtime.policy_names import PolicyInfo, available_policies
 from adacache_runtime.request import Request
+from adacache_runtime.request_options import RequestOptions, request_from
 from adacache_runtime.text.device import TextDevice, open_text_backend
 from adacache_runtime.text.embedding_cache import EmbeddingCache
 from adacache_runtime.trace import CallRecord
+from adacache_runtime.video import Video
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Pipeline:
@@ -124,9 +134,110 @@ class Pipeline:
             PolicyError: the policy cannot decide at this granularity.
             EngineError: an engine does not run at this size.
         """
+        self._opened()
+        return Prepared(self._opened, request if isinstance(request, Checked) else check(self.bundle, request))
+
+    def _opened(self) -> Model:
         if self._model is None:
             raise InputError(f"the pipeline of {self.bundle.folder} is closed; open the bundle again")
-        return Prepared(self._model, request if isinstance(request, Checked) else check(self.bundle, request))
+        return self._model
+
+    def request(self, prompt: str | Sequence[str], **options: "Unpack[RequestOptions]") -> Request:
+        """Return the request for this bundle that a prompt and options make.
+
+        Args:
+            prompt: one prompt, or several that are made at once.
+            **options: see :class:`adacache_runtime.request_options.RequestOptions`.
+
+        Raises:
+            InputError: an option or a name is unknown, or two options say the same in different ways.
+            OutOfRangeError: the model makes no video of that duration.
+        """
+        return request_from(self.bundle.manifest, prompt, options)
+
+    @overload
+    def __call__(
+        self,
+        prompt: str,
+        *,
+        on_call: Callable[[CallRecord], None] | None = None,
+        **options: "Unpack[RequestOptions]",
+    ) -> Video: ...
+
+    @overload
+    def __call__(
+        self,
+        prompt: list[str] | tuple[str, ...],
+        *,
+        on_call: Callable[[CallRecord], None] | None = None,
+        **options: "Unpack[RequestOptions]",
+    ) -> list[Video]: ...
+
+    def __call__(
+        self,
+        prompt: str | list[str] | tuple[str, ...],
+        *,
+        on_call: Callable[[CallRecord], None] | None = None,
+        **options: "Unpack[RequestOptions]",
+    ) -> Video | list[Video]:
+        """Make a video of a prompt, or a list of videos of a list of prompts.
+
+        Args:
+            prompt: one prompt, or several that are made at once.
+            on_call: called with each call's record as it becomes known.
+            **options: size, length, seed, policy, images and more; see
+                :class:`adacache_runtime.request_options.RequestOptions`.
+
+        Raises:
+            InputError, OutOfRangeError, PolicyError, EngineError: as of :meth:`request` and :meth:`prepare`; or there
+                is too little memory.
+            NonFiniteError: NaN or infinity in the latents; names the call and the stage.
+        """
+        videos = self.videos(self.request(prompt, **options), on_call)
+        return videos[0] if isinstance(prompt, str) else videos
+
+    def events(self, prompt: str | Sequence[str], **options: "Unpack[RequestOptions]") -> Generator[Event, None, None]:
+        """Yield what happens while a video is made; closing the generator cancels it.
+
+        Args:
+            prompt, **options: as of a call of the pipeline.
+
+        Yields:
+            Events, see :mod:`adacache_runtime.events`.
+        """
+        return self.prepare(self.request(prompt, **options)).events()
+
+    def videos(self, request: Request, on_call: Callable[[CallRecord], None] | None = None) -> list[Video]:
+        """Make the videos of a request, one for each prompt.
+
+        Args:
+            request: the request.
+            on_call: called with each call's record as it becomes known.
+
+        Raises:
+            InputError, OutOfRangeError, PolicyError, EngineError, NonFiniteError: as of a call of the pipeline.
+        """
+        prepared = self.prepare(request)
+        shape = prepared.video
+        denoised: Denoised | None = None
+        frames: list[list[Frames]] = [[] for _ in shape.fps]
+        with closing(prepared.events()) as events:
+            for event in events:
+                if isinstance(event, Called) and on_call is not None:
+                    on_call(event.record)
+                elif isinstance(event, Denoised):
+                    denoised = event
+                elif isinstance(event, Decoded):
+                    frames[event.prompt].append(event.frames)
+        assert denoised is not None
+        return [
+            Video(np.concatenate(parts) if parts else None, latents, denoised.trace, fps, shape.width, shape.height)
+            for parts, latents, fps in zip(frames, denoised.latents, shape.fps, strict=True)
+        ]
+
+    def policies(self) -> list[PolicyInfo]:
+        """Return all policies that can be named for this bundle, and why it cannot run some of them."""
+        return available_policies(self.bundle)
 
     def generate(self, request: Request, on_call: Callable[[CallRecord], None] = lambda _: None) -> Denoised:
         """Run one generation up to its latents; ``on_call`` gets each call's record as it becomes known.

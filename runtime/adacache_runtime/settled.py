@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,14 +9,15 @@ from numpy.typing import NDArray
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Manifest, VideoDefaults
 from adacache_engines.bundle.shape_profiles import check_profiles
-from adacache_engines.errors import AdaCacheError, InputError, OutOfRangeError
-from adacache_runtime.caching.groups import granularities, group_stages, run_of
+from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_runtime.caching.groups import granularities
 from adacache_runtime.caching.measures import resolve
-from adacache_runtime.caching.policy import GRANULARITIES, SCOPES, Granularity, Measure, Policy, Run
+from adacache_runtime.caching.policy import GRANULARITIES, SCOPES, Granularity, Measure
 from adacache_runtime.conditioning.clips import continuation
 from adacache_runtime.conditioning.given_frames import GivenFrames, given_mask, place_given
 from adacache_runtime.conditioning.masks import Masking, check_mask, masking
 from adacache_runtime.conditioning.references import Placement, alignment, mask_of
+from adacache_runtime.denoising.segments import Segment, segments
 from adacache_runtime.request import MAX_SEED, Request
 from adacache_runtime.samplers.registry import updates
 from adacache_runtime.samplers.update import Update, check_guidance, check_steps
@@ -41,7 +41,8 @@ class Settled:
         sizes: sizes of the dynamic axes, text excepted.
         granularity: groups that share a cached residual.
         measures: measures that the policy asks for, in the order of execution.
-        run: facts about the generation that the policy is told.
+        branches: guidance branches that a call evaluates, in the order of a batch.
+        segments: consecutive calls of each expert, and what the policy is told of them.
         placements: places of the frames that are given, or of the end of the clip that this one continues.
     """
 
@@ -59,7 +60,8 @@ class Settled:
     sizes: Mapping[str, int]
     granularity: Granularity
     measures: tuple[Measure, ...]
-    run: Run
+    branches: tuple[str, ...]
+    segments: tuple[Segment, ...]
     placements: tuple[Placement, ...]
 
 
@@ -104,9 +106,12 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
         check_mask(manifest, mask, request.noise, shape, len(calls))
     elif request.noise is not None:
         raise InputError("the noise of each step is for a generation with a mask: give that, too, or leave it out")
-    run = run_of(group_stages(manifest, granularity), calls, samples if request.scope == "prompt" else 1)
-    request.policy.start(run)  # refuses if it must
-    batch = {"samples": samples, "batch": samples * len(manifest.guidance.order)}
+    units = samples if request.scope == "prompt" else 1
+    parts = segments(manifest, calls, granularity, units, request.guidance)
+    for part in parts:
+        request.policy.start(part.run)  # refuses if it must
+    branches = parts[0].run.branches
+    batch = {"samples": samples, "batch": samples * len(branches)}
     return Settled(
         samples=samples,
         **video,
@@ -120,18 +125,10 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
         sizes={**axes, **manifest.latent.token_axes(**axes), **batch},
         granularity=granularity,
         measures=resolve(manifest, request.policy.needs, granularity),
-        run=run,
+        branches=branches,
+        segments=parts,
         placements=(continuation(manifest.latent),) if continues else given.placements if given else (),
     )
-
-
-def why_not(bundle: Bundle, policy: Policy[Any]) -> str | None:
-    """Return why a bundle cannot run a policy with its usual video; None = it can."""
-    try:
-        settle(bundle, Request(prompts=("",), policy=policy))
-    except AdaCacheError as error:
-        return str(error)
-    return None
 
 
 def initial_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:

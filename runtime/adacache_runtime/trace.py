@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policy import Granularity, Observation
+from adacache_runtime.caching.policy import Granularity, Observation, Rows, by_branch, rows_of
 
-OWN_KEYS = ("call", "timestep", "computed", "groups", "engine_ms", "wall_ms")  # of a call's entry in JSON
+OWN_KEYS = ("call", "timestep", "computed", "groups", "rebuilt", "engine_ms", "wall_ms")  # of a call's entry in JSON
 
 
 @dataclass(frozen=True)
@@ -22,23 +22,36 @@ class CallRecord:
     Attributes:
         call: number of the call, from 1.
         timestep: timestep of the first sample, 1000 = pure noise.
-        compute: for each group, in the order of execution, whether it was computed.
+        compute: for each group, in the order of execution, whether it was computed; or a row of these for each branch.
         observation: what the policy made of the call's measurements; empty where it measured nothing.
-        engine_ms: time inside engines, by part of the call: ``embed``, ``blocks``, ``final``, ``measure``, ``update``.
+        engine_ms: time inside engines, by part of the call: ``embed``, ``blocks``, ``measure``, and ``final``, which is
+            all from the final stage to the next latents.
         wall_ms: time from when the call began, or was asked for, to its end.
+        rebuilt: for each branch, whether it did not run, its prediction being rebuilt; empty = all ran.
     """
 
     call: int
     timestep: float
-    compute: tuple[bool, ...]
+    compute: tuple[bool, ...] | Rows
     observation: Observation
     engine_ms: Mapping[str, float]
     wall_ms: float
+    rebuilt: tuple[bool, ...] = ()
 
     @property
     def computed(self) -> bool:
         """Whether any block ran in full."""
-        return any(self.compute)
+        return any(any(row) for row in self.rows)
+
+    @property
+    def in_full(self) -> bool:
+        """Whether every block ran in full, for every branch."""
+        return all(all(row) for row in self.rows)
+
+    @property
+    def rows(self) -> Rows:
+        """The groups by branch; a single row where all branches were treated alike."""
+        return rows_of(self.compute)
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,19 @@ class Trace:
         return json.dumps({"sizes": dict(self.sizes), "granularity": self.granularity, "calls": calls}, indent=1)
 
 
+def lanes(trace: Trace) -> list[tuple[bool, ...]]:
+    """Return for each call whether each lane of a picture of the schedule was computed.
+
+    A lane is a group, or a branch's group where a call treated its branches differently; groups that are always alike
+    share one.
+    """
+    branches = max(len(record.rows) for record in trace.calls)
+    rows = [record.rows if len(record.rows) == branches else record.rows * branches for record in trace.calls]
+    if all(len({*row}) == 1 for call in rows for row in call):
+        return [tuple(row[0] for row in call) for call in rows]
+    return [tuple(group for row in call for group in row) for call in rows]
+
+
 def read_trace(path: Path) -> Trace:
     """Read a trace that :meth:`Trace.to_json` wrote; numbers that were not finite are left out.
 
@@ -83,6 +109,7 @@ def read_trace(path: Path) -> Trace:
             {
                 **{key: call[key] for key in OWN_KEYS if key in call},
                 "compute": call["groups"],
+                "rebuilt": call.get("rebuilt", ()),
                 "observation": {key: call[key] for key in call if key not in OWN_KEYS and call[key] is not None},
             }
             for call in content["calls"]
@@ -109,7 +136,8 @@ def entry(record: CallRecord) -> dict[str, Any]:
         "call": record.call,
         "timestep": record.timestep,
         "computed": record.computed,
-        "groups": list(record.compute),
+        "groups": [list(row) for row in record.rows] if by_branch(record.compute) else list(record.compute),
+        **({"rebuilt": list(record.rebuilt)} if record.rebuilt else {}),
         **numbers,
         "engine_ms": dict(record.engine_ms),
         "wall_ms": record.wall_ms,

@@ -101,6 +101,7 @@ def manifest(files: Mapping[str, FileEntry] | None = None) -> Manifest:
         graph("add", (hidden("hidden"), hidden("residual")), (hidden("hidden_out"),)),
         graph("blend", (hidden("hidden"), kept, spec("weights", "calls")), (hidden("hidden_out"),)),
         graph("subtract", (hidden("after"), hidden("before")), (hidden("residual"),)),
+        graph("velocity", (latents("prediction", "samples"),), (latents("velocity", "samples"),)),
         graph("guide", (latents("prediction", "batch"), spec("guidance", 1)), (latents("velocity", "samples"),)),
         graph(
             "combine",
@@ -207,6 +208,7 @@ def functions() -> dict[str, Function]:
         "add": lambda given: {"hidden_out": given["hidden"] + given["residual"]},
         "blend": run_blend,
         "subtract": lambda given: {"residual": given["after"] - given["before"]},
+        "velocity": lambda given: {"velocity": given["prediction"]},
         "guide": run_guide,
         "combine": run_combine,
         "select": run_select,
@@ -235,9 +237,7 @@ def signal_entry(signal: Signal) -> SignalEntry:
         numbers = tuple(spec(number, tensors[space].axes[0]) for number in signal.numbers)
         return graph(graph_name(signal.name, space), tuple(map(given, signal.inputs)), numbers)
 
-    return SignalEntry(
-        graphs={space: entry(space) for space in signal.spaces}, independent_axes=signal.independent_axes
-    )
+    return SignalEntry(graphs={space: entry(space) for space in signal.spaces})
 
 
 def write_weights(folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from adacache_engines.contract.device import Array
+from adacache_runtime.caching.policy import Decision
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.settled import initial_noise, settle
@@ -108,4 +109,77 @@ def plain(
         z = np.where(upper[:, None, :, None, None], a * z + (b * history).sum(0), x0)
         seen.velocities.append(velocity)
         seen.latents.append(z)
+    return seen
+
+
+def plain_by_branch(
+    pipeline: Pipeline,
+    asked: Request,
+    decisions: Sequence[Decision],
+    granularity: str,
+    guidances: Sequence[float],
+    scales: Sequence[float] | None = None,
+    text_scales: Sequence[float] | None = None,
+) -> list[Any]:
+    """Latents before each call and at the end, each branch going through the model by itself.
+
+    Args:
+        pipeline: the pipeline that generates the same.
+        asked: the request, without a mask.
+        decisions: decision of each call.
+        granularity: ``stack``, ``first`` or ``block``.
+        guidances: guidance scale of each call.
+        scales: factor of each call on what its blocks add, for models with several experts; None = 1.
+        text_scales: divisor of the captions in each call; None = 2.
+    """
+    settled, given, order = settle(pipeline.bundle, asked), asked.captions, pipeline.bundle.manifest.guidance.order
+    assert given is not None
+    captions_of = {"conditional": given.embeddings}
+    if "unconditional" in order:
+        captions_of["unconditional"] = np.broadcast_to(null_captions(pipeline.bundle), given.embeddings.shape)
+    groups = GROUPS[granularity]
+    kept: dict[tuple[str, int], list[Any]] = {(branch, group): [] for branch in order for group in range(len(groups))}
+    difference: Any = None
+    z: Any = initial_noise(asked.seed, settled.latent_shape)
+    seen = [z]
+    for call, (update, decision) in enumerate(zip(settled.updates, decisions, strict=True)):
+        predictions: dict[str, Any] = {}
+        for index, branch in enumerate(order):
+            if decision.rebuilt(len(order))[index]:
+                continue
+            tensors: dict[str, Any] = {
+                "latents": z,
+                "timestep": update.timestep,
+                "text": captions_of[branch] / np.float32(text_scales[call] if text_scales else 2),
+                "text_mask": given.mask,
+            }
+            tensors |= fake_model.run_embed(tensors)
+            weights = decision.weights_by_branch(len(order))
+            for group, names in enumerate(groups):
+                before, residuals = tensors["hidden"], kept[branch, group]
+                if decision.rows(len(order))[index][group]:
+                    for name in names:
+                        added = fake_model.run_block(name, tensors)["attn"] * np.float32(scales[call] if scales else 1)
+                        tensors["hidden"] = tensors["hidden"] + added
+                    residuals.insert(0, tensors["hidden"] - before)
+                else:
+                    factors = weights[index][group] if weights else (1.0,)
+                    added = sum(np.float32(w) * r for w, r in zip(factors, residuals, strict=False))
+                    tensors["hidden"] = before + added
+            predictions[branch] = fake_model.run_final(tensors)["prediction"]
+        if len(order) == 1:
+            velocity = predictions[order[0]]
+        else:
+            if len(predictions) == 2:
+                difference = predictions["unconditional"] - predictions["conditional"]
+            for index, weight in enumerate(decision.rebuild):
+                if weight is not None:
+                    sign, other = (1, "conditional") if order[index] == "unconditional" else (-1, "unconditional")
+                    predictions[order[index]] = predictions[other]
+                    if weight:
+                        predictions[order[index]] = predictions[other] + np.float32(sign * weight) * difference
+            c, u = predictions["conditional"], predictions["unconditional"]
+            velocity = u + np.float32(guidances[call]) * (c - u)
+        z = update.scale[:, None, None, None, None] * z + update.weights[0][:, None, None, None, None] * velocity
+        seen.append(z)
     return seen

@@ -115,7 +115,7 @@ def test_what_is_cancelled_stops_between_two_calls(client: Client) -> None:
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
         ({"prompt": " "}, "prompt: "),
         ({"prompt": None, "steps": 2}, "prompt: Field required"),
-        ({"prompt": b"\xff"}, "prompt: the text is no UTF-8"),
+        ({"prompt": b"\xff"}, "prompt: the text is not UTF-8"),
         ({"image": b"no picture"}, "image: the image cannot be decoded"),
         ({"negative_prompt": "dog", "steps": 3}, "negative_prompt: "),
         ({"prompt": "break"}, "the fake encoder breaks at this prompt"),

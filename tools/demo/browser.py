@@ -1,4 +1,4 @@
-"""Chromium without a screen, driven through Selenium: for the screenshot, and for the tests of the server's page.
+"""Chromium without a screen, driven through Selenium, for the screenshot and for the tests of the server's page.
 
 Needs Debian's packages: ``apt-get install --no-install-recommends chromium chromium-driver``.
 """
@@ -31,17 +31,17 @@ OWN = ("blob", "data", "about", "chrome")  # schemes of what no server sends
 
 
 def missing() -> str | None:
-    """Why there is no browser, if there is none."""
+    """Return why there is no browser; None where there is one."""
     absent = [str(path) for path in (CHROMIUM, DRIVER) if not path.exists()]
     return f"{' and '.join(absent)} missing: install Debian's chromium and chromium-driver" if absent else None
 
 
 @contextmanager
 def browser(width: int = 1240, height: int = 1000) -> Iterator[webdriver.Chrome]:
-    """With a profile of its own, that is deleted.
+    """Yield a browser with a profile of its own, which is deleted at the end.
 
     Args:
-        width, height: pixels of the page.
+        width, height: size of the page in pixels.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
@@ -58,19 +58,19 @@ def browser(width: int = 1240, height: int = 1000) -> Iterator[webdriver.Chrome]
 
 
 def resize(driver: webdriver.Chrome, width: int, height: int) -> None:
-    """The page, whatever the window around it has."""
+    """Set the size of the page, whatever the window around it takes."""
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 def console(driver: webdriver.Chrome) -> list[str]:
-    """What the browser complained of since the last look."""
+    """Return the browser's complaints since the last call."""
     log: list[dict[str, Any]] = driver.get_log("browser")  # type: ignore[no-untyped-call]
     return [entry["message"] for entry in log]
 
 
 def servers(driver: webdriver.Chrome) -> set[str]:
-    """Hosts, with their ports, that were asked for something since the last look."""
+    """Return the hosts, with their ports, that the page has asked for anything since the last call."""
     log: list[dict[str, Any]] = driver.get_log("performance")  # type: ignore[no-untyped-call]
     found = set()
     for entry in log:

@@ -1,4 +1,4 @@
-"""Reads off a video's pixels what a caption of the demo world should have put there. Numpy only.
+"""Read the attributes of a caption off a video's pixels, with numpy alone.
 
 A video is (channels, frames, height, width) in [-1, 1], channels red, green, blue; values outside are clipped.
 """
@@ -18,7 +18,7 @@ _MIN_AREA = 20.0  # pixels
 
 
 def read(video: Array) -> Attributes:
-    """Colour, shape, direction and speed; ``unreadable`` where there is nothing like it."""
+    """Return colour, shape, direction and speed; ``unreadable`` where the video shows nothing of the kind."""
     video = np.clip(video, -1, 1)
     names = list(world.COLOURS)
     ground = world.ground(video.shape[1])
@@ -44,13 +44,13 @@ def read(video: Array) -> Attributes:
 
 
 def agreement(video: Array, caption: str) -> dict[str, bool]:
-    """For ``colour``, ``shape``, ``direction`` and ``speed``: does the video show what the caption says?"""
+    """Return whether the video shows the caption's ``colour``, ``shape``, ``direction`` and ``speed``."""
     seen, said = read(video), world.attributes(caption)
     return {name: getattr(seen, name) == getattr(said, name) for name in ("colour", "shape", "direction", "speed")}
 
 
 def _centroids(mask: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(frames, height, width) -> (frames, 2) as (column, row)."""
+    """Return the centroids of (frames, height, width) as (frames, 2), in columns and rows."""
     total = mask.sum((1, 2)) + 1e-9
     column = (mask.sum(1) * np.arange(mask.shape[2])).sum(1) / total
     row = (mask.sum(2) * np.arange(mask.shape[1])).sum(1) / total
@@ -58,7 +58,10 @@ def _centroids(mask: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _motion(mask: NDArray[np.float64]) -> tuple[NDArray[np.float64], bool]:
-    """Velocity (column, row) in pixels a frame of the best straight path, and whether the centroid keeps to it."""
+    """Return the velocity of the best straight path and whether the centroid keeps to it.
+
+    The velocity is (columns, rows) in pixels a frame.
+    """
     path = _centroids(mask)
     time = np.arange(len(path)) - (len(path) - 1) / 2
     velocity = (time[:, None] * path).sum(0) / (time**2).sum()
@@ -78,7 +81,7 @@ def _name_motion(velocity: NDArray[np.float64]) -> tuple[str, str]:
 
 
 def _shape(mask: NDArray[np.float64]) -> str:
-    """The shape whose drawing, moved to the best place within a pixel of the centroid, overlaps most in all frames."""
+    """Return the shape whose drawing overlaps most in all frames, at the best place within a pixel of the centroid."""
     overlaps = {}
     centroids = _centroids(mask)
     grid_y, grid_x = np.arange(mask.shape[1]), np.arange(mask.shape[2])

@@ -1,7 +1,7 @@
-"""Fits AdaCache's constants to a model that draws the demo world: the published ones are for Open-Sora's distances.
+"""Fit AdaCache's constants to a model that draws the demo world; the published ones are for Open-Sora's distances.
 
-Every call is computed and measured once for a set of prompts; then the pure policies are replayed on these numbers, and
-what comes out is run, because reused residuals change what is measured later, and corrected:
+Every call is computed and measured once for a set of prompts. The pure policies are replayed on these numbers, run, and
+corrected, because reused residuals change what is measured later:
 
 - ``slow`` and ``fast``: a published codebook with all thresholds scaled so that as many calls are computed on average
   as the paper's FLOPs say (arXiv 2411.02397, table 1);
@@ -56,13 +56,13 @@ MEASURE_ALL = AdaCache(codebook=((0.0, 1),), moreg=MoReg(window=(1, 1000), h0=1,
 
 @dataclass(frozen=True)
 class Goal:
-    """What a family's policies start from and come to.
+    """The policies of a family before they are fitted, and the numbers that they are fitted to.
 
     Attributes:
         fast, slow: published codebooks, whose thresholds are scaled.
-        computed: calls on average, by policy.
-        window: of motion regularisation, in calls.
-        prompts: that are measured.
+        computed: mean number of computed calls to reach, by policy.
+        window: first and last call of motion regularisation.
+        prompts: number of prompts that are measured.
     """
 
     fast: Sequence[tuple[float, int]]
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def replace_presets(path: Path, fitted: Mapping[str, object], note: str) -> None:
-    """Writes fitted policies into a family's file; its other presets stay as they are."""
+    """Write fitted policies into a family's file; its other presets stay as they are."""
     presets = json.loads(path.read_text(encoding="utf-8"))["presets"]
     presets |= {f"adacache-{name}": {"policy": policy, "note": note} for name, policy in fitted.items()}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(preset)}" for name, preset in presets.items())
@@ -106,12 +106,12 @@ def replace_presets(path: Path, fitted: Mapping[str, object], note: str) -> None
 
 
 def plain(policy: AdaCache) -> dict[str, object]:
-    """As a JSON file describes it."""
+    """Return the policy as a JSON file describes it."""
     return policy.model_dump(mode="json", exclude={"probe"}, exclude_none=True)
 
 
 def record(pipeline: Pipeline, prompts: int, policy: AdaCache = MEASURE_ALL, what: str = "measuring") -> list[Trace]:
-    """What every call of full generations measures; or the traces of runs with a policy."""
+    """Return the traces of generations that compute and measure every call, or of generations with a policy."""
     return [
         pipeline.generate(Request(prompts=(prompt,), seed=seed, policy=policy)).trace
         for seed, prompt in enumerate(track(world.prompts(prompts, SEED), what), SEED)
@@ -119,7 +119,7 @@ def record(pipeline: Pipeline, prompts: int, policy: AdaCache = MEASURE_ALL, wha
 
 
 def fit(pipeline: Pipeline, traces: Sequence[Trace], goal: Goal) -> dict[str, AdaCache]:
-    """The three policies."""
+    """Return the three fitted policies."""
 
     def scaled(codebook: Sequence[tuple[float, int]]) -> Callable[[float], AdaCache]:
         return lambda scale: AdaCache(codebook=tuple((round(bound * scale, 5), rate) for bound, rate in codebook))
@@ -148,20 +148,21 @@ def fit(pipeline: Pipeline, traces: Sequence[Trace], goal: Goal) -> dict[str, Ad
 
 
 def search(make: Callable[[float], AdaCache], computed: float, traces: Sequence[Trace]) -> AdaCache:
-    """The policy ``make(x)`` that comes closest to ``computed`` calls on average; more x, fewer calls."""
+    """Return the policy ``make(x)`` whose mean number of computed calls is nearest to ``computed``; it falls with x."""
     grid = [10 ** (exponent / 100) for exponent in range(-200, 101)]
     return min(map(make, grid), key=lambda policy: abs(mean_computed(policy, traces) - computed))
 
 
 def mean_computed(policy: AdaCache, traces: Sequence[Trace]) -> float:
-    """How many calls a policy computes on average, by replay."""
+    """Return the mean number of calls that a policy computes, by replay."""
     return fmean(len(replay(policy, trace)) for trace in traces)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Distances a call, and motion, of a run that computed every call: what a policy would see if the distance grew
-    evenly with the calls in between.
+    """Return the distances a call and the motion of a run that computed every call.
+
+    A policy would see them if the distance grew evenly with the calls in between.
     """
 
     trace: Trace
@@ -178,7 +179,7 @@ class Measured:
 
 
 def replay(policy: AdaCache, trace: Trace) -> list[int]:
-    """The calls that a policy would compute."""
+    """Return the calls that a policy would compute."""
     timesteps = tuple(record.timestep for record in trace.calls)
     return simulate(policy, Run(len(timesteps), 1, 1, (), timesteps), Measured(trace)).computed()
 

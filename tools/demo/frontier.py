@@ -1,10 +1,10 @@
-"""The README's plot: every policy on the demo model, quality against speed, with policies that were calibrated for it.
+"""Make the README's plot of quality against speed: every policy on the demo model, and policies calibrated for it.
 
     python -m tools.demo.frontier [--out FOLDER] [--results FOLDER]
 
-Runs the project's own commands: an export with all probes and single modules, a calibration for each of a few targets,
-and a comparison on prompts that no calibration has seen. What was measured stays in the folder, so that it goes on
-where it was.
+It runs the project's own commands: an export with all probes and single modules, a calibration for each of a few
+targets, and a comparison on prompts that no calibration has seen. Measured numbers stay in the folder, so that a run
+that was stopped goes on where it was.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def export(out: Path) -> Path:
-    """The demo bundle with single modules and TeaCache's probe."""
+    """Export the demo bundle with single modules and TeaCache's probe; return its folder."""
     bundle, model = out / "demo.adacache", HERE / "model"
     if not bundle.exists():
         probes = ("--granularity", "module", "--probe", BLOCK_INPUT)
@@ -91,7 +91,7 @@ def export(out: Path) -> Path:
 
 
 def prompts(out: Path) -> tuple[Path, Path]:
-    """Files with prompts to record and prompts that are held out."""
+    """Write files with prompts to record and prompts that are held out; return both."""
     captions = [world.caption(what) for what in world.EVERYTHING]
     random.Random(SEED).shuffle(captions)  # noqa: S311 - a shuffle that is always the same
     files = out / "recorded.txt", out / "held-out.txt"
@@ -101,7 +101,7 @@ def prompts(out: Path) -> tuple[Path, Path]:
 
 
 def labels(presets: Mapping[str, Preset]) -> dict[str, list[str]]:
-    """Kind of policy -> what to compare of it."""
+    """Return the policies to compare, by kind."""
     chosen = {kind: list(choices) for kind, choices in PUBLISHED.items()}
     for method, kind in CALIBRATED.items():
         named = [f"c{target}-{method}" for target in TARGETS]
@@ -110,7 +110,7 @@ def labels(presets: Mapping[str, Preset]) -> dict[str, list[str]]:
 
 
 def run(main: object, *arguments: object) -> None:
-    """One of the project's commands, in this process."""
+    """Run one of the project's commands in this process."""
     assert callable(main)
     status = main([str(argument) for argument in arguments])
     if status:
@@ -118,7 +118,7 @@ def run(main: object, *arguments: object) -> None:
 
 
 def totals(path: Path) -> list[Total]:
-    """Of a comparison."""
+    """Return the totals of a comparison."""
     content = json.loads(path.read_text())
     return [
         Total(
@@ -132,7 +132,7 @@ def totals(path: Path) -> list[Total]:
 
 
 def curves(rows: Sequence[Total], kinds: Mapping[str, str]) -> dict[str, list[Point]]:
-    """Kind -> its settings, the fastest last."""
+    """Return the settings of each kind, the fastest last."""
     found: dict[str, list[Point]] = {kind: [] for kind in kinds.values()}
     for row in rows:
         if row.policy in kinds and "psnr_db" in row.metrics:
@@ -141,7 +141,7 @@ def curves(rows: Sequence[Total], kinds: Mapping[str, str]) -> dict[str, list[Po
 
 
 def markdown(rows: Sequence[Total], kinds: Mapping[str, str]) -> str:
-    """A row a policy, the fastest first."""
+    """Return the table, with a row for each policy, the fastest first."""
     titles = ("policy", "label", "computed calls", "operations", "speed-up", "PSNR, dB")
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     full = next(row for row in rows if row.policy == "never").metrics["flops"].mean

@@ -1,4 +1,4 @@
-"""The README's plot of quality against speed, with so many methods that only curves can be told apart."""
+"""Draw the README's plot of quality against speed, with more methods than single points could tell apart."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,15 +17,16 @@ BASELINE = "fixed interval"
 
 @dataclass(frozen=True)
 class Point:
-    """One policy: measured speed-up over full compute, and PSNR against it in dB."""
+    """A policy: measured speed-up over full compute, and PSNR against it in dB."""
 
     speed_up: Estimate
     psnr_db: Estimate
 
 
 def plot(path: Path, curves: Mapping[str, Sequence[Point]], calibrated: Collection[str], title: str) -> None:
-    """Draws a curve a method with 95 % confidence intervals: published settings dashed, ``calibrated`` ones solid, the
-    fixed interval in black.
+    """Draw a curve for each method, with 95 % confidence intervals.
+
+    Published settings are dashed, ``calibrated`` ones solid, and the fixed interval is black.
     """
     with mpl.rc_context({"font.size": 9}):
         figure = Figure(figsize=(10, 5.6), dpi=130, layout="constrained")

@@ -1,4 +1,4 @@
-"""The demo model: a small STDiT3 in pixel space with a small T5, and its folder on disk."""
+"""The demo model, a small STDiT3 in pixel space with a small T5, and its folder on disk."""
 
 import json
 import math
@@ -44,7 +44,7 @@ WORDS = sorted({word for what in world.EVERYTHING for word in world.caption(what
 
 
 def tokenizer() -> Tokenizer:
-    """One token a word, ``</s>`` at the end, unpadded."""
+    """Return a tokenizer with one token a word, ``</s>`` at the end, and no padding."""
     vocabulary = {word: index for index, word in enumerate([*SPECIAL, *WORDS])}
     result = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL[2]))
     result.add_special_tokens(list(SPECIAL))
@@ -118,12 +118,12 @@ class Demo(nn.Module):
                 nn.init.zeros_(module.linear.weight)
 
     def encode(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """``tokens`` and ``mask`` (B, L) -> (B, L, caption_channels)."""
+        """Return captions (B, L, caption_channels) of ``tokens`` and ``mask`` (B, L)."""
         states: Tensor = self.encoder(input_ids=tokens, attention_mask=mask.long()).last_hidden_state
         return states
 
     def forward(self, latents: Tensor, timestep: Tensor, captions: Tensor, text_mask: Tensor) -> Tensor:
-        """Velocity (B, 3, T, H, W) at ``timestep`` (B,) in 0..1000."""
+        """Return the velocity (B, 3, T, H, W) at ``timestep`` (B,) in 0..1000."""
         size = torch.full((1,), float(world.SIZE))
         tensors = {
             "latents": latents,
@@ -137,7 +137,7 @@ class Demo(nn.Module):
         return run_stages(self.stages, tensors)["prediction"]
 
     def checkpoint(self) -> dict[str, Tensor]:
-        """The denoiser's tensors under STDiT3's names."""
+        """Return the denoiser's tensors under STDiT3's names."""
         half = self.config.head_width // 2
         tensors = {
             "rope.freqs": FREQUENCY_BASE ** (-torch.arange(half) / half),
@@ -149,7 +149,7 @@ class Demo(nn.Module):
 
 
 def look_at_offsets(attention: stdit3.SelfAttention, offsets: tuple[int, ...] = (-1, 1, -3, 3)) -> None:
-    """Biases of queries and keys that make head h attend ``offsets[h]`` frames away."""
+    """Return biases of queries and keys that make head h attend ``offsets[h]`` frames away."""
     head_width = len(attention.q_norm.weight)
     pairs = head_width // 2
     frequency = FREQUENCY_BASE ** (-torch.arange(pairs) / pairs)
@@ -164,7 +164,7 @@ def look_at_offsets(attention: stdit3.SelfAttention, offsets: tuple[int, ...] = 
 
 
 def tokenise(captions: list[str], length: int) -> tuple[Tensor, Tensor]:
-    """Token ids and mask (True = a token), both (n, length)."""
+    """Return token ids and mask (True = a token), both (n, length)."""
     tokens = tokenizer()
     ids = torch.zeros(len(captions), length, dtype=torch.long)
     for row, encoding in zip(ids, tokens.encode_batch(captions), strict=True):
@@ -176,7 +176,7 @@ def tokenise(captions: list[str], length: int) -> tuple[Tensor, Tensor]:
 def sample(
     model: Demo, captions: list[str], noise: Tensor, guidance: float, steps: int = SCHEDULER["num_sampling_steps"]
 ) -> Tensor:
-    """Videos (n, 3, T, H, W) from ``noise`` of that shape, by Euler steps as Open-Sora takes them."""
+    """Return videos (n, 3, T, H, W) from ``noise`` of that shape, by Open-Sora's Euler steps."""
     ids, mask = tokenise(captions, model.config.model_max_length)
     states = model.encode(ids, mask)
     text = torch.cat([states, model.null_caption.expand_as(states)])
@@ -190,7 +190,7 @@ def sample(
 
 
 def write_folder(model: Demo, folder: Path) -> None:
-    """Writes what an exporter needs, in half precision."""
+    """Write the files that the exporter needs, in half precision."""
     encoder = folder / "text_encoder"
     encoder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
@@ -215,7 +215,7 @@ def write_folder(model: Demo, folder: Path) -> None:
 
 
 def read_folder(folder: Path) -> Demo:
-    """What :func:`write_folder` wrote, in single precision."""
+    """Return the model that :func:`write_folder` wrote, in single precision."""
     model = Demo()
     tensors = load_file(folder / "model.safetensors")
     with torch.no_grad():

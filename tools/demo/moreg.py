@@ -1,8 +1,8 @@
-"""Whether Motion Regularization helps the worst prompts: AdaCache with and without it, at equal average cost.
+"""Measure whether Motion Regularization helps the worst prompts: AdaCache with and without it, at equal mean cost.
 
     python -m tools.demo.moreg [--out FOLDER] [--results FOLDER]
 
-``FOLDER`` is that of ``tools.demo.frontier``, whose records are searched on, and whose held-out prompts are run. Both
+``FOLDER`` is that of ``tools.demo.frontier``: its records are searched, and its held-out prompts are run. Both
 codebooks are calibrated for the same goal: the mean PSNR of the worst quarter of the prompts, within a number of
 computed calls on average.
 """
@@ -40,7 +40,7 @@ for the worst quarter of the prompts at equal average cost, on prompts that no c
 
 @dataclass(frozen=True)
 class WorstQuarter(Search):
-    """Scores by the prompts that fare worst."""
+    """A goal whose score is the quality of the worst prompts."""
 
     def score(self, policy: Policy[Any]) -> float:
         schedules = self.forecaster.schedules(policy)
@@ -85,7 +85,7 @@ def worst_quarter(levels: Sequence[float]) -> float:
 
 
 def markdown(videos: Sequence[Mapping[str, Any]], names: Mapping[str, str]) -> str:
-    """A row a policy; ``a / b / c`` is for still, slow and fast motion."""
+    """Return the table with a row for each policy; ``a / b / c`` is for still, slow and fast motion."""
     kinds = tuple(world.SPEEDS)
     titles = ("policy", "computed calls", " / ".join(kinds), "PSNR, dB", " / ".join(kinds), "worst quarter")
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]

@@ -1,4 +1,4 @@
-"""The whole path once on the demo model: export, full compute beside AdaCache, a video, a plot, the speed-up.
+"""Go the whole way once on the demo model: export, full compute beside AdaCache, a video, a plot, the speed-up.
 
 python -m tools.demo.run [--prompt TEXT] [--out FOLDER]
 """
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def command(program: str, *arguments: object) -> None:
-    """Runs one of the project's commands, and shows it."""
+    """Show one of the project's commands, and run it."""
     words = [program, *map(str, arguments)]
     print("$", shlex.join(words), flush=True)
     subprocess.run([str(Path(sys.executable).parent / program), *words[1:]], check=True)

@@ -1,4 +1,4 @@
-"""The README's picture of the page: adacache-serve on the demo model, full compute beside AdaCache, in Chromium.
+"""Make the README's picture of the server's page: full compute beside AdaCache on the demo model, in Chromium.
 
 python -m tools.demo.screenshot [--bundle FOLDER] [--out FILE.png]
 """
@@ -49,7 +49,7 @@ def main() -> None:
 
 @contextmanager
 def serving(bundle: Path) -> Iterator[str]:
-    """Where a server of this bundle is, with an empty list of videos."""
+    """Yield the address of a server of this bundle with an empty list of videos."""
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
         command = [sys.executable, "-c", SERVE, bundle, "--port", "0", "--data", Path(folder, "data")]
@@ -63,7 +63,7 @@ def serving(bundle: Path) -> Iterator[str]:
 
 
 def _address(server: subprocess.Popen[bytes], log: Path) -> str:
-    """Once it has made its warm-up video."""
+    """Wait until the server has made its warm-up video."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end and server.poll() is None:
         told = log.read_text(encoding="utf-8")
@@ -74,7 +74,7 @@ def _address(server: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def compare(driver: Chrome) -> None:
-    """Makes both videos, and stops them where something is to be seen."""
+    """Make both videos on the page, and stop them where their difference can be seen."""
     wait = WebDriverWait(driver, SECONDS)
     wait.until(lambda _: driver.find_element(By.ID, "order").is_displayed())
     driver.find_element(By.ID, "prompt").send_keys(PROMPT)
@@ -90,7 +90,7 @@ def compare(driver: Chrome) -> None:
 
 
 def picture(driver: Chrome, path: Path) -> None:
-    """The whole page."""
+    """Write a picture of the whole page."""
     resize(driver, WIDTH, int(driver.execute_script("return document.body.scrollHeight")))
     time.sleep(1)  # the plots are drawn anew
     path.write_bytes(driver.get_screenshot_as_png())

@@ -1,4 +1,4 @@
-"""The README's table: quality and speed of each policy on the demo model, everything measured in one run.
+"""Make the README's table: quality and speed of each policy on the demo model, all measured in one run.
 
     python -m tools.demo.table [--bundle FOLDER] [--prompts N] [--json FILE] [--readme README.md]
 
@@ -38,7 +38,7 @@ BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 
 @dataclass(frozen=True)
 class Generated:
-    """One video and how it was made."""
+    """The numbers of one video."""
 
     policy: str
     speed: str
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def measure(pipeline: Pipeline, prompts: Sequence[str]) -> list[Generated]:
-    """Every prompt under every policy."""
+    """Return the numbers of every prompt under every policy."""
     pipeline.generate(Request(prompts=(prompts[0],)))  # the first run also fills caches
     rows = []
     for seed, prompt in enumerate(track(prompts, "generating"), SEED):
@@ -93,7 +93,7 @@ def measure(pipeline: Pipeline, prompts: Sequence[str]) -> list[Generated]:
 
 
 def markdown(rows: Sequence[Generated]) -> str:
-    """The table; a cell ``a / b / c`` is for still, slow and fast motion."""
+    """Return the table; a cell ``a / b / c`` is for still, slow and fast motion."""
     speeds = " / ".join(SPEEDS)
     titles = ("policy", "computed calls", speeds, "time ratio", "PSNR, dB", "SSIM", "adherence", speeds)
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
@@ -122,7 +122,7 @@ def _by_speed(rows: Sequence[Generated], cell: Callable[[Sequence[Generated]], s
 
 
 def adherence(rows: Sequence[Generated]) -> float:
-    """Share of attributes that are right, over all rows."""
+    """Return the share of attributes that are right, over all rows."""
     return fmean(right for row in rows for right in row.right.values())
 
 

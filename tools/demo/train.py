@@ -1,4 +1,4 @@
-"""Trains the demo model: ``python -m tools.demo.train --work DIR --iterations N``.
+"""Train the demo model: ``python -m tools.demo.train --work DIR --iterations N``.
 
 Flow matching as in Open-Sora (x_t = (1 - t) x0 + t eps, v = x0 - eps, logit-normal t), captions dropped one time in
 ten. Iteration i draws from its own seed, so a run that is interrupted and started again goes on as if it had not
@@ -58,12 +58,12 @@ def optimisers(model: nn.Module) -> list[torch.optim.Optimizer]:
 
 
 def rate(iteration: int, iterations: int) -> float:
-    """Share of the full learning rate."""
+    """Return the share of the full learning rate."""
     return min(1.0, (iteration + 1) / WARM_UP, (iterations - iteration) / (DECAY * iterations))
 
 
 class Captions:
-    """Every caption of the world, tokenised once."""
+    """Return every caption of the world, tokenised once."""
 
     def __init__(self, length: int) -> None:
         self.rows = {what: row for row, what in enumerate(world.EVERYTHING)}
@@ -92,7 +92,7 @@ def loss_of(model: Demo, captions: Captions, seed: int, iteration: int) -> Tenso
 
 
 def adherence(model: Demo, count: int, seed: int, guidance: float) -> dict[str, float]:
-    """Share of ``count`` seeded prompts whose video shows what was asked, per attribute."""
+    """Return the share of ``count`` seeded prompts whose video shows each attribute of the caption."""
     captions = world.prompts(count, seed)
     shape = (count, 3, world.FRAMES, world.SIZE, world.SIZE)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -107,18 +107,18 @@ def adherence(model: Demo, count: int, seed: int, guidance: float) -> dict[str, 
 
 
 def measure(folder: Path) -> dict[str, float]:
-    """Adherence of a written model, in the precision and with the guidance in which it was written."""
+    """Return the adherence of a written model, with the precision and the guidance in its folder."""
     guidance = json.loads((folder / "scheduler_config.json").read_text())["cfg_scale"]
     return adherence(read_folder(folder), 100, MEASURE_SEED, guidance)
 
 
 class Training(Generic[Model]):
-    """The weights, their average, the optimisers and how far they are.
+    """A training run: the weights, their average, the optimisers and the number of iterations.
 
     Args:
-        make: a model with fresh weights, whose ``denoiser`` lists the modules of its stages.
-        loss: of a model at an iteration that has this number and this seed.
-        seed: of everything that is drawn.
+        make: returns a model with fresh weights, whose ``denoiser`` lists the modules of its stages.
+        loss: returns the loss of a model at an iteration of this number with this seed.
+        seed: seed of all random numbers.
     """
 
     def __init__(self, make: Callable[[], Model], loss: Callable[[Model, int, int], Tensor], seed: int) -> None:
@@ -129,7 +129,7 @@ class Training(Generic[Model]):
         self.steppers = optimisers(self.model)
 
     def step(self, iterations: int) -> float:
-        """One iteration of ``iterations``; returns its loss."""
+        """Run one iteration of ``iterations``; return its loss."""
         share = rate(self.iteration, iterations)
         for stepper, peak in zip(self.steppers, (LR_MATRICES, LR_OTHERS), strict=True):
             stepper.param_groups[0]["lr"] = share * peak
@@ -146,7 +146,7 @@ class Training(Generic[Model]):
         return loss.item()
 
     def save(self, path: Path) -> None:
-        """Whole or not at all."""
+        """Write the state, whole or not at all."""
         state = {
             "iteration": self.iteration,
             "model": self.model.state_dict(),
@@ -174,7 +174,7 @@ def train(
     minutes: float,
     evaluate_every: float,
 ) -> None:
-    """Goes on until ``iterations`` are done or ``minutes`` are over; state and log (``log.jsonl``) go to ``work``."""
+    """Train until ``iterations`` are done or ``minutes`` are over; state and log (``log.jsonl``) go to ``work``."""
     work.mkdir(parents=True, exist_ok=True)
     if (work / "state.pt").exists():
         training.restore(work / "state.pt")

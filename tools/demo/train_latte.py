@@ -1,5 +1,7 @@
-"""A small LatteT2V that draws the demo world: the model that AdaCache's codebooks for Latte-1 and Open-Sora-Plan are
-fitted to, because the published weights are not at hand and no codebooks for them are published.
+"""Train a small LatteT2V that draws the demo world.
+
+AdaCache's codebooks for Latte-1 and Open-Sora-Plan are fitted to it, because the published weights are not at hand and
+no codebooks for them are published.
 
     python -m tools.demo.train_latte --work DIR       # trains it (resumable) and writes its folder
 
@@ -52,7 +54,7 @@ LARGEST_WEIGHT = 50.0  # of an iteration's samples in the loss
 
 
 class LatteDemo(nn.Module):
-    """The denoiser's stages; the states of all captions come ready."""
+    """The stages of the denoiser, for captions that are encoded already."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,12 +86,12 @@ class LatteDemo(nn.Module):
                 nn.init.zeros_(module.proj_out.weight)
 
     def forward(self, latents: Tensor, timestep: Tensor, captions: Tensor, text_mask: Tensor) -> Tensor:
-        """Noise (B, 3, T, H, W) at ``timestep`` (B,) in 0..999."""
+        """Return the noise (B, 3, T, H, W) at ``timestep`` (B,) in 0..999."""
         tensors = {"latents": latents, "timestep": timestep, "captions": captions, "text_mask": text_mask}
         return run_stages(self.stages, tensors)["prediction"]
 
     def checkpoint(self) -> dict[str, Tensor]:
-        """The tensors under LatteT2V's names."""
+        """Return the tensors under LatteT2V's names."""
         return {
             key: stage.module.get_parameter(name).detach()
             for stage in self.stages
@@ -98,7 +100,7 @@ class LatteDemo(nn.Module):
 
 
 class Captions:
-    """States and masks of captions, by the demo model's text encoder."""
+    """The states and masks of captions, from the demo model's text encoder."""
 
     def __init__(self) -> None:
         texts = [*(world.caption(what) for what in world.EVERYTHING), ""]
@@ -110,14 +112,15 @@ class Captions:
         self.rows = {text: row for row, text in enumerate(texts)}
 
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """(n, length, width), (n, length)."""
+        """Return states (n, length, width) and mask (n, length)."""
         rows = torch.tensor([self.rows[caption] for caption in captions])
         return self.states[rows], self.mask[rows]
 
 
 def loss_of(model: LatteDemo, captions: Captions, seed: int, iteration: int) -> Tensor:
-    """Squared error of the noise; noisy samples, where a small error of the noise is a large one of the video, count
-    for more.
+    """Return the squared error of the noise.
+
+    Noisy samples count for more, because a small error of their noise is a large error of the video.
     """
     rng = np.random.default_rng([seed, iteration])
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
@@ -138,7 +141,7 @@ def loss_of(model: LatteDemo, captions: Captions, seed: int, iteration: int) -> 
 
 @torch.no_grad()
 def sample(model: LatteDemo, captions: Captions, prompts: list[str], noise: Tensor) -> Tensor:
-    """Videos (n, 3, T, H, W) from ``noise`` of that shape, by DDIM."""
+    """Return videos (n, 3, T, H, W) from ``noise`` of that shape, by DDIM."""
     states, mask = captions(prompts)
     empty, _ = captions([""] * len(prompts))
     text, masks = torch.cat([empty, states]), torch.cat([mask, mask])
@@ -152,7 +155,7 @@ def sample(model: LatteDemo, captions: Captions, prompts: list[str], noise: Tens
 
 
 def adherence(model: LatteDemo, captions: Captions, count: int, seed: int) -> dict[str, float]:
-    """Share of ``count`` seeded prompts whose video shows what was asked, per attribute."""
+    """Return the share of ``count`` seeded prompts whose video shows each attribute of the caption."""
     prompts = world.prompts(count, seed)
     shape = (count, 3, world.FRAMES, world.SIZE, world.SIZE)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))

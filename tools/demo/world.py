@@ -1,4 +1,4 @@
-"""The demo model's world: one coloured shape that moves across the centre of a small frame, and its caption.
+"""The world of the demo model: a coloured shape that moves across the centre of a small frame, and its caption.
 
 A caption determines its video but for a start position that jitters by a pixel or so: the shape passes the frame's
 centre in mid-clip. The model knows frames by their distance from each other only, so that a video and its reverse are
@@ -37,7 +37,7 @@ NOWHERE = "nowhere"  # the direction of what stays still
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a caption says: ``direction`` is ``nowhere`` exactly where ``speed`` is ``still``."""
+    """The attributes of a caption; ``direction`` is ``nowhere`` exactly where ``speed`` is ``still``."""
 
     colour: str
     shape: str
@@ -46,7 +46,7 @@ class Attributes:
 
     @property
     def velocity(self) -> tuple[float, float]:
-        """(columns, rows) in pixels a frame."""
+        """Return (columns, rows) in pixels a frame."""
         column, row = DIRECTIONS.get(self.direction, (0.0, 0.0))
         return column * SPEEDS[self.speed], row * SPEEDS[self.speed]
 
@@ -66,12 +66,16 @@ _BY_CAPTION = {caption(what): what for what in EVERYTHING}
 
 
 def attributes(caption: str) -> Attributes:
-    """The inverse of :func:`caption`; a ``KeyError`` for a text that is not one of the world's captions."""
+    """Return the attributes of a caption, the inverse of :func:`caption`.
+
+    Raises:
+        KeyError: the text is none of the world's captions.
+    """
     return _BY_CAPTION[caption]
 
 
 def draw(count: int, rng: np.random.Generator) -> list[Attributes]:
-    """Speeds equally often, and within a speed the directions, so that a third of all stays still."""
+    """Draw speeds equally often, and directions equally often within a speed, so that a third stays still."""
     kinds = {speed: [what for what in EVERYTHING if what.speed == speed] for speed in SPEEDS}
     names = list(SPEEDS)
     return [
@@ -81,7 +85,7 @@ def draw(count: int, rng: np.random.Generator) -> list[Attributes]:
 
 
 def prompts(count: int, seed: int) -> list[str]:
-    """``count`` captions, the same ones for the same seed."""
+    """Return ``count`` captions, the same ones for the same seed."""
     return [caption(what) for what in draw(count, np.random.default_rng(seed))]
 
 
@@ -91,7 +95,7 @@ def render(
     size: int = SIZE,
     frames: int = FRAMES,
 ) -> Array:
-    """Antialiased videos (n, 3, frames, size, size); without ``rng`` the path goes through the exact centre."""
+    """Return antialiased videos (n, 3, frames, size, size); without ``rng`` the path goes through the exact centre."""
     offset = np.zeros((len(what), 2)) if rng is None else rng.uniform(-JITTER, JITTER, (len(what), 2))
     time = np.arange(frames) - (frames - 1) / 2
     velocity = np.array([each.velocity for each in what])
@@ -112,12 +116,12 @@ def render(
 
 
 def ground(frames: int) -> Array:
-    """Grey of the ground in each frame."""
+    """Return the grey of the ground in each frame."""
     return np.linspace(DAWN, DAY, frames, dtype=np.float32)
 
 
 def coverage(shape: str, x: NDArray[np.float64], y: NDArray[np.float64]) -> Array:
-    """How much of the pixel at (x, y) from the shape's centre lies inside it, 0 to 1, with a ramp one pixel wide."""
+    """Return how much of the pixel at (x, y) from the shape's centre lies inside it, 0 to 1, with a one-pixel ramp."""
     if shape == "circle":
         distance = np.sqrt(x * x + y * y) - RADIUS
     elif shape == "square":

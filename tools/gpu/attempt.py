@@ -1,4 +1,4 @@
-"""Whether TensorRT-RTX runs on a GPU that is not among the targets that it names, such as Hopper (9.0).
+"""Try whether TensorRT-RTX runs on a GPU that is not among the targets that it names, such as Hopper (9.0).
 
 The library says nothing about it, so it is tried on purpose: with plans for the nearest named target below, and with
 plans built for the GPU that is there. Each attempt is a process of its own, since a library may end its process:
@@ -37,7 +37,7 @@ def named(capability: str) -> bool:
 
 
 def nearest(capability: str) -> str | None:
-    """The named target next below; kernels of lower capabilities are what a GPU may be able to run."""
+    """Return the next lower target that is named, since a GPU may be able to run kernels of lower capabilities."""
 
     def number(target: str) -> tuple[int, ...]:
         return tuple(map(int, target.split(".")))
@@ -47,13 +47,13 @@ def nearest(capability: str) -> str | None:
 
 
 def attempts(capability: str) -> list[str]:
-    """What to try, the best first: nothing where the library names the GPU."""
+    """Return the attempts to make, the best first; none where the library names the GPU."""
     target = nearest(capability)
     return [] if named(capability) else [CURRENT, *([target] if target else [])]
 
 
 def attempt(folder: Path, how: str) -> dict[str, Any]:
-    """A short generation, compared with ONNX Runtime's on the CPU where that is there."""
+    """Make a short generation, and compare it with ONNX Runtime's on the CPU where that is installed."""
     library = open_library(LIBRARY)
     with tempfile.TemporaryDirectory(prefix="adacache-attempt-") as name:
         work = Path(name) / "bundle"

@@ -1,6 +1,6 @@
-"""One size of the benchmark, in a process of its own: ``python -m tools.gpu.benchmark RUN_AS_JSON FILE``.
+"""Measure one size of the benchmark in a process of its own: ``python -m tools.gpu.benchmark RUN_AS_JSON FILE``.
 
-The file is written after each part, so that what was measured outlives a library that ends its process.
+The file is written after each part, so that the numbers outlive a library that ends its process.
 """
 
 import json
@@ -19,14 +19,15 @@ from tools.gpu.requests import sized_request
 
 @dataclass(frozen=True)
 class Run:
-    """
+    """A benchmark of one size.
+
     Attributes:
         bundle: folder of the model, with plans.
         size: name of a shape profile of one size, such as ``480p:2s``.
-        backends: names; see :mod:`tools.gpu.machine`.
-        targets: library -> compute capability whose plans are taken on purpose.
-        steps: calls of a generation.
-        rounds: of a stage on each back end, several calls each.
+        backends: names of backends; see :mod:`tools.gpu.machine`.
+        targets: compute capability whose plans are used on purpose, by library.
+        steps: number of steps of a generation.
+        rounds: number of rounds of each stage on each backend, several calls each.
     """
 
     bundle: str

@@ -1,4 +1,4 @@
-"""The back ends that are measured against each other, on one bundle."""
+"""The backends that are measured against each other on one bundle."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,13 +17,13 @@ Skips = list[dict[str, str]]
 
 
 def open_contenders(bundle: Bundle, names: Sequence[str], targets: Mapping[str, str], skipped: Skips) -> Contenders:
-    """Opens what can be opened; ``skipped`` gets what cannot, and why.
+    """Open the backends that can be opened; ``skipped`` gets the others, and why.
 
     Args:
-        bundle: with plans for the libraries among ``names``.
-        names: of back ends.
-        targets: library -> compute capability whose plans are taken on purpose.
-        skipped: is added to.
+        bundle: the opened bundle, with plans for the libraries among ``names``.
+        names: names of backends.
+        targets: compute capability whose plans are used on purpose, by library.
+        skipped: list of skipped backends, which grows.
     """
     makers: dict[str, Callable[[], Backend]] = {}
     for name in names:
@@ -41,7 +41,7 @@ def open_contenders(bundle: Bundle, names: Sequence[str], targets: Mapping[str, 
 
 
 def with_reason(skipped: Skips, what: str, action: Callable[[], Any]) -> bool:
-    """Whether the action went through; if not, ``skipped`` gets why."""
+    """Return whether the action succeeded; if not, ``skipped`` gets the reason."""
     try:
         action()
     except (AdaCacheError, RuntimeError, ImportError, MemoryError) as error:

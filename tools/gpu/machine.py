@@ -1,4 +1,4 @@
-"""What the machine has: its GPU, its libraries, and what of them is missing and why."""
+"""Describe the machine: its GPU, its libraries, and which of them are missing and why."""
 
 import os
 import platform
@@ -22,7 +22,8 @@ BACKENDS: tuple[str, ...] = (*LIBRARIES, ONNXRUNTIME, EAGER, COMPILED)
 
 @dataclass(frozen=True)
 class Gpu:
-    """
+    """A GPU and its CUDA.
+
     Attributes:
         capability: compute capability, such as ``9.0``.
         driver, runtime: newest CUDA that the driver knows, and CUDA of cuda-bindings, such as ``13.0``.
@@ -37,11 +38,11 @@ class Gpu:
 
 
 def find_gpu(api: Any = None) -> Gpu:
-    """The first GPU; ``api`` stands in for ``cuda.bindings.runtime``.
+    """Return the first GPU; ``api`` stands in for ``cuda.bindings.runtime``.
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
-        EngineError: CUDA finds no GPU; has CUDA's reason.
+        EngineError: CUDA finds no GPU; the message has CUDA's reason.
     """
     api = require(CUDA, "gpu") if api is None else api
     found = checked(api, api.cudaGetDeviceProperties(0), "looking for a GPU")
@@ -63,7 +64,7 @@ def _cuda_version(number: int) -> str:
 
 
 def machine(gpu: Gpu) -> dict[str, Any]:
-    """What the results hold for."""
+    """Return the machine and versions that the results hold for."""
     versions = {package: number for package in PACKAGES if (number := _version(package))}
     return {
         "system": platform.platform(),
@@ -111,7 +112,7 @@ CHECKS: Mapping[str, Callable[[], None]] = {
 
 
 def available(wanted: tuple[str, ...] = BACKENDS) -> tuple[list[str], dict[str, str]]:
-    """Which of the back ends can be had here, and what keeps each of the others.
+    """Return the backends that can be used here, and what keeps each of the others from it.
 
     Raises:
         InputError: one of ``wanted`` is unknown.
@@ -133,7 +134,7 @@ def available(wanted: tuple[str, ...] = BACKENDS) -> tuple[list[str], dict[str, 
 
 
 def exporter_missing() -> str | None:
-    """What keeps checkpoints from being exported here; None = nothing."""
+    """Return what keeps checkpoints from being exported here; None = nothing."""
     try:
         for module in ("torch", "onnx", "onnx_ir", "onnxscript"):
             require(module, "export")

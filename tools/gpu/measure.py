@@ -1,4 +1,4 @@
-"""Stages and calls of several back ends, measured in turn, so that a slow moment of the machine hits all of them."""
+"""Measure stages and calls of several backends in turn, so that a slow moment of the machine meets all of them."""
 
 import itertools
 import time
@@ -31,7 +31,7 @@ STAGE_BATCH = 5  # calls between two marks' waits, so that the GPU does not wait
 
 
 def examples(graph: Graph, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Array]:
-    """Values for all inputs of a graph."""
+    """Return values for all inputs of a graph."""
     values = example(graph, sizes, seed)
     return {spec.name: values[spec.name].astype(NUMPY_DTYPES[spec.dtype]) for spec in graph.inputs}
 
@@ -39,7 +39,7 @@ def examples(graph: Graph, sizes: Mapping[str, int], seed: int = 0) -> dict[str,
 def bound(
     engine: Engine, backend: Backend, values: Mapping[str, Array], sizes: Mapping[str, int]
 ) -> tuple[Call, dict[str, Buffer]]:
-    """An engine on buffers of its own, the inputs filled."""
+    """Bind an engine to new buffers and fill its inputs; return the call and the buffers."""
     specs = (*engine.graph.inputs, *engine.graph.outputs)
     buffers = {spec.name: backend.device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for spec in specs}
     for name, value in values.items():
@@ -48,7 +48,7 @@ def bound(
 
 
 def distinct(graphs: Sequence[Graph]) -> list[Graph]:
-    """One graph of each file, and of blocks one of each kind and set of outputs: the others take as long."""
+    """Return one graph of each file, and one block of each kind and set of outputs: the others take as long."""
     found: dict[tuple[str, tuple[str, ...]], Graph] = {}
     for graph in graphs:
         found.setdefault((graph.name.split(".")[0], tuple(spec.name for spec in graph.outputs)), graph)
@@ -56,14 +56,14 @@ def distinct(graphs: Sequence[Graph]) -> list[Graph]:
 
 
 def tflop_per_s(flop: int, milliseconds: float) -> float | None:
-    """None where nothing was counted."""
+    """Return the rate; None where no operations were counted."""
     return flop / milliseconds / 1e9 if flop else None
 
 
 def measure_stages(
     contenders: Contenders, bundle: Bundle, sizes: Mapping[str, int], rounds: int, skipped: Skips
 ) -> dict[str, Any]:
-    """Per stage the operations of a call, and per back end the spread of its time and the rate at the median."""
+    """Return each stage's operations, and for each backend the spread of its time and the rate at the median."""
     measured = {}
     counts = {stage.graph.name: flops(stage.flops or (), sizes) for stage in bundle.manifest.stages}
     for graph in distinct(bundle.manifest.loop_graphs()):
@@ -91,10 +91,10 @@ def measure_stages(
 
 
 class _Stage:
-    """A stage on one back end, warmed up.
+    """A stage on one backend, warmed up.
 
     Raises:
-        EngineError: it does not run, or takes far too long.
+        EngineError: the stage does not run, or takes far too long.
     """
 
     def __init__(self, graph: Graph, backend: Backend, values: Mapping[str, Array], sizes: Mapping[str, int]) -> None:
@@ -125,14 +125,14 @@ class _Stage:
 
 @dataclass
 class _Generation:
-    """One generation, advanced a call at a time; between two calls nothing of it is under way."""
+    """A generation that advances a call at a time; between two calls nothing of it is under way."""
 
     calls: Generator[CallRecord, None, Denoised]
     wall_s: float = 0.0
     records: list[CallRecord] = field(default_factory=list)
 
     def advance(self) -> bool:
-        """Runs one call; False when there was none left."""
+        """Run one call; return False when none was left."""
         start = time.perf_counter()
         record = next(self.calls, None)
         self.wall_s += time.perf_counter() - start
@@ -150,7 +150,7 @@ class _Generation:
 def load(
     contenders: Contenders, bundle: Bundle, request: Request, skipped: Skips
 ) -> tuple[dict[str, Pipeline], dict[str, Any]]:
-    """A pipeline each, warmed up by a short generation, and the memory that it took, in MB by kind."""
+    """Return a pipeline for each backend, warmed up by a short generation, and its memory in MB by kind."""
     pipelines: dict[str, Pipeline] = {}
     memory = {}
     for name, backend in contenders.items():
@@ -170,7 +170,7 @@ def load(
 
 
 def _memory(pipeline: Pipeline, request: Request, loaded: int, running: int) -> dict[str, Any]:
-    """MB by kind: measured where it says so, else as the run is planned."""
+    """Return MB by kind, measured where the kind says so, else estimated."""
     plan = pipeline.prepare(request).memory
     planned = {text: getattr(plan, kind) for kind, text in KINDS.items()}
     measured = {"loading, measured": loaded, "running, measured": running}
@@ -178,7 +178,7 @@ def _memory(pipeline: Pipeline, request: Request, loaded: int, running: int) -> 
 
 
 def _advanced(name: str, run: _Generation, runs: dict[str, Any], skipped: Skips) -> bool:
-    """Whether there may be more; a back end that fails is out, and what it holds is freed for the others."""
+    """Return whether more calls may follow; a backend that fails is left out, and its memory is freed."""
     try:
         return run.advance()
     except AdaCacheError as error:
@@ -194,7 +194,7 @@ def measure_calls(
     sizes: Mapping[str, int],
     skipped: Skips,
 ) -> dict[str, Any]:
-    """A generation without reuse and one with it on each back end, all in turn, call by call."""
+    """Run a generation without reuse and one with it on each backend, all in turn, call by call."""
     policies: dict[str, Policy[Any]] = {"never": NeverReuse(), "reuse": EVERY_THIRD}
     runs = {
         name: {key: _Generation(pipeline.calls(replace(request, policy=policy))) for key, policy in policies.items()}

@@ -1,7 +1,7 @@
-"""The bundles that are checked and measured: made here, or taken from a folder that another machine made.
+"""The bundles that are checked and measured, made here or on another machine.
 
-As a module's command line it prepares the benchmark's model in a process of its own:
-``python -m tools.gpu.model PREPARATION_AS_JSON FILE`` writes what it did to FILE.
+As a command it prepares the benchmark's model in a process of its own:
+``python -m tools.gpu.model PREPARATION_AS_JSON FILE`` writes a description of it to FILE.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ DEPTH = 28  # of STDiT3-XL/2
 
 
 def make_bundles(folder: Path, size: Size = FULL) -> None:
-    """Exports the demo model in each precision and the large model's blocks; needs torch and its exporter."""
+    """Export the demo model in each precision and the large model's blocks, with torch."""
     from adacache_export.convert import convert
     from adacache_export.options import Options
     from tools.speed.checkpoint import config_of, write_checkpoint
@@ -63,22 +63,24 @@ def _exporter_quiet() -> Iterator[None]:
 
 
 def build_options(library: Library, taken: str | None) -> BuildOptions:
-    """How plans are built where ``taken`` says which target to use on purpose: ``current``, or a named one."""
+    """Return the options to build plans for a target that is used on purpose: ``current``, or a named one."""
     return BuildOptions(targets=(CURRENT,) if library == "tensorrt-rtx" and taken == CURRENT else ())
 
 
 def run_target(library: Library, taken: str | None) -> str | None:
-    """What the back end is told of ``taken``: plans for the current GPU need no telling."""
+    """Return the target to open plans for; None for those of the current GPU."""
     return taken if library == "tensorrt-rtx" and taken != CURRENT else None
 
 
 def compiled(
     folder: Path, library: InstalledLibrary, profiles: Sequence[str] = (), taken: str | None = None, workers: int = 0
 ) -> PlanSet:
-    """The bundle's plans for this GPU, built where there are none; ``profiles`` by name, else the default video's.
+    """Return the bundle's plans for this GPU, built where there are none.
+
+    They are for the shape profiles that are named, or for the default video.
 
     Raises:
-        AdaCacheError: they cannot be built.
+        AdaCacheError: the plans cannot be built.
     """
     bundle = open_bundle(folder)
     try:
@@ -91,15 +93,15 @@ def compiled(
 
 @dataclass(frozen=True)
 class Preparation:
-    """Of the benchmark's model.
+    """The preparation of the benchmark's model.
 
     Attributes:
         source: folder of :func:`make_bundles`, its large model perhaps stripped.
         work: the model's new folder.
-        libraries: to build plans with.
+        libraries: libraries to build plans with.
         profiles: names of shape profiles.
         taken: see :func:`build_options`.
-        depth: pairs of blocks.
+        depth: number of pairs of blocks.
     """
 
     source: str
@@ -111,7 +113,7 @@ class Preparation:
 
 
 def prepare(preparation: Preparation) -> dict[str, Any]:
-    """Weights, plans, depth. What a library cannot build is told in the result."""
+    """Fill in weights, build plans and set the depth; the result says what a library cannot build."""
     work = Path(preparation.work)
     shutil.copytree(Path(preparation.source) / LARGE, work)
     if not (work / read_manifest(work).weights).is_file():

@@ -1,6 +1,6 @@
-"""Everything that the check needs, in one folder for a machine without a registry: ``sh run.sh`` there starts it.
+"""Pack everything that the check needs for a machine without a package registry; ``sh run.sh`` starts it there.
 
-The machine brings ``python3``, a driver, and whatever Python packages the wheels do not bring. Wheels are unpacked
+The machine has ``python3``, a driver, and the Python packages that are not among the wheels. Wheels are unpacked
 beside the sources and found through PYTHONPATH; nothing is installed.
 """
 
@@ -38,12 +38,12 @@ exec python3 "$project/tools/gpu_check.py" --bundles "$here/bundles" "$@"
 
 
 def pack(folder: Path, wheels: Sequence[Path], bundles: Path | None = None) -> None:
-    """Makes the folder.
+    """Make the folder.
 
     Args:
-        folder: new.
-        wheels: of packages that the other machine lacks.
-        bundles: made before; None = they are exported here.
+        folder: the new folder.
+        wheels: wheels of packages that the other machine lacks.
+        bundles: folder of bundles that were made before; None = they are exported here.
 
     Raises:
         InputError: the folder exists.

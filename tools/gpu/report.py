@@ -1,4 +1,4 @@
-"""The results as Markdown. Every number stands beside what it was measured against, in the same run."""
+"""Write the results as Markdown, with every number beside those that were measured in the same run."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ NOTHING = "–"
 
 
 def markdown(result: Result) -> str:
-    """The whole report; parts that were not run are named, never invented."""
+    """Return the whole report, which names the parts that were not run."""
     parts = [_head(result), _attempts(result), _tests(result), _model(result)]
     parts += [_benchmark(size, told) for size, told in result.get("benchmark", {}).items()]
     parts.append(_skipped(result))
@@ -131,7 +131,7 @@ def _calls(told: Result) -> str:
                "efficiency")  # fmt: skip
     note = (
         f"A full call is {told['calls']['tflop']:.1f} TFLOP (both branches of guidance). Milliseconds are the GPU's, "
-        "median (smallest to largest); all back ends take turns call by call. Speed-up: a generation without reuse / "
+        "median (smallest to largest); all backends take turns call by call. Speed-up: a generation without reuse / "
         "with AdaCache, whole; efficiency: speed-up / (calls / computed calls)."
     )
     return note + "\n\n" + table(columns, rows)
@@ -165,7 +165,7 @@ def _spread(spread: Mapping[str, float]) -> str:
 
 
 def _line(text: str) -> str:
-    """On one line of a list or a table."""
+    """Return the text on one line, for a list or a table."""
     return " ".join(_words(text))
 
 

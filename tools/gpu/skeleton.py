@@ -24,7 +24,7 @@ DRAWN = 1 << 24  # numbers that are drawn; longer tensors repeat them
 
 
 def strip(folder: Path) -> None:
-    """Takes a bundle's weights out, all but their header; it is no bundle then until :func:`fill`."""
+    """Take a bundle's weights out, all but their header; it is no bundle then until :func:`fill`."""
     weights = folder / read_manifest(folder).weights
     with weights.open("rb") as file:
         start = file.read(LENGTH)
@@ -34,9 +34,9 @@ def strip(folder: Path) -> None:
 
 
 def fill(folder: Path) -> None:
-    """Draws random weights into a stripped bundle, which is a bundle again afterwards.
+    """Draw random weights into a stripped bundle, which is a bundle again afterwards.
 
-    Matrices keep the size of what they multiply, so that hidden states stay finite through all blocks.
+    Matrices keep the scale of their inputs, so that hidden states stay finite through all blocks.
 
     Raises:
         InputError: the folder is not a stripped bundle.
@@ -70,7 +70,7 @@ def fill(folder: Path) -> None:
 
 
 def deepen(folder: Path, depth: int) -> None:
-    """Makes a model with ``depth`` pairs of blocks out of a bundle with two, whose second pair has the probe.
+    """Make a model with ``depth`` pairs of blocks out of a bundle with two, whose second pair has the probe.
 
     The middle pair becomes the one with the probe, all others the one without.
 
@@ -116,7 +116,7 @@ def _site(site: str, index: int) -> str:
 
 
 def _repeated(entries: tuple[PlanEntry, ...], sources: Mapping[str, str]) -> list[PlanEntry]:
-    """Plans of the deep model: those of what its stages were made from."""
+    """Return the plans of the deep model, which are those of the stages that its stages were made from."""
     made_from = {(entry.stage, entry.variant): entry for entry in entries}
     repeated = [entry for entry in entries if entry.stage not in sources.values()]
     for stage, source in sources.items():
@@ -128,7 +128,7 @@ def _repeated(entries: tuple[PlanEntry, ...], sources: Mapping[str, str]) -> lis
 
 
 def source_of(graph: Graph) -> str:
-    """Name of the graph whose file a stage uses: its own, but in a model that was deepened."""
+    """Return the name of the graph whose file a stage uses: another one's in a model that was deepened."""
     return Path(graph.path).stem
 
 
@@ -137,6 +137,6 @@ def _write(folder: Path, manifest: Manifest) -> None:
 
 
 def config_of(manifest: Manifest) -> dict[str, Any]:
-    """The configuration that the graphs' own weights belong to."""
+    """Return the configuration that the graphs' own weights belong to."""
     depth = 1 + max(int(source_of(stage.graph).split(".")[1]) for stage in manifest.stages if stage.block)
     return {**manifest.config, "depth": depth}

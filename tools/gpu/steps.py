@@ -1,4 +1,4 @@
-"""Steps of the check, each a process of its own: what ends one of them does not end the check."""
+"""Run the steps of the check as processes of their own, so that a crash of one does not end the check."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-# variables of the environment by which the check tells the tests what it knows; see tests/tools/test_gpu.py
+# variables of the environment by which the check tells the tests what it knows; see tests/tools/gpu/test_gpu.py
 BUNDLES, RTX_TARGET, NO_TARGET = "ADACACHE_BUNDLES", "ADACACHE_RTX_TARGET", "none"
 SAID = 2000  # characters of a failed step's last words that are kept
 
 
 def step(module: str, *arguments: str) -> dict[str, Any]:
-    """Runs ``python -m module arguments FILE`` and reads FILE; ``failed`` says how it ended, beside what it left."""
+    """Run ``python -m module arguments FILE`` and return FILE's content; ``failed`` says how it failed, if it did."""
     with tempfile.TemporaryDirectory(prefix="adacache-step-") as folder:
         file = Path(folder) / "told.json"
         ended, said, _ = _run([sys.executable, "-m", module, *arguments, str(file)], {})
@@ -29,7 +29,7 @@ def step(module: str, *arguments: str) -> dict[str, Any]:
 
 
 def run_tests(paths: tuple[str, ...], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Runs tests marked ``gpu`` and counts them; those that failed or were skipped are named with the reason."""
+    """Run tests marked ``gpu`` and count them; those that failed or were skipped are named with the reason."""
     with tempfile.TemporaryDirectory(prefix="adacache-tests-") as folder:
         file = Path(folder) / "junit.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={file}"]
@@ -41,7 +41,7 @@ def run_tests(paths: tuple[str, ...], environment: Mapping[str, str]) -> dict[st
 
 
 def counted(junit: str) -> dict[str, Any]:
-    """Numbers of tests in pytest's report, and reasons."""
+    """Return the numbers of tests in pytest's report, and the reasons of those that did not pass."""
     told: dict[str, Any] = {"passed": 0, "failures": [], "skips": {}}
     for case in ET.fromstring(junit).iter("testcase"):  # noqa: S314 - same
         wrong = [entry for kind in ("failure", "error") if (entry := case.find(kind)) is not None]
@@ -58,7 +58,7 @@ def counted(junit: str) -> dict[str, Any]:
 
 
 def _run(command: list[str], environment: Mapping[str, str]) -> tuple[int, str, float]:
-    """Exit status, last words and seconds; what it prints is shown as it comes."""
+    """Run a command, showing its output as it comes; return exit status, last output and seconds."""
     paths = [str(ROOT), str(ROOT / "engines"), str(ROOT / "runtime"), os.environ.get("PYTHONPATH", "")]
     surroundings = {**os.environ, **environment, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     start, said = time.perf_counter(), ""

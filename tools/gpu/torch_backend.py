@@ -34,7 +34,7 @@ NUMPY_OF = {dtype: numpy for numpy, dtype in DTYPE_OF.items()}
 
 
 class TorchBuffer:
-    """A tensor. ``address`` is the one of now: PyTorch puts results where it likes."""
+    """A tensor, whose ``address`` changes, because PyTorch allocates results anew."""
 
     def __init__(self, tensor: Tensor, shared: bool = False) -> None:
         self.tensor, self._shared = tensor, shared
@@ -77,7 +77,7 @@ class TorchBuffer:
         return np.array(host.numpy())
 
     def take(self, result: Tensor) -> None:
-        """The result becomes the buffer's content."""
+        """Make the result the buffer's content."""
         if self._shared or result.shape != self.tensor.shape or result.dtype != self.tensor.dtype:
             self.tensor.copy_(result)
         else:
@@ -85,7 +85,7 @@ class TorchBuffer:
 
 
 class TorchReadback:
-    """Values on their way to the host: copied when asked for, after the work before ``start``."""
+    """Values on their way to the host, copied after the work that was enqueued before ``start``."""
 
     def __init__(self, source: TorchBuffer) -> None:
         self._source = source
@@ -102,7 +102,7 @@ class TorchReadback:
 
 
 class TorchDevice:
-    """PyTorch's ``cuda``, or ``cpu`` for tests; everything on the current stream."""
+    """PyTorch's device ``cuda``, or ``cpu`` for tests; everything is on the current stream."""
 
     def __init__(self, kind: str) -> None:
         self.kind, self.index = kind, 0
@@ -146,7 +146,7 @@ class TorchDevice:
 
 
 class TorchEngine:
-    """A stage's module."""
+    """An engine that runs a stage's module."""
 
     def __init__(self, graph: Graph, run: Callable[..., Any]) -> None:
         self.graph, self._run = graph, run
@@ -168,16 +168,16 @@ class TorchEngine:
         return call
 
     def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """PyTorch allocates as it goes."""
+        """Return None, because PyTorch allocates as it goes."""
 
 
 class TorchBackend:
     """A bundle's stages as PyTorch modules with the bundle's weights.
 
     Args:
-        bundle: opened.
-        kind: ``cuda`` or ``cpu``.
-        compiled: through ``torch.compile``, for fixed shapes.
+        bundle: the opened bundle.
+        kind: PyTorch's device, ``cuda`` or ``cpu``.
+        compiled: whether modules go through ``torch.compile``, for fixed shapes.
     """
 
     def __init__(self, bundle: Bundle, kind: str = "cuda", compiled: bool = False) -> None:
@@ -191,7 +191,7 @@ class TorchBackend:
             stage.module.load_state_dict({name: weights[key] for name, key in stage.keys().items()}, assign=True)
 
     def weights_nbytes(self, graphs: Sequence[Graph]) -> None:
-        """In the one file, loaded once."""
+        """Return None, because all weights are loaded at once."""
 
     def load(self, graph: Graph) -> TorchEngine:
         source = source_of(graph)
@@ -201,11 +201,11 @@ class TorchBackend:
         return TorchEngine(graph, self._runs[source])
 
     def close(self) -> None:
-        """Memory is freed with the engines."""
+        """Do nothing: memory is freed with the engines."""
 
 
 def _stages(bundle: Bundle, weights: Mapping[str, Tensor]) -> list[Stage]:
-    """The stages of the bundle's graphs and their arithmetic, without weights."""
+    """Return the stages of the bundle's graphs and their arithmetic, without weights."""
     manifest = bundle.manifest
     family = FAMILIES[manifest.family]
     given = config_of(manifest)

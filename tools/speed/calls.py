@@ -1,4 +1,4 @@
-"""What calls of the denoiser cost, all through the loop that users run."""
+"""Measure the calls of the denoiser through the loop that users run."""
 
 import time
 from collections.abc import Callable, Generator
@@ -20,7 +20,7 @@ WARM_UP = 2  # calls of a generation that touch new memory
 
 @dataclass
 class _Run:
-    """One generation, advanced a call at a time."""
+    """A generation that advances a call at a time."""
 
     calls: Generator[CallRecord, None, Denoised]
     wall_s: float = 0.0
@@ -28,7 +28,7 @@ class _Run:
     records: list[CallRecord] = field(default_factory=list)
 
     def advance(self, backend: TimedBackend) -> bool:
-        """Runs one call; False when there was none left."""
+        """Run one call; return False when none was left."""
         start, inside = time.perf_counter(), backend.seconds
         record = next(self.calls, None)
         self.wall_s += time.perf_counter() - start
@@ -54,7 +54,7 @@ class _Runs:
 
 @dataclass(frozen=True)
 class CallCosts:
-    """Ratios, and the median full call that they refer to."""
+    """Ratios of times, and the median full call that they refer to."""
 
     reuse: dict[Granularity, Spread]
     overhead: Spread
@@ -67,8 +67,9 @@ class CallCosts:
 def measure_calls(
     pipeline: Pipeline, backend: TimedBackend, request: Request, repetitions: int, on_call: Callable[[], None]
 ) -> CallCosts:
-    """Generations without reuse, with reuse by stack and with reuse by block, call by call in turn: a machine that
-    slows down does so for all three.
+    """Measure generations without reuse, with reuse by stack and with reuse by block, call by call in turn.
+
+    A machine that slows down does so for all three.
     """
 
     def begin(granularity: Granularity | None) -> _Run:

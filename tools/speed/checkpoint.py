@@ -1,4 +1,4 @@
-"""Random checkpoints: STDiT3's of any size, any family's of the published size."""
+"""Write random checkpoints: STDiT3's of any size, any family's of the published size."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,19 +36,22 @@ def config_of(size: Size) -> OpenSoraConfig:
 
 
 def published_shapes(family: str) -> Mapping[str, tuple[int, ...]]:
-    """Of the tensors of a family's released model; as that is what a checkpoint without a config.json is taken for."""
+    """Return the shapes of the tensors of a family's released model.
+
+    The exporter takes a checkpoint without a config.json for that model.
+    """
     return FAMILIES[family].expected(PUBLISHED[family])
 
 
 def write_checkpoint(path: Path, config: OpenSoraConfig) -> int:
-    """Writes a random STDiT3, as :func:`write_random`."""
+    """Write a random STDiT3, as :func:`write_random`."""
     return write_random(path, expected(config))
 
 
 def write_random(path: Path, tensors: Mapping[str, tuple[int, ...]]) -> int:
-    """Writes random weights in float32, one tensor at a time; returns the size of the file in bytes.
+    """Write random weights in float32, one tensor at a time; return the size of the file in bytes.
 
-    Matrices keep the size of what they multiply, so that hidden states stay finite through all blocks.
+    Matrices keep the scale of their inputs, so that hidden states stay finite through all blocks.
     """
     shapes = {name: shape for name, shape in tensors.items() if not name.startswith("rope.")}
     generator = torch.Generator().manual_seed(0)

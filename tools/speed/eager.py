@@ -1,4 +1,4 @@
-"""A full call by engines against the same stages in PyTorch."""
+"""Measure a full call by engines against the same stages in PyTorch."""
 
 import time
 from collections.abc import Callable
@@ -13,8 +13,7 @@ from adacache_engines.bundle.files import Bundle
 from adacache_export.families.open_sora.family import stages
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.stages import run_stages
-from adacache_runtime.caching.policy import Needs
-from adacache_runtime.denoising.device_plan import PARTS, Plan
+from adacache_runtime.denoising.stages import BoundStages
 from adacache_runtime.request import Request
 from adacache_runtime.settled import initial_noise, settle
 from adacache_runtime.text.prompts import branches, read_text
@@ -25,7 +24,7 @@ REST_S = 0.3  # for the other library's threads to stop spinning
 
 @dataclass(frozen=True)
 class EagerCosts:
-    """``ratio`` is engine time / eager time, pair by pair; ``difference`` the largest between the predictions."""
+    """Engine time / eager time, pair by pair, and the largest difference between the predictions."""
 
     ratio: Spread
     engine_ms: Spread
@@ -41,7 +40,7 @@ def measure_eager(
     repetitions: int,
     on_pair: Callable[[], None],
 ) -> EagerCosts:
-    """Alternates the two on the same inputs, embed to final; text, which runs once a generation, is left out."""
+    """Alternate the two on the same inputs, embed to final; text, which runs once a generation, is left out."""
     manifest = bundle.manifest
     captions = branches(bundle, backend, read_text(bundle, request))
     settled = settle(bundle, request)
@@ -56,11 +55,12 @@ def measure_eager(
         "width": np.array([request.width], np.float32),
     }
     sizes = {**settled.sizes, "text": captions.mask.shape[1]}
-    plan = Plan(manifest, backend.loaded(manifest), backend.device, sizes, "stack", Needs(residuals=0), {})
+    bound = BoundStages(manifest, backend.loaded(manifest), backend.device, sizes, 2, {})
     for name, value in inputs.items():
-        plan.tensors[name].write(value)
-    plan.text.call()
-    parts = plan.steps((True,))
+        bound.tensors[name].write(value)
+    for step in bound.begin():
+        step.call()
+    full = bound.forward()
 
     model = stages(config)
     weights = load_file(bundle.path(manifest.weights))
@@ -75,9 +75,8 @@ def measure_eager(
         for repetition in range(repetitions + 1):
             time.sleep(REST_S)
             start = time.perf_counter()
-            for part in PARTS:
-                for step in parts[part]:
-                    step.call()
+            for step in full:
+                step.call()
             middle = time.perf_counter()
             time.sleep(REST_S)
             again = time.perf_counter()
@@ -87,7 +86,7 @@ def measure_eager(
             if repetition:  # the first touches new memory
                 engine_s.append(middle - start)
                 eager_s.append(end - again)
-    difference = float(np.abs(plan.tensors["prediction"].read() - result["prediction"].numpy()).max())
+    difference = float(np.abs(bound.tensors["prediction"].read() - result["prediction"].numpy()).max())
     return EagerCosts(
         Spread.of([engine / eager for engine, eager in zip(engine_s, eager_s, strict=True)]),
         Spread.of([1e3 * seconds for seconds in engine_s]),

@@ -1,4 +1,4 @@
-"""Commands on full-size models, as a user types them: their time and their peak memory."""
+"""Measure time and peak memory of commands on full-size models, as a user types them."""
 
 import shutil
 import subprocess
@@ -16,8 +16,11 @@ COMMAND = "adacache-export"
 
 @dataclass(frozen=True)
 class Costs:
-    """``peak_ratio`` is peak resident memory, of all its processes together, / size of the weights file. Of that memory
-    ``private_mb``, at its own peak, is not mapped from files.
+    """Time and memory of a command.
+
+    Attributes:
+        peak_ratio: peak resident memory, of all its processes together, over the size of the weights file.
+        private_mb: the part of that memory that is not mapped from files, at its own peak.
     """
 
     seconds: float
@@ -31,10 +34,10 @@ class Costs:
 
 
 def measure_command(arguments: Sequence[str], weights: Path) -> Costs:
-    """Runs adacache-export in a process of its own.
+    """Run adacache-export in a process of its own.
 
     Raises:
-        RuntimeError: it failed, or is not installed.
+        RuntimeError: the command failed, or is not installed.
     """
     command = shutil.which(COMMAND, path=str(Path(sys.executable).parent)) or shutil.which(COMMAND)
     if command is None:
@@ -52,7 +55,10 @@ def measure_command(arguments: Sequence[str], weights: Path) -> Costs:
 
 
 def _resident_mb(process: int) -> tuple[float, float]:
-    """Of a process and those that it started: all, and what is not mapped; pages that they share count for each."""
+    """Return the memory of a process and its children: all of it, and the part that is not mapped from files.
+
+    Pages that they share count for each.
+    """
     try:
         first = psutil.Process(process)
         tree = [one.memory_info() for one in (first, *first.children(recursive=True))]

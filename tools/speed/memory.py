@@ -1,6 +1,6 @@
-"""Peak memory of a run, in a process of its own. Reads Linux's /proc.
+"""Measure the peak memory of a run in a process of its own, from Linux's /proc.
 
-As a module's command line it is that process: ``python -m tools.speed.memory BUNDLE SIZE_AS_JSON STEPS THREADS``.
+As a command it is that process: ``python -m tools.speed.memory BUNDLE SIZE_AS_JSON STEPS THREADS``.
 """
 
 import json
@@ -19,7 +19,7 @@ HIDDEN_STATES = 6
 
 
 def resident_mb(process: int | str = "self") -> dict[str, float]:
-    """Resident memory of a process in MB: now, its peak, and of now what is private and what is mapped from files."""
+    """Resident memory of a process in MB: now, its peak, and the private and the mapped part of it now."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     values = {name: int(rest.split()[0]) * 1.024e-3 for name, _, rest in (line.partition(":") for line in lines)
               if name in STATUS_FIELDS.values()}  # fmt: skip
@@ -27,7 +27,7 @@ def resident_mb(process: int | str = "self") -> dict[str, float]:
 
 
 def measure_memory(bundle: Path, size: Size, branches: int, steps: int, threads: int) -> dict[str, float]:
-    """MB by part: what the run added to the imports, and what it may add."""
+    """Return MB by part: the memory that the run added to that of the imports, and the memory that it may add."""
     arguments = [str(bundle), json.dumps(asdict(size)), str(steps), str(threads)]
     command = [sys.executable, "-m", "tools.speed.memory", *arguments]
     child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)

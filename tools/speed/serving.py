@@ -1,4 +1,4 @@
-"""What it costs and brings that a server makes several videos in turn, against one after another.
+"""Measure a server that makes several videos in turn against one that makes them one after another.
 
     python -m tools.speed.serving BUNDLE [--rounds N] [--results FOLDER]
 
@@ -49,14 +49,14 @@ the median, and from the smallest to the largest round.
 
 @dataclass
 class Round:
-    """Of one server: seconds of each job."""
+    """The seconds of each job on one server."""
 
     seconds: float
     waited: dict[str, list[float]] = field(default_factory=lambda: {"long": [], "short": []})
     took: dict[str, list[float]] = field(default_factory=lambda: {"long": [], "short": []})
 
     def numbers(self) -> dict[str, float]:
-        """What is compared."""
+        """Return the numbers that are compared."""
         found = {"jobs per second": len(MIX) / self.seconds}
         for kind in ("short", "long"):
             for what, values in (("waiting", self.waited[kind]), ("completion", self.took[kind])):
@@ -66,13 +66,13 @@ class Round:
 
 
 def p95(values: Sequence[float]) -> float:
-    """The least that 95 % of the values do not exceed."""
+    """Return the least number that 95 % of the values do not exceed."""
     return sorted(values)[max(0, -(-len(values) * 95 // 100) - 1)]
 
 
 @contextmanager
 def server(bundle: Path, folder: Path, in_flight: int) -> Iterator[httpx.Client]:
-    """One in a process of its own; a client for it, once it is ready."""
+    """Start a server in a process of its own; yield a client for it, once it is ready."""
     options = ["--port", "0", "--data", str(folder), "--in-flight", str(in_flight), "--drain-seconds", "0"]
     process = subprocess.Popen(
         [sys.executable, "-c", COMMAND, str(bundle), *options], stderr=subprocess.PIPE, text=True
@@ -104,7 +104,7 @@ def ready(client: httpx.Client) -> bool:
 
 
 def one_round(client: httpx.Client) -> Round:
-    """All jobs at once, until the last has its video."""
+    """Send all jobs at once, and wait until the last has its video."""
     began = time.perf_counter()
     kinds = {client.post("/v1/videos", json=dict(order)).json()["id"]: kind for kind, order in MIX}
     done: list[dict[str, Any]] = []
@@ -123,7 +123,7 @@ def one_round(client: httpx.Client) -> Round:
 def status_load(
     client: httpx.Client, order: Mapping[str, Any] = LONG, seconds: float = STATUS_SECONDS, clients: int = CLIENTS
 ) -> dict[str, float]:
-    """Status calls of several clients, each asking again as soon as it has its answer, while videos are made."""
+    """Ask for statuses from several clients, each again as soon as it has its answer, while videos are made."""
     names = [client.post("/v1/videos", json={**order, "steps": 900}).json()["id"] for _ in range(4)]
     while not all(client.get(f"/v1/videos/{name}").json()["trace"] for name in names[:1]):
         time.sleep(POLL_SECONDS)
@@ -151,7 +151,7 @@ def status_load(
 
 
 def table(rounds: Mapping[int, Sequence[Round]]) -> list[str]:
-    """Markdown: a row a number, a column a server."""
+    """Return a Markdown table with a row for each number and a column for each server."""
     first, *others = rounds
     lines = [
         "| | one after another | " + " | ".join(f"{count} in flight, ratio" for count in others) + " |",
@@ -173,7 +173,7 @@ def text_of(order: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("--rounds", type=int, default=4, help="(default: %(default)s)")

@@ -1,4 +1,4 @@
-"""How large a model and a video to measure with, and a request of that size. Needs no torch."""
+"""The size of a model and a video to measure with, and a request of that size, without torch."""
 
 from dataclasses import dataclass
 
@@ -14,15 +14,16 @@ CLIP_FRAMES = 51  # a condition only: latents are given, and the schedule is not
 
 @dataclass(frozen=True)
 class Size:
-    """
+    """The size of a model and of a generation.
+
     Attributes:
-        depth: blocks of each kind.
-        width: of the hidden state.
-        heads: of attention.
-        caption_width: of the text encoder's states.
-        frames: of the latent.
-        tokens: of a frame, a square number.
-        text: tokens of the prompt.
+        depth: number of blocks of each kind.
+        width: width of the hidden state.
+        heads: number of attention heads.
+        caption_width: width of the text encoder's states.
+        frames: number of latent frames.
+        tokens: number of tokens of a frame, a square number.
+        text: number of tokens of the prompt.
     """
 
     depth: int = 4
@@ -34,11 +35,11 @@ class Size:
     text: int = 20
 
     def hidden_nbytes(self, branches: int) -> int:
-        """Of one float32 hidden state of one sample with its guidance branches."""
+        """Bytes of one float32 hidden state of one sample with its guidance branches."""
         return branches * self.frames * self.tokens * self.width * 4
 
     def request(self) -> Request:
-        """One prompt, random noise and random text; the rest is for the caller to replace."""
+        """Return a request of one prompt with random noise and random text; the caller may replace the rest."""
         rng = np.random.default_rng(0)
         side = PATCH * round(self.tokens**0.5)
         states = rng.standard_normal((1, self.text, self.caption_width), np.float32)

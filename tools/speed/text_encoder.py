@@ -1,8 +1,8 @@
-"""Peak memory of the export of a T5 encoder, against the size of its files.
+"""Measure the peak memory of the export of a T5 encoder against the size of its files.
 
 ``python -m tools.speed.text_encoder [--gb 1] [--layout shards|bin]`` makes a T5 of random float32 weights in the
-proportions of T5-XXL, exports it with a tiny model, and prints what adacache-export took, its children included: its
-resident memory, and of that what is not mapped from a file.
+proportions of T5-XXL, exports it with a tiny model, and prints the resident memory of adacache-export, its children
+included, and the part of it that is not mapped from a file.
 """
 
 import argparse
@@ -28,7 +28,7 @@ SHARD_NBYTES = 200e6
 
 
 def sizes(nbytes: float) -> dict[str, object]:
-    """Of a T5 with so many bytes of float32 weights: feed-forward 2.5 times as wide as the model, as T5-XXL's."""
+    """Return the configuration of a T5 with this many bytes of float32 weights, in T5-XXL's proportions."""
     # a block has 4 matrices (D, D) and 3 of (D, 2.5 D)
     width = max(64, 64 * round((nbytes / 4 / LAYERS / 11.5) ** 0.5 / 64))
     return {
@@ -44,7 +44,7 @@ def sizes(nbytes: float) -> dict[str, object]:
 
 
 def measure(work: Path, nbytes: float, layout: str) -> tuple[Costs, int]:
-    """What the export of a tiny model with such an encoder takes, and the bytes of the encoder's files."""
+    """Return what the export of a tiny model with such an encoder takes, and the bytes of the encoder's files."""
     width = int(str(sizes(nbytes)["d_model"]))
     written = write_t5(work / "t5", nbytes, layout)
     model = work / "model.safetensors"
@@ -54,7 +54,7 @@ def measure(work: Path, nbytes: float, layout: str) -> tuple[Costs, int]:
 
 
 def write_t5(folder: Path, nbytes: float, layout: str) -> int:
-    """A Hugging Face folder with random weights and the demo's tokenizer; returns the bytes of its weights."""
+    """Write a Hugging Face folder with random weights and the demo's tokenizer; return the bytes of its weights."""
     folder.mkdir(parents=True)
     config = sizes(nbytes)
     (folder / "config.json").write_text(json.dumps(config))
@@ -75,7 +75,7 @@ def write_t5(folder: Path, nbytes: float, layout: str) -> int:
 
 
 def _drawn(shapes: dict[str, tuple[int, ...]], nbytes: float, empty: bool = False) -> Iterator[dict[str, torch.Tensor]]:
-    """Tensors by published name, in shards of about so many bytes."""
+    """Yield tensors by published name, in shards of about this many bytes."""
     generator = torch.Generator().manual_seed(0)
     shard: dict[str, torch.Tensor] = {}
     for key, shape in shapes.items():

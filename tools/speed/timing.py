@@ -1,4 +1,4 @@
-"""Repeated measurements, and a back end that adds up the time inside its engines."""
+"""Repeated measurements, and a backend that adds up the time inside its engines."""
 
 import statistics
 import time
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from adacache_engines.bundle.manifest import Graph, Manifest
 from adacache_engines.contract.device import Buffer, Call, Device
 from adacache_engines.contract.engine import Backend, Engine
-from adacache_runtime.denoising.device_plan import Engines
+from adacache_runtime.denoising.stages import Engines
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class TimedEngine:
 
 @dataclass
 class TimedBackend:
-    """Wraps a back end whose calls return when they are done.
+    """A backend around another one whose calls return when they are done.
 
     Attributes:
-        seconds: inside engines so far.
-        engines: loaded so far, by graph.
+        seconds: time inside engines so far.
+        engines: engines loaded so far, by graph.
     """
 
     backend: Backend
@@ -79,7 +79,7 @@ class TimedBackend:
         self.backend.close()
 
     def loaded(self, manifest: Manifest) -> Engines:
-        """All of a bundle's engines, which must have been loaded."""
+        """Return all of a bundle's engines, which must have been loaded."""
         stages = {stage.graph.name: self.engines[stage.graph.name] for stage in manifest.stages}
         signals = {graph.name: self.engines[graph.name] for graph in manifest.signal_graphs()}
         return Engines(stages, {name: self.engines[name] for name in manifest.arithmetic}, signals)

@@ -1,101 +1,36 @@
-"""Stable Diffusion's AutoencoderKL: latents to pixels and back, image by image. Latte decodes its frames with it."""
+"""Stable Diffusion's AutoencoderKL as a kind of VAE: it decodes image by image. Latte decodes its frames with it."""
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
-from torch import Tensor, nn
+from torch import Tensor
 
 from adacache_engines.bundle.tensors import TensorSpec
-from adacache_engines.errors import CheckpointError, require
-from adacache_export.checkpoint.config import settled
+from adacache_engines.errors import CheckpointError
+from adacache_export.checkpoint.config import parsed_config
 from adacache_export.frame_rules import EACH_FRAME
 from adacache_export.stages import Stage
+from adacache_export.vaes.autoencoder_kl.modules import FrameDecoder, FrameEncoder, VaeConfig
 from adacache_export.vaes.coding import ENCODER, PREFIX, TOLERANCE, Coding
 
 NAME = "autoencoder-kl"
 CLASSES = ("AutoencoderKL",)
 FRAMES = (EACH_FRAME,)
 ATTENTION = re.compile(r"(.+\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)")
-RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # older diffusers' names
+RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # names of older diffusers
 ATTENTION_WEIGHT = re.compile(r".+\.attentions\.\d+\.(to_q|to_k|to_v|to_out\.0)\.weight")
-LOG_VARIANCE = (-30.0, 20.0)  # beyond, it is cut off
-
-
-class VaeConfig(BaseModel):
-    """The fields of an AutoencoderKL's ``config.json`` that change the model, under their published names and with
-    diffusers' defaults.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
-
-    block_out_channels: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
-    up_block_types: Annotated[tuple[Literal["UpDecoderBlock2D"], ...], Field(strict=False)]
-    latent_channels: PositiveInt = 4
-    out_channels: Literal[3] = 3
-    layers_per_block: PositiveInt = 1
-    norm_num_groups: PositiveInt = 32
-    act_fn: Literal["silu", "swish"] = "silu"
-    mid_block_add_attention: bool = True
-    use_post_quant_conv: bool = True
-    scaling_factor: PositiveFloat = 0.18215
-    shift_factor: float | None = None
-    latents_mean: None = None  # one a channel, of later models that shift and scale by these instead
-    latents_std: None = None
-
-    @property
-    def spatial_factor(self) -> int:
-        """Pixels of a latent row or column: every block but the last doubles them."""
-        return 1 << (len(self.block_out_channels) - 1)
-
-
-class FrameDecoder(nn.Module):
-    """The half of diffusers' AutoencoderKL that decodes, from latents as a diffusion model has them.
-
-    Source: Rombach et al., arXiv 2112.10752, 4.3.2 (rescaled latents); the shift: Stable Diffusion 3's.
-    """
-
-    def __init__(self, config: VaeConfig) -> None:
-        super().__init__()
-        whole = _diffusers(config)
-        self.post_quant_conv = whole.post_quant_conv if config.use_post_quant_conv else nn.Identity()
-        self.decoder = whole.decoder
-        self.scale, self.shift = config.scaling_factor, config.shift_factor or 0.0
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, 3, factor * H, factor * W)."""
-        pixels: Tensor = self.decoder(self.post_quant_conv(latents / self.scale + self.shift))
-        return pixels
-
-
-class FrameEncoder(nn.Module):
-    """The other half, to the distribution of such latents."""
-
-    def __init__(self, config: VaeConfig) -> None:
-        super().__init__()
-        whole = _diffusers(config)
-        self.encoder, self.quant_conv = whole.encoder, whole.quant_conv
-        self.scale, self.shift = config.scaling_factor, config.shift_factor or 0.0
-
-    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> mean and standard deviation (B, C, H / factor, W / factor)."""
-        mean, log_variance = self.quant_conv(self.encoder(pixels)).float().chunk(2, dim=1)
-        deviation = torch.exp(0.5 * log_variance.clamp(*LOG_VARIANCE))
-        return (mean - self.shift) * self.scale, deviation * self.scale
-
-
 CONFIG = VaeConfig
 
 
 def config_from(given: Mapping[str, Any], _shapes: Mapping[str, tuple[int, ...]]) -> VaeConfig:
-    """From the content of ``config.json``; other fields are ignored.
+    """Return the configuration that the content of a ``config.json`` describes; other fields are ignored.
 
     Raises:
         CheckpointError: lists all fields that are missing or not supported.
     """
-    config = settled(VaeConfig, given)
+    config = parsed_config(VaeConfig, given)
     if len(config.up_block_types) != len(config.block_out_channels):
         raise CheckpointError("up_block_types: expected as many as block_out_channels")
     if any(channels % config.norm_num_groups for channels in config.block_out_channels):
@@ -104,18 +39,20 @@ def config_from(given: Mapping[str, Any], _shapes: Mapping[str, tuple[int, ...]]
 
 
 def coding(config: VaeConfig) -> Coding:
-    """Frame by frame; without an encoder, which no model that takes this VAE generates from."""
+    """Return the decoder, which works frame by frame; models with this VAE need no encoder."""
     return Coding(config.latent_channels, config.spatial_factor, (decoder_stage(config, "decoder", PREFIX),))
 
 
 def tensors(given: Mapping[str, Tensor], _config: VaeConfig) -> dict[str, Tensor]:
-    """The decoder's."""
+    """Return the decoder's tensors, under today's names."""
     return today({name: tensor for name, tensor in given.items() if not name.startswith(ENCODER)})
 
 
 def today(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Old names of attention made today's, and its weights that were saved as convolutions of one pixel made matrices;
-    others as they are.
+    """Return tensors under the names that diffusers uses today.
+
+    Older versions named the projections of attention otherwise, and saved their weights as convolutions of one pixel,
+    which become matrices. Other tensors stay as they are.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in given.items():
@@ -127,8 +64,15 @@ def today(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def decoder_stage(config: VaeConfig, name: str, prefix: str) -> Stage:
-    """``latents`` (images, channels, height, width) as the model has them to ``pixels`` (images, 3, pixel_height,
-    pixel_width), about -1 to 1 and not cut off.
+    """Return a stage that decodes images.
+
+    It takes ``latents`` (images, channels, height, width), scaled as the model makes them, and gives ``pixels``
+    (images, 3, pixel_height, pixel_width), which are about -1 to 1 and not clipped.
+
+    Args:
+        config: configuration of the VAE.
+        name: name of the stage.
+        prefix: prefix of the keys of its weights.
     """
     with torch.device("meta"):
         module = FrameDecoder(config).eval()
@@ -136,16 +80,14 @@ def decoder_stage(config: VaeConfig, name: str, prefix: str) -> Stage:
 
 
 def encoder_stage(config: VaeConfig, name: str, prefix: str) -> Stage:
-    """``pixels`` to ``mean`` and ``deviation`` of latents."""
+    """Return a stage that encodes images: ``pixels`` to ``mean`` and ``deviation`` of latents.
+
+    For the arguments and axes see :func:`decoder_stage`.
+    """
     with torch.device("meta"):
         module = FrameEncoder(config).eval()
     outputs = (_latents("mean", config), _latents("deviation", config))
     return Stage(name, name, module, prefix, (_pixels(),), outputs, tolerance=TOLERANCE)
-
-
-def _diffusers(config: VaeConfig) -> Any:
-    kinds = ("DownEncoderBlock2D",) * len(config.block_out_channels)
-    return require("diffusers", "export").AutoencoderKL(**config.model_dump(), down_block_types=kinds)
 
 
 def _latents(name: str, config: VaeConfig) -> TensorSpec:

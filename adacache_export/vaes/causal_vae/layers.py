@@ -21,8 +21,9 @@ def norm(channels: int) -> nn.GroupNorm:
 
 
 class CausalConv3d(nn.Module):
-    """A convolution of the frame's size that sees a frame and those before it; the first stands in for what would be
-    before it.
+    """A convolution that keeps the size of frames and sees a frame and those before it.
+
+    The first frame stands in for those that would be before it.
     """
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int) -> None:
@@ -36,7 +37,7 @@ class CausalConv3d(nn.Module):
 
 
 class ResnetBlock3D(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), statistics of a norm over all frames."""
+    """The residual block x + conv(silu(norm(conv(silu(norm(x)))))), with statistics of a norm over all frames."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class ResnetBlock3D(nn.Module):
 
 
 class AttnBlock3DFix(nn.Module):
-    """x + attention among the pixels of a frame, with one head."""
+    """The residual block x + attention(x), among the pixels of a frame and with one head."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -67,11 +68,11 @@ class AttnBlock3DFix(nn.Module):
         self.proj_out = CausalConv3d(channels, channels, 1)
 
     def images(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B T, C, H W)."""
+        """Turn frames (B, C, T, H, W) into images (B T, C, H W)."""
         return x.transpose(1, 2).flatten(0, 1).flatten(2)
 
     def video(self, images: Tensor, x: Tensor) -> Tensor:
-        """The inverse of :meth:`images`, to the shape of ``x``."""
+        """Turn images back into frames of the shape of ``x``."""
         batch, channels, frames, height, width = x.shape
         return images.reshape(batch, frames, channels, height, width).transpose(1, 2)
 
@@ -84,8 +85,10 @@ class AttnBlock3DFix(nn.Module):
 
 
 class AttnBlock3D(AttnBlock3DFix):
-    """The same with a mistake that models were trained with: (B, C, T) is cut up as if it were (B, T, C), so an
-    "image" is C rows out of the C * T in memory, of a few channels at all times.
+    """Attention among pixels, with a mistake that models were trained with.
+
+    (B, C, T) is cut up as if it were (B, T, C), so an "image" is C rows out of the C * T in memory, of a few channels
+    at all times.
     """
 
     def images(self, x: Tensor) -> Tensor:
@@ -97,7 +100,7 @@ class AttnBlock3D(AttnBlock3DFix):
 
 
 class SpatialUpsample2x(nn.Module):
-    """Twice the rows and columns: each pixel four times, then a convolution."""
+    """A layer that doubles rows and columns: it repeats each pixel four times, then applies a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -110,7 +113,7 @@ class SpatialUpsample2x(nn.Module):
 
 
 class TimeUpsample2x(nn.Module):
-    """T -> 2 T - 1 frames: the first stays, linear interpolation makes two of each of the others."""
+    """A layer from T to 2 T - 1 frames: the first stays, linear interpolation makes two of each of the others."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -118,14 +121,14 @@ class TimeUpsample2x(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         frames = x.shape[2]
         index = torch.arange(frames, device=x.device)
-        step = index.clamp(max=1)  # none from the first frame, which is apart
+        step = index.clamp(max=1)  # 0 at the first frame, which stays alone
         before, after = torch.maximum(index - 1, step), torch.clamp(index + step, max=frames - 1)
         pair = [x + 0.25 * (x.index_select(2, neighbour) - x) for neighbour in (before, after)]
         return torch.stack(pair, dim=3).flatten(2, 3)[:, :, 1:]
 
 
 class TimeUpsampleRes2x(TimeUpsample2x):
-    """a * y + (1 - a) * convolution of y, where y has the frames above and a = sigmoid(mix_factor)."""
+    """A layer from T to 2 T - 1 frames: a * y + (1 - a) * conv(y) with interpolated y and a = sigmoid(mix_factor)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels)

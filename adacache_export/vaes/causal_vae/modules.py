@@ -1,11 +1,11 @@
-"""The decoder of Open-Sora-Plan's CausalVAE 4x8x8, whose first latent frame is one frame and every other one four.
+"""Modules of the decoder of Open-Sora-Plan's CausalVAE 4x8x8: its first latent frame is one frame, each other four.
 
 Source: PKU-YuanGroup/Open-Sora-Plan v1.1.0, ``opensora/models/ae/videobase/causal_vae/modeling_causalvae.py``.
-Two published shapes: that of v1.1.0's weights (``docs/Train_And_Eval_CausalVideoVAE.md``) has learned up-sampling of
-time; the older one of ``scripts/causalvae/release.json`` has no weights that resample time.
+There are two published forms: v1.1.0's weights (``docs/Train_And_Eval_CausalVideoVAE.md``) have learned up-sampling of
+time; the older form of ``scripts/causalvae/release.json`` has no weights that resample time.
 
 Axes: B batch, C latent channels, T latent frames, F = temporal_factor * (T - 1) + 1 frames, H x W latent rows and
-columns, P = spatial_factor. Normalisation and attention see the whole of what they are given, so the results depend on
+columns, P = spatial_factor. Normalisation and attention see all frames that they are given, so the results depend on
 how a long clip or a large frame is cut up.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adacache_engines.errors import CheckpointError
-from adacache_export.checkpoint.config import settled
+from adacache_export.checkpoint.config import parsed_config
 from adacache_export.vaes.causal_vae import layers
 
 SCALING_FACTOR = 0.18215  # in the original's code, not in its configuration
@@ -35,8 +35,9 @@ OfLevels = Annotated[tuple[Entry, ...], Field(strict=False, min_length=1)]
 
 
 class CausalVaeConfig(BaseModel):
-    """The fields of a CausalVAE's ``config.json`` that change its decoder, under their published names and with the
-    original's defaults. Levels are listed from the largest frames to the smallest.
+    """The fields of a CausalVAE's ``config.json`` that change its decoder, under their published names.
+
+    Defaults are those of the original. Levels are listed from the largest frames to the smallest.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -58,12 +59,12 @@ class CausalVaeConfig(BaseModel):
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "CausalVaeConfig":
-        """From the content of ``config.json``; other fields are ignored.
+        """Return the configuration that the content of a ``config.json`` describes; other fields are ignored.
 
         Raises:
             CheckpointError: lists all fields that are not supported.
         """
-        made = settled(cls, config)
+        made = parsed_config(cls, config)
         if problems := made._problems():
             raise CheckpointError("; ".join(problems))
         return made
@@ -74,16 +75,16 @@ class CausalVaeConfig(BaseModel):
 
     @property
     def spatial_factor(self) -> int:
-        """Pixels of a latent row or column."""
+        """Number of pixels of a latent row or column."""
         return 1 << sum(map(bool, self.decoder_spatial_upsample))
 
     @property
     def temporal_factor(self) -> int:
-        """Frames of every latent frame but the first."""
+        """Number of frames of every latent frame but the first."""
         return 1 << sum(map(bool, self.decoder_temporal_upsample))
 
     def widths(self) -> list[int]:
-        """Channels of each level."""
+        """Return the number of channels of each level."""
         return [self.hidden_size * multiple for multiple in self.hidden_size_mult]
 
     def _problems(self) -> list[str]:
@@ -98,7 +99,7 @@ class CausalVaeConfig(BaseModel):
 
 
 class Level(nn.Module):
-    """Blocks of one width; what makes rows, columns and then frames of their result more."""
+    """A level of the decoder: blocks of one width, then layers that increase rows, columns and frames."""
 
     def __init__(self, widths: list[int], upsample: SpatialUp, time_upsample: TemporalUp) -> None:
         super().__init__()
@@ -129,7 +130,7 @@ class Middle(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(B, z_channels, T, H, W) -> pixels (B, 3, F, P H, P W)."""
+    """The decoder proper, from (B, z_channels, T, H, W) to pixels (B, 3, F, P H, P W)."""
 
     def __init__(self, config: CausalVaeConfig) -> None:
         super().__init__()
@@ -157,7 +158,7 @@ class Decoder(nn.Module):
 
 
 class ClipDecoder(nn.Module):
-    """The half that decodes, from latents as a diffusion model has them."""
+    """The decoding half of the VAE, from latents that are scaled as a diffusion model makes them."""
 
     def __init__(self, config: CausalVaeConfig) -> None:
         super().__init__()
@@ -165,6 +166,6 @@ class ClipDecoder(nn.Module):
         self.decoder = Decoder(config)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, 3, F, P H, P W), about -1 to 1 and not cut off."""
+        """Map latents (B, C, T, H, W) to pixels (B, 3, F, P H, P W), which are about -1 to 1 and not clipped."""
         pixels: Tensor = self.decoder(self.post_quant_conv(latents / SCALING_FACTOR))
         return pixels

@@ -1,7 +1,8 @@
-"""Open-Sora-Plan's CausalVAE 4x8x8: latents to pixels, 17 latent frames at a time, which are 65 frames.
+"""Open-Sora-Plan's CausalVAE 4x8x8 as a kind of VAE: it decodes 17 latent frames at a time, which are 65 frames.
 
-What is longer or larger is decoded as the published sampling scripts do it (``--enable_tiling``): windows share a
-latent frame, and tiles of 256 pixels cut each of several windows, also where its frames would fit.
+Longer videos and larger frames are decoded as the published sampling scripts do it (``--enable_tiling``): consecutive
+chunks share a latent frame, and each of several chunks is cut into tiles of 256 pixels, even where a tile would hold
+its frames.
 """
 
 from collections.abc import Mapping
@@ -13,20 +14,21 @@ from adacache_engines.bundle.latent_space import Windows
 from adacache_engines.errors import CheckpointError
 from adacache_export.frame_rules import FIRST_THEN_FOURS
 from adacache_export.vaes.causal_vae.modules import CausalVaeConfig, ClipDecoder
-from adacache_export.vaes.coding import ENCODER, Coding, window_decoder
+from adacache_export.vaes.coding import ENCODER, Coding, chunk_decoder
 
 NAME = "causal-vae"
 CLASSES = ("CausalVAEModel",)
 FRAMES = (FIRST_THEN_FOURS,)
 CONFIG = CausalVaeConfig
-STRETCH = 4  # frames of every latent frame but the first: what the model's latents are
+STRETCH = 4  # frames of every latent frame but the first
 WINDOWS = Windows(frames=65, latents=17, stretch=STRETCH, short=STRETCH - 1, shared=1)
-TILE = 256  # pixels
-OF_TRAINING = "loss."
+TILE = 256  # pixels, side of a tile
+TRAINING = "loss."  # begins the names of tensors that only training needs
 
 
 def config_from(given: Mapping[str, Any], _shapes: Mapping[str, tuple[int, ...]]) -> CausalVaeConfig:
-    """
+    """Return the configuration that the content of a ``config.json`` describes; other fields are ignored.
+
     Raises:
         CheckpointError: lists all fields that are not supported.
     """
@@ -39,16 +41,16 @@ def config_from(given: Mapping[str, Any], _shapes: Mapping[str, tuple[int, ...]]
 
 
 def tensors(given: Mapping[str, Tensor], _config: CausalVaeConfig) -> dict[str, Tensor]:
-    """The decoder's."""
-    return {name: tensor for name, tensor in given.items() if not name.startswith((*ENCODER, OF_TRAINING))}
+    """Return the decoder's tensors."""
+    return {name: tensor for name, tensor in given.items() if not name.startswith((*ENCODER, TRAINING))}
 
 
 def coding(config: CausalVaeConfig) -> Coding:
-    """Without an encoder, which no model that takes this VAE generates from."""
+    """Return the decoder and how it is fed; models with this VAE need no encoder."""
     return Coding(
         channels=config.embed_dim,
         spatial_factor=config.spatial_factor,
-        decoding=(window_decoder(lambda: ClipDecoder(config), config.embed_dim),),
+        decoding=(chunk_decoder(lambda: ClipDecoder(config), config.embed_dim),),
         windows=WINDOWS,
         tile=TILE,
         tiles_windows=True,

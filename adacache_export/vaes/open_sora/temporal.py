@@ -1,11 +1,11 @@
-"""The temporal half of Open-Sora 1.2's VAE (its ``VAE_Temporal_SD``): windows of frames, in the latent space of a VAE
-of images, to a quarter as many latent frames and back.
+"""The temporal half of Open-Sora 1.2's VAE (its ``VAE_Temporal_SD``).
 
-Convolutions are causal in time: they see zeros before the window's first frame, and nothing after the current one.
-Statistics of a GroupNorm are over a whole window. The published model: 128, 256, 256 and 512 channels, four blocks a
-level, 32 groups, a window 17 frames.
+It turns a chunk of frames, in the latent space of a VAE of images, into a quarter as many latent frames, and back.
+Convolutions are causal in time: they see zeros before the chunk's first frame, and nothing after the current one.
+Statistics of a GroupNorm are over a whole chunk. The published model has 128, 256, 256 and 512 channels, four blocks a
+level, 32 groups, and chunks of 17 frames.
 
-Axes: B windows, C channels of a latent, N of a layer, F frames, T latent frames.
+Axes: B chunks, C channels of a latent, N channels of a layer, F frames, T latent frames.
 """
 
 from dataclasses import dataclass
@@ -15,21 +15,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 STRETCH = 4  # frames of a latent frame
-LOG_VARIANCE = (-30.0, 20.0)  # beyond, it is cut off
+LOG_VARIANCE = (-30.0, 20.0)  # it is clipped to this range
 EPS = 1e-5
 
 
 @dataclass(frozen=True)
 class TemporalConfig:
-    """Sizes, all of which follow from the tensors' but ``groups``.
+    """Sizes of the temporal half; all but ``groups`` follow from the shapes of its tensors.
 
     Attributes:
-        channels: of each level, from full frame rate on.
+        channels: number of channels of each level, from full frame rate on.
         halving: for each level but the last, whether frames become half as many after it.
-        blocks: residual blocks a level.
-        coded_channels: of the latents that it codes.
-        latent_channels: of those that it makes of them.
-        groups: of a GroupNorm.
+        blocks: number of residual blocks in a level.
+        coded_channels: number of channels of the frames that are coded.
+        latent_channels: number of channels of the latent frames.
+        groups: number of groups of a GroupNorm.
     """
 
     channels: tuple[int, ...] = (128, 256, 256, 512)
@@ -49,13 +49,13 @@ class CausalConv3d(nn.Module):
         self.padding = (*(kernel // 2,) * 4, kernel - stride, 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, F, H, W) -> (B, N', F / stride, H, W)."""
+        """Map (B, N, F, H, W) to (B, N', F / stride, H, W)."""
         convolved: Tensor = self.conv(F.pad(x, self.padding))
         return convolved
 
 
 class ResBlock(nn.Module):
-    """Two times norm, SiLU and convolution, added to what went in."""
+    """The residual block x + conv(silu(norm(conv(silu(norm(x))))))."""
 
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
@@ -66,14 +66,14 @@ class ResBlock(nn.Module):
         self.conv3 = nn.Identity() if inputs == outputs else CausalConv3d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, N, F, H, W) -> (B, N', F, H, W)."""
+        """Map (B, N, F, H, W) to (B, N', F, H, W)."""
         residual = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
         summed: Tensor = residual + self.conv3(x)
         return summed
 
 
 class Encoder(nn.Module):
-    """Frames to the parameters of a distribution of latent frames."""
+    """The encoder, from frames to the moments of a distribution of latent frames."""
 
     def __init__(self, config: TemporalConfig) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Encoder(nn.Module):
         self.conv2 = CausalConv3d(channels[-1], 2 * config.latent_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, F, H, W) -> (B, 2 C, T, H, W), T = ceil(F / 4): zeros before the first frame make up a multiple."""
+        """Map (B, C, F, H, W) to (B, 2 C, T, H, W), T = ceil(F / 4); zeros come first where F is no multiple."""
         padded = F.pad(x, (0, 0, 0, 0, STRETCH - 1, 0))
         x = self.conv_in(padded[:, :, (x.shape[2] + STRETCH - 1) % STRETCH :])
         for index, level in enumerate(self.block_res_blocks):
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latent frames to frames."""
+    """The decoder, from latent frames to frames."""
 
     def __init__(self, config: TemporalConfig) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Decoder(nn.Module):
         self.conv_out = CausalConv3d(channels[0], config.coded_channels, 3)
 
     def forward(self, z: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, C, 4 T, H, W)."""
+        """Map (B, C, T, H, W) to (B, C, 4 T, H, W)."""
         x = self.res_blocks(self.conv1(z))
         for index in reversed(range(len(self.block_res_blocks))):
             x = self.block_res_blocks[index](x)
@@ -134,7 +134,7 @@ class Decoder(nn.Module):
 
 
 class TemporalDecoder(nn.Module):
-    """From latents as the diffusion model has them: each channel was shifted and scaled."""
+    """The decoding half, from latents whose channels are shifted and scaled as the diffusion model makes them."""
 
     def __init__(self, config: TemporalConfig) -> None:
         super().__init__()
@@ -145,14 +145,14 @@ class TemporalDecoder(nn.Module):
         self.scale, self.shift = _per_channel(width), _per_channel(width)
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, C, 4 T, H, W); of a window of n frames the last n are meant."""
+        """Map (B, C, T, H, W) to (B, C, 4 T, H, W), of which the last n are the frames of a chunk of n frames."""
         z = self.temporal_vae["post_quant_conv"](latents * self.scale + self.shift)
         frames: Tensor = self.temporal_vae["decoder"](z)
         return frames
 
 
 class TemporalEncoder(nn.Module):
-    """To the distribution of such latents."""
+    """The encoding half, to the distribution of latents that :class:`TemporalDecoder` takes."""
 
     def __init__(self, config: TemporalConfig) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class TemporalEncoder(nn.Module):
         self.scale, self.shift = _per_channel(config.latent_channels), _per_channel(config.latent_channels)
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, F, H, W) -> mean and standard deviation (B, C, T, H, W)."""
+        """Map frames (B, C, F, H, W) to mean and standard deviation of latents, (B, C, T, H, W) each."""
         moments = self.temporal_vae["quant_conv"](self.temporal_vae["encoder"](frames))
         mean, log_variance = moments.float().chunk(2, dim=1)
         deviation = torch.exp(0.5 * log_variance.clamp(*LOG_VARIANCE))
@@ -178,7 +178,7 @@ def _per_channel(channels: int) -> nn.Parameter:
 
 
 def _depth_to_time(x: Tensor) -> Tensor:
-    """(B, 2 N, F, H, W) -> (B, N, 2 F, H, W): channels 2 n and 2 n + 1 are a frame and the next."""
+    """Turn (B, 2 N, F, H, W) into (B, N, 2 F, H, W): channels 2 n and 2 n + 1 become a frame and the next."""
     batch, channels, frames, height, width = x.shape
     split = x.reshape(batch, channels // 2, 2, frames, height, width)
     return split.transpose(2, 3).reshape(batch, channels // 2, 2 * frames, height, width)

@@ -1,7 +1,7 @@
-"""The VAE of Open-Sora 1.2 (``OpenSoraVAE_V1_2``): an AutoencoderKL for images, and over it a causal one in time.
+"""The VAE of Open-Sora 1.2 (``OpenSoraVAE_V1_2``) as a kind of VAE: AutoencoderKL for images, and a causal VAE in time.
 
-Each 17 frames, and the rest behind the last 17, are coded by themselves. Sizes follow from the tensors' shapes; the
-folder's ``config.json`` says nothing of them.
+Each chunk of 17 frames, and the rest behind the last chunk, is coded by itself. Sizes follow from the tensors' shapes;
+the folder's ``config.json`` does not state them.
 """
 
 import itertools
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from adacache_engines.bundle.latent_space import Windows
 from adacache_engines.bundle.tensors import TensorSpec
 from adacache_engines.errors import CheckpointError
-from adacache_export.checkpoint.config import settled
+from adacache_export.checkpoint.config import parsed_config
 from adacache_export.frame_rules import CHUNKS_OF_17
 from adacache_export.stages import Stage
 from adacache_export.vaes.autoencoder_kl import vae as autoencoder_kl
-from adacache_export.vaes.autoencoder_kl.vae import VaeConfig
+from adacache_export.vaes.autoencoder_kl.modules import VaeConfig
 from adacache_export.vaes.coding import PREFIX, TOLERANCE, Coding
 from adacache_export.vaes.open_sora.temporal import STRETCH, TemporalConfig, TemporalDecoder, TemporalEncoder
 
@@ -28,15 +28,15 @@ Shapes = Mapping[str, tuple[int, ...]]
 NAME = "open-sora-vae"
 CLASSES = ("OpenSoraVAE_V1_2", "VideoAutoencoderPipeline")
 FRAMES = (CHUNKS_OF_17,)
-WINDOW_FRAMES = 17
-IMAGES = 4  # at once, as in the original
+CHUNK_FRAMES = 17
+IMAGES = 4  # images that are coded at once, as in the original
 SPATIAL, TEMPORAL = "spatial_vae.module.", "temporal_vae."
-FACTOR = 0.18215  # of the spatial latents: the original's own number, not that of the spatial VAE's config.json
-USUAL_CHANNELS = (128, 256, 512, 512)  # of the spatial VAE, that of SDXL
+FACTOR = 0.18215  # scale of the spatial latents: the original's own, not that of the spatial VAE's config.json
+USUAL_CHANNELS = (128, 256, 512, 512)  # of each level of the spatial VAE, which is SDXL's
 
 
 class _Groups(BaseModel):
-    """Of the part of ``config.json`` on one half: what its tensors do not show."""
+    """The fields of one half in ``config.json`` that its tensors do not show."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
@@ -53,7 +53,7 @@ class _Json(BaseModel):
 
 
 class OpenSoraVaeConfig(BaseModel):
-    """Sizes of both halves."""
+    """The configurations of both halves."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,11 +65,12 @@ CONFIG = OpenSoraVaeConfig
 
 
 def config_from(given: Mapping[str, Any], shapes: Shapes) -> OpenSoraVaeConfig:
-    """
+    """Return the configuration, from ``config.json`` and the shapes of the folder's tensors.
+
     Raises:
-        CheckpointError: groups that do not divide channels, or windows of another length.
+        CheckpointError: groups do not divide channels, or chunks have another length than 17 frames.
     """
-    json = settled(_Json, {name: value for name, value in given.items() if value is not None})
+    json = parsed_config(_Json, {name: value for name, value in given.items() if value is not None})
     config = OpenSoraVaeConfig(
         spatial=_spatial(shapes, json.vae_2d.norm_num_groups),
         temporal=_temporal(shapes, json.vae_temporal.num_groups),
@@ -90,6 +91,7 @@ def config_from(given: Mapping[str, Any], shapes: Shapes) -> OpenSoraVaeConfig:
 
 
 def coding(config: OpenSoraVaeConfig) -> Coding:
+    """Return decoder and encoder, each of a temporal and a spatial stage, and how they are fed."""
     spatial, temporal = config.spatial, config.temporal
     inside = ("height", "width")
     coded = _spec("frames_of_latents", temporal.coded_channels, "pixel_frames", *inside)
@@ -106,13 +108,13 @@ def coding(config: OpenSoraVaeConfig) -> Coding:
             autoencoder_kl.encoder_stage(spatial, "vae_encoder.spatial", PREFIX + SPATIAL),
             _stage("vae_encoder.temporal", lambda: TemporalEncoder(temporal), (coded,), distribution),
         ),
-        windows=Windows(frames=WINDOW_FRAMES, latents=-(-WINDOW_FRAMES // STRETCH), stretch=STRETCH, spare="first"),
+        windows=Windows(frames=CHUNK_FRAMES, latents=-(-CHUNK_FRAMES // STRETCH), stretch=STRETCH, spare="first"),
         images=IMAGES,
     )
 
 
 def tensors(given: Mapping[str, Tensor], _config: OpenSoraVaeConfig) -> dict[str, Tensor]:
-    """All of them, under today's names."""
+    """Return all tensors, under the names that diffusers uses today."""
     return autoencoder_kl.today(given)
 
 
@@ -132,7 +134,7 @@ def _spatial(shapes: Shapes, groups: int) -> VaeConfig:
 
 
 def _temporal(shapes: Shapes, groups: int) -> TemporalConfig:
-    """What is not there to be seen is taken to be as published, so that it is found missing later."""
+    """Return the sizes that the tensors show; those of missing tensors are as published, so that they are reported."""
     usual, levels = TemporalConfig(), f"{TEMPORAL}encoder.block_res_blocks."
     channels = _outputs(shapes, levels + "{}.0.conv1.conv.weight") or usual.channels
     between = [f"{TEMPORAL}encoder.conv_blocks.{index}.conv.weight" in shapes for index in range(len(channels) - 1)]
@@ -147,7 +149,7 @@ def _temporal(shapes: Shapes, groups: int) -> TemporalConfig:
 
 
 def _outputs(shapes: Shapes, name: str) -> tuple[int, ...]:
-    """The first axis of all tensors of a numbered name, from 0 on."""
+    """Return the sizes of the first axis of all tensors of a numbered name, from 0 on."""
     numbered = itertools.takewhile(shapes.__contains__, (name.format(index) for index in itertools.count()))
     return tuple(shapes[tensor][0] for tensor in numbered if shapes[tensor])
 
@@ -166,5 +168,5 @@ def _stage(
 
 
 def _spec(name: str, *axes: int | str) -> TensorSpec:
-    """Of one window."""
+    """Return the specification of a float32 tensor of one chunk."""
     return TensorSpec(name=name, dtype="float32", axes=(1, *axes))

@@ -1,8 +1,7 @@
-"""diffusers' AutoencoderKLTemporalDecoder (Stable Video Diffusion's, ``vae_temporal_decoder/`` of Latte-1) as a module
-that decodes one window of frames.
+"""The module of diffusers' AutoencoderKLTemporalDecoder that decodes one chunk of frames.
 
-Its encoder is AutoencoderKL's, image by image; its decoder mixes the frames of a window (Blattmann et al., arXiv
-2311.15127, appendix D).
+It is Stable Video Diffusion's VAE, and ``vae_temporal_decoder/`` of Latte-1. The encoder is AutoencoderKL's, image by
+image; the decoder mixes the frames of a chunk (Blattmann et al., arXiv 2311.15127, appendix D).
 """
 
 from collections.abc import Mapping
@@ -12,14 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from adacache_engines.errors import CheckpointError, require
-from adacache_export.checkpoint.config import settled
+from adacache_export.checkpoint.config import parsed_config
 
 NORM_GROUPS = 32
 
 
 class TemporalDecoderConfig(BaseModel):
-    """The fields of an AutoencoderKLTemporalDecoder's ``config.json`` that change the decoder, under their published
-    names and with diffusers' defaults.
+    """The fields of an AutoencoderKLTemporalDecoder's ``config.json`` that change the decoder.
+
+    They have their published names and diffusers' defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -32,24 +32,26 @@ class TemporalDecoderConfig(BaseModel):
 
     @classmethod
     def from_json(cls, config: Mapping[str, Any]) -> "TemporalDecoderConfig":
-        """From the content of ``config.json``; other fields are ignored.
+        """Return the configuration that the content of a ``config.json`` describes; other fields are ignored.
 
         Raises:
             CheckpointError: lists all fields that are missing or not supported.
         """
-        made = settled(cls, config)
+        made = parsed_config(cls, config)
         if any(channels % NORM_GROUPS for channels in made.block_out_channels):
             raise CheckpointError(f"block_out_channels: expected multiples of {NORM_GROUPS}")
         return made
 
     @property
     def spatial_factor(self) -> int:
-        """Pixels of a latent row or column: every block but the last doubles them."""
+        """Number of pixels of a latent row or column: every block but the last doubles them."""
         return 1 << (len(self.block_out_channels) - 1)
 
 
-class WindowDecoder(nn.Module):
-    """The half of diffusers' AutoencoderKLTemporalDecoder that decodes, from latents as a diffusion model has them.
+class ChunkDecoder(nn.Module):
+    """The decoder of diffusers' AutoencoderKLTemporalDecoder.
+
+    It takes latents that are scaled as a diffusion model makes them.
 
     Raises:
         MissingDependencyError: diffusers is not installed.
@@ -65,9 +67,12 @@ class WindowDecoder(nn.Module):
         self.scale = config.scaling_factor
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(1, C, frames, H, W) of one window -> (1, 3, frames, factor * H, factor * W), about -1 to 1, not cut off."""
+        """Map the latents (1, C, frames, H, W) of one chunk to pixels (1, 3, frames, factor * H, factor * W).
+
+        Pixels are about -1 to 1 and not clipped.
+        """
         images = latents[0].transpose(0, 1)
         frames = images.shape[0]
-        of_video = images.new_zeros(1, frames)  # diffusers' word for it: none of them is an image of its own
-        pixels: Tensor = self.decoder(images / self.scale, image_only_indicator=of_video, num_frames=frames)
+        indicator = images.new_zeros(1, frames)  # no frame is an image by itself
+        pixels: Tensor = self.decoder(images / self.scale, image_only_indicator=indicator, num_frames=frames)
         return pixels.transpose(0, 1)[None]

@@ -1,5 +1,6 @@
-"""diffusers' AutoencoderKLTemporalDecoder: latents to pixels, 14 frames at a time. Latte's other VAE, which its
-sampling code prefers.
+"""diffusers' AutoencoderKLTemporalDecoder as a kind of VAE: it decodes 14 frames at a time.
+
+It is Latte's other VAE, which Latte's sampling code prefers.
 """
 
 from collections.abc import Mapping
@@ -9,18 +10,19 @@ from torch import Tensor
 
 from adacache_engines.bundle.latent_space import Windows
 from adacache_export.frame_rules import EACH_FRAME
-from adacache_export.vaes.coding import ENCODER, Coding, window_decoder
-from adacache_export.vaes.temporal_decoder.modules import TemporalDecoderConfig, WindowDecoder
+from adacache_export.vaes.coding import ENCODER, Coding, chunk_decoder
+from adacache_export.vaes.temporal_decoder.modules import ChunkDecoder, TemporalDecoderConfig
 
 NAME = "temporal-decoder"
 CLASSES = ("AutoencoderKLTemporalDecoder",)
 FRAMES = (EACH_FRAME,)
 CONFIG = TemporalDecoderConfig
-WINDOW_FRAMES = 14  # that Latte decodes at a time, each window by itself: 16 frames are 14 and 2
+CHUNK_FRAMES = 14  # frames that Latte decodes at once; 16 frames are chunks of 14 and 2
 
 
 def config_from(given: Mapping[str, Any], _shapes: Mapping[str, tuple[int, ...]]) -> TemporalDecoderConfig:
-    """
+    """Return the configuration that the content of a ``config.json`` describes; other fields are ignored.
+
     Raises:
         CheckpointError: lists all fields that are missing or not supported.
     """
@@ -28,15 +30,15 @@ def config_from(given: Mapping[str, Any], _shapes: Mapping[str, tuple[int, ...]]
 
 
 def tensors(given: Mapping[str, Tensor], _config: TemporalDecoderConfig) -> dict[str, Tensor]:
-    """The decoder's."""
+    """Return the decoder's tensors."""
     return {name: tensor for name, tensor in given.items() if not name.startswith(ENCODER)}
 
 
 def coding(config: TemporalDecoderConfig) -> Coding:
-    """Without an encoder, which no model that takes this VAE generates from."""
+    """Return the decoder and how it is fed; models with this VAE need no encoder."""
     return Coding(
         channels=config.latent_channels,
         spatial_factor=config.spatial_factor,
-        decoding=(window_decoder(lambda: WindowDecoder(config), config.latent_channels),),
-        windows=Windows(frames=WINDOW_FRAMES, latents=WINDOW_FRAMES),
+        decoding=(chunk_decoder(lambda: ChunkDecoder(config), config.latent_channels),),
+        windows=Windows(frames=CHUNK_FRAMES, latents=CHUNK_FRAMES),
     )

@@ -31,6 +31,8 @@ def shape_profile(manifest: Manifest, name: str) -> ShapeProfile:
     """
     points = [_point(manifest, *values) for values in parse_profile(manifest, name)]
     profile = {axis: (points[0][axis], points[1][axis], points[2][axis]) for axis in points[0]}
+    # a call may evaluate one guidance branch alone
+    profile["batch"] = (points[0]["samples"], *profile["batch"][1:])
     # what a generation chooses within any size
     longest = manifest.text.max_length
     pairs = max(profile["patch_frames"][2] - 1, 1)

@@ -14,13 +14,11 @@ class SignalEntry(Entry):
 
     A graph's inputs say how it is bound: ``cached`` is the tensor of an earlier call and ``new`` that of this call;
     ``earlier`` and ``later`` (pairs,) are the indices of the frames that are compared. Its outputs are the signal's
-    numbers, one for each entry of the first axis.
+    numbers, one for each entry of the first axis. Along its independent axes, the numbers of a tensor's parts add up to
+    those of the whole tensor.
 
     Attributes:
         graphs: graph for each space that the signal is made for.
-        independent_axes: axes along which the work is independent: the numbers of a tensor's parts, cut along one of
-            these, add up to those of the whole tensor.
     """
 
     graphs: dict[Space, Graph]
-    independent_axes: tuple[str, ...]

@@ -15,14 +15,16 @@ from adacache_engines.contract.options import one_of, option, whole_number
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import EngineError, InputError, MissingDependencyError, require
 from adacache_engines.onnxruntime.engine import OrtEngine
-from adacache_engines.onnxruntime.tiled_attention import tiled
-from adacache_engines.onnxruntime.widening import widened
+from adacache_engines.passes.graph_pass import rewritten
+from adacache_engines.passes.tiled_attention import TILED_ATTENTION
+from adacache_engines.passes.widening import WIDENING
 
 PROVIDERS: Mapping[str, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+CPU_PASSES = (WIDENING, TILED_ATTENTION)
 LOG_ERRORS_ONLY = 3
 ARENA_AS_REQUESTED = 1  # grow by what is asked for, not to the next power of two
 
@@ -140,11 +142,10 @@ class OrtBackend:
         if trace:
             options.enable_profiling, options.profile_file_prefix = True, str(trace)
         path = self._folder / graph.path
-        dtypes = {*(spec.dtype for spec in (*graph.inputs, *graph.outputs)), *graph.weight_dtypes}
         try:
             model: str | bytes = str(path)
             if self._rewrites and self._provider == PROVIDERS["cpu"]:
-                model = (widened(path) if "bfloat16" in dtypes else tiled(path)) or model
+                model = rewritten(path, graph, CPU_PASSES, "cpu") or model
             if isinstance(model, bytes):
                 folder = str(path.parent)
                 options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)

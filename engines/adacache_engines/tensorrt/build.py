@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from adacache_engines.bundle.manifest import Graph, Library
 from adacache_engines.bundle.shape_profiles import ShapeProfile
-from adacache_engines.errors import EngineError, InputError, require
+from adacache_engines.errors import EngineError, InputError
+from adacache_engines.passes.graph_pass import GraphPass, rewritten
+from adacache_engines.passes.written_out_attention import WRITTEN_OUT_ATTENTION
 from adacache_engines.tensorrt.library import InstalledLibrary
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ TARGETS: Mapping[str, str] = {
     "current": "CURRENT",
 }
 CURRENT = "current"  # the GPU that is there, which need not be one of the others
+UNFUSED_PASSES = (WRITTEN_OUT_ATTENTION,)
 NARROWEST_FUSED = 16  # width of a head: TensorRT-RTX 1.7 refuses 4, 8 and sometimes 12
 USUAL_TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")  # Ampere and newer
 
@@ -99,21 +102,21 @@ def build_plan(
         graph: its inputs and outputs.
         profiles: ranges of the dynamic axes; each becomes an optimisation profile, in this order.
         options: checked.
-        fused: whether attention must become TensorRT's fused layer; spelled out if not, or if a head is narrower
-            than its kernels.
+        fused: whether attention must become TensorRT's fused layer; it is written out if not, or if a head is
+            narrower than its kernels.
         timing_cache: of TensorRT, shared by builds.
         stopped: asked now and then; the build ends soon after it says True.
 
     Raises:
         EngineError: the graph cannot be parsed or built, has other tensors than ``graph``, an attention that was not
             fused, or the build was stopped.
-        MissingDependencyError: onnx is not installed and attention must be spelled out.
+        MissingDependencyError: onnx is not installed and attention must be written out.
     """
     api = library.api
     builder: trt.Builder = api.Builder(library.logger)
-    network = _network(library, builder, path, spelled_out=not fused)
+    network = _network(library, builder, path, graph, () if fused else UNFUSED_PASSES)
     if fused and _narrowest_head(api, network) < NARROWEST_FUSED:
-        fused, network = False, _network(library, builder, path, spelled_out=True)
+        fused, network = False, _network(library, builder, path, graph, UNFUSED_PASSES)
     _check_tensors(library, network, graph)
     if fused:
         _check_attention(api, network, graph.name)
@@ -142,11 +145,11 @@ def _typed(api: Any) -> int:
 
 
 def _network(
-    library: InstalledLibrary, builder: "trt.Builder", path: Path, spelled_out: bool
+    library: InstalledLibrary, builder: "trt.Builder", path: Path, graph: Graph, passes: Sequence[GraphPass]
 ) -> "trt.INetworkDefinition":
     network = builder.create_network(_typed(library.api))
     parser: trt.OnnxParser = library.api.OnnxParser(network, library.logger)
-    model = _attention_spelled_out(path) if spelled_out else None
+    model = rewritten(path, graph, passes, "trt-rtx") if passes else None
     done = parser.parse(model, str(path)) if model else parser.parse_from_file(str(path))
     if not done:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -163,18 +166,6 @@ def _narrowest_head(api: Any, network: "trt.INetworkDefinition") -> float:
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     heads = [layer.get_input(0).shape for layer in layers if layer.type == kind]
     return min((shape[-1] for shape in heads), default=math.inf)
-
-
-def _attention_spelled_out(path: Path) -> bytes | None:
-    """The graph with matrix products and a softmax for each Attention; None if it has none."""
-    if b"Attention" not in path.read_bytes():
-        return None
-    onnx, inliner = require("onnx", "trt-rtx"), require("onnx.inliner", "trt-rtx")
-    model = onnx.load(str(path), load_external_data=False)
-    whole: bytes = inliner.inline_selected_functions(
-        model, [("", "Attention")], inline_schema_functions=True
-    ).SerializeToString()
-    return whole
 
 
 def _check_tensors(library: InstalledLibrary, network: "trt.INetworkDefinition", graph: Graph) -> None:

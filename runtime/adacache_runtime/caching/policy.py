@@ -14,9 +14,10 @@ the most calls that it can, whatever it measures (:func:`adacache_runtime.cachin
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 State = TypeVar("State")
+Rows = tuple[tuple[bool, ...], ...]  # by branch and group, whether the group is computed
 
 Granularity = Literal["model", "stack", "first", "block", "module"]
 GRANULARITIES: tuple[Granularity, ...] = ("model", "stack", "first", "block", "module")
@@ -71,39 +72,68 @@ class Needs:
         measures: tensors that are measured; empty = the schedule does not depend on the content, and nothing is read
             back from the device.
         granularity: granularity of the groups, unless the user chooses another.
+        by_branch: decisions may differ by guidance branch.
+        rebuilds: decisions may rebuild a branch's prediction from the other's.
     """
 
     residuals: int = 1
     weighted: bool = False
     measures: tuple[Measure, ...] = ()
     granularity: Granularity = "stack"
+    by_branch: bool = False
+    rebuilds: bool = False
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a group stands in the model.
+
+    Attributes:
+        name: label for people: that of the group's only stage, or of its first and last.
+        kind: kind of the block that the group is, or is a part of, such as ``spatial``; None where the group is more
+            than one block.
+        index: number of that block among those of its kind, from 0; None where the group is more than one block.
+        part: part of that block, such as ``attn``; None where the group is a whole block or more.
+    """
+
+    name: str
+    kind: str | None = None
+    index: int | None = None
+    part: str | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is known before the first call.
+    """What a policy is told before the first call.
+
+    The calls are those of one expert. A model with several has one run after another, each with a state of its own.
 
     Attributes:
-        calls: of the denoiser.
-        groups: whose residuals are cached.
-        units: that decide together: 1 for the whole batch, or the number of prompts.
-        names: of the groups, in the order of execution: that of the group's only stage, such as ``spatial.07`` or
-            ``spatial.07.attn``, or of its first and last.
-        timesteps: of all calls.
+        calls: number of calls of the denoiser.
+        groups: number of groups whose residuals are cached.
+        units: number of units that decide together: 1 for the whole batch, or the number of prompts.
+        places: where each group stands in the model, in the order of execution.
+        timesteps: timesteps of all calls, from 1000 (noise) to 0 (data).
+        branches: guidance branches that a call evaluates, in the order of a decision's rows.
     """
 
     calls: int
     groups: int
     units: int
-    names: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
     timesteps: tuple[float, ...] = ()
+    branches: tuple[str, ...] = ("conditional",)
 
 
 @dataclass(frozen=True)
 class Context:
-    """Which call it is: ``call`` from 1 to ``run.calls``.
+    """Which call a policy decides about.
 
-    ``forced``: it is computed whatever the policy says, which should take it for a computed one.
+    Attributes:
+        run: the calls that this one belongs to.
+        call: number of the call, from 1 to ``run.calls``.
+        timestep: timestep of the call.
+        forced: the call is computed whatever the policy says, which should take it for a computed one.
     """
 
     run: Run
@@ -141,16 +171,70 @@ frame to frame, as measured), ``metric`` (the number that decides), ``rate`` (st
 
 @dataclass(frozen=True)
 class Decision:
-    """What is done with each group, in the order of execution.
+    """What is done with each group in a call, for all guidance branches alike or for each.
 
     Attributes:
-        compute: whether it is computed.
-        weights: of the residuals that it keeps, the newest first, where it is not; an entry a group, also for those
-            that are computed. Empty = the newest as it is.
+        compute: for each group, in the order of execution, whether it is computed; else its residual is reused. Or a
+            row of these for each branch.
+        weights: for each group, computed or not, the weights of the residuals that it keeps, the newest first. Or a row
+            of these for each branch, where ``compute`` has rows. Empty = the newest residual is added as it is.
+        rebuild: for each branch, None where it runs; or the weight w with which its prediction is rebuilt from the
+            other branch's, p + w (difference of both in the last call in which both ran), so that it does not run and
+            its entries of ``compute`` do not count. Empty = all branches run.
     """
 
-    compute: tuple[bool, ...]
-    weights: tuple[tuple[float, ...], ...] = ()
+    compute: tuple[bool, ...] | Rows
+    weights: tuple[tuple[float, ...], ...] | tuple[tuple[tuple[float, ...], ...], ...] = ()
+    rebuild: tuple[float | None, ...] = ()
+
+    @property
+    def by_branch(self) -> bool:
+        """Whether there is a row for each branch."""
+        return by_branch(self.compute)
+
+    def rebuilt(self, branches: int) -> tuple[bool, ...]:
+        """Return for each branch whether its prediction is rebuilt instead of computed."""
+        return tuple(weight is not None for weight in self.rebuild) or (False,) * branches
+
+    def rows(self, branches: int) -> Rows:
+        """Return a row for each branch; a branch that is rebuilt computes nothing."""
+        rows = rows_of(self.compute) if self.by_branch else rows_of(self.compute) * branches
+        rebuilt = (*self.rebuilt(branches), *(False,) * len(rows))
+        return tuple((False,) * len(row) if skipped else row for row, skipped in zip(rows, rebuilt, strict=False))
+
+    def with_rows(self, rows: Rows) -> "Decision":
+        """Return the same decision with other groups computed; a branch that computes one is not rebuilt."""
+        pairs = zip(rows, self.rebuild or (None,) * len(rows), strict=True)
+        rebuild = tuple(None if any(row) else weight for row, weight in pairs)
+        running = next(row for row, weight in zip(rows, rebuild, strict=True) if weight is None)
+        compute = compact(tuple(row if weight is None else running for row, weight in zip(rows, rebuild, strict=True)))
+        weights: Any = self.weights_by_branch(len(rows))
+        if weights and not by_branch(compute):
+            weights = weights[0]
+        return Decision(compute, weights, rebuild if any(weight is not None for weight in rebuild) else ())
+
+    def weights_by_branch(self, branches: int) -> tuple[tuple[tuple[float, ...], ...], ...]:
+        """Return the weights with a row for each branch; empty where there are none."""
+        if not self.weights:
+            return ()
+        rows: Any = self.weights if self.by_branch else (self.weights,) * branches
+        return tuple(rows)
+
+
+def by_branch(compute: tuple[bool, ...] | Rows) -> bool:
+    """Return whether groups are listed in rows, one for each branch."""
+    return bool(compute) and isinstance(compute[0], tuple)
+
+
+def rows_of(compute: tuple[bool, ...] | Rows) -> Rows:
+    """Return groups in rows: those that there are, or a single one for all branches."""
+    rows: Any = compute if by_branch(compute) else (compute,)
+    return tuple(rows)
+
+
+def compact(rows: Rows) -> tuple[bool, ...] | Rows:
+    """Return rows that are all alike as a single one without the branches, and others as they are."""
+    return rows[0] if len({*rows}) == 1 else rows
 
 
 class Policy(Protocol[State]):

@@ -18,6 +18,7 @@ from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.delta_dit import DeltaDiT
 from adacache_runtime.caching.policies.easycache import EasyCache
 from adacache_runtime.caching.policies.fbcache import FBCache
+from adacache_runtime.caching.policies.guidance_every import GuidanceEvery
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.listed import ListedCalls
 from adacache_runtime.caching.policies.magcache import MagCache
@@ -33,6 +34,7 @@ KINDS: Mapping[str, type[BaseModel]] = {
     "delta-dit": DeltaDiT,
     "easycache": EasyCache,
     "fbcache": FBCache,
+    "guidance-every": GuidanceEvery,
     "interval": FixedInterval,
     "listed": ListedCalls,
     "magcache": MagCache,
@@ -64,6 +66,8 @@ PRESETS: Mapping[str, Policy[Any]] = {
     "interval-3": FixedInterval(every=3),
     "interval-4": FixedInterval(every=4),
     "interval-5": FixedInterval(every=5),
+    "guidance-every-2": GuidanceEvery(every=2),
+    "guidance-every-3": GuidanceEvery(every=3),
     "adacache-fast": AdaCache(codebook=FAST_30),
     "adacache-slow": AdaCache(codebook=SLOW_30),
     "adacache-fast-100": AdaCache(codebook=FAST_100),

@@ -8,7 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from adacache_runtime.caching.policy import Context, Measure, Measurement, Needs, Observation, Policy, Run
+from adacache_runtime.caching.policy import (
+    Context,
+    Measure,
+    Measurement,
+    Needs,
+    Observation,
+    Place,
+    Policy,
+    Rows,
+    Run,
+    compact,
+    rows_of,
+)
 
 
 class Source(Protocol):
@@ -28,16 +40,16 @@ class Simulated:
     """A policy's decisions and observations in a run that was simulated.
 
     Attributes:
-        decisions: for each call, whether each group is computed.
+        decisions: for each call, whether each group is computed; or a row of these for each branch.
         observations: for each call, what the policy made of its measurements.
     """
 
-    decisions: tuple[tuple[bool, ...], ...]
+    decisions: tuple[tuple[bool, ...] | Rows, ...]
     observations: tuple[Observation, ...]
 
     def computed(self) -> list[int]:
         """Return the calls, from 1, in which a block runs in full."""
-        return [call for call, compute in enumerate(self.decisions, 1) if any(compute)]
+        return [call for call, compute in enumerate(self.decisions, 1) if any(map(any, rows_of(compute)))]
 
 
 def simulate(policy: Policy[Any], run: Run, source: Source) -> Simulated:
@@ -54,7 +66,7 @@ def simulate(policy: Policy[Any], run: Run, source: Source) -> Simulated:
     state = policy.start(run)
     measures = source.measures(policy.needs)
     last: dict[Measure, int] = {}  # the call whose tensor is remembered
-    decisions: list[tuple[bool, ...]] = []
+    decisions: list[tuple[bool, ...] | Rows] = []
     observations: list[Observation] = []
     for call in range(1, run.calls + 1):
         context = Context(run, call, run.timesteps[call - 1])
@@ -69,11 +81,12 @@ def simulate(policy: Policy[Any], run: Run, source: Source) -> Simulated:
 
         state, observed = observe([measure for measure in measures if measure.early], state, observed)
         decision, state = policy.decide(state, context)
-        whole = all(decision.compute)
+        rows = decision.rows(len(run.branches))
+        whole = all(all(row) for row in rows)
         active = [measure for measure in measures if measure.calls == "all" or whole]
         state, observed = observe([measure for measure in active if not measure.early], state, observed)
         last.update({measure: call for measure in active if measure.since == "measured" or whole})
-        decisions.append(decision.compute)
+        decisions.append(compact(rows))
         observations.append(observed)
     return Simulated(tuple(decisions), tuple(observations))
 
@@ -88,18 +101,20 @@ class Unchanged:
         return Measurement(measure.site, defaultdict(lambda: (1.0,)))
 
 
-def replay(policy: Policy[Any], timesteps: Sequence[float], names: Sequence[str] = ("all",)) -> list[tuple[bool, ...]]:
-    """Return each call's decision for groups of these names.
+def replay(
+    policy: Policy[Any], timesteps: Sequence[float], places: Sequence[Place] = (Place("all"),)
+) -> list[tuple[bool, ...] | Rows]:
+    """Return each call's decision for groups at these places.
 
     Args:
         policy: a policy that measures nothing, or one of :func:`bounds`.
         timesteps: timestep of each call.
-        names: name of each group.
+        places: where each group stands in the model.
 
     Raises:
         PolicyError: the policy cannot decide for such groups.
     """
-    run = Run(len(timesteps), len(names), 1, tuple(names), tuple(timesteps))
+    run = Run(len(timesteps), len(places), 1, tuple(places), tuple(timesteps))
     return list(simulate(policy, run, Unchanged()).decisions)
 
 

@@ -8,19 +8,12 @@ from typing import TypedDict
 
 from adacache_engines.backends import BACKENDS, backend_from_texts, default_backend
 from adacache_engines.bundle.manifest import Manifest
-from adacache_engines.bundle.video_sizes import IMAGE, frames_of, size_of
+from adacache_engines.bundle.video_sizes import IMAGE
 from adacache_engines.contract.engine import BackendConfig
 from adacache_engines.contract.options import Option, options_of
-from adacache_engines.errors import InputError
+from adacache_runtime.request_options import VideoSize
+from adacache_runtime.request_options import video_size as resolved_size
 from adacache_runtime.text.device import TEXT_DEVICES, TextDevice, check_text_device
-
-
-class VideoSize(TypedDict):
-    """Size of a request: width and height in pixels, number of frames; None = the bundle's default."""
-
-    width: int | None
-    height: int | None
-    frames: int | None
 
 
 def add_size(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
@@ -51,12 +44,8 @@ def video_size(options: argparse.Namespace, manifest: Manifest, fps: float | Non
         InputError: a name is unknown, or two options say the same in different ways.
         OutOfRangeError: the model makes no video of that duration.
     """
-    if options.duration and options.frames is not None:
-        raise InputError("give either --frames or --duration, and not both")
-    asked = {name: getattr(options, name) for name in ("size", "width", "height", "aspect")}
-    width, height = (None, None) if set(asked.values()) == {None} else size_of(manifest, **asked)
-    frames = frames_of(manifest, options.duration, fps) if options.duration else options.frames
-    return VideoSize(width=width, height=height, frames=frames)
+    size = {name: getattr(options, name) for name in ("size", "aspect", "width", "height", "frames", "duration")}
+    return resolved_size(manifest, **size, fps=fps)
 
 
 def add_video(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from contextlib import closing
 from rich.console import Console
 
 from adacache_engines.bundle.files import open_bundle
+from adacache_runtime.commands.memory_table import memory_table
 from adacache_runtime.commands.options import opening_from
 from adacache_runtime.commands.outputs import check_outputs, output_files, write_latents, write_reports, write_videos
 from adacache_runtime.commands.process import run
@@ -15,7 +16,6 @@ from adacache_runtime.commands.progress import call_progress
 from adacache_runtime.commands.run_options import request_from, run_parser
 from adacache_runtime.events import Called, Decoded, Denoised, Event
 from adacache_runtime.generation import Checked, Prepared, check
-from adacache_runtime.memory.estimate import table
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.summary import summary
 
@@ -40,7 +40,7 @@ def _run(options: argparse.Namespace) -> None:
         for note in prepared.notes:
             print(note, file=sys.stderr)
         if options.plan_memory:
-            Console().print(table(prepared.memory, pipeline.backend.device.free_nbytes(), pipeline.backend.name))
+            Console().print(memory_table(prepared.memory, pipeline.backend.device.free_nbytes(), pipeline.backend.name))
             return
         print(_description(checked, options.policy), file=sys.stderr)
         _print_residuals(prepared)

@@ -10,12 +10,14 @@ from adacache_runtime.caching.policy import GRANULARITIES
 from adacache_runtime.caching.presets import POLICY_HELP, policy_from
 from adacache_runtime.commands.array_files import read_captions, read_latents
 from adacache_runtime.commands.options import add_opening, add_size, video_size
+from adacache_runtime.commands.version import add_version
 from adacache_runtime.request import Request
 
 
 def run_parser() -> argparse.ArgumentParser:
     """Return the parser of ``adacache-run``."""
     parser = argparse.ArgumentParser("adacache-run", description="Generates a video from a bundle, without PyTorch.")
+    add_version(parser)
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that adacache-export made")
     text = parser.add_argument_group("text").add_argument
     text(

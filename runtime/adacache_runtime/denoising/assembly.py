@@ -1,4 +1,4 @@
-"""What a generation allocates and binds: on a device to run it, or on paper to know its memory."""
+"""What a generation allocates and binds: on a device to run it, or in a dry run to know its memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,45 +8,52 @@ import numpy as np
 from adacache_engines.bundle.manifest import X_MASK, Manifest
 from adacache_engines.bundle.tensors import NUMPY_DTYPES
 from adacache_engines.contract.device import Buffer, Call, Device
+from adacache_runtime.caching.groups import group_stages
 from adacache_runtime.caching.policy import FIRST, LATENTS, VELOCITY
-from adacache_runtime.denoising.device_plan import Engines, Plan
+from adacache_runtime.denoising.device_plan import DevicePlan
+from adacache_runtime.denoising.guidance import Guidance
 from adacache_runtime.denoising.kept_frames import Masked
 from adacache_runtime.denoising.latents import Latents
-from adacache_runtime.denoising.model_residual import ModelResidual
 from adacache_runtime.denoising.probes import Probe, Signals
+from adacache_runtime.denoising.residuals import Choice, GroupResiduals, ModelResidual, Residuals
+from adacache_runtime.denoising.stages import BoundStages, Engines
 from adacache_runtime.request import Request
 from adacache_runtime.settled import Settled
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """Bound to one device.
+    """The buffers and bound calls of one generation, on one device.
 
     Attributes:
-        plan, latents: of the generation.
-        probes: that are measured, in the order of execution.
-        probed: site -> the buffer that they look at, where nothing else needs it.
-        shown: site -> the buffer that they look at.
-        masked: what keeps frames, where some are.
-        model: the residual of the whole model, where that is what is reused.
-        show_velocity: a slot each, copies what the probe of the velocity looks at; none without that probe.
-        embeds_first: embedding, and the first group where that is looked at, come before the decision.
+        device: device of the buffers.
+        stages: the bound stages, and the tensors that go into the model and come out.
+        latents: the latents and the sampler's history.
+        guidance: the way from predictions to a velocity.
+        residuals: residuals that are kept.
+        groups: residuals of groups where the policy reuses those; they keep nothing where it reuses the whole model.
+        plan: the calls for each decision.
+        probes: probes that are measured, in the order of execution.
+        probed: site -> buffer that a probe looks at, where nothing else needs the buffer.
+        shown: site -> buffer that a probe looks at.
+        masked: keeps frames; None where all are generated.
+        show_velocity: by slot of the history, copies what the probe of the velocity looks at; none without that probe.
+        opening: parts of the model that run before a call is decided.
     """
 
-    plan: Plan
+    device: Device
+    stages: BoundStages
     latents: Latents
+    guidance: Guidance
+    residuals: Residuals
+    groups: GroupResiduals
+    plan: DevicePlan
     probes: Sequence[Probe]
     probed: Mapping[str, Buffer]
     shown: Mapping[str, Buffer]
     masked: Masked | None
-    model: ModelResidual | None
     show_velocity: Sequence[Call]
-    embeds_first: bool
-
-    @property
-    def residuals(self) -> Sequence[Buffer]:
-        """All that are kept."""
-        return [*self.plan.residuals, *([self.model.residuals] if self.model else [])]
+    opening: Sequence[str]
 
 
 def assemble(
@@ -57,56 +64,95 @@ def assemble(
     settled: Settled,
     sizes: Mapping[str, int],
 ) -> Assembly:
-    """
+    """Allocate and bind all that a generation needs.
+
     Args:
-        manifest: of the bundle.
-        engines: loaded from it.
-        device: where they run.
-        request: what is asked for.
+        manifest: the bundle's manifest.
+        engines: the bundle's loaded engines.
+        device: the device that they run on.
+        request: the request.
         settled: the same with every number checked.
-        sizes: of all dynamic axes.
+        sizes: sizes of all dynamic axes.
 
     Raises:
         EngineError: an engine does not run at these sizes, or memory is short.
     """
-    needs, stages = request.policy.needs, manifest.probes()
+    needs, stages_of = request.policy.needs, manifest.probes()
     sites = [measure.site for measure in settled.measures]
-    specs = {site: stages[site].probe_spec(site) for site in dict.fromkeys(sites) if site in stages}
+    specs = {site: stages_of[site].probe_spec(site) for site in dict.fromkeys(sites) if site in stages_of}
     probed = {site: device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for site, spec in specs.items()}
-    opening = any(measure.site == FIRST and measure.early for measure in settled.measures)
-    plan = Plan(manifest, engines, device, sizes, settled.granularity, needs, probed, opening)
-    masking = settled.masking
+    of_model = settled.granularity == "model" and needs.residuals > 0
+    granularity = "stack" if settled.granularity == "model" else settled.granularity
+    groups = [group_stages(manifest, granularity, expert) for expert in range(len(manifest.experts))]
+    longest = max(len(group) for expert in groups for group in expert)
+    # the input of a long group stays untouched while its stages take turns
+    stages = BoundStages(manifest, engines, device, sizes, 3 if longest > 1 else 2, probed)
+    masking, first_update = settled.masking, settled.updates[0]
     latents = Latents(
         settled.latent_shape,
-        settled.guidance,
-        settled.updates[0].weights.shape[0],
+        first_update.weights.shape[0],
+        all(update.keeps_velocity for update in settled.updates),
         engines.arithmetic,
         device,
-        plan.tensors["latents"],
-        plan.tensors["prediction"],
         len(settled.updates),
         device.empty(masking.generated.shape[1:], np.dtype(np.bool_)) if masking else None,
     )
+    guidance = Guidance(
+        settled.branches,
+        stages.tensors["prediction"],
+        latents,
+        engines.arithmetic,
+        device,
+        needs.rebuilds,
+    )
+    opens_first = any(measure.site == FIRST and measure.early for measure in settled.measures)
+    kept = 0 if of_model else needs.residuals
+    grouped = GroupResiduals(stages, groups, guidance, kept, needs.weighted, needs.by_branch, opens_first)
+    residuals: Residuals = grouped
+    if of_model:
+        residuals = ModelResidual(grouped, needs.residuals, latents, engines.arithmetic, device)
+    embeds = opens_first or any(measure.early and measure.site != LATENTS for measure in settled.measures)
+    opening = ("embed", "first") if embeds else ()
     show_velocity: list[Call] = []
+    slots = range(latents.history.shape[0])
     if VELOCITY in sites:
         probed[VELOCITY] = device.empty(latents.current.shape, np.dtype(np.float32))
-        slots = range(latents.velocities.shape[0])
-        show_velocity = [device.copy(latents.velocities.row(slot), probed[VELOCITY]) for slot in slots]
+        show_velocity = [device.copy(latents.velocity(slot), probed[VELOCITY]) for slot in slots]
     shown = {LATENTS: latents.current, **probed}
     if FIRST in sites:
-        shown[FIRST] = plan.residuals[0].row(0)
+        shown[FIRST] = grouped.newest(0)
     signals = Signals(manifest.signals, engines.signals)
-    reuses_model = settled.granularity == "model" and needs.residuals > 0
-    return Assembly(
-        plan,
+    assembly = Assembly(
+        device,
+        stages,
         latents,
+        guidance,
+        residuals,
+        grouped,
+        DevicePlan(device, stages, residuals, latents, opening),
         [Probe(measure, shown[measure.site], signals, device) for measure in settled.measures],
         probed,
         shown,
-        Masked(masking, latents, plan.tensors[X_MASK], engines.arithmetic, device) if masking else None,
-        ModelResidual(needs.residuals, latents.current, latents.velocities, engines.arithmetic, device)
-        if reuses_model
-        else None,
+        Masked(masking, latents, stages.tensors[X_MASK], engines.arithmetic, device) if masking else None,
         show_velocity,
-        opening or any(measure.early and measure.site != LATENTS for measure in settled.measures),
+        opening,
     )
+    _bind(assembly, [1 if of_model else len(expert) for expert in groups], opens_first, bool(needs.residuals))
+    return assembly
+
+
+def _bind(assembly: Assembly, groups: Sequence[int], opens_first: bool, reuses: bool) -> None:
+    """Bind calls before anything runs, so that all needs are known when the first engine asks for memory."""
+    branches = assembly.stages.branches
+    for expert, count in enumerate(groups):
+        assembly.stages.begin(expert)
+        for compute in (True, False) if reuses else (True,):
+            choice = Choice.alike([compute or (opens_first and not index) for index in range(count)], branches, expert)
+            for slot in range(assembly.latents.history.shape[0]):
+                assembly.plan.parts(choice, slot)
+    if assembly.guidance.difference is not None:
+        for branch in range(branches):
+            others = tuple(other == branch for other in range(branches))
+            for expert, count in enumerate(groups):
+                rows = tuple((not rebuilt,) * count for rebuilt in others)
+                assembly.plan.parts(Choice(rows, others, expert), 0)

@@ -1,6 +1,7 @@
 """Latents of which some frames are given and kept, on the device.
 
-The rule is that of :mod:`adacache_runtime.conditioning.masks`.
+Which frames a call keeps, and which of them join the generation, is decided by
+:mod:`adacache_runtime.conditioning.masks`.
 """
 
 from collections.abc import Mapping
@@ -15,14 +16,14 @@ from adacache_runtime.samplers.update import TRAIN_TIMESTEPS
 
 
 class Masked:
-    """Latents of which some frames are kept.
+    """The frames that are kept in each call of a generation.
 
     Args:
-        masking: for all calls.
-        latents: whose ``generated`` frames move on in each call.
+        masking: frames that are kept or join, for all calls.
+        latents: the latents, whose ``generated`` frames move on in each call.
         x_mask: the model's input (branches * samples, frames).
         arithmetic: the bundle's arithmetic engines.
-        device: where they run.
+        device: device of the buffers.
     """
 
     def __init__(
@@ -55,7 +56,10 @@ class Masked:
         )
 
     def enter(self, call: int) -> None:
-        """Prepares a call, from 1: which frames it generates, and noise on those that join: (1 - t) z + t e, t of 1."""
+        """Prepare a call, from 1: mark the frames that it generates, and bring those that join to (1 - t) z + t e.
+
+        t is the timestep as a share of that of pure noise, and e is noise.
+        """
         masking, index = self._masking, call - 1
         generated, joining = masking.generated[index], masking.joining[index]
         self._generated.write(generated)

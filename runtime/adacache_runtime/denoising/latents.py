@@ -12,75 +12,64 @@ from adacache_runtime.samplers.update import Update
 FLOAT32 = np.dtype(np.float32)
 
 
+def filled(device: Device, shape: tuple[int, ...], value: float) -> Buffer:
+    """Allocate a float32 buffer with one value everywhere."""
+    buffer = device.empty(shape, FLOAT32)
+    buffer.write(np.full(shape, value, np.float32))
+    return buffer
+
+
 class Latents:
-    """Latents (samples, channels, frames, height, width) and the velocities that the sampler remembers.
+    """The latents of a generation, and the short history that its sampler looks back on.
 
     Args:
-        shape: shape of the latents; :meth:`begin` says what they begin with.
-        guidance: scale of classifier-free guidance.
-        history: velocities that the sampler remembers.
+        shape: (samples, channels, frames, height, width); :meth:`begin` says what the latents begin with.
+        history: number of entries that the sampler remembers.
+        keeps_velocity: every entry of the history is a call's velocity as it is; else it is h = c z + d v.
         arithmetic: the bundle's arithmetic engines.
-        device: where they run.
-        branches: the model's input (branches * samples, ...): all samples of one branch, then those of the next.
-        prediction: the model's output.
-        calls: of the generation.
+        device: device of the buffers.
+        calls: number of calls of the generation.
         generated: (samples, frames) bool, the frames that an update moves; None = all of them.
 
     Attributes:
         current: the latents.
-        following: what an update gives, before the latents take it.
-        generated: that was given.
-        velocities: (history, samples, ...).
+        following: the latents that an update gives, before they become the current ones.
+        generated: the frames that an update moves, as given.
+        history: (history, samples, channels, frames, height, width) float32.
     """
 
     def __init__(
         self,
         shape: Sequence[int],
-        guidance: float,
         history: int,
+        keeps_velocity: bool,
         arithmetic: Mapping[str, Engine],
         device: Device,
-        branches: Buffer,
-        prediction: Buffer,
         calls: int,
         generated: Buffer | None = None,
     ) -> None:
         samples, shape = shape[0], tuple(shape)
         self._initial: NDArray[np.float32] | None = None
+        self._device, self._combine = device, arithmetic["combine"]
         self.current = device.empty(shape, FLOAT32)
-        self.velocities = device.empty((history, *shape), FLOAT32)
+        self.history = device.empty((history, *shape), FLOAT32)
+        self._velocity = None if keeps_velocity else device.empty((1, *shape), FLOAT32)
         self.following = device.empty(shape, FLOAT32)
         self.generated = generated
-        scale = device.empty((1,), FLOAT32)
-        scale.write(np.array([guidance], np.float32))
-        parts = [branches.part(start, start + samples) for start in range(0, branches.shape[0], samples)]
-        self._spread: Sequence[Call] = [device.copy(self.current, part) for part in parts]
-        self._guide = [
-            arithmetic["guide"].bind(
-                {"prediction": prediction, "guidance": scale, "velocity": self.velocities.row(slot)}
-            )
-            for slot in range(history)
-        ]
-        self._scale = device.empty((samples,), FLOAT32)
-        self._weights = device.empty((history, samples), FLOAT32)
+        # one write a call: a, b (history), and c, d where an entry is no velocity
+        self._coefficients = device.empty((1 + history + (0 if keeps_velocity else 2), samples), FLOAT32)
         magnitude = device.empty((samples,), FLOAT32)
-        self._combine = arithmetic["combine"].bind(
-            {
-                "latents": self.current,
-                "history": self.velocities,
-                "scale": self._scale,
-                "weights": self._weights,
-                "latents_out": self.following,
-                "magnitude": magnitude,
-            }
-        )
-        self._advance = (
+        self._unused = device.empty((samples,), FLOAT32)
+        scale, weights = self._coefficients.row(0), self._coefficients.part(1, 1 + history)
+        moved = self._bound(self.history, scale, weights, self.following, magnitude)
+        move = (
             device.copy(self.following, self.current)
             if generated is None
             else arithmetic["select"].bind(
                 {"mask": generated, "new": self.following, "latents": self.current, "latents_out": self.current}
             )
         )
+        self._advance = [moved, move]
         self._magnitude = device.readback(magnitude)
         self._magnitudes = device.empty((calls, samples), FLOAT32)
         self._note = [device.copy(magnitude, self._magnitudes.row(call)) for call in range(calls)]
@@ -94,41 +83,62 @@ class Latents:
         """Go back to the initial latents, without anything that the sampler remembers."""
         assert self._initial is not None
         self.current.write(self._initial)
-        self.velocities.write(np.zeros(self.velocities.shape, np.float32))
+        self.history.write(np.zeros(self.history.shape, np.float32))
 
-    def spread(self) -> None:
-        """Copies the latents to the model's input, once a branch."""
-        for call in self._spread:
-            call()
+    def spread(self, target: Buffer) -> list[Call]:
+        """Return calls that copy the latents to a model's input (branches * samples, ...), once for each branch."""
+        samples, rows = self.current.shape[0], target.shape[0]
+        parts = [target.part(start, start + samples) for start in range(0, rows, samples)]
+        return [self._device.copy(self.current, part) for part in parts]
 
-    def guide(self, slot: int) -> None:
-        """Makes a velocity of the model's output."""
-        self._guide[slot]()
+    def velocity(self, slot: int) -> Buffer:
+        """Return the buffer (samples, ...) that takes the velocity of a call with this slot of the history."""
+        return self.velocity_alone(slot).row(0)
 
-    def advance(self, update: Update) -> None:
-        """Moves the latents on."""
-        self._scale.write(update.scale)
-        self._weights.write(update.weights)
-        self._combine()
-        self._advance()
+    def velocity_alone(self, slot: int) -> Buffer:
+        """Return the same buffer as a history of one entry, (1, samples, ...)."""
+        return self.history.part(slot, slot + 1) if self._velocity is None else self._velocity
+
+    def advance(self, slot: int) -> list[Call]:
+        """Return calls that take a velocity into the history and move the latents on, by the written coefficients."""
+        if self._velocity is None:
+            return self._advance
+        c, d = (self._coefficients.part(place, place + 1) for place in (-2 + self._rows, -1 + self._rows))
+        keep = self._bound(self._velocity, c.row(0), d, self.history.row(slot), self._unused)
+        return [keep, *self._advance]
+
+    def write(self, update: Update) -> None:
+        """Write the coefficients of an update for the calls of :meth:`advance`."""
+        rows = [update.scale[None], update.weights]
+        if self._velocity is not None:
+            rows += [values[None] for values in update.entry()]
+        self._coefficients.write(np.concatenate(rows).astype(np.float32, copy=False))
 
     def ask(self) -> None:
-        """Enqueues the question that :meth:`finite` answers."""
+        """Enqueue the question that :meth:`finite` answers."""
         self._magnitude.start()
 
     def note(self, call: int) -> None:
-        """Enqueues what :meth:`first_spoilt` looks at, of a call from 1."""
+        """Enqueue what :meth:`first_spoilt` looks at, for a call from 1."""
         self._note[call - 1]()
 
     def finite(self) -> bool:
-        """Whether the update before :meth:`ask` left neither NaN nor infinity; waits for it."""
+        """Return whether the update before :meth:`ask` left neither NaN nor infinity; wait for it."""
         return bool(np.isfinite(self._magnitude.result().astype(np.float64)).all())
 
     def first_spoilt(self) -> int | None:
-        """The first call, from 1, that left NaN or infinity, all having been noted; waits for them."""
+        """Return the first call, from 1, that left NaN or infinity, all having been noted; wait for them."""
         finite = np.isfinite(self._magnitudes.read().astype(np.float64)).all(axis=1)
         return None if finite.all() else int(finite.argmin()) + 1
 
     def read(self) -> NDArray[np.float32]:
-        """A copy on the host."""
+        """Return a copy of the latents on the host."""
         return self.current.read().astype(np.float32, copy=False)
+
+    @property
+    def _rows(self) -> int:
+        return self._coefficients.shape[0]
+
+    def _bound(self, history: Buffer, scale: Buffer, weights: Buffer, out: Buffer, magnitude: Buffer) -> Call:
+        tensors = {"history": history, "scale": scale, "weights": weights, "latents_out": out}
+        return self._combine.bind({"latents": self.current, "magnitude": magnitude, **tensors})

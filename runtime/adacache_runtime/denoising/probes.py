@@ -93,6 +93,10 @@ class Probe:
         self._remember()
         self._filled = True
 
+    def forget(self) -> None:
+        """Compare the next tensor with none that was remembered so far."""
+        self._filled = False
+
     def result(self, branches: int, per_prompt: bool) -> Measurement:
         """Wait for the numbers of the last ``enqueue``.
 

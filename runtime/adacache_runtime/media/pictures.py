@@ -5,8 +5,6 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-import av
-import av.error
 import numpy as np
 from numpy.typing import NDArray
 
@@ -56,6 +54,9 @@ def read_last_frames(source: ClipSource, count: int) -> Frames:
 
 
 def _decoded(path: Path) -> Iterator[NDArray[np.uint8]]:
+    import av  # only here, so that who gives arrays needs no video library
+    import av.error
+
     empty = True
     try:
         with av.open(str(path)) as container:

@@ -7,23 +7,19 @@ encoder, on a device that hands out buffers without memory and engines that only
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.table import Table
-
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Graph, LatentSpace
 from adacache_engines.contract.dry_run import Asked, Known, Paper, PaperBackend, arena_nbytes
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import EngineError, OutOfRangeError
 from adacache_runtime.denoising.assembly import assemble
-from adacache_runtime.denoising.device_plan import Engines
+from adacache_runtime.denoising.stages import Engines
 from adacache_runtime.request import Request
 from adacache_runtime.settled import Settled
 from adacache_runtime.vae.chunks import video_frames
 from adacache_runtime.vae.decode import decoder_sizes
 from adacache_runtime.vae.encode import encoder_sizes
 from adacache_runtime.vae.engine import Bound
-
-GROWS = "grows as needed"
 
 
 @dataclass(frozen=True)
@@ -146,11 +142,11 @@ def estimate_memory(
     )
     manifest = bundle.manifest
     assembly = assemble(manifest, asked, device, request, settled, sizes)
-    plan = assembly.plan
+    stages = assembly.stages
     probes = [*assembly.probed.values(), *(probe.cached for probe in assembly.probes)]
-    if plan.unwatched is not None:
-        probes.append(plan.unwatched)
-    kinds = {"hidden": plan.hidden, "residuals": assembly.residuals, "probes": probes}
+    if stages.unwatched is not None:
+        probes.append(stages.unwatched)
+    kinds = {"hidden": stages.hidden, "residuals": assembly.residuals.buffers, "probes": probes}
     nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
     weights = backend.weights_nbytes(manifest.loop_graphs())
     counts = settled.given.counts if settled.given else ()
@@ -231,25 +227,6 @@ def _weights(backend: Backend, graphs: Sequence[Graph]) -> int:
     """Of graphs that are loaded together."""
     known = backend.weights_nbytes(graphs) if graphs else 0
     return sum(graph.weights_nbytes or 0 for graph in graphs) if known is None else known
-
-
-def table(plan: MemoryEstimate, free: int | None, place: str) -> Table:
-    """For a terminal: a row a kind.
-
-    Args:
-        plan: what the run takes.
-        free: bytes that are free now, the weights being loaded; None = unknown.
-        place: name of the back end.
-    """
-    shown = Table("memory", "MB", title=place, title_justify="left")
-    shown.columns[1].justify = "right"
-    for name, text in KINDS.items():
-        nbytes = getattr(plan, name)
-        shown.add_row(text, GROWS if nbytes is None else megabytes(nbytes))
-    shown.add_section()
-    shown.add_row("most at once, beside the weights", megabytes(plan.beside_weights))
-    shown.add_row("free now, the weights being loaded", "unknown" if free is None else megabytes(free))
-    return shown
 
 
 def megabytes(nbytes: int) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from adacache_engines.bundle.manifest import Manifest, StageEntry, Term
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.groups import group_stages
-from adacache_runtime.caching.policy import Granularity
+from adacache_runtime.caching.policy import Granularity, Rows, by_branch, rows_of
 from adacache_runtime.trace import Trace
 
 OF_OLD_TRACES: tuple[Granularity, ...] = ("stack", "block", "module")  # which do not say
@@ -28,30 +28,35 @@ class Work:
     """FLOPs of a generation's parts, for all guidance branches of all prompts.
 
     Attributes:
-        text: of the ``text`` stage, once a generation.
-        ends: of what is in no group and runs in every call: mostly ``embed`` and ``final`` together.
-        groups: of the stages of each group, in calls that compute it.
+        text: the ``text`` stage, once a generation.
+        ends: the stages that are in no group and run in every call: mostly ``embed`` and ``final`` together.
+        groups: the stages of each group, in calls that compute it.
+        branches: number of guidance branches; each does an equal part of ``ends`` and ``groups``.
     """
 
     text: int
     ends: int
     groups: tuple[int, ...]
+    branches: int = 1
 
     @property
     def full(self) -> int:
         """A call that computes every block."""
-        return self.call([True] * len(self.groups))
+        return self.call((True,) * len(self.groups))
 
     @property
     def cached(self) -> int:
         """A call that reuses every group's residual."""
-        return self.call([False] * len(self.groups))
+        return self.call((False,) * len(self.groups))
 
-    def call(self, compute: Sequence[bool]) -> int:
-        """A call that computes these groups."""
-        return self.ends + sum(group for group, here in zip(self.groups, compute, strict=True) if here)
+    def call(self, compute: tuple[bool, ...] | Rows, rebuilt: Sequence[bool] = ()) -> int:
+        """A call that computes these groups, or these of each branch, and runs the branches that are not rebuilt."""
+        rows = rows_of(compute) if by_branch(compute) else rows_of(compute) * self.branches
+        running = self.branches - sum(rebuilt)
+        done = sum(group for row in rows for group, here in zip(self.groups, row, strict=True) if here)
+        return (self.ends * running + done) // self.branches
 
-    def generation(self, calls: Iterable[Sequence[bool]]) -> int:
+    def generation(self, calls: Iterable[tuple[bool, ...] | Rows]) -> int:
         """All calls, each with the groups that it computes, and the text."""
         return self.text + sum(map(self.call, calls))
 
@@ -79,6 +84,7 @@ def work(manifest: Manifest, sizes: Mapping[str, int], granularity: Granularity 
         text=of(text),
         ends=of(stage for stage in manifest.stages if stage.graph.name not in grouped),
         groups=tuple(map(of, groups)),
+        branches=sizes.get("batch", 1) // sizes.get("samples", sizes.get("batch", 1)),
     )
 
 
@@ -90,7 +96,7 @@ def work_of_run(manifest: Manifest, trace: Trace) -> tuple[int, int] | None:
     """
     if not trace.calls or not trace.sizes:
         raise InputError("the trace has no calls or no sizes; write one with this version's adacache-run --trace")
-    counts = {len(record.compute) for record in trace.calls}
+    counts = {len(row) for record in trace.calls for row in record.rows}
     choices = (trace.granularity,) if trace.granularity else OF_OLD_TRACES
     fitting = [choice for choice in choices if {len(group_stages(manifest, choice))} == counts]
     missing = {axis for stage in manifest.stages for term in stage.flops for axis in term.axes} - {*trace.sizes}
@@ -103,7 +109,7 @@ def work_of_run(manifest: Manifest, trace: Trace) -> tuple[int, int] | None:
     if parts is None:
         return None
     whole = parts.text + len(trace.calls) * parts.full
-    return parts.generation(record.compute for record in trace.calls), whole
+    return parts.text + sum(parts.call(record.compute, record.rebuilt) for record in trace.calls), whole
 
 
 def in_unit(*counts: int) -> tuple[list[str], str]:

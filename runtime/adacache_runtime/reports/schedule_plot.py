@@ -10,7 +10,7 @@ from typing import Any
 from adacache_engines.errors import InputError, require
 from adacache_runtime.media.files import check_folder, writing
 from adacache_runtime.reports.summary import milliseconds
-from adacache_runtime.trace import Trace
+from adacache_runtime.trace import Trace, lanes
 
 # Okabe and Ito's colours, which people with any colour vision tell apart
 COMPUTED, REUSED = "#0072B2", "#E69F00"
@@ -58,7 +58,7 @@ def _figure(trace: Trace, title: str) -> Any:
     agg = require("matplotlib.backends.backend_agg", "plot")
     seen = [record.observation for record in trace.calls]
     candidates: list[tuple[Draw, bool, float]] = [
-        (_draw_schedule, True, 0.25 if len(_rows(trace)[0]) == 1 else 0.8),
+        (_draw_schedule, True, 0.25 if len(lanes(trace)[0]) == 1 else 0.8),
         (_draw_distance, any(_finite(one.get("distance")) for one in seen), 1.7),
         (_draw_motion, any(_finite(one.get("motion")) for one in seen), 1.2),
         (_draw_rate, any(_finite(one.get("rate")) for one in seen), 1.2),
@@ -95,7 +95,7 @@ def _number_steps(axis: Any, trace: Trace, last: bool) -> None:
 
 def _draw_schedule(axis: Any, trace: Trace) -> None:
     """Draw a column of cells for each call, its groups of blocks from top to bottom."""
-    rows = _rows(trace)
+    rows = lanes(trace)
     groups = len(rows[0])
     for computed, label, colour, _ in _kinds(trace):
         cells = [(step, group) for step, row in enumerate(rows, 1) for group in range(groups) if row[group] == computed]
@@ -193,12 +193,6 @@ def _legend(axis: Any) -> None:
         borderaxespad=0.2,
         handlelength=1.4,
     )
-
-
-def _rows(trace: Trace) -> list[tuple[bool, ...]]:
-    """Return for each call whether each group was computed; a single entry where all groups are always alike."""
-    rows = [record.compute for record in trace.calls]
-    return [row[:1] for row in rows] if all(len(set(row)) == 1 for row in rows) else rows
 
 
 def _kinds(trace: Trace) -> Sequence[tuple[bool, str, str, str]]:

@@ -41,7 +41,7 @@ class Timing:
 def timing(trace: Trace) -> Timing:
     """Add up a trace's times."""
     wall_ms = trace.wall_ms()
-    full_ms = _mean_ms([record for record in trace.calls if all(record.compute)])
+    full_ms = _mean_ms([record for record in trace.calls if record.in_full])
     return Timing(
         wall_ms=wall_ms,
         engine_ms=trace.engine_ms(),
@@ -69,7 +69,7 @@ def summary(trace: Trace, manifest: Manifest | None = None) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     table.add_row("computed calls", f"{len(computed)} of {calls} ({len(computed) / calls:.0%}): {ranges(computed)}")
-    in_full = [record.call for record in trace.calls if all(record.compute)]
+    in_full = [record.call for record in trace.calls if record.in_full]
     if in_full != computed:
         table.add_row("computed in full", f"{len(in_full)} of {calls}: {ranges(in_full)}")
     if times.computed_ms is not None:

@@ -16,6 +16,8 @@ from adacache_runtime.text.embedding_cache import EmbeddingCache
 from adacache_runtime.text.encoder import encode
 from adacache_runtime.text.tokenizer import Tokenizer, Tokens
 
+UNCONDITIONAL = "unconditional"
+
 
 @dataclass(frozen=True)
 class Text:
@@ -37,7 +39,7 @@ class Text:
         return [part for part in (self.prompts, self.negative) if isinstance(part, Tokens)]
 
 
-def read_text(bundle: Bundle, request: Request) -> Text:
+def read_text(bundle: Bundle, request: Request, order: Sequence[str] | None = None) -> Text:
     """Cleans and tokenises what a request has as text.
 
     Raises:
@@ -46,7 +48,9 @@ def read_text(bundle: Bundle, request: Request) -> Text:
     """
     prompts = request.captions or tokenize(bundle, request.prompts)
     length = caption_length(bundle, prompts.mask)
-    if bundle.manifest.guidance.null_captions is not None:
+    if bundle.manifest.guidance.null_captions is not None or UNCONDITIONAL not in (
+        order or bundle.manifest.guidance.order
+    ):
         return Text(prompts, None, length)
     given = None if request.captions is None else request.captions.negative
     if given is None:
@@ -86,14 +90,29 @@ def caption_length(bundle: Bundle, mask: NDArray[np.bool_]) -> int:
     return int(np.flatnonzero(mask.any(axis=0)).max()) + 1
 
 
-def branches(bundle: Bundle, backend: Backend, text: Text, cache: EmbeddingCache | None = None) -> Captions:
-    """Captions of all guidance branches in the model's order, and their mask; runs the text encoder on ``backend``
-    where it must.
+def branches(
+    bundle: Bundle,
+    backend: Backend,
+    text: Text,
+    cache: EmbeddingCache | None = None,
+    order: Sequence[str] | None = None,
+) -> Captions:
+    """Return the captions of all guidance branches, and their mask; run the text encoder where it must run.
+
+    Args:
+        bundle: the opened bundle.
+        backend: the backend of the text encoder.
+        text: the texts, as far as they are known.
+        cache: embeddings on the disk; None = there are none.
+        order: branches that a call evaluates, in the order of a batch; None = all of the model's.
     """
+    order = order or bundle.manifest.guidance.order
     encoded = iter(encode(bundle.manifest.text, backend, text.tokens, cache))
     embeddings = next(encoded) if isinstance(text.prompts, Tokens) else text.prompts.embeddings
     mask, embeddings = text.prompts.mask[:, : text.length], embeddings[:, : text.length]
-    if text.negative is None:  # has the prompt's own mask, as in the original, and so depends on the prompt's length
+    if UNCONDITIONAL not in order:
+        negative = embeddings[:0]
+    elif text.negative is None:  # has the prompt's own mask, as in the original, and so depends on the prompt's length
         negative = np.broadcast_to(null_captions(bundle)[: text.length], embeddings.shape)
     else:
         given = next(encoded) if isinstance(text.negative, Tokens) else text.negative
@@ -103,7 +122,6 @@ def branches(bundle: Bundle, backend: Backend, text: Text, cache: EmbeddingCache
             embeddings = embeddings * mask[:, :, None]
         mask = np.ones_like(mask)
     rows = {"conditional": embeddings, "unconditional": negative}
-    order = bundle.manifest.guidance.order
     return Captions(np.concatenate([rows[name] for name in order]), np.concatenate([mask] * len(order)))
 
 

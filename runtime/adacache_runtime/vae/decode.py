@@ -10,7 +10,7 @@ from adacache_engines.bundle.latent_space import takes_images
 from adacache_engines.bundle.manifest import Graph, LatentSpace
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import InputError
-from adacache_runtime.media.video import Frames, to_pixels
+from adacache_runtime.media.frames import Frames, to_pixels
 from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.chunks import Window, decoded_windows
 from adacache_runtime.vae.engine import Bound, batches

@@ -12,6 +12,7 @@ from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.errors import InputError, require
 from adacache_runtime.commands.options import add_opening, opening_from
 from adacache_runtime.commands.process import run
+from adacache_runtime.commands.version import add_version
 from adacache_runtime.pipeline import Pipeline
 from adacache_serve.keys import new_key, read_keys
 from adacache_serve.orders.check import check_servable
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("adacache-serve", description="Serve bundles over HTTP, without PyTorch.")
+    add_version(parser)
     add = parser.add_argument
     add(
         "bundles",

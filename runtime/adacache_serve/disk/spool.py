@@ -56,6 +56,14 @@ def finish(video: Path, of: int, calls: Sequence[Mapping[str, Any]]) -> None:
     sync(video.parent)
 
 
+def read_record(video: Path) -> Record | None:
+    """Return the record of a video, by the path of the video with any suffix or none; None where there is none."""
+    try:
+        return Record(**json.loads(video.with_suffix(RECORD).read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
 class Spool:
     """The spool of one server."""
 
@@ -73,10 +81,7 @@ class Spool:
 
     def record(self, job: str, attempt: int) -> Record | None:
         """Return the record of an attempt; None where the attempt is unfinished or was deleted."""
-        try:
-            return Record(**json.loads((self._folder_of(job, attempt) / VIDEO).with_suffix(RECORD).read_bytes()))
-        except FileNotFoundError:
-            return None
+        return read_record(self._folder_of(job, attempt) / VIDEO)
 
     def video(self, job: str, attempt: int, file: str) -> Path:
         """Return the path of an attempt's video."""

@@ -15,6 +15,8 @@ from adacache_serve.http import page, videos
 from adacache_serve.http.document import document
 from adacache_serve.http.limits import Limited
 from adacache_serve.http.problems import RETRY_SECONDS, add_problems, documented
+from adacache_serve.http.schema import ModelList
+from adacache_serve.http.views import model_of
 from adacache_serve.jobs.service import Service
 from adacache_serve.keys import Client
 
@@ -46,6 +48,7 @@ def create_app(service: Service, clients: tuple[Client, ...] | None) -> FastAPI:
     )
     app.state.service, app.state.clients = service, clients
     app.state.decoding, app.state.looking = anyio.CapacityLimiter(DECODERS), anyio.CapacityLimiter(LOOKS)
+    app.state.models = ModelList(data=[model_of(name, bundle) for name, bundle in service.bundles.items()])
     app.include_router(videos.router)
     app.include_router(page.router)
     add_problems(app)

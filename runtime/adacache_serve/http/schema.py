@@ -54,10 +54,11 @@ class VideoList(BaseModel):
 
 
 class Policy(BaseModel):
-    """A caching policy that a model offers."""
+    """A caching policy of a model."""
 
     name: str
-    note: str
+    note: str = Field(description="Where the policy's constants come from; may be empty.")
+    why_not: str | None = Field(None, description="Why the model cannot run the policy; null if it can.")
 
 
 class NamedSize(BaseModel):

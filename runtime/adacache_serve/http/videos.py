@@ -19,7 +19,7 @@ from adacache_serve.http.content import DELETED, file_response
 from adacache_serve.http.events import END, seen_until, stream
 from adacache_serve.http.problems import RETRY_SECONDS, documented
 from adacache_serve.http.schema import ModelList, Video, VideoList
-from adacache_serve.http.views import model_of, shown
+from adacache_serve.http.views import shown
 from adacache_serve.jobs.service import BusyError, Service
 from adacache_serve.jobs.store import Job
 from adacache_serve.keys import ANONYMOUS, Client, client_of
@@ -249,6 +249,7 @@ def get_events(
 
 
 @router.get("/models", response_model=ModelList, responses=documented(422))
-def list_models(service: Serving, _asking: Asking) -> ModelList:
-    """List the models that are served."""
-    return ModelList(data=[model_of(name, bundle.manifest) for name, bundle in service.bundles.items()])
+def list_models(request: Request, _asking: Asking) -> ModelList:
+    """List the models that are served, with their defaults and policies."""
+    models: ModelList = request.app.state.models
+    return models

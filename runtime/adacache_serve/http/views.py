@@ -1,16 +1,17 @@
 """Jobs and models in the form in which clients see them."""
 
-from adacache_engines.bundle.manifest import Manifest
+from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.video_sizes import durations_of, usual_aspect
+from adacache_runtime.policy_names import available_policies
 from adacache_serve.http.schema import Failure, Model, NamedSize, Policy, TraceNumbers, Video
 from adacache_serve.jobs.progress import numbers
 from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Job
-from adacache_serve.orders.check import policies
 
 
-def model_of(name: str, manifest: Manifest) -> Model:
+def model_of(name: str, bundle: Bundle) -> Model:
     """Describe the bundle that is served under this name."""
+    manifest = bundle.manifest
     video, sampler = manifest.video, manifest.sampler
     return Model(
         id=name,
@@ -33,7 +34,7 @@ def model_of(name: str, manifest: Manifest) -> Model:
             for size, aspects in manifest.names.sizes.items()
         ],
         durations=durations_of(manifest),
-        policies=[Policy(name=policy, note=note) for policy, note in policies(manifest)],
+        policies=[Policy(name=info.name, note=info.note, why_not=info.why_not) for info in available_policies(bundle)],
         negative_prompt=manifest.guidance.null_captions is None,
         image=manifest.conditioned() and (manifest.latent.decoder == "pixels" or bool(manifest.latent.encoding)),
     )

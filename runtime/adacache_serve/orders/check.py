@@ -185,9 +185,3 @@ def _blaming(field: str) -> Iterator[None]:
         raise
     except AdaCacheError as error:
         raise FieldError(field, str(error)) from error
-
-
-def policies(manifest: Manifest) -> list[tuple[str, str]]:
-    """Return the names and notes of a model's presets."""
-    own = manifest.policies
-    return [(name, own[name].note if name in own else "") for name in sorted({*PRESETS, *own})]

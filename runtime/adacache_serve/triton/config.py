@@ -1,4 +1,4 @@
-"""What a model of :mod:`adacache_serve.triton.model` has in its config.pbtxt."""
+"""The config.pbtxt of a model: its inputs, its outputs and its parameters."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,8 +9,8 @@ from adacache_engines.errors import InputError
 from adacache_runtime.commands.options import opening_from_texts
 from adacache_serve.settings import Settings
 
-MODEL = "bundle"  # the folder beside model.py, so also what the worker calls the model
-# what a request has, by Triton's types: fields of an order, the first of them required
+MODEL = "bundle"  # the folder beside model.py, and the worker's name of the model
+# a request's inputs, which are fields of an order, with Triton's types; only the first is required
 INPUTS: Mapping[str, str] = {
     "prompt": "TYPE_STRING",
     "negative_prompt": "TYPE_STRING",
@@ -22,11 +22,11 @@ INPUTS: Mapping[str, str] = {
     "steps": "TYPE_INT64",
     "guidance": "TYPE_FP64",
     "policy": "TYPE_STRING",
-    "image": "TYPE_STRING",  # the bytes of a picture's file
+    "image": "TYPE_STRING",  # the content of an image file
     "image_at": "TYPE_INT64",
     "priority": "TYPE_INT64",
 }
-# a response has either progress, or everything else and is the last; type and dimensions
+# types and dimensions of the outputs; a response has either progress, or all others and is the last
 OUTPUTS: Mapping[str, tuple[str, int]] = {
     "progress": ("TYPE_STRING", 1),
     "video": ("TYPE_UINT8", -1),

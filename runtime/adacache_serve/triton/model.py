@@ -1,7 +1,8 @@
-"""A bundle in Triton's Python backend: requests of Triton's are orders to a worker as adacache-serve has it, a process
-of its own that makes several videos in turn, and is begun again when it dies.
+"""A bundle as a model of Triton's Python backend.
 
-``adacache-export --triton-repository`` writes the model that imports this. It needs no web server and no database.
+Triton's requests are orders to a worker like those of adacache-serve: a process of its own, which makes several videos
+in turn and is restarted when it dies. ``adacache-export --triton-repository`` writes the model that imports this
+module. It needs no web server and no database.
 """
 
 import importlib
@@ -11,7 +12,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -39,6 +40,7 @@ from adacache_serve.device.messages import (
 from adacache_serve.device.supervisor import SupervisedWorker
 from adacache_serve.device.video_file import MEDIA_TYPES
 from adacache_serve.device.worker import Models
+from adacache_serve.disk.spool import read_record
 from adacache_serve.orders.check import FieldError, check, with_seed
 from adacache_serve.orders.images import decode_image, write_image
 from adacache_serve.orders.schema import CreateVideo
@@ -46,41 +48,42 @@ from adacache_serve.settings import Settings
 from adacache_serve.triton.config import INPUTS, MODEL, settings_of
 
 log = logging.getLogger(__name__)
-POLL_SECONDS = 0.05  # between two looks for requests that were cancelled
+POLL_SECONDS = 0.05  # between two checks for cancelled requests
 
 
 @dataclass
-class Asked:
-    """A request that is being made.
+class Pending:
+    """A request that the worker has.
 
     Attributes:
-        sender: of its responses.
-        seed: of its noise.
-        calls: so far, as :func:`adacache_runtime.trace.entry` has them.
-        cancelled: the worker was told.
+        sender: Triton's sender of its responses.
+        seed: seed of its noise.
+        cancelled: whether the worker was told to cancel it.
     """
 
     sender: Any
     seed: int
-    calls: list[Mapping[str, Any]] = field(default_factory=list)
     cancelled: bool = False
 
 
 class TritonPythonModel:
-    """What the Python backend calls: :meth:`initialize` once, :meth:`execute` for each request, :meth:`finalize`.
+    """The class that the Python backend expects: it calls :meth:`initialize`, :meth:`execute` and :meth:`finalize`.
 
     Attributes:
-        open_models: loads the bundles of some folders, in the worker's process.
+        open_models: loads the bundles of some folders in the worker's process.
     """
 
     open_models: Callable[[Sequence[Path], Settings], Models] = staticmethod(open_models)
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Begins the worker, and waits until it has made a short video.
+        """Start the worker, and wait until it has made a short video.
+
+        Args:
+            args: Triton's description of the model and its instance.
 
         Raises:
-            BundleError: the bundle was changed.
-            EngineError: the worker could not begin; its log says why.
+            BundleError: a file of the bundle was changed.
+            EngineError: the worker could not start; its log says why.
             InputError: a parameter is not possible.
             MissingDependencyError: Triton cannot read arrays of this numpy.
         """
@@ -92,9 +95,8 @@ class TritonPythonModel:
         self._bundle = open_bundle(folder)
         self._files = tempfile.TemporaryDirectory(prefix="adacache-triton-")
         self._settings = replace(self._settings, data=Path(self._files.name))
-        self._asked: dict[str, Asked] = {}
-        # of what is asked, and whether there is a worker to ask; Triton itself dies when a sender is asked something
-        # after its last response
+        self._pending: dict[str, Pending] = {}
+        # guards the pending requests; Triton itself dies when a sender is used after its last response
         self._lock = threading.Lock()
         self._names = map(str, count(1))
         self._places = threading.Semaphore(self._settings.in_flight)
@@ -108,12 +110,12 @@ class TritonPythonModel:
         self._began.wait()
         if not self._worker.ready:
             self._worker.stop()
-            raise EngineError(f"{folder}: the worker ended before its first video; what it says is in the log")
+            raise EngineError(f"{folder}: the worker ended before its first video; its log says why")
         self._watching = threading.Thread(target=self._watch, daemon=True)
         self._watching.start()
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Begins each request; waits while ``in_flight`` are being made, so that Triton keeps the queue."""
+        """Give requests to the worker; wait while it has ``in_flight`` of them, so that Triton keeps the queue."""
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -130,7 +132,7 @@ class TritonPythonModel:
                 self._begin(sender, order, image)
 
     def finalize(self) -> None:
-        """After what is being made."""
+        """Wait for the pending requests, and stop the worker."""
         for _ in range(self._settings.in_flight):
             self._places.acquire()
         self._ending.set()
@@ -145,7 +147,7 @@ class TritonPythonModel:
             write_image(file, image)
         assert order.seed is not None
         with self._lock:
-            self._asked[name] = Asked(sender, order.seed)
+            self._pending[name] = Pending(sender, order.seed)
             if not self._worker.ready:
                 self._lost(name)
                 return
@@ -164,10 +166,10 @@ class TritonPythonModel:
         return Path(self._files.name, name)
 
     def _order(self, request: Any) -> tuple[CreateVideo, Frames | None]:
-        """What a request asks for, and the pixels of its image.
+        """Return the order of a request, and its image, (1, height, width, 3) RGB.
 
         Raises:
-            FieldError: the image is none, or a text is no UTF-8.
+            FieldError: the image cannot be decoded, or a text is not UTF-8.
             ValidationError: a field is not possible.
         """
         given: dict[str, Any] = {}
@@ -180,7 +182,7 @@ class TritonPythonModel:
                     try:
                         given[name] = value.decode()
                     except UnicodeDecodeError as error:
-                        raise FieldError(name, f"the text is no UTF-8: {error}") from error
+                        raise FieldError(name, f"the text is not UTF-8: {error}") from error
         content = given.pop("image", None)
         order = CreateVideo(**given)
         try:
@@ -189,76 +191,74 @@ class TritonPythonModel:
             raise FieldError("image", str(error)) from error
 
     def _watch(self) -> None:
-        """Tells the worker of requests that were cancelled."""
+        """Tell the worker which requests were cancelled."""
         while not self._ending.wait(POLL_SECONDS):
             with self._lock:
-                for name, asked in self._asked.items():
-                    if not asked.cancelled and asked.sender.is_cancelled():
-                        asked.cancelled = True
+                for name, pending in self._pending.items():
+                    if not pending.cancelled and pending.sender.is_cancelled():
+                        pending.cancelled = True
                         self._worker.send(Cancel(job=name))
 
     def _died(self, _worker: SupervisedWorker) -> None:
         with self._lock:
-            for name in list(self._asked):
+            for name in list(self._pending):
                 self._lost(name)
         self._began.set()
 
     def _lost(self, name: str) -> None:
-        message = "the process that makes videos died and is begun again; send the request again"
-        self._refuse(self._asked[name].sender, message, self._triton.TritonError.UNAVAILABLE)
+        message = "the worker process died and is restarted; send the request again"
+        self._refuse(self._pending[name].sender, message, self._triton.TritonError.UNAVAILABLE)
         self._forget(name)
 
     def _hear(self, _worker: SupervisedWorker, message: FromWorker) -> None:
-        """Passes on what the worker says."""
+        """Answer requests with the worker's messages."""
         if isinstance(message, Ready):
             self._began.set()
             return
         if isinstance(message, Memory):
             return
         with self._lock:
-            if message.job not in self._asked:
+            if message.job not in self._pending:
                 return
-            asked = self._asked[message.job]
+            pending = self._pending[message.job]
             try:
-                self._answer(asked, message)
-            except Exception as error:  # of Triton's, which may have too little shared memory
-                log.exception("a response that Triton does not take", extra={"job": message.job})
-                self._refuse(
-                    asked.sender, f"Triton does not take the response: {error}", self._triton.TritonError.INTERNAL
-                )
+                self._answer(pending, message)
+            except Exception as error:  # Triton's, which may have too little shared memory
+                log.exception("Triton refuses a response", extra={"job": message.job})
+                self._refuse(pending.sender, f"Triton refuses the response: {error}", self._triton.TritonError.INTERNAL)
                 self._worker.send(Cancel(job=message.job))
                 self._forget(message.job)
             else:
                 if isinstance(message, Completed | Failed | Cancelled):
                     self._forget(message.job)
 
-    def _answer(self, asked: Asked, message: FromWorker) -> None:
+    def _answer(self, pending: Pending, message: FromWorker) -> None:
         error = self._triton.TritonError
         if isinstance(message, Called):
-            asked.calls.append(message.call)
-            self._send(asked.sender, progress=json.dumps({**message.call, "of": message.of}))
+            self._send(pending.sender, progress=json.dumps({**message.call, "of": message.of}))
         elif isinstance(message, Decoded):
-            self._send(asked.sender, progress=json.dumps({"frames": message.frames, "of": message.of}))
+            self._send(pending.sender, progress=json.dumps({"frames": message.frames, "of": message.of}))
         elif isinstance(message, Failed):
             code = error.INTERNAL if message.code == "internal" else error.INVALID_ARG
-            self._refuse(asked.sender, message.message, code)
+            self._refuse(pending.sender, message.message, code)
         elif isinstance(message, Cancelled):
-            self._refuse(asked.sender, "the request was cancelled", error.CANCELLED)
+            self._refuse(pending.sender, "the request was cancelled", error.CANCELLED)
         elif isinstance(message, Completed):
             file = self._path(message.file)
+            record = read_record(file)
             self._send(
-                asked.sender,
+                pending.sender,
                 last=True,
                 video=np.fromfile(file, np.uint8),
                 media_type=MEDIA_TYPES[file.suffix],
-                seed=np.array([asked.seed]),
-                trace=json.dumps({"calls": asked.calls}),
+                seed=np.array([pending.seed]),
+                trace=json.dumps({"calls": record.calls if record else []}),
             )
 
     def _forget(self, name: str) -> None:
         for path in Path(self._files.name).glob(f"{name}.*"):
             path.unlink()
-        del self._asked[name]
+        del self._pending[name]
         self._places.release()
 
     def _send(self, sender: Any, last: bool = False, **outputs: Any) -> None:
@@ -277,15 +277,20 @@ class TritonPythonModel:
 
 
 def visible_device(number: int, seen: str | None) -> str:
-    """What CUDA_VISIBLE_DEVICES is to be, for the GPU that Triton counts as this one of those it sees itself."""
+    """Return CUDA_VISIBLE_DEVICES for a worker on a GPU, by its number among the GPUs that Triton sees.
+
+    Args:
+        number: Triton's number of the GPU, from 0.
+        seen: CUDA_VISIBLE_DEVICES of Triton's own process; None = all GPUs.
+    """
     return seen.split(",")[number] if seen else str(number)
 
 
 def _check_numpy(triton: Any) -> None:
-    """Before Triton 25, the Python backend reads numpy 2's arrays wrongly.
+    """Check that Triton reads numpy's arrays, which its Python backend before Triton 25 does not with numpy 2.
 
     Raises:
-        MissingDependencyError: it does so here.
+        MissingDependencyError: Triton reads them wrongly.
     """
     if int(np.__version__.split(".")[0]) < 2:
         return

@@ -1,1 +1,1 @@
-"""``adacache-calibrate``: sets a policy's parameters for a model, from a few fully computed generations."""
+"""Calibration: set a policy's parameters for a model, from a few fully computed generations."""

@@ -1,4 +1,4 @@
-"""The plain alternative to any calibrated policy: computing every so many calls."""
+"""Fixed intervals, the plain alternative to any calibrated policy: compute every call whose number is a multiple."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,12 +9,13 @@ from adacache_tune.calibration.trials import Trial
 
 
 def intervals_around(computed: Iterable[float], record: Record) -> dict[str, FixedInterval]:
-    """Fixed intervals, by label, with as many computed calls as each of these numbers: where none has, the one with
-    more and the one with fewer. Every second call is the most.
+    """Return fixed intervals with as many computed calls as each of these numbers, by label.
+
+    Where no interval has that many, the next ones with more and with fewer are taken. Every second call is the most.
 
     Args:
-        computed: numbers of calls.
-        record: any, of a generation of as many calls.
+        computed: numbers of computed calls.
+        record: the record of any generation with the same number of calls.
     """
     calls = len(record.timesteps)
     intervals = {every: FixedInterval(every=every) for every in range(2, calls + 1)}
@@ -27,8 +28,9 @@ def intervals_around(computed: Iterable[float], record: Record) -> dict[str, Fix
 
 
 def better(trial: Trial, intervals: Mapping[str, Trial]) -> str | None:
-    """The label of a fixed interval that is as fast as what was tried, or faster, and gives more; of several the one
-    that gives most. None where there is none.
+    """Return the label of the fixed interval that is at least as fast as a trial and has the best quality above its.
+
+    None where no interval beats the trial.
     """
     found = [
         (other.quality_db.mean, label)

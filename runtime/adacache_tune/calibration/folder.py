@@ -1,4 +1,4 @@
-"""The folder of a calibration: its records and runs are taken up again only where all they follow from is the same."""
+"""The folder of a calibration, whose records and runs are used again where all that they depend on is the same."""
 
 import json
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ SETTINGS = "settings.json"
 
 
 def begin(folder: Path, settings: Mapping[str, Any], force: bool) -> None:
-    """Has the folder there, and sees that what it holds is of this calibration.
+    """Make the folder, or check that it holds this calibration.
 
     Args:
-        folder: in a folder that is there.
-        settings: all that records and runs follow from, as JSON.
-        force: what is there is deleted.
+        folder: the calibration's folder; the folder around it exists.
+        settings: everything that records and runs depend on, as JSON.
+        force: whether to delete what the folder holds.
 
     Raises:
-        InputError: the folder is of another calibration (says what differs), is damaged, or cannot be used.
+        InputError: the folder holds another calibration (the message says what differs), is damaged or cannot be used.
     """
     path, wanted = folder / SETTINGS, json.loads(json.dumps(settings))
     try:

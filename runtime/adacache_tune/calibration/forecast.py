@@ -1,9 +1,9 @@
-"""What schedules would cost and give, read off recorded generations.
+"""Forecast the quality of schedules from recorded generations.
 
-The errors that reused calls bring into the latents add up as vectors, so what a schedule does in the end is about the
-length of their sum. Later calls amplify or damp it, for every schedule alike: a few real runs tell by how many dB.
-After that, forecasts of random schedules were off by 1.2 to 1.3 dB (root mean square) on small models with each of the
-samplers RFLOW, DDIM and PNDM; of extrapolated ones by twice as much.
+The errors that reused calls bring into the latents add up as vectors, so the error of a schedule is about the length of
+their sum. Later calls amplify or damp it, for every schedule alike: a few real runs tell by how many dB. After that,
+forecasts of random schedules were off by 1.2 to 1.3 dB (root mean square) on small models with each of the samplers
+RFLOW, DDIM and PNDM; forecasts of extrapolated schedules by twice as much.
 """
 
 import math
@@ -29,11 +29,11 @@ Schedule = Sequence[int]  # the computed calls, from 1, rising
 
 @dataclass(frozen=True)
 class Forecaster:
-    """What schedules give on the same generations.
+    """Forecasts of schedules on the same recorded generations.
 
     Attributes:
-        records: a generation each.
-        offset_db: what is added to the recorded quality; see :meth:`quality_db`.
+        records: one record for each generation.
+        offset_db: dB that are added to the recorded quality, as real runs showed; see :meth:`quality_db`.
     """
 
     records: Sequence[Record]
@@ -47,22 +47,23 @@ class Forecaster:
         return len(self.records[0].timesteps)
 
     def schedules(self, policy: Policy[Any]) -> list[list[int]]:
-        """The calls that a policy would compute, a record each."""
+        """Return the calls that a policy would compute, for each record."""
         return [simulate(policy, record.run, record).computed() for record in self.records]
 
     def quality_db(self, schedules: Sequence[Schedule], extrapolated: bool) -> float:
-        """The mean over records of -20 log10 of the root mean square error of the final latents, plus the offset;
-        :data:`BEST_DB` at most.
+        """Return the mean over records of -20 log10 of the RMS error of the final latents, plus the offset.
+
+        It is at most :data:`BEST_DB`.
 
         Args:
-            schedules: a record each.
-            extrapolated: residuals are continued along a line instead of reused as they are.
+            schedules: the computed calls, for each record.
+            extrapolated: whether residuals are continued along a line instead of reused as they are.
         """
         levels = [self._level(index, schedule, extrapolated) for index, schedule in enumerate(schedules)]
         return sum(min(BEST_DB, level + self.offset_db) for level in levels) / len(levels)
 
     def of(self, policy: Policy[Any]) -> tuple[float, float]:
-        """Computed calls, and quality in dB, of a policy; means over records."""
+        """Return the computed calls of a policy and its quality in dB, as means over records."""
         schedules = self.schedules(policy)
         mean = sum(map(len, schedules)) / len(schedules)
         return mean, self.quality_db(schedules, isinstance(policy, Extrapolate))
@@ -76,8 +77,9 @@ class Forecaster:
         return -10 * math.log10(square) if square else math.inf
 
     def _segment(self, index: int, before: int, start: int, end: int) -> tuple[NDArray[np.float64], float]:
-        """The error that the calls between two computed ones bring in, ``start`` being reused, along the line through
-        ``before`` if there is one; and the sum of their own mean squares.
+        """Return the error that the calls between two computed ones bring in, and the sum of their own mean squares.
+
+        They reuse the residual of ``start``, along the line through that of ``before`` if there is one.
         """
         key = (index, before, start, end)
         if key not in self._segments:

@@ -1,4 +1,4 @@
-"""How each method's parameters are searched, on records alone."""
+"""Search each method's parameters on records alone."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,14 +39,14 @@ OUTPUTS = (RESIDUAL, VELOCITY)  # whose change it may estimate
 
 @dataclass(frozen=True)
 class Found:
-    """A policy, and what the records forecast of it.
+    """A policy that a search found, and the forecast for it.
 
     Attributes:
-        method: its name.
-        policy: with its parameters set.
-        computed: calls, on average.
-        quality_db: forecast.
-        score: how far from the goal; the smaller, the better.
+        method: name of the method that was searched.
+        policy: the policy with its parameters set.
+        computed: mean number of computed calls.
+        quality_db: forecast of the quality in dB.
+        score: distance from the goal; smaller is better.
     """
 
     method: str
@@ -58,14 +58,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Search:
-    """What a method searches with.
+    """Everything that a method searches with.
 
     Attributes:
-        forecaster: of records.
-        goal: to be reached.
-        tries: of random changes.
-        extrapolated: residuals are continued along a line.
-        polynomials: of TeaCache, published for models of the family.
+        forecaster: forecasts from the records.
+        goal: the goal to reach.
+        tries: number of random changes.
+        extrapolated: whether residuals are continued along a line.
+        polynomials: coefficients that TeaCache publishes for models of the family.
     """
 
     forecaster: Forecaster
@@ -86,18 +86,18 @@ class Search:
 
 
 def adacache_scaled(search: Search) -> Any:
-    """A published codebook with all thresholds scaled, as one would do by hand."""
+    """Return a published codebook with all thresholds scaled, as one would do by hand."""
     return search.best(AdaCache(codebook=_scaled(codebook, scale)) for codebook, scale in product(PUBLISHED, SCALES))
 
 
 def adacache(search: Search) -> Any:
-    """Thresholds and rates: a codebook, scaled, and then changed at random while that helps."""
+    """Search thresholds and rates: scale a codebook, then change it at random while that helps."""
     candidates = (AdaCache(codebook=_scaled(codebook, scale)) for codebook, scale in product(STARTS, SCALES))
     return _climbed(search, search.best(candidates), _other_codebook)
 
 
 def adacache_moreg(search: Search) -> Any:
-    """The same, with h0, exponent, gradient and window of motion regularisation."""
+    """Search a codebook together with h0, exponent, gradient and window of motion regularisation."""
     calls = search.forecaster.calls
     motion = _median_motion(search.forecaster)
     start = adacache(search)
@@ -119,8 +119,9 @@ def adacache_moreg(search: Search) -> Any:
 
 
 def teacache(search: Search) -> Any:
-    """The polynomial by least squares, of the change of the modulated input to that of the output, or a published one;
-    the threshold; both then changed at random while that helps.
+    """Search polynomial and threshold: fit or take a published polynomial, then change both at random while that helps.
+
+    The fit is by least squares, from the change of the modulated input to that of the output.
     """
     records = search.forecaster.records
     given = np.concatenate([_relative(record.sites[record.roles[BLOCK_INPUT][0]]) for record in records])
@@ -137,7 +138,7 @@ def teacache(search: Search) -> Any:
 
 
 def magcache(search: Search) -> Any:
-    """The ratios, measured; threshold, reuses in a row and warm-up."""
+    """Measure the ratios; search threshold, reuses in a row and warm-up."""
     measured = ratios(search.forecaster.records)
     candidates = (
         MagCache(ratios=measured, threshold=round(threshold, 5), max_reuses=reuses, warm_up=warm_up)
@@ -149,7 +150,7 @@ def magcache(search: Search) -> Any:
 
 
 def listed(search: Search) -> ListedCalls:
-    """The shortest path for each number of computed calls, and even steps, refined."""
+    """Refine the shortest path for each number of computed calls, and even steps."""
     forecaster, calls = search.forecaster, search.forecaster.calls
 
     def score(schedule: tuple[int, ...]) -> float:
@@ -163,7 +164,7 @@ def listed(search: Search) -> ListedCalls:
 
 
 def interval(search: Search) -> Any:
-    """How often."""
+    """Search how often calls are computed."""
     return search.best(FixedInterval(every=every) for every in range(1, 13))
 
 
@@ -185,7 +186,7 @@ MOTION = "adacache-moreg"  # needs more than one frame
 
 
 def find(method: str, forecaster: Forecaster, goal: Goal, tries: int, polynomials: Sequence[Polynomial] = ()) -> Found:
-    """The best parameters of a method, such as ``teacache`` or ``listed-extrapolated``, for a goal."""
+    """Return the best parameters of a method, such as ``teacache`` or ``listed-extrapolated``, for a goal."""
     extrapolated = method.endswith(EXTRAPOLATED)
     search = Search(forecaster, goal, tries, extrapolated, polynomials)
     policy = search.wrapped(METHODS[method.removesuffix(EXTRAPOLATED)](search))
@@ -194,13 +195,13 @@ def find(method: str, forecaster: Forecaster, goal: Goal, tries: int, polynomial
 
 
 def polynomials(presets: Mapping[str, Preset]) -> list[Polynomial]:
-    """Those of TeaCache that come with the family, not those of earlier calibrations."""
+    """Return TeaCache's polynomials that come with the family, not those of earlier calibrations."""
     published = (policy_from(name, presets) for name, preset in presets.items() if not preset.measured)
     return list(dict.fromkeys(policy.coefficients for policy in published if isinstance(policy, TeaCache)))
 
 
 def _even(calls: int, count: int) -> tuple[int, ...]:
-    """The first and the last call, and others at even steps between them."""
+    """Return the first and the last call, and others at even steps between them."""
     return tuple(sorted({*np.linspace(1, calls, count).round().astype(int).tolist()}))
 
 
@@ -209,7 +210,7 @@ def _scaled(codebook: Codebook, scale: float) -> Codebook:
 
 
 def _climbed(search: Search, start: Any, change: Callable[[Any, np.random.Generator, int], Any]) -> Any:
-    """Keeps each random change that makes the score smaller; the same for the same records."""
+    """Keep each random change that makes the score smaller; the same records give the same result."""
     rng = np.random.default_rng(0)
     best, least = start, search.score(start)
     for _ in range(search.tries):
@@ -223,7 +224,7 @@ def _climbed(search: Search, start: Any, change: Callable[[Any, np.random.Genera
 
 
 def _other_codebook(policy: AdaCache, rng: np.random.Generator, calls: int) -> AdaCache | None:  # noqa: ARG001
-    """With all thresholds, one threshold or one rate changed; rates fall where thresholds rise."""
+    """Return a codebook with all thresholds, one threshold or one rate changed; rates fall where thresholds rise."""
     thresholds, rates = (list(column) for column in zip(*policy.codebook, strict=True))
     kind, place = rng.integers(3), int(rng.integers(len(rates)))
     if kind == 0:
@@ -242,7 +243,10 @@ def _other_codebook(policy: AdaCache, rng: np.random.Generator, calls: int) -> A
 
 
 def _other_polynomial(places: Floats, policy: TeaCache, rng: np.random.Generator, calls: int) -> TeaCache:  # noqa: ARG001
-    """With another threshold, or the polynomial through its values at these changes, one of them another."""
+    """Return a policy with another threshold, or with another polynomial.
+
+    That polynomial goes through the values of the old one at these changes, but for one of them.
+    """
     scale = float(np.exp(rng.normal(0, 0.2)))
     place = int(rng.integers(2 * len(places)))
     if place >= len(places):
@@ -254,7 +258,7 @@ def _other_polynomial(places: Floats, policy: TeaCache, rng: np.random.Generator
 
 
 def _other_moreg(policy: AdaCache, rng: np.random.Generator, calls: int) -> AdaCache | None:
-    """With a number of the regularisation changed, or the codebook."""
+    """Return a policy with a number of the regularisation changed, or the codebook."""
     assert policy.moreg is not None
     kind = rng.integers(4)
     if kind == 0:
@@ -273,7 +277,7 @@ def _other_moreg(policy: AdaCache, rng: np.random.Generator, calls: int) -> AdaC
 
 
 def _h0(value: float) -> float:
-    """Rounded, but not to 0."""
+    """Return a rounded number that is not 0."""
     return max(round(value, 5), 1e-5)
 
 

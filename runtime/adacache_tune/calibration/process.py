@@ -1,4 +1,4 @@
-"""A calibration from beginning to end: record, try a few policies, search, correct by real runs, confirm."""
+"""Calibrate from beginning to end: record, try a few policies, search, correct by real runs, confirm."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -35,21 +35,21 @@ PhaseProgress = Callable[[str, int], AbstractContextManager[Advance]]  # of a ph
 
 @dataclass(frozen=True)
 class Task:
-    """What is to be calibrated, and with what.
+    """A calibration that was asked for.
 
     Attributes:
-        pipeline: opened.
+        pipeline: the opened pipeline.
         recorded, held_out: requests of one prompt each.
-        goal: to be reached.
-        methods: names.
-        polynomials: of TeaCache, published for models of the family.
-        confirmed: how many of them are run on the held-out prompts.
-        gaps: see :func:`record`.
-        tries: random changes a method.
-        folder: for records and runs.
-        asked: of each generation, as JSON.
-        progress: of the phases.
-        say: told in words what comes out.
+        goal: the goal to reach.
+        methods: names of the methods.
+        polynomials: coefficients that TeaCache publishes for models of the family.
+        confirmed: number of methods that are run on the held-out prompts.
+        gaps: largest number of calls over which a reuse is recorded; see :func:`record`.
+        tries: number of random changes for each method.
+        folder: folder for records and runs.
+        asked: settings of each generation, as JSON.
+        progress: shows the progress of each phase.
+        say: called with each remark for people.
     """
 
     pipeline: Pipeline
@@ -69,13 +69,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Confirmed:
-    """A policy that was run.
+    """A policy that was run, and its forecast.
 
     Attributes:
-        found: with the quality that real runs led to expect on all recorded prompts.
-        forecast_speed_up: on them.
-        trial: on some of them, and in the end on the held-out ones.
-        score: of the trial; the smaller, the better.
+        found: the policy, with the quality forecast for all recorded prompts after real runs corrected it.
+        forecast_speed_up: speed-up that is forecast for the recorded prompts.
+        trial: what was measured on some recorded prompts, and in the end on the held-out ones.
+        score: distance of the trial from the goal; smaller is better.
     """
 
     found: Found
@@ -86,11 +86,11 @@ class Confirmed:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What came out.
+    """The result of a calibration.
 
     Attributes:
-        policies: confirmed, the best first; no fixed interval is as fast as one of them and gives more.
-        intervals: what fixed intervals of about these speeds did on the same prompts, by label.
+        policies: confirmed policies, the best first; no fixed interval is as fast as one of them and better.
+        intervals: trials of fixed intervals of about these speeds on the same prompts, by label.
     """
 
     policies: Sequence[Confirmed]
@@ -98,10 +98,10 @@ class Calibrated:
 
 
 def calibrate(task: Task) -> Calibrated:
-    """Finds policies that reach the goal.
+    """Find policies that reach the goal.
 
     Raises:
-        InputError: no policy comes near the goal, or does as well as a fixed interval; says how near the best one came.
+        InputError: no policy comes near the goal, or is as good as a fixed interval; says how near the best came.
         AdaCacheError: as :meth:`Pipeline.generate`.
     """
     forecaster = Forecaster(_records(task))
@@ -131,7 +131,7 @@ def calibrate(task: Task) -> Calibrated:
 
 @dataclass
 class _Fit:
-    """A method on its way: what it searches with, and what it has tried."""
+    """A method during the calibration: what it searches with, and what it has tried."""
 
     method: str
     forecaster: Forecaster
@@ -140,13 +140,13 @@ class _Fit:
     done: bool = False
 
     def search(self, task: Task) -> Found | None:
-        """What to try next; None where that has been tried."""
+        """Return the policy to try next; None where it has been tried."""
         found = find(self.method, self.forecaster, self.goal, task.tries, task.polynomials)
         self.done = any(found.policy == one.found.policy for one in self.tried)
         return None if self.done else found
 
     def learn(self, found: Found, trial: Trial) -> None:
-        """Corrects the forecast by real runs, which were made on the first of the recorded prompts only."""
+        """Correct the forecast by real runs, which were made on the first of the recorded prompts only."""
         expected = _forecast_on(self.forecaster, found.policy, trial.prompts)
         off = trial.quality_db.mean - expected
         quality_db = found.quality_db + off
@@ -160,9 +160,7 @@ class _Fit:
 
 
 def _fitted(task: Task, forecaster: Forecaster, goal: Goal, requests: Sequence[Request]) -> list[Confirmed]:
-    """Searches each method's parameters, tries them, and with what that showed searches again: of each, the best that
-    was tried.
-    """
+    """Search and try each method's parameters, search again with what trials showed, and return the best of each."""
     fits = [_Fit(method, forecaster, goal) for method in task.methods]
     for number in range(1, ROUNDS + 1):
         found: dict[str, Found] = {}
@@ -189,7 +187,7 @@ def _fitted(task: Task, forecaster: Forecaster, goal: Goal, requests: Sequence[R
 
 
 def _best(method: str, tried: Mapping[str, Sequence[Confirmed]]) -> Confirmed:
-    """Of what was tried for a method and for simpler ones that it contains: real runs may have favoured these."""
+    """Return the best trial of a method and of simpler ones that it contains, which real runs may have favoured."""
     base = method.removesuffix(EXTRAPOLATED)
     names = [method, *(inner + method.removeprefix(base) for inner in CONTAINS.get(base, ()))]
     best = min((one for name in names for one in tried.get(name, ())), key=lambda one: one.score)
@@ -197,7 +195,7 @@ def _best(method: str, tried: Mapping[str, Sequence[Confirmed]]) -> Confirmed:
 
 
 def _worthwhile(task: Task, confirmed: Sequence[Confirmed], intervals: Mapping[str, Trial]) -> list[Confirmed]:
-    """Those that no fixed interval makes superfluous; says why others are left out."""
+    """Return the policies that no fixed interval makes superfluous; say why the others are left out."""
     kept = []
     for one in confirmed:
         label = None if one.found.method == BASELINE else better(one.trial, intervals)
@@ -222,7 +220,7 @@ def _score(goal: Goal, trial: Trial) -> float:
 
 
 def _near(goal: Goal, trial: Trial) -> bool:
-    """Whether a policy did what was to be reached, as far as so few prompts and a clock can tell."""
+    """Whether a policy reached the goal, as far as so few prompts and a clock can tell."""
     if goal.quality_db is not None:
         return trial.quality_db.mean >= goal.quality_db - TOLERANCE_DB
     assert goal.speed_up is not None
@@ -255,6 +253,6 @@ def _trials(
 
 
 def _forecast_on(forecaster: Forecaster, policy: Policy[Any], count: int) -> float:
-    """Quality forecast for the first records only."""
+    """Return the quality that is forecast for the first records only."""
     _, quality_db = Forecaster(forecaster.records[:count], forecaster.offset_db).of(policy)
     return quality_db

@@ -26,7 +26,6 @@ from adacache_runtime.caching.policy import (
     Observation,
     Run,
 )
-from adacache_runtime.denoising.denoiser import denoise
 from adacache_runtime.denoising.probes import Probe, Signals
 from adacache_runtime.events import Denoised
 from adacache_runtime.generation import Begun
@@ -85,12 +84,10 @@ def record(
     started = pipeline.prepare(replace(request, policy=policy, granularity=None, scope="batch")).begin()
     recorder = _Recorder(pipeline, started, gaps, strides)
     calls = []
-    for made in denoise(started.generation, started.settled.updates, policy, before_advance=recorder.look):
+    for made in started.denoiser.records(before_advance=recorder.look):
         calls.append(made)
         on_call(made)
-    result = Denoised(
-        started.generation.assembly.latents.read(), Trace(tuple(calls), started.sizes, started.settled.granularity)
-    )
+    result = Denoised(started.denoiser.latents.read(), Trace(tuple(calls), started.sizes, started.settled.granularity))
     return recorder.record(roles), result
 
 
@@ -98,14 +95,13 @@ class _Recorder:
     """The tensors that are kept of the last calls, and the numbers that were measured."""
 
     def __init__(self, pipeline: Pipeline, started: Begun, gaps: int, strides: Sequence[int]) -> None:
-        generation = started.generation
-        assembly, device, arithmetic = generation.assembly, generation.device, pipeline.engines.arithmetic
-        self._calls, self._branches = len(started.settled.updates), generation.branches
+        assembly, arithmetic = started.denoiser.assembly, pipeline.engines.arithmetic
+        device, stages = assembly.device, assembly.stages
+        self._calls, self._branches = len(started.settled.updates), stages.branches
         self._gaps, self._strides = max(1, min(gaps, self._calls - 1)), tuple(strides)
-        self._timesteps = generation.run.timesteps
-        self._plan = assembly.plan
-        hidden = assembly.plan.hidden[0]
-        first, rest = (group.row(0) for group in assembly.plan.residuals)
+        self._timesteps = tuple(float(update.timestep[0]) for update in started.settled.updates)
+        hidden = stages.hidden[0]
+        first, rest = (assembly.groups.newest(group) for group in range(2))
         residual, scratch = (device.empty(hidden.shape, hidden.dtype) for _ in range(2))
         # the sum of both groups, which in itself is no hidden state, but adds up like one
         self._sum = arithmetic["add"].bind({"hidden": first, "residual": rest, "hidden_out": residual})
@@ -119,10 +115,11 @@ class _Recorder:
         self._reuse = [
             arithmetic["add"].bind({"hidden": hidden, "residual": old, "hidden_out": scratch}) for old in self._ring
         ]
-        self._final = assembly.plan.final_of(scratch)
+        self._embed = [step.call for step in stages.embed(hidden, stages.everyone)]
+        self._final = [step.call for step in stages.final(scratch, stages.everyone)]
         self._velocity = device.empty(assembly.latents.current.shape, np.dtype(np.float32))
-        self._guide = _guide(pipeline, assembly.plan.tensors["prediction"], started, self._velocity, device)
-        self._true = [assembly.latents.velocities.row(slot) for slot in range(assembly.latents.velocities.shape[0])]
+        self._guide = _guide(pipeline, stages.tensors["prediction"], started, self._velocity, device)
+        self._true = [assembly.latents.velocity(slot) for slot in range(assembly.latents.history.shape[0])]
         shape = (self._gaps, self._calls)
         values = math.prod(self._velocity.shape)
         self._places = np.sort(np.random.default_rng(0).choice(values, min(values, PLACES), replace=False))
@@ -166,10 +163,9 @@ class _Recorder:
 
     def _error_of(self, place: int, update: Update) -> NDArray[np.float64]:
         """Return how far off the latents' update with an old residual is, at the recorded places."""
-        self._plan.embed()  # once more: blocks write over it
-        self._reuse[place]()
-        self._final()
-        self._guide()
+        # the embedding once more: blocks write over it
+        for call in (*self._embed, self._reuse[place], *self._final, self._guide):
+            call()
         velocity, true = (buffer.read().astype(np.float64) for buffer in (self._velocity, self._true[update.slot]))
         weights = update.weights[update.slot].astype(np.float64)[:, None, None, None, None]
         off: NDArray[np.float64] = (weights * (velocity - true)).reshape(-1)[self._places]

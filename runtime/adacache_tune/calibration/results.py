@@ -1,4 +1,4 @@
-"""What a calibration leaves: presets in the bundle, a report in its folder, and a table for people."""
+"""The results of a calibration: presets in the bundle, a report in its folder, and a table for people."""
 
 import json
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from adacache_engines.bundle.manifest import Preset
 from adacache_runtime.media.files import writing
 from adacache_tune.calibration.process import Calibrated, Confirmed, Task
 from adacache_tune.calibration.trials import Trial
-from adacache_tune.comparison.inputs import description
+from adacache_tune.identity import description
 
 
 def presets(name: str, task: Task, confirmed: Sequence[Confirmed]) -> dict[str, Preset]:
-    """The best under the name itself, and each confirmed method under its own."""
+    """Return the presets: the best policy under the name itself, and each confirmed method under its own."""
     found: dict[str, Preset] = {}
     for one in confirmed:
         preset = _preset(task, one)
@@ -26,7 +26,7 @@ def presets(name: str, task: Task, confirmed: Sequence[Confirmed]) -> dict[str, 
 
 
 def write_presets(bundle: Path, found: dict[str, Preset]) -> None:
-    """Puts them into the bundle's manifest, beside those of other names.
+    """Put presets into the bundle's manifest, beside those of other names.
 
     Raises:
         BundleError: the manifest cannot be read or written; it stays as it was.
@@ -36,7 +36,7 @@ def write_presets(bundle: Path, found: dict[str, Preset]) -> None:
 
 
 def write_report(path: Path, task: Task, calibrated: Calibrated) -> None:
-    """As JSON: forecast and measured numbers of each confirmed method, the best first; those of fixed intervals.
+    """Write forecast and measured numbers of each confirmed method, the best first, and of fixed intervals, as JSON.
 
     Raises:
         InputError: the file cannot be written.
@@ -64,7 +64,7 @@ def write_report(path: Path, task: Task, calibrated: Calibrated) -> None:
 
 
 def table(calibrated: Calibrated) -> Table:
-    """Forecast beside measured, the best first; then fixed intervals."""
+    """Return the table: forecast beside measured, the best first, then fixed intervals."""
     made = Table("method", "calls, forecast", "measured", "dB, forecast", "measured", "speed, forecast", "measured")
     for column in made.columns[1:]:
         column.justify = "right"
@@ -80,7 +80,7 @@ def table(calibrated: Calibrated) -> Table:
 
 
 def _shown(trial: Trial) -> tuple[str, str, str]:
-    """Computed calls, quality and speed."""
+    """Return the cells for computed calls, quality and speed."""
     margin = trial.quality_db.margin
     quality_db = f"{trial.quality_db.mean:.1f}" + (f" ± {margin:.1f}" if margin is not None else "")
     return f"{trial.computed:.1f}", quality_db, f"{trial.speed_up:.2f}"

@@ -1,4 +1,4 @@
-"""Schedules as paths: every computed call is a node, an edge is what reusing one of them up to the next one costs.
+"""Search schedules as paths: computed calls are nodes, and an edge is the error of reusing one up to the next.
 
 As in LeMiCa (NeurIPS 2025) the path is searched under a budget of computed calls; edges here are recorded errors of the
 latents, whose sum is to be small, and the best paths are refined on what they would really add up to.
@@ -15,7 +15,7 @@ Calls = tuple[int, ...]
 
 
 def paths(forecaster: Forecaster) -> dict[int, Calls]:
-    """For each number of computed calls the schedule of the least sum of errors, the mean over records."""
+    """Return the schedule with the least sum of mean errors, for each number of computed calls."""
     calls = forecaster.calls
     cost = np.full((calls + 2, calls + 2), np.inf)
     for start in range(1, calls + 1):
@@ -40,7 +40,7 @@ def paths(forecaster: Forecaster) -> dict[int, Calls]:
 
 
 def refined(schedule: Calls, calls: int, score: Callable[[Calls], float], rounds: int = 4) -> Calls:
-    """Moves, drops and adds computed calls as long as that makes the score smaller."""
+    """Move, drop and add computed calls as long as that makes the score smaller."""
     best, least = schedule, score(schedule)
     for _ in range(rounds):
         before = best
@@ -54,7 +54,7 @@ def refined(schedule: Calls, calls: int, score: Callable[[Calls], float], rounds
 
 
 def _walk(came: NDArray[np.int_], count: int, end: int) -> list[int]:
-    """The computed calls of the path that has ``count`` of them, the last one being ``end``."""
+    """Return the computed calls of the path that has ``count`` of them and ends at ``end``."""
     walked = [end]
     while count > 1:
         walked.append(int(came[count, walked[-1]]))
@@ -63,7 +63,7 @@ def _walk(came: NDArray[np.int_], count: int, end: int) -> list[int]:
 
 
 def _moved(schedule: Calls, calls: int) -> Iterator[Calls]:
-    """With one computed call elsewhere, less or more."""
+    """Yield schedules with one computed call moved, dropped or added."""
     for index in range(1, len(schedule)):  # the first call stays
         for step in (-1, 1, -2, 2):
             call = schedule[index] + step

@@ -1,4 +1,4 @@
-"""Real runs of policies beside full compute, kept in a file so that they are made once."""
+"""Trials: real runs of policies beside full compute, kept in a file so that each is made once."""
 
 import hashlib
 import json
@@ -15,10 +15,10 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.settled import settle
 from adacache_tune.calibration.forecast import BEST_DB
-from adacache_tune.comparison.inputs import header
 from adacache_tune.comparison.measure import FULL, Row, compare
 from adacache_tune.comparison.statistics import Estimate, estimate
 from adacache_tune.comparison.store import Finished, append, latest, resume
+from adacache_tune.identity import identity
 
 Advance = Callable[[], None]
 Progress = Callable[[int], AbstractContextManager[Advance]]  # of so many steps; 0 = there is nothing to do
@@ -26,16 +26,16 @@ Progress = Callable[[int], AbstractContextManager[Advance]]  # of so many steps;
 
 @dataclass(frozen=True)
 class Trial:
-    """What a policy did on some prompts.
+    """The numbers of a policy on some prompts.
 
     Attributes:
         quality_db: PSNR; where the bundle has no decoder, -20 log10 of the relative L2 error of the latents.
-        ssim: None where the bundle has no decoder.
-        speed_up: over full compute, measured in turn.
-        computed: calls.
-        calls: of a generation.
-        reuse_share: time of a reused call over that of a computed one; 0 where none was reused.
-        prompts: that were run.
+        ssim: mean SSIM; None where the bundle has no decoder.
+        speed_up: speed-up over full compute, measured in turn.
+        computed: mean number of computed calls.
+        calls: number of calls of a generation.
+        reuse_share: ratio of the time of a reused call to that of a computed one; 0 where none was reused.
+        prompts: number of prompts that were run.
     """
 
     quality_db: Estimate
@@ -55,20 +55,20 @@ def run_trials(
     asked: Mapping[str, Any],
     progress: Progress,
 ) -> dict[str, Trial]:
-    """Runs every request under every policy, in turn, but for what the folder holds already.
+    """Run every request under every policy, in turn, but for what the folder holds already.
 
     Args:
-        pipeline: opened.
-        requests: of one prompt each.
-        policies: label -> policy.
-        folder: for the numbers.
-        asked: of each generation, as JSON: numbers of other settings are not taken.
-        progress: of the calls that are left to make.
+        pipeline: the opened pipeline.
+        requests: requests of one prompt each.
+        policies: policies by label.
+        folder: folder for the numbers.
+        asked: settings of each generation, as JSON; numbers of other settings are not used.
+        progress: shows the progress of the calls that are left to make.
 
     Raises:
         AdaCacheError: as :func:`adacache_tune.comparison.measure.compare`.
     """
-    head = header(pipeline.bundle, pipeline.backend.name, policies, asked)
+    head = identity(pipeline.bundle, pipeline.backend.name, policies, asked)
     path = folder / f"runs-{hashlib.sha256(json.dumps(head).encode()).hexdigest()[:12]}.jsonl"
     done = latest(resume(path, head))
     todo = [request for request in requests if (request.prompts[0], request.seed) not in done]
@@ -106,6 +106,6 @@ def _quality_db(row: Row) -> float:
 
 
 def _reuse_share(row: Row, full: Row) -> float:
-    """From wall = computed x c + reused x share x c, c being full compute's time a call."""
+    """Return the share in wall = computed x c + reused x share x c, where c is full compute's time for a call."""
     calls_worth = row.wall_ms / (full.wall_ms / full.calls)
     return (calls_worth - row.computed) / (row.calls - row.computed)

@@ -1,20 +1,19 @@
-"""``adacache-calibrate``: sets caching policies for a model and writes them into its bundle."""
+"""``adacache-calibrate``: set caching policies for a model and write them into its bundle."""
 
 import argparse
 import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-
-from rich.console import Console
 
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError, require
 from adacache_runtime.commands.options import add_opening, add_video, opening_from, video_size
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import even_progress
+from adacache_runtime.commands.version import add_version
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.settled import Settled, settle
@@ -25,19 +24,20 @@ from adacache_tune.calibration.methods import EXTRAPOLATED, METHODS, MOTION, NEE
 from adacache_tune.calibration.process import SEARCHING, Task, calibrate
 from adacache_tune.calibration.results import presets, table, write_presets, write_report
 from adacache_tune.calibration.trials import Advance
-from adacache_tune.comparison.inputs import header, read_prompts
+from adacache_tune.commands.tables import show
 from adacache_tune.comparison.quality import check_ssim
+from adacache_tune.identity import identity
+from adacache_tune.prompts import read_prompts
 
 ALL = (*METHODS, *(f"{method}{EXTRAPOLATED}" for method in METHODS))
 EVERY = 3  # of the prompts, one is held out
 FEWEST = 2  # prompts to record, and to confirm on: fewer tell nothing of how prompts differ
 FEWEST_CALLS = 3  # with fewer there is hardly a choice
-WIDTH = 120  # of the table, where no terminal says how wide it is
 NAME = re.compile(r"\w([\w.-]*\w)?")  # of a preset: + has a meaning where policies are named
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
+    """Run the command; return its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
     options = _parser().parse_args(arguments)
     return run("adacache-calibrate", lambda _: _run(options))
 
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "real runs on prompts that were not recorded, and writes them into the bundle as presets. A calibration that "
         "was stopped goes on where it was when the command is given again.",
     )
+    add_version(parser)
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that adacache-export made")
     what = parser.add_argument_group("what to reach").add_argument
     goal = parser.add_mutually_exclusive_group(required=True).add_argument
@@ -80,22 +81,20 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     require("skimage", "compare")
     recorded, held_out = _split(options)
-    pipeline = Pipeline.open(options.bundle, **opening_from(options))
-    with closing(pipeline.backend):
+    with Pipeline.open(options.bundle, **opening_from(options)) as pipeline:
         task = _task(options, pipeline, recorded, held_out)
         calibrated = calibrate(task)
     found = presets(options.name, task, calibrated.policies)
     report = task.folder / f"{options.name}.json"
     write_report(report, task, calibrated)
     write_presets(options.bundle, found)
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDTH)).print(table(calibrated))
+    show(table(calibrated))
     print(f"{options.bundle}: presets {', '.join(found)}")
     print(report)
 
 
 def _split(options: argparse.Namespace) -> tuple[list[str], list[str]]:
-    """Prompts to record and prompts to confirm on."""
+    """Return the prompts to record and the prompts to confirm on."""
     prompts = read_prompts(options.prompts)
     if options.held_out:
         held_out = read_prompts(options.held_out)
@@ -115,7 +114,7 @@ def _split(options: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[str], held_out: Sequence[str]) -> Task:
-    """What the command line asks for, checked before anything is written."""
+    """Return the calibration that the command line asks for, checked before anything is written."""
     _check(options, pipeline.bundle.manifest)
 
     size = video_size(options, pipeline.bundle.manifest)
@@ -153,7 +152,7 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
     methods = _methods(options, pipeline.bundle.manifest, settled)
     folder = options.output or Path(f"{options.bundle.resolve().stem}-calibration")
     lists = {"prompts": list(recorded), "held_out": list(held_out), "seed": options.seed, "gaps": options.gaps}
-    begin(folder, header(pipeline.bundle, pipeline.backend.name, {}, {**asked, **lists}), options.force)
+    begin(folder, identity(pipeline.bundle, pipeline.backend.name, {}, {**asked, **lists}), options.force)
     return Task(
         pipeline=pipeline,
         recorded=to_record,
@@ -190,7 +189,7 @@ def _check(options: argparse.Namespace, manifest: Manifest) -> None:
 
 
 def _methods(options: argparse.Namespace, manifest: Manifest, settled: Settled) -> list[str]:
-    """Those that were named, or all that are possible here."""
+    """Return the methods that were named, or all that are possible here."""
     kept = []
     for method in dict.fromkeys(options.methods or ALL):
         problem = _problem(method.removesuffix(EXTRAPOLATED), manifest, settled)
@@ -204,7 +203,7 @@ def _methods(options: argparse.Namespace, manifest: Manifest, settled: Settled) 
 
 
 def _problem(method: str, manifest: Manifest, settled: Settled) -> str | None:
-    """Why a method is not possible, and what to do; None where it is."""
+    """Return why a method is not possible, and what to do; None where it is possible."""
     role = NEEDS.get(method)
     if role is not None and not manifest.sites(role):
         return f"measures {role}, which this bundle has no probe for; export with --probe {role}"

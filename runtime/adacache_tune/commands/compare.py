@@ -1,36 +1,35 @@
-"""``adacache-compare``: what policies save and what they cost in quality, against full compute with the same noise."""
+"""``adacache-compare``: measure what policies save and cost in quality, against full compute with the same noise."""
 
 import argparse
 import sys
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 
-from rich.console import Console
-
+from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError, require
 from adacache_runtime.caching.presets import PRESETS
-from adacache_runtime.commands.options import add_opening, add_video, opening_from
+from adacache_runtime.commands.options import add_opening, add_video, opening_from, video_size
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import even_progress
+from adacache_runtime.commands.version import add_version
 from adacache_runtime.media.files import writing
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
+from adacache_tune.commands.tables import show
 from adacache_tune.comparison import store
-from adacache_tune.comparison.inputs import read_prompts, seed_range
-from adacache_tune.comparison.job import RUNS, VIDEOS, Job, settle_job
+from adacache_tune.comparison.job import RUNS, VIDEOS, Asked, Job, settle_job
 from adacache_tune.comparison.measure import FULL, Compared, compare
 from adacache_tune.comparison.plot import kind_of, plot_frontier
 from adacache_tune.comparison.side_by_side import write_side_by_side
 from adacache_tune.comparison.summary import totals
 from adacache_tune.comparison.tables import table, to_csv, to_json
+from adacache_tune.prompts import read_prompts
 
 OUTPUTS = ("comparison.json", "comparison.csv", "frontier.png")
-WIDTH = 140  # of the table, where no terminal says how wide it is
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
+    """Run the command; return its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
     options = _parser().parse_args(arguments)
     return run("adacache-compare", lambda _: _run(options))
 
@@ -41,6 +40,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Compares policies with full compute: quality, calls, operations, and time measured in turn. A "
         "comparison that was stopped goes on where it was when the command is given again.",
     )
+    add_version(parser)
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that adacache-export made")
     what = parser.add_argument_group("what to compare").add_argument
     what("--prompts", required=True, type=Path, metavar="FILE", help="a prompt a line; # begins a remark")
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="POLICY",
         help=f"JSON files, or presets: {', '.join(name for name in PRESETS if name != FULL)}, and the bundle's own",
     )
-    what("--seeds", nargs="+", type=seed_range, default=[[0]], metavar="S", help="of the noise: 0 or 0-3 (default: 0)")
+    what("--seeds", nargs="+", type=_seeds, default=[[0]], metavar="S", help="of the noise: 0 or 0-3 (default: 0)")
     what("--negative-prompt", metavar="TEXT", help="for a model that takes it (default: empty)")
     add_video(parser)
     measured = parser.add_argument_group("what to measure besides").add_argument
@@ -75,17 +75,44 @@ def _run(options: argparse.Namespace) -> None:
     for module in ("matplotlib", "PIL", "skimage"):
         require(module, "compare")
     prompts = read_prompts(options.prompts)
-    pipeline = Pipeline.open(options.bundle, **opening_from(options))
-    with closing(pipeline.backend):
-        job = settle_job(options, pipeline, prompts)
+    with Pipeline.open(options.bundle, **opening_from(options)) as pipeline:
+        job = settle_job(_asked(options, pipeline.bundle.manifest, prompts), pipeline)
         for note in job.notes:
             _say(note)
         finished = _compare(options, pipeline, job)
     _write(options, job, finished)
 
 
+def _seeds(text: str) -> list[int]:
+    """For ``argparse``: return the seeds that ``3`` or ``0-3`` names."""
+    first, separator, last = text.partition("-")
+    if not first.isdecimal() or (separator and not last.isdecimal()) or (separator and int(last) < int(first)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed, such as 3, and no range of seeds, such as 0-3")
+    return list(range(int(first), int(last if separator else first) + 1))
+
+
+def _asked(options: argparse.Namespace, manifest: Manifest, prompts: Sequence[str]) -> Asked:
+    return Asked(
+        prompts=prompts,
+        seeds=[seed for seeds in options.seeds for seed in seeds],
+        policies=options.policies,
+        request=Request(
+            **video_size(options, manifest),
+            steps=options.steps,
+            guidance=options.guidance,
+            negative_prompts=() if options.negative_prompt is None else (options.negative_prompt,),
+        ),
+        threads=options.threads,
+        folder=options.output or Path(f"{options.bundle.resolve().stem}-comparison"),
+        lpips=options.lpips,
+        score=options.score,
+        videos=options.videos,
+        zoom=options.zoom,
+    )
+
+
 def _compare(options: argparse.Namespace, pipeline: Pipeline, job: Job) -> list[store.Finished]:
-    """Measures what is not in the folder yet; returns all, in the order of the prompts and seeds."""
+    """Measure what is not in the folder yet; return all runs, in the order of the prompts and seeds."""
     runs = job.folder / RUNS
     _begin(job, runs, options.force)
     done = store.latest(store.resume(runs, job.header))
@@ -104,7 +131,7 @@ def _compare(options: argparse.Namespace, pipeline: Pipeline, job: Job) -> list[
 
 
 def _begin(job: Job, runs: Path, force: bool) -> None:
-    """Has the folder there, and with ``force`` without what another comparison left."""
+    """Make the folder; with ``force``, delete what another comparison left in it."""
     try:
         job.folder.mkdir(exist_ok=True)
         if job.videos:
@@ -121,7 +148,7 @@ def _key(request: Request) -> tuple[str, int]:
 
 
 def _is_done(job: Job, finished: store.Finished | None, key: tuple[str, int]) -> bool:
-    """Measured, and its video there if one is wanted."""
+    """Whether a run was measured, and its video exists if one is wanted."""
     if finished is None:
         return False
     wanted = job.videos.get(key)
@@ -141,8 +168,7 @@ def _write(options: argparse.Namespace, job: Job, finished: Sequence[store.Finis
     kinds = {label: kind_of(described) for label, described in job.header["policies"].items()}
     title = f"{options.bundle.resolve().name}, {len(finished)} {'video' if len(finished) == 1 else 'videos'} a policy"
     plot_frontier(plot_path, all_totals, kinds, title)
-    console = Console()
-    (console if console.is_terminal else Console(width=WIDTH)).print(table(all_totals))
+    show(table(all_totals))
     videos = [job.folder / one.video for one in finished if one.video]
     for path in (json_path, csv_path, plot_path, *videos):
         print(path)

@@ -1,4 +1,4 @@
-"""``adacache-profile``: what the engines of a bundle and a whole generation cost, and whether two backends agree."""
+"""``adacache-profile``: measure the engines of a bundle and a whole generation, or check whether two backends agree."""
 
 import argparse
 import shlex
@@ -6,8 +6,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-from rich.console import Console
 
 from adacache_engines.backends import BACKENDS
 from adacache_engines.bundle.files import Bundle, open_bundle
@@ -17,29 +15,31 @@ from adacache_runtime.caching.presets import POLICY_HELP, policy_from
 from adacache_runtime.commands.options import add_backend, add_size, backend_from, backend_texts, video_size
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import call_progress
+from adacache_runtime.commands.version import add_version
 from adacache_runtime.media.files import check_folder, writing
 from adacache_runtime.request import Request
 from adacache_runtime.settled import settle
+from adacache_tune.commands.engine_progress import engine_progress
+from adacache_tune.commands.tables import show
+from adacache_tune.machine import machine, versions
 from adacache_tune.profiling import comparison
 from adacache_tune.profiling.backends import PLAIN, compared_backends, open_target, use_library
 from adacache_tune.profiling.engine_latency import EngineLatency, measure_engine
-from adacache_tune.profiling.machine import machine, versions
 from adacache_tune.profiling.memory import memory_nbytes
 from adacache_tune.profiling.page import page
 from adacache_tune.profiling.profile import Profile, to_json
-from adacache_tune.profiling.progress import engine_progress
 from adacache_tune.profiling.subjects import Subject, captions, sizes_of, subjects, text_length
 from adacache_tune.profiling.tables import comparison_table, profile_tables
 from adacache_tune.profiling.targets import Target
 from adacache_tune.profiling.timeline import Timeline, measure_generation
 
 Check = Callable[[], None]
-WIDTH = 140  # of the tables, where no terminal says how wide it is
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command; returns its exit status: 0, 1 for an error or a difference, 2 for wrong usage, 130 or 143 when
-    stopped.
+    """Run the command; return its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped.
+
+    A difference between two compared backends is an error.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(given)
@@ -52,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         "adacache-profile",
         description="Measures a bundle's engines one by one and a whole generation, or compares two backends.",
     )
+    add_version(parser)
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that adacache-export made")
     add_backend(parser)
     group = parser.add_argument_group("generation")
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class _Work:
-    """What is to be profiled, checked."""
+    """A checked request to profile."""
 
     bundle: Bundle
     request: Request
@@ -117,7 +118,7 @@ def _run(options: argparse.Namespace, command: str, check: Check) -> None:
             work.bundle.manifest, work.sizes, target.plan_nbytes(), generation.memory if generation else None
         ),
     )
-    _console().print(profile_tables(profile))
+    show(profile_tables(profile))
     if options.json:
         _write(options.json, to_json(profile))
     if options.html:
@@ -125,7 +126,8 @@ def _run(options: argparse.Namespace, command: str, check: Check) -> None:
 
 
 def _work(options: argparse.Namespace) -> _Work:
-    """
+    """Check the request.
+
     Raises:
         AdaCacheError: the bundle, or what is asked of it, is not possible.
     """
@@ -163,7 +165,7 @@ def _measure(options: argparse.Namespace, work: _Work, target: Target, check: Ch
 
 
 def _generation(options: argparse.Namespace, work: _Work, target: Target) -> tuple[Timeline | None, str | None]:
-    """The generation, or why there is none."""
+    """Return the measured generation, or why there is none."""
     if options.only:
         return None, "--only measures single engines"
     with call_progress(len(settle(work.bundle, work.request).updates)) as progress:
@@ -185,7 +187,8 @@ def _described(options: argparse.Namespace, work: _Work) -> dict[str, str | int 
 
 
 def _compare(options: argparse.Namespace, command: str, check: Check) -> None:
-    """
+    """Compare two backends.
+
     Raises:
         EngineError: an engine differs by more than its tolerance.
     """
@@ -205,17 +208,12 @@ def _compare(options: argparse.Namespace, command: str, check: Check) -> None:
             found += comparison.compare_engine(targets, work.bundle.manifest, subject, work.sizes)
             check()
     names = {choice: target.name for choice, target in targets.items()}
-    _console().print(comparison_table(" against ".join(names.values()), found))
+    show(comparison_table(" against ".join(names.values()), found))
     if options.json:
         _write(options.json, comparison.to_json(command, names, found))
     over = list(dict.fromkeys(difference.name for difference in found if not difference.passed))
     if over:
         raise EngineError(f"{choices[0]} differs from {choices[1]} by more than rounding in {', '.join(over)}")
-
-
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
 
 
 def _write(path: Path, text: str) -> None:

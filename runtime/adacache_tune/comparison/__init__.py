@@ -1,1 +1,1 @@
-"""``adacache-compare``: what policies save and what they cost in quality, against full compute with the same noise."""
+"""Comparison: measure what policies save and what they cost in quality, against full compute with the same noise."""

@@ -1,4 +1,4 @@
-"""Names beside the points of a plot, where they cover nothing."""
+"""Place names beside the points of a plot, where they cover nothing."""
 
 import math
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ Box = tuple[float, float, float, float]  # left, bottom, right, top, in pixels
 def place_labels(
     axis: Any, points: Sequence[tuple[float, float, str]], taken: Sequence[Sequence[tuple[float, float]]]
 ) -> None:
-    """Writes a name beside each point; after the limits of the axis are final.
+    """Write a name beside each point, once the limits of the axis are final.
 
     Args:
-        axis: of matplotlib, on a figure that was drawn once.
-        points: (x, y, name) in the axis' own numbers.
-        taken: lines, corner by corner, that names should not cover, in the axis' own numbers.
+        axis: matplotlib axis of a figure that was drawn once.
+        points: (x, y, name) in data coordinates.
+        taken: lines that names should not cover, as corners in data coordinates.
     """
     figure = axis.figure
     renderer, pixel = figure.canvas.get_renderer(), figure.dpi / 72
@@ -59,7 +59,7 @@ def place_labels(
 
 
 def _beside(spot: tuple[float, float], size: tuple[float, float], distance: float, angle: float) -> Box:
-    """A box of this size whose nearest edge is this far from the spot."""
+    """Return a box of this size whose nearest edge is this far from the spot."""
     across, up = math.cos(angle), math.sin(angle)
     middle = (spot[0] + across * (distance + size[0] / 2), spot[1] + up * (distance + size[1] / 2))
     return (middle[0] - size[0] / 2, middle[1] - size[1] / 2, middle[0] + size[0] / 2, middle[1] + size[1] / 2)
@@ -82,7 +82,7 @@ def _overlap(one: Box, other: Box) -> float:
 
 
 def _samples(corners: Sequence[tuple[float, ...]]) -> list[tuple[float, float]]:
-    """Points along a line, some pixels apart."""
+    """Return points along a line, some pixels apart."""
     found = []
     for (x, y), (to_x, to_y) in pairwise(corners):
         count = max(2, int(math.hypot(to_x - x, to_y - y) / 4))

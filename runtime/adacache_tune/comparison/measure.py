@@ -1,4 +1,4 @@
-"""Generations under several policies from the same noise, call by call in turn, and the numbers of each.
+"""Measure several policies on the same noise, call by call in turn.
 
 >>> policies = {"interval-2": PRESETS["interval-2"], "adacache-fast": PRESETS["adacache-fast"]}
 >>> for compared in compare(pipeline, [Request(prompts=("a boat",), seed=seed) for seed in range(4)], policies):
@@ -34,21 +34,21 @@ OnCall = Callable[[CallRecord], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One video under one policy.
+    """The numbers of one video under one policy.
 
     Attributes:
-        policy: its label.
-        calls, computed: of the denoiser, and those of them in which a block ran in full.
-        passes: of guidance in the computed calls: a call that is guided evaluates the model once a branch.
-        flops: None where the bundle's stages do not count their operations.
-        wall_ms: of all calls.
-        time_ratio: full compute's time over this one.
+        policy: label of the policy.
+        calls, computed: number of calls, and of those in which a block ran in full.
+        passes: evaluations of the model in the computed calls; a guided call evaluates it once for each branch.
+        flops: floating-point operations; None where the bundle's stages do not count them.
+        wall_ms: time of all calls together.
+        time_ratio: ratio of full compute's time to this time.
         same: whether every pixel is full compute's; None where the bundle has no decoder.
-        psnr_db: None where the videos are the same, or there is no decoder.
-        ssim: mean over frames; None where there is no decoder.
-        lpips: mean over frames; None where it was not asked for.
+        psnr_db: PSNR in dB; None where the videos are the same, or there is no decoder.
+        ssim: mean SSIM over frames; None where there is no decoder.
+        lpips: mean LPIPS over frames; None where it was not asked for.
         latent_l2: ||z - z_full|| / ||z_full|| of the final latents.
-        adherence: what was asked of the video -> how far it shows that; empty where it was not scored.
+        adherence: how far the video shows each thing that the prompt asks for; empty where it was not scored.
     """
 
     policy: str
@@ -68,13 +68,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Compared:
-    """One prompt and seed under all policies.
+    """The videos and numbers of one prompt and seed under all policies.
 
     Attributes:
-        prompt: empty where the request has embeddings instead.
-        seed: of the noise.
-        rows: full compute's first.
-        frames: label -> video, (frames, height, width, 3) RGB; empty where the bundle has no decoder.
+        prompt: text of the prompt; empty where the request has embeddings instead.
+        seed: seed of the noise.
+        rows: numbers of each policy, full compute's first.
+        frames: videos by label, (frames, height, width, 3) RGB; empty where the bundle has no decoder.
     """
 
     prompt: str
@@ -85,11 +85,11 @@ class Compared:
 
 @dataclass(frozen=True)
 class Yardsticks:
-    """What is measured besides PSNR, SSIM and latents.
+    """Optional measurements besides PSNR, SSIM and the error of latents.
 
     Attributes:
-        lpips: of two videos (frames, height, width, 3).
-        score: of final latents (channels, frames, height, width) and their prompt.
+        lpips: perceptual distance of two videos (frames, height, width, 3).
+        score: adherence of final latents (channels, frames, height, width) to their prompt.
     """
 
     lpips: Callable[[Frames, Frames], float] | None = None
@@ -99,13 +99,13 @@ class Yardsticks:
 def run_in_turn(
     pipeline: Pipeline, requests: Sequence[Request], on_call: OnCall = lambda _: None, first: int = 0
 ) -> list[Denoised]:
-    """Generations that advance call by call in turn: a machine that slows down does so for all of them.
+    """Run generations call by call in turn, so that a machine that slows down does so for all of them.
 
     Args:
-        pipeline: runs them; the buffers of all are in memory at once.
-        requests: a generation each.
-        on_call: gets the record of each call as it becomes known.
-        first: whose turn it is first, by index, modulo their number.
+        pipeline: the pipeline that runs them; the buffers of all are in memory at once.
+        requests: one request for each generation.
+        on_call: called with the record of each call as it becomes known.
+        first: index of the request whose turn comes first, modulo their number.
 
     Returns:
         The results, in the order of the requests.
@@ -144,15 +144,15 @@ def compare(
     warm_up: bool = True,
     on_call: OnCall = lambda _: None,
 ) -> Iterator[Compared]:
-    """Runs each request without reuse and under every policy, in turn; who begins rotates from one to the next.
+    """Run each request without reuse and under every policy, in turn; the first in turn rotates between requests.
 
     Args:
-        pipeline: runs all of them.
-        requests: of one prompt each; their own policies do not count.
-        policies: label -> policy.
-        yardsticks: what else to measure.
-        warm_up: begin with a generation that is not counted.
-        on_call: as of :func:`run_in_turn`; gets the calls that warm up, too.
+        pipeline: the pipeline that runs all of them.
+        requests: requests of one prompt each; their own policies are not used.
+        policies: policies by label.
+        yardsticks: optional measurements to make.
+        warm_up: whether to begin with a generation that is not counted.
+        on_call: as in :func:`run_in_turn`; called for the calls of the warm-up, too.
 
     Yields:
         The numbers of each request, and its videos.

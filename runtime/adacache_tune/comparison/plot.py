@@ -1,4 +1,4 @@
-"""Quality against what it costs, as a picture: every method a curve through its settings."""
+"""Plot quality against cost, with a curve for each method through its settings."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -33,10 +33,9 @@ CALLS = ("computed_calls", "computed calls")  # where no operations were counted
 
 
 def kind_of(description: object) -> str:
-    """The method of a policy that is described as JSON: its name, that of what a wrapper wraps, with motion and
-    extrapolation apart.
+    """Return the method of a policy that is described as JSON: its name, or that of the policy inside wrappers.
 
-    What describes itself otherwise is its own method.
+    Policies with motion regularisation or extrapolation are methods of their own, and so is any other description.
     """
     if not isinstance(description, Mapping):
         return str(description)
@@ -48,16 +47,16 @@ def kind_of(description: object) -> str:
 
 
 def plot_frontier(path: Path, totals: Sequence[Total], kinds: Mapping[str, str], title: str) -> None:
-    """Draws PSNR against measured speed-up and against operations, with 95 % confidence intervals.
+    """Draw PSNR against measured speed-up and against operations, with 95 % confidence intervals.
 
     Without pixels the error of the latents stands in for PSNR. Policies whose videos are all full compute's have no
     PSNR and are named below. The same numbers give the same bytes.
 
     Args:
-        path: a ``.png``.
-        totals: a policy each.
-        kinds: label -> the method whose curve it is on.
-        title: one line.
+        path: the ``.png`` file.
+        totals: the totals of each policy.
+        kinds: the method whose curve a policy is on, by label.
+        title: title of one line.
 
     Raises:
         InputError: the file cannot be written.
@@ -121,7 +120,7 @@ def _draw(axis: Any, shown: Sequence[Total], kinds: Mapping[str, str], cost: str
 
 
 def _curves(shown: Sequence[Total], kinds: Mapping[str, str], cost: str) -> dict[str, list[Total]]:
-    """A method each, its settings in order of cost."""
+    """Return the curve of each method, its settings in the order of cost."""
     curves: dict[str, list[Total]] = {}
     for total in shown:
         curves.setdefault(kinds[total.policy], []).append(total)
@@ -129,7 +128,7 @@ def _curves(shown: Sequence[Total], kinds: Mapping[str, str], cost: str) -> dict
 
 
 def _with_work(totals: Sequence[Total]) -> list[Total]:
-    """With how many times more operations full compute takes."""
+    """Return points with the ratio of full compute's operations to each policy's."""
     full = next(total.metrics["flops"].mean for total in totals if total.policy == FULL)
 
     def ratio(flops: Estimate) -> Estimate:
@@ -140,7 +139,7 @@ def _with_work(totals: Sequence[Total]) -> list[Total]:
 
 
 def _bars(values: Sequence[Estimate]) -> list[list[float]] | None:
-    """Lengths below and above the means."""
+    """Return the lengths of error bars below and above the means."""
     if any(value.low is None or value.high is None for value in values):
         return None
     below = [max(0.0, value.mean - (value.low or 0.0)) for value in values]
@@ -150,7 +149,7 @@ def _bars(values: Sequence[Estimate]) -> list[list[float]] | None:
 def _taken(
     shown: Sequence[Total], kinds: Mapping[str, str], cost: str, quality: _Quality
 ) -> list[list[tuple[float, float]]]:
-    """The curves and the bars."""
+    """Draw the curves and the bars."""
     lines = [
         [(total.metrics[cost].mean, total.metrics[quality.metric].mean) for total in curve]
         for curve in _curves(shown, kinds, cost).values()

@@ -1,4 +1,4 @@
-"""How near a video is to another one: PSNR, SSIM, the relative error of latents, LPIPS."""
+"""Measures of how near a video is to another one: PSNR, SSIM, the relative error of latents, LPIPS."""
 
 from pathlib import Path
 from statistics import fmean
@@ -17,11 +17,11 @@ CHUNK = 8  # frames that go through LPIPS at once
 
 
 def similarity(full: Frames, frames: Frames) -> tuple[float, float]:
-    """PSNR in dB, infinite for the same pixels, and SSIM as the mean over frames.
+    """Return PSNR in dB, infinite for the same pixels, and the mean SSIM over frames.
 
     Args:
-        full: (frames, height, width, 3), what the other one should be.
-        frames: of the same shape.
+        full: the reference video, (frames, height, width, 3).
+        frames: the other video, of the same shape.
 
     Raises:
         InputError: the frames are smaller than the window of SSIM, or not as many or as large.
@@ -41,7 +41,7 @@ def similarity(full: Frames, frames: Frames) -> tuple[float, float]:
 
 
 def check_ssim(height: int, width: int) -> None:
-    """Raises what :func:`similarity` would for frames of this size, before there are any."""
+    """Raise what :func:`similarity` would raise for frames of this size, before there are any."""
     if min(height, width) < SSIM_WINDOW:
         raise InputError(
             f"frames of {width}x{height} pixels are too small for SSIM; choose at least {SSIM_WINDOW} each way"
@@ -49,19 +49,21 @@ def check_ssim(height: int, width: int) -> None:
 
 
 def relative_l2(full: NDArray[np.float32], latents: NDArray[np.float32]) -> float:
-    """||latents - full|| / ||full||, of arrays of one shape."""
+    """Return ||latents - full|| / ||full|| of arrays of one shape."""
     exact = full.astype(np.float64)
     return float(np.linalg.norm(latents - exact) / np.linalg.norm(exact))
 
 
 class Lpips:
-    """LPIPS from an ONNX file: two inputs (images, 3, height, width) float32 in [-1, 1], one output, a number an image.
+    """LPIPS from an ONNX file.
 
+    The model has two inputs (images, 3, height, width), float32 in [-1, 1], and one output, a number for each image.
     ``tools/lpips_onnx.py`` makes such a file.
     """
 
     def __init__(self, path: Path) -> None:
-        """
+        """Open the file.
+
         Raises:
             InputError: the file cannot be read, is no ONNX model, or has other inputs or outputs.
             MissingDependencyError: ONNX Runtime is not installed.
@@ -88,7 +90,7 @@ class Lpips:
         self._smallest = int(self._session.get_modelmeta().custom_metadata_map.get(SMALLEST_SIDE, "1"))
 
     def check(self, height: int, width: int) -> None:
-        """Raises what it would for frames of this size, before there are any."""
+        """Raise what a measurement would raise for frames of this size, before there are any."""
         if min(height, width) < self._smallest:
             raise InputError(
                 f"LPIPS model {self._path} takes frames of at least {self._smallest} pixels each way, not "
@@ -98,10 +100,10 @@ class Lpips:
         self(blank, blank)
 
     def __call__(self, full: Frames, frames: Frames) -> float:
-        """The mean over frames; 0 = they look the same.
+        """Return the mean over frames; 0 means that they look the same.
 
         Raises:
-            InputError: the model does not run at this size, or gives something else than a number an image.
+            InputError: the model does not run at this size, or does not return one number for each image.
         """
         values: list[float] = []
         for start in range(0, len(full), CHUNK):
@@ -124,7 +126,7 @@ class Lpips:
 
 
 def _signed(frames: Frames) -> NDArray[np.float32]:
-    """(images, 3, height, width) in [-1, 1]."""
+    """Return images as (images, 3, height, width) in [-1, 1]."""
     return np.ascontiguousarray(frames.transpose(0, 3, 1, 2), np.float32) / np.float32(127.5) - np.float32(1)
 
 

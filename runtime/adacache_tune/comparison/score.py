@@ -1,4 +1,4 @@
-"""How far a video shows what its prompt says, by a function of the caller's."""
+"""Adherence: how far a video shows what its prompt says, by a function of the user's."""
 
 import importlib
 import math
@@ -16,14 +16,14 @@ Score = Callable[[NDArray[np.float32], str], Mapping[str, float]]
 
 
 def score_from(choice: str) -> Score:
-    """The function that ``MODULE:FUNCTION`` names; modules in the current folder are found, too.
+    """Return the function that ``MODULE:FUNCTION`` names; modules in the current folder are found, too.
 
-    It gets final latents (channels, frames, height, width) and their prompt, and returns a mapping of names to booleans
-    or numbers.
+    The function takes final latents (channels, frames, height, width) and their prompt, and returns a mapping of names
+    to booleans or numbers.
 
     Raises:
-        InputError: there is no such module or function. So does the function that is returned, when the caller's fails
-            or returns something else.
+        InputError: there is no such module or function. The returned function raises it, too, where the user's function
+            fails or returns something else.
     """
     module_name, _, name = choice.partition(":")
     if not module_name or not name:
@@ -55,5 +55,5 @@ def score_from(choice: str) -> Score:
 
 
 def adherence(scores: Mapping[str, float]) -> float | None:
-    """The mean of all that was scored; None where nothing was."""
+    """Return the mean of all scores; None where there are none."""
     return fmean(scores.values()) if scores else None

@@ -1,4 +1,4 @@
-"""The videos of one prompt under all policies in one picture, each with its name and numbers above it."""
+"""Show the videos of one prompt under all policies side by side, each with its name and numbers above it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,15 +21,16 @@ BACKGROUND, INK, FAINT = (24, 24, 24), (255, 255, 255), (190, 190, 190)
 
 
 def usual_zoom(width: int) -> int:
-    """The smallest at which captions of panels that are ``width`` pixels wide can be read."""
+    """Return the smallest zoom at which captions of panels that are ``width`` pixels wide can be read."""
     return max(1, math.ceil(READABLE / width))
 
 
 def side_by_side(frames: Mapping[str, Frames], rows: Sequence[Row], zoom: int) -> Frames:
-    """
+    """Return one video that shows the videos of all policies.
+
     Args:
-        frames: label -> (frames, height, width, 3) RGB, of one shape.
-        rows: of the same policies, in the order of the panels.
+        frames: videos by label, (frames, height, width, 3) RGB, of one shape.
+        rows: numbers of the same policies, in the order of the panels.
         zoom: side of the square that a pixel becomes.
 
     Returns:
@@ -53,15 +54,17 @@ def side_by_side(frames: Mapping[str, Frames], rows: Sequence[Row], zoom: int) -
 
 
 def largest_zoom(height: int, width: int, panels: int) -> int:
-    """At which the whole picture is still no larger than a video may be; 0 where none is."""
+    """Return the largest zoom at which the picture is no larger than a video may be; 0 where there is none."""
     columns = min(COLUMNS, panels)
     lines = math.ceil(panels / columns)
     return min((MAX_SIDE // columns - GAP) // width, (MAX_SIDE // lines - GAP - _strip()) // height)
 
 
 def write_side_by_side(path: Path, frames: Mapping[str, Frames], rows: Sequence[Row], zoom: int, fps: float) -> None:
-    """Writes an ``.mp4``; raises what :func:`side_by_side` and
-    :func:`adacache_runtime.media.video.write_video` raise.
+    """Write the video of :func:`side_by_side` as ``.mp4``.
+
+    Raises:
+        AdaCacheError: as :func:`side_by_side` and :func:`adacache_runtime.media.video.write_video`.
     """
     write_video(path, side_by_side(frames, rows, zoom), fps)
 
@@ -74,7 +77,7 @@ def _panel(frames: Frames, row: Row, zoom: int) -> Frames:
 
 
 def _caption(row: Row, width: int) -> NDArray[np.uint8]:
-    """(height, width, 3): the label, and below it the numbers."""
+    """Return a caption (height, width, 3): the label, and the numbers below it."""
     image_module: Any = require("PIL.Image", "compare")
     draw_module: Any = require("PIL.ImageDraw", "compare")
     image = image_module.new("RGB", (width, _strip()), BACKGROUND)
@@ -89,7 +92,7 @@ def _caption(row: Row, width: int) -> NDArray[np.uint8]:
 
 @lru_cache
 def _font(size: int) -> Any:
-    """matplotlib's, which has more letters than Pillow's own."""
+    """Return matplotlib's font, which has more letters than Pillow's own."""
     fonts: Any = require("PIL.ImageFont", "compare")
     matplotlib: Any = require("matplotlib", "compare")
     return fonts.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

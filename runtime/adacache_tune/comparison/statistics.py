@@ -1,4 +1,4 @@
-"""Means over videos, with what the choice of prompts leaves open."""
+"""Means over videos, with confidence intervals for the choice of prompts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and its 95 % confidence interval; None with fewer than two prompts."""
+    """A mean and its 95 % confidence interval, which is None with fewer than two prompts."""
 
     mean: float
     low: float | None = None
@@ -20,21 +20,21 @@ class Estimate:
 
     @property
     def margin(self) -> float | None:
-        """Half the interval's width."""
+        """Return half the width of the interval."""
         return None if self.low is None or self.high is None else (self.high - self.low) / 2
 
 
 def estimate(prompts: Sequence[Sequence[float]]) -> Estimate | None:
-    """The mean of all values, and the percentile bootstrap over prompts.
+    """Return the mean of all values, with an interval by the percentile bootstrap over prompts.
 
     Seeds of one prompt are not independent of each other, so whole prompts are drawn. The same values give the same
     interval. With few prompts it is narrower than it should be.
 
     Args:
-        prompts: a prompt each, its values of all seeds; those without any do not count.
+        prompts: the values of all seeds, for each prompt; prompts without values do not count.
 
     Returns:
-        None where there are no values.
+        The estimate; None where there are no values.
     """
     counted = [values for values in prompts if values]
     if not counted:

@@ -1,4 +1,4 @@
-"""What is finished, a line a prompt and seed, so that a comparison that was stopped goes on where it was.
+"""The file of finished runs, a line for each prompt and seed, from which a stopped comparison goes on.
 
 The first line of the file says what was compared and how; the others are as :class:`Finished`.
 """
@@ -32,16 +32,17 @@ _LINE = TypeAdapter(Finished)
 
 
 def resume(path: Path, header: Header) -> list[Finished]:
-    """What the file holds; a file that is not there is begun.
+    """Return the runs in a file; begin a file that does not exist.
 
     A last line that was not written to its end is dropped, from the file, too.
 
     Args:
-        path: in a folder that is there.
-        header: what is to be compared, and how, as JSON.
+        path: the file; its folder exists.
+        header: description of the comparison, as JSON.
 
     Raises:
-        InputError: the file is of another comparison (says what differs), is none, or cannot be read or written.
+        InputError: the file is of another comparison (the message says what differs), is no such file, or cannot be
+            read or written.
     """
     if not path.exists():
         _begin(path, header)
@@ -64,7 +65,7 @@ def resume(path: Path, header: Header) -> list[Finished]:
 
 
 def append(path: Path, compared: Compared, video: str | None) -> Finished:
-    """Adds a line, at once.
+    """Add a line, at once.
 
     Raises:
         InputError: the file cannot be written.
@@ -79,7 +80,7 @@ def append(path: Path, compared: Compared, video: str | None) -> Finished:
 
 
 def latest(finished: Sequence[Finished]) -> dict[tuple[str, int], Finished]:
-    """By prompt and seed; of what was measured again, the last counts."""
+    """Return runs by prompt and seed; of runs that were measured again, the last one counts."""
     return {(one.prompt, one.seed): one for one in finished}
 
 
@@ -123,7 +124,7 @@ def _parsed(path: Path, number: int, line: bytes) -> object:
 
 
 def _flat(content: Header) -> dict[str, object]:
-    """With the entries of inner objects under names such as ``policies.fast``."""
+    """Return a flat object; entries of inner objects have names such as ``policies.fast``."""
     flat: dict[str, object] = {}
     for key, value in content.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""A comparison in numbers: totals with intervals, and per prompt; the tables, JSON and plot are views of it."""
+"""Totals of a comparison with intervals, over all prompts and for each; tables, JSON and plot are views of them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,13 +25,13 @@ METRICS: dict[str, Callable[[Row], float | None]] = {
 
 @dataclass(frozen=True)
 class Total:
-    """One policy over all prompts and seeds, or over the seeds of one prompt.
+    """The numbers of one policy over all prompts and seeds, or over the seeds of one prompt.
 
     Attributes:
-        policy: its label.
-        videos: that were compared.
-        same: how many of them are full compute's, pixel for pixel; None where there is no decoder.
-        metrics: name -> mean and interval, those of :data:`METRICS` that were measured.
+        policy: label of the policy.
+        videos: number of videos that were compared.
+        same: number of videos that are full compute's, pixel for pixel; None where there is no decoder.
+        metrics: mean and interval of each of :data:`METRICS` that was measured, by name.
     """
 
     policy: str
@@ -41,12 +41,12 @@ class Total:
 
 
 def totals(finished: Sequence[Finished]) -> list[Total]:
-    """A total a policy, full compute's first; the interval is over prompts."""
+    """Return the totals of each policy, full compute's first; intervals are over prompts."""
     return [_total(label, finished) for label in _labels(finished)]
 
 
 def by_prompt(finished: Sequence[Finished]) -> dict[str, list[Total]]:
-    """The means over each prompt's seeds."""
+    """Return the totals over the seeds of each prompt."""
     return {prompt: totals([one for one in finished if one.prompt == prompt]) for prompt in _prompts(finished)}
 
 

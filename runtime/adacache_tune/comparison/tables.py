@@ -34,7 +34,10 @@ SCHEMA_VERSION = 1
 
 
 def table(all_totals: Sequence[Total]) -> Table:
-    """A row a policy; a cell is the mean ± half the interval's width, or ``-`` for that with fewer than two prompts."""
+    """Return the table, with a row for each policy and cells of mean ± half the interval's width.
+
+    With fewer than two prompts there is ``-`` instead of the width.
+    """
     unit, per_unit, digits = _unit(all_totals)
     columns: dict[str, tuple[str, Callable[[float], str]]] = {
         "computed_calls": ("computed calls", lambda value: f"{value:.1f}"),
@@ -68,7 +71,7 @@ def table(all_totals: Sequence[Total]) -> Table:
 
 
 def to_json(header: Mapping[str, Any], finished: Sequence[Finished]) -> str:
-    """All numbers, with the keys that the module lists."""
+    """Return all numbers as JSON, with the keys that the module lists."""
     content = {
         "schema_version": SCHEMA_VERSION,
         "compared": dict(header),
@@ -84,7 +87,7 @@ def to_json(header: Mapping[str, Any], finished: Sequence[Finished]) -> str:
 
 
 def to_csv(finished: Sequence[Finished]) -> str:
-    """A line a prompt, seed and policy; ``adherence`` is the mean, and what was scored has columns of its own."""
+    """Return a line for each prompt, seed and policy; ``adherence`` is a mean, and each score has its own column."""
     scored = list(dict.fromkeys(name for one in finished for row in one.rows for name in row.adherence))
     plain = [field.name for field in fields(Row) if field.name not in ("policy", "adherence")]
     text = io.StringIO()
@@ -110,7 +113,7 @@ def _margin(found: Estimate, words: Callable[[float], str]) -> str:
 
 
 def _unit(all_totals: Sequence[Total]) -> tuple[str, int, int]:
-    """The unit of operations that suits the largest mean, how many it holds, and decimals."""
+    """Return the unit of operations that suits the largest mean, how many operations it holds, and decimals."""
     largest = max((round(total.metrics["flops"].mean) for total in all_totals if "flops" in total.metrics), default=0)
     unit = in_unit(largest)[1]
     value = largest / UNITS[unit]

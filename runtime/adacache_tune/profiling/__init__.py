@@ -1,1 +1,1 @@
-"""``adacache-profile``: what each engine and a whole generation cost, and whether two back ends agree."""
+"""Profiling: measure each engine and a whole generation, and check whether two backends agree."""

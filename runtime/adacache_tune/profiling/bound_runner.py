@@ -1,4 +1,4 @@
-"""A Polygraphy runner of this project's own engines, for what ``OnnxrtRunner`` cannot feed.
+"""A Polygraphy runner of this project's own engines, for tensors that ``OnnxrtRunner`` cannot feed.
 
 numpy has no bfloat16, and tensors in a GPU's memory would be copied to and fro at every call. This one binds an
 engine to buffers as the runtime does, and times the call alone.
@@ -22,7 +22,7 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 
 def bind(engine: Engine, device: Device, sizes: Mapping[str, int]) -> tuple[dict[str, Buffer], Call]:
-    """New buffers for all tensors of an engine, and the call that is bound to them."""
+    """Return new buffers for all tensors of an engine, and the call that is bound to them."""
     specs = (*engine.graph.inputs, *engine.graph.outputs)
     buffers: dict[str, Buffer] = {
         spec.name: device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for spec in specs
@@ -31,13 +31,13 @@ def bind(engine: Engine, device: Device, sizes: Mapping[str, int]) -> tuple[dict
 
 
 def write(buffers: Mapping[str, Buffer], feed: Arrays) -> None:
-    """Fills buffers with arrays in the dtypes that Polygraphy takes."""
+    """Fill buffers with arrays in the dtypes that Polygraphy takes."""
     for name, array in feed.items():
         buffers[name].write(array.astype(buffers[name].dtype))
 
 
 def bound_runner(graph: Graph, load: Callable[[Graph], Engine], device: Device, sizes: Mapping[str, int]) -> Any:
-    """A Polygraphy runner (``BaseRunner``) over the engine that ``load`` gives; bfloat16 goes in and out as float32."""
+    """Return a Polygraphy runner (``BaseRunner``) of the engine that ``load`` returns; bfloat16 is float32 outside."""
     base: Any = require("polygraphy.backend.base", "profile")
     common, types = require("polygraphy.common", "profile"), require("polygraphy.datatype", "profile").DataType
 

@@ -11,7 +11,7 @@ from adacache_tune.profiling.targets import Layer
 
 
 class BoundTarget:
-    """A bundle's engines on a backend of which nothing is known but the contract."""
+    """A bundle's engines on any backend, through the engine contract alone."""
 
     def __init__(self, backend: Backend) -> None:
         self.name = backend.name

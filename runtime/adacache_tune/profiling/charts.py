@@ -1,11 +1,11 @@
-"""A generation's schedule and time line as inline SVG; colours are the page's, by class."""
+"""Charts of a generation's schedule and time line as inline SVG; the page's style sheet colours them by class."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from adacache_runtime.reports.summary import milliseconds
-from adacache_runtime.trace import CallRecord, Trace
+from adacache_runtime.trace import CallRecord, Trace, lanes
 
 WIDTH, LEFT, RIGHT = 960, 76, 10  # pixels; left of the panels stand their names and numbers
 GAP, CAPTION = 16, 20  # between panels, and above each for its name
@@ -14,7 +14,7 @@ Points = Sequence[tuple[int, float]]  # call, value
 
 
 def schedule_chart(trace: Trace) -> str:
-    """Computed and cached calls, and what the policy saw: distance, motion and rate where it measured them."""
+    """Return a chart of computed and cached calls, with distance, motion and rate where the policy measured them."""
     panels: list[tuple[str, int, Callable[[float, float], str]]] = [
         ("computed and cached calls", _rows_height(trace), lambda top, height: _cells(trace, top, height)),
     ]
@@ -31,7 +31,7 @@ def schedule_chart(trace: Trace) -> str:
 
 
 def calls_chart(trace: Trace) -> str:
-    """What each call took."""
+    """Return a chart of the time of each call."""
     times = [(record.call, record.wall_ms) for record in trace.calls]
     most = _nice(max(value for _, value in times))
 
@@ -48,7 +48,7 @@ def calls_chart(trace: Trace) -> str:
 
 
 def elapsed_chart(trace: Trace) -> str:
-    """The calls one after another, each as wide as it took."""
+    """Return the calls one after another, each as wide as it took long."""
     total = trace.wall_ms() or 1.0
     scale, x, drawn = (WIDTH - LEFT - RIGHT) / total, float(LEFT), []
     for record in trace.calls:
@@ -68,7 +68,7 @@ def elapsed_chart(trace: Trace) -> str:
 
 
 def parts_bar(parts: Mapping[str, tuple[float, float]]) -> str:
-    """Shares of the time inside engines, one bar."""
+    """Return one bar with the shares of the time inside engines."""
     x, drawn = 0.0, []
     for index, (name, (ms, share)) in enumerate(parts.items()):
         width = WIDTH * share
@@ -78,7 +78,7 @@ def parts_bar(parts: Mapping[str, tuple[float, float]]) -> str:
 
 
 def _chart(trace: Trace, panels: Sequence[tuple[str, int, Callable[[float, float], str]]], label: str) -> str:
-    """Panels over one axis of calls."""
+    """Return panels over one axis of calls."""
     y, drawn = 0.0, []
     for name, height, draw in panels:
         drawn += [_text(LEFT, y + CAPTION - 8, name, "name", "start"), draw(y + CAPTION, height)]
@@ -92,9 +92,7 @@ def _chart(trace: Trace, panels: Sequence[tuple[str, int, Callable[[float, float
 
 
 def _cells(trace: Trace, top: float, height: float) -> str:
-    rows = [record.compute for record in trace.calls]
-    if all(len(set(row)) == 1 for row in rows):
-        rows = [row[:1] for row in rows]
+    rows = lanes(trace)
     width, tall = _pitch(trace) * 0.88, height / len(rows[0])
     drawn = []
     for record, row in zip(trace.calls, rows, strict=True):
@@ -106,12 +104,11 @@ def _cells(trace: Trace, top: float, height: float) -> str:
 
 
 def _rows_height(trace: Trace) -> int:
-    alike = all(len(set(record.compute)) == 1 for record in trace.calls)
-    return 22 if alike else max(22, min(6 * len(trace.calls[0].compute), 160))
+    return max(22, min(6 * len(lanes(trace)[0]), 160))
 
 
 def _line_panel(trace: Trace, points: Points, steps: bool) -> Callable[[float, float], str]:
-    """A line through the points, or steps that hold until the next."""
+    """Return a line through the points, or steps that hold until the next point."""
     most = _nice(max(value for _, value in points))
 
     def draw(top: float, height: float) -> str:
@@ -129,7 +126,7 @@ def _line_panel(trace: Trace, points: Points, steps: bool) -> Callable[[float, f
 
 
 def _axis(top: float, height: float, most: float, words: Callable[[float], str]) -> str:
-    """Lines at 0, half and ``most``, with their numbers."""
+    """Return lines at 0, half and ``most``, with their numbers."""
     drawn = []
     for share in (0.0, 0.5, 1.0):
         y = top + height * (1 - share)
@@ -144,7 +141,7 @@ def _points(trace: Trace, value: Callable[[CallRecord], float | None]) -> Points
 
 
 def _nice(value: float) -> float:
-    """The next of 1, 2, 4, 5, 6, 8 times a power of ten that is not below ``value``."""
+    """Return the least of 1, 2, 4, 5, 6, 8 times a power of ten that is not below ``value``."""
     if value <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))

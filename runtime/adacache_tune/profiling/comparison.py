@@ -1,4 +1,4 @@
-"""Whether two back ends compute the same: each engine on the same inputs, with Polygraphy's comparator."""
+"""Compare two backends: each engine runs on the same inputs, and Polygraphy compares the outputs."""
 
 import json
 import math
@@ -16,16 +16,16 @@ from adacache_tune.profiling.targets import Target, polygraphy_errors
 
 @dataclass(frozen=True)
 class Difference:
-    """One output of one engine on two back ends.
+    """The difference of one output of one engine on two backends.
 
     Attributes:
-        name: of the engine.
-        output: of its graph.
-        max_abs, max_rel: worst differences of an element; NaN where either back end gave one.
+        name: name of the engine.
+        output: name of the graph's output.
+        max_abs, max_rel: worst differences of an element; NaN where either backend returned one.
         mean_abs: mean difference.
         allowed_abs, allowed_rel: an element may differ by one or the other: by what export allows a stage, relative to
             the rms of its output or to itself.
-        passed: whether every element does.
+        passed: whether every element is within that.
     """
 
     name: str
@@ -41,10 +41,10 @@ class Difference:
 def compare_engine(
     targets: Mapping[str, Target], manifest: Manifest, subject: Subject, sizes: Mapping[str, int]
 ) -> list[Difference]:
-    """Runs an engine on two targets, the second of which is the reference; one difference an output.
+    """Run an engine on two targets, of which the second is the reference; return the difference of each output.
 
     Raises:
-        EngineError: it cannot be loaded or run on one of them.
+        EngineError: the engine cannot be loaded or run on one of them.
     """
     sizes = subject_sizes(manifest, subject, sizes)
     tolerance = TOLERANCES[manifest.precision]
@@ -69,7 +69,7 @@ def _rms(values: Any) -> float:
 
 
 def _difference(name: str, output: str, result: Any, allowed_abs: float, allowed_rel: float) -> Difference:
-    """``result`` is False where the outputs have different shapes."""
+    """Return a difference; ``result`` is False where the outputs have different shapes."""
     if result is False:
         return Difference(name, output, math.nan, math.nan, math.nan, allowed_abs, allowed_rel, passed=False)
     numbers = (result.max_absdiff, result.max_reldiff, result.mean_absdiff)
@@ -77,10 +77,10 @@ def _difference(name: str, output: str, result: Any, allowed_abs: float, allowed
 
 
 def to_json(command: str, targets: Mapping[str, str], differences: list[Difference]) -> str:
-    """The differences, an output each; JSON has no NaN, so a difference that is none is null.
+    """Return the differences of all outputs as JSON, in which NaN is null.
 
-    Keys: ``schema_version`` 1, ``command``, ``backends`` (choice -> what ran), ``passed``, and ``differences`` with
-    the fields of :class:`Difference`.
+    Keys: ``schema_version`` 1, ``command``, ``backends`` (choice -> backend that ran), ``passed``, and ``differences``
+    with the fields of :class:`Difference`.
     """
     rows = [
         {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}

@@ -1,4 +1,4 @@
-"""How long one engine takes to load, the first time, and from then on."""
+"""Measure how long one engine takes to load, in its first call and in later ones."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -14,18 +14,18 @@ from adacache_tune.profiling.targets import Layer, Target, polygraphy_errors
 
 @dataclass(frozen=True)
 class EngineLatency:
-    """What Polygraphy measured of one engine.
+    """The times of one engine, as Polygraphy measured them.
 
     Attributes:
-        name: of the graph.
-        kind: of the engine.
+        name: name of the graph.
+        kind: kind of the engine.
         runner: Polygraphy's ``OnnxrtRunner`` or ``TrtRunner``, or ``BoundRunner`` for this project's own bound calls
             (bfloat16 on ONNX Runtime, and providers on a GPU).
-        load_ms: from the file to an engine that is ready.
-        first_ms: of the first call.
-        median_ms, p95_ms: of the calls that were counted, after those that warmed it up.
-        iterations: that were counted.
-        layers: slowest first; empty unless asked for.
+        load_ms: time from the file to an engine that is ready.
+        first_ms: time of the first call.
+        median_ms, p95_ms: times of the counted calls, after those of the warm-up.
+        iterations: number of counted calls.
+        layers: layers, the slowest first; empty unless asked for.
     """
 
     name: str
@@ -48,19 +48,19 @@ def measure_engine(
     warm_up: int,
     with_layers: bool,
 ) -> EngineLatency:
-    """Loads an engine, runs it and lets go of it.
+    """Load an engine, measure it and free it.
 
     Args:
-        target: where.
-        manifest: of the bundle.
+        target: the target that runs it.
+        manifest: manifest of the bundle.
         subject: the engine.
-        sizes: of the dynamic axes.
-        iterations: that are counted, at least 1.
-        warm_up: that are not; the first call is another one.
-        with_layers: measures the layers, too, in runs of their own.
+        sizes: sizes of the dynamic axes.
+        iterations: number of counted calls, at least 1.
+        warm_up: number of calls that are not counted, after the first call.
+        with_layers: whether to measure the layers, too, in runs of their own.
 
     Raises:
-        EngineError: it cannot be loaded or run.
+        EngineError: the engine cannot be loaded or run.
     """
     sizes = subject_sizes(manifest, subject, sizes)
     with polygraphy_errors(f"profiling {subject.name}"):

@@ -1,4 +1,4 @@
-"""What weights and a generation's tensors take, by kind."""
+"""Memory of weights and of a generation's tensors, by kind."""
 
 from collections.abc import Mapping
 
@@ -10,8 +10,10 @@ from adacache_runtime.memory.estimate import MemoryEstimate
 def memory_nbytes(
     manifest: Manifest, sizes: Mapping[str, int], plan_nbytes: int | None, run: MemoryEstimate | None
 ) -> dict[str, int]:
-    """Bytes by kind: ``weights`` (the files of all stages), ``plans`` where there are compiled ones, what a generation
-    holds if one was planned (``activations`` where they are known), and cached residuals by granularity.
+    """Return bytes by kind.
+
+    The kinds are ``weights`` (the files of all stages), ``plans`` where there are compiled ones, the memory of a
+    generation where it was estimated (``activations`` where they are known), and cached residuals by granularity.
     """
     kinds = {"weights": sum(manifest.files[path].nbytes for path in {*manifest.weight_files().values()})}
     if plan_nbytes is not None:

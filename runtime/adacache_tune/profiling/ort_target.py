@@ -28,7 +28,7 @@ class OrtTarget:
         self._backend = backend
 
     def runner(self, subject: Subject, sizes: Mapping[str, int]) -> Any:
-        """Polygraphy's own where numpy holds all tensors, on the host."""
+        """Return Polygraphy's own runner where numpy can hold all tensors, on the host."""
         graph, backend = subject.graph, self._backend
         if self.on_gpu or _has_bfloat16(graph):
             return bound_runner(graph, backend.load, backend.device, sizes)
@@ -37,7 +37,7 @@ class OrtTarget:
         )
 
     def layers(self, subject: Subject, sizes: Mapping[str, int], iterations: int) -> list[Layer]:
-        """From ONNX Runtime's own profile of ``iterations`` runs, after one that is not counted."""
+        """Return layers from ONNX Runtime's own profile of ``iterations`` runs, after one that is not counted."""
         graph, device = subject.graph, self._backend.device
         with tempfile.TemporaryDirectory(prefix="adacache-profile-") as folder:
             session = self._backend.session(graph, Path(folder) / "layers")

@@ -1,4 +1,4 @@
-"""A profile as one HTML page that needs nothing but a browser: no script, no font, no file besides itself."""
+"""Write a profile as one HTML page that needs only a browser: no script, no font, no other file."""
 
 from collections.abc import Sequence
 from html import escape
@@ -17,7 +17,7 @@ LEGEND = '<p class="legend"><span><i class="computed"></i>computed</span> <span>
 
 
 def page(profile: Profile) -> str:
-    """The whole page."""
+    """Return the whole page."""
     bundle = profile.bundle
     title = f"Profile of {bundle.folder.resolve().name}"
     sections = [

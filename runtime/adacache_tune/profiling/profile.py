@@ -1,4 +1,4 @@
-"""A profile: what was measured, of what, and on what; tables, JSON and the page are views of it.
+"""A profile: the numbers, the bundle and the machine; tables, JSON and the page are views of it.
 
 The JSON's keys stay as they are within ``schema_version``; more may be added. Times are milliseconds, sizes bytes.
 
@@ -35,18 +35,18 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class Profile:
-    """What one run of the command measured.
+    """The measurements of one run of the command.
 
     Attributes:
-        command: the line that made it.
-        bundle: that was profiled.
+        command: the command line.
+        bundle: the profiled bundle.
         backend: what ran the engines.
-        machine, versions: where.
+        machine, versions: the machine, and versions of packages.
         request: the video, its text and how it was sampled, for people: name -> value.
-        sizes: of the dynamic axes.
-        engines: one by one.
-        generation: a whole one, if it was measured.
-        generation_skipped: why not.
+        sizes: sizes of the dynamic axes.
+        engines: the engines, measured one by one.
+        generation: a whole generation, if it was measured.
+        generation_skipped: why no generation was measured.
         memory: bytes by kind.
     """
 
@@ -64,7 +64,7 @@ class Profile:
 
 
 def to_json(profile: Profile) -> str:
-    """The profile with the keys that the module lists."""
+    """Return the profile as JSON, with the keys that the module lists."""
     manifest = profile.bundle.manifest
     content = {
         "schema_version": SCHEMA_VERSION,

@@ -1,4 +1,4 @@
-"""What is profiled: the engines of a bundle, the shapes they get, and inputs of those shapes."""
+"""The engines of a bundle that are profiled, their shapes, and inputs of these shapes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,15 +34,15 @@ class Subject:
 
 
 def subjects(manifest: Manifest, only: Sequence[str], encoder: bool) -> list[Subject]:
-    """The engines of a bundle in the order of execution, then arithmetic and signals.
+    """Return the engines of a bundle in the order of execution, then arithmetic and signals.
 
     Args:
-        manifest: of the bundle.
-        only: names of engines; all if empty.
-        encoder: with the text encoder, where there is one.
+        manifest: manifest of the bundle.
+        only: names of engines; all engines if empty.
+        encoder: whether to include the text encoder, where there is one.
 
     Raises:
-        InputError: a name is none of the bundle's; lists those.
+        InputError: the bundle has no engine of a name; the message lists the names.
     """
     known = [Subject(stage.graph, "block" if stage.block else "stage") for stage in manifest.stages]
     known += [Subject(graph, "reuse" if name == REUSE else "arithmetic") for name, graph in manifest.arithmetic.items()]
@@ -58,7 +58,7 @@ def subjects(manifest: Manifest, only: Sequence[str], encoder: bool) -> list[Sub
 
 
 def captions(manifest: Manifest, length: int) -> Captions:
-    """A prompt's embeddings out of random numbers: (1, length, width).
+    """Return a prompt's embeddings out of random numbers, (1, length, width).
 
     Raises:
         OutOfRangeError: the model takes no text of that length.
@@ -73,7 +73,7 @@ def captions(manifest: Manifest, length: int) -> Captions:
 
 
 def text_length(bundle: Bundle, prompt: str) -> int:
-    """Tokens of a prompt.
+    """Return the number of tokens of a prompt.
 
     Raises:
         InputError: the bundle has no text encoder.
@@ -87,7 +87,7 @@ def text_length(bundle: Bundle, prompt: str) -> int:
 
 
 def sizes_of(bundle: Bundle, request: Request, text: int) -> dict[str, int]:
-    """Sizes of all dynamic axes in a generation with ``text`` tokens.
+    """Return the sizes of all dynamic axes in a generation with ``text`` tokens.
 
     Raises:
         OutOfRangeError: a number or size is outside what the model or the bundle's profiles allow.
@@ -100,17 +100,17 @@ def sizes_of(bundle: Bundle, request: Request, text: int) -> dict[str, int]:
 
 
 def subject_sizes(manifest: Manifest, subject: Subject, sizes: Mapping[str, int]) -> Mapping[str, int]:
-    """Sizes of a subject's own axes: the text encoder has one prompt at a time, as long as text may be."""
+    """Return the sizes of a subject's own axes; the text encoder has one prompt at a time, as long as text may be."""
     if subject.kind != "encoder":
         return sizes
     return {**sizes, "batch": 1, "text": manifest.text.max_length}
 
 
 def example(graph: Graph, sizes: Mapping[str, int], seed: int = 0) -> dict[str, NDArray[np.generic]]:
-    """Seeded inputs of an engine, by name.
+    """Return seeded inputs of an engine, by name.
 
-    Normal numbers, conditions within their range, a mask that hides the end of every second row, or indices. numpy
-    has no bfloat16 that Polygraphy would know, so such inputs are float32, rounded to bfloat16.
+    They are normal numbers, conditions within their range, a mask that hides the end of every second row, or indices.
+    numpy has no bfloat16 that Polygraphy would know, so such inputs are float32, rounded to bfloat16.
     """
     random = np.random.default_rng(seed)
     return {spec.name: _example(spec, sizes, random) for spec in graph.inputs}
@@ -133,10 +133,10 @@ def _example(spec: TensorSpec, sizes: Mapping[str, int], random: np.random.Gener
 
 
 def narrow(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """The array as Polygraphy takes it: bfloat16 as float32, anything else as it is."""
+    """Return the array as Polygraphy takes it: bfloat16 as float32, anything else as it is."""
     return array.astype(np.float32) if array.dtype == NUMPY_DTYPES["bfloat16"] else array
 
 
 def fed_dtype(spec: TensorSpec) -> np.dtype:
-    """The dtype in which Polygraphy sees a tensor."""
+    """Return the dtype in which Polygraphy sees a tensor."""
     return FLOAT32 if spec.dtype == "bfloat16" else NUMPY_DTYPES[spec.dtype]

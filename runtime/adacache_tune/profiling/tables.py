@@ -1,4 +1,4 @@
-"""A profile and a comparison as tables for a terminal."""
+"""Tables for a terminal: a profile, and a comparison of backends."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ TOP_LAYERS = 5  # of each engine; all are in the JSON
 
 
 def profile_tables(profile: Profile) -> RenderableType:
-    """Engines, the slowest layers of each if they were measured, the generation, memory."""
+    """Return tables of engines, the slowest layers of each if they were measured, the generation, and memory."""
     parts: list[RenderableType] = [_engines(profile), ""]
     if any(engine.layers for engine in profile.engines):
         parts += [_layers(profile.engines), ""]
@@ -29,14 +29,14 @@ def profile_tables(profile: Profile) -> RenderableType:
 
 
 def megabytes(nbytes: int) -> str:
-    """A size for people: ``0.0035 MB``, ``12.3 MB``, ``1.45 GB``."""
+    """Return a size for people: ``0.0035 MB``, ``12.3 MB``, ``1.45 GB``."""
     if nbytes >= 1e9:
         return f"{nbytes / 1e9:.2f} GB"
     return f"{nbytes / 1e6:.1f} MB" if nbytes >= 1e5 else f"{nbytes / 1e6:.2g} MB"
 
 
 def label(kind: str) -> str:
-    """A kind of memory in words."""
+    """Return a kind of memory in words."""
     return {
         "weights": "weights (file)",
         "plans": "compiled plans (files)",
@@ -53,7 +53,7 @@ def label(kind: str) -> str:
 
 
 def _numbers(title: str, *columns: str) -> Table:
-    """A table whose columns are numbers; the caller adds the others."""
+    """Return a table whose columns are numbers; the caller adds the others."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for column in columns:
         table.add_column(column, justify="left" if column.startswith("<") else "right", no_wrap=True)
@@ -120,7 +120,7 @@ def _memory(profile: Profile) -> Table:
 
 
 def comparison_table(title: str, differences: Sequence[Difference]) -> Table:
-    """The worst output of each engine, by how much of its tolerance it takes."""
+    """Return a table of the worst output of each engine, by how much of its tolerance it takes."""
     table = _numbers(title, "<engine", "<worst output", "abs. difference", "allowed", "rel. difference", "<")
     for name in dict.fromkeys(difference.name for difference in differences):
         own = [difference for difference in differences if difference.name == name]

@@ -1,4 +1,4 @@
-"""Where engines are profiled: what a back end gives, as Polygraphy's runners."""
+"""Targets: backends whose engines are profiled as Polygraphy's runners."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,36 +20,36 @@ class Layer:
 
 
 class Target(Protocol):
-    """A back end whose engines can be profiled one by one."""
+    """A backend whose engines can be profiled one by one."""
 
     @property
     def name(self) -> str:
-        """For reports: ``onnxruntime CPUExecutionProvider``."""
+        """Name for reports, such as ``onnxruntime CPUExecutionProvider``."""
         ...
 
     @property
     def on_gpu(self) -> bool: ...
 
     def runner(self, subject: Subject, sizes: Mapping[str, int]) -> Any:
-        """A Polygraphy runner that loads the engine when it is activated."""
+        """Return a Polygraphy runner that loads the engine when it is activated."""
         ...
 
     def layers(self, subject: Subject, sizes: Mapping[str, int], iterations: int) -> Sequence[Layer]:
-        """Times of an engine's layers, in a run of their own: looking at them slows it down."""
+        """Return the times of an engine's layers, in a run of their own, because measuring them slows it down."""
         ...
 
     def plan_nbytes(self) -> int | None:
-        """Size of the compiled plans; None = the graphs are compiled when they are loaded."""
+        """Return the size of the compiled plans; None = the graphs are compiled when they are loaded."""
         ...
 
     def backend(self) -> Backend:
-        """What runs a whole generation."""
+        """Return the backend that runs a whole generation."""
         ...
 
 
 @contextlib.contextmanager
 def polygraphy_errors(doing: str) -> Iterator[None]:
-    """Polygraphy says nothing, and its errors come out as the project's own.
+    """Silence Polygraphy, and raise its errors as the project's own.
 
     Raises:
         EngineError: something failed that is not the project's own error.

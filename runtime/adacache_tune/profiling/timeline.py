@@ -1,4 +1,4 @@
-"""A whole generation, call by call, with the time of every stage in it."""
+"""Measure a whole generation, call by call, with the time of every stage in it."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ Marks = dict[str, list[tuple[object, object]]]  # by graph: around each of its c
 
 @dataclass(frozen=True)
 class StageTime:
-    """All calls of one engine in a generation; ``share`` is of the time inside engines."""
+    """The calls of one engine in a generation; ``share`` is its share of the time inside engines."""
 
     calls: int
     ms: float
@@ -29,14 +29,14 @@ class StageTime:
 
 @dataclass(frozen=True)
 class Timeline:
-    """A generation that was measured.
+    """The measurements of a generation.
 
     Attributes:
-        load_ms: of all engines.
-        first_call_ms: one computed call before the generation, the first on these engines.
-        trace: of the generation, which begins warm.
-        stages: by graph, in the order of their first call; what runs once before the calls is among them.
-        memory: that it was planned to take.
+        load_ms: time to load all engines.
+        first_call_ms: time of one computed call before the generation, the first on these engines.
+        trace: trace of the generation, which begins warm.
+        stages: stages by graph, in the order of their first call, those that run once a generation included.
+        memory: estimate of the memory that the generation takes.
     """
 
     load_ms: float
@@ -46,14 +46,14 @@ class Timeline:
     memory: MemoryEstimate
 
     def parts(self) -> dict[str, tuple[float, float]]:
-        """Milliseconds by part of a call, all calls together, and their share of the time inside engines."""
+        """Milliseconds by part of a call, all calls together, and the share of the time inside engines."""
         names = dict.fromkeys(name for record in self.trace.calls for name in record.engine_ms)
         times = {name: sum(record.engine_ms.get(name, 0) for record in self.trace.calls) for name in names}
         total = sum(times.values()) or 1.0
         return {name: (ms, ms / total) for name, ms in times.items()}
 
     def efficiency(self) -> float | None:
-        """How much of what the policy skips is saved: speed-up / (calls / computed calls); None if unknown."""
+        """Speed-up / (calls / computed calls), the part of the skipped work that is saved; None if unknown."""
         speed_up = timing(self.trace).speed_up
         computed = len(self.trace.computed())
         return speed_up * computed / len(self.trace.calls) if speed_up is not None else None
@@ -65,7 +65,7 @@ def measure_generation(
     request: Request,
     on_call: Callable[[CallRecord], None] = lambda _: None,
 ) -> Timeline:
-    """Loads all engines, makes one call to warm them up, and measures a generation.
+    """Load all engines, make one call to warm them up, and measure a generation.
 
     Raises:
         AdaCacheError: what :class:`Pipeline` and its ``generate`` raise.
@@ -90,7 +90,7 @@ def _stages(marks: Marks, device: Device) -> dict[str, StageTime]:
 
 @dataclass(frozen=True)
 class _TimedBackend:
-    """A back end that marks the beginning and the end of every call of its engines."""
+    """A backend that marks the beginning and the end of every call of its engines."""
 
     inner: Backend
     marks: Marks = field(default_factory=dict)

@@ -23,10 +23,10 @@ Arrays = Mapping[str, NDArray[np.generic]]
 
 
 def _target(library: str) -> str:
-    """Compute capability of the first GPU, such as ``8.9``.
+    """Return the compute capability of the first GPU, such as ``8.9``.
 
     Raises:
-        EngineError: there is none.
+        EngineError: there is no GPU.
     """
     target = gpu_target()
     if target is None:
@@ -68,7 +68,7 @@ class TrtTarget:
         )
 
     def layers(self, subject: Subject, sizes: Mapping[str, int], iterations: int) -> list[Layer]:
-        """As the library tells them to its profiler, after a run that is not counted."""
+        """Return layers as the library reports them to its profiler, after a run that is not counted."""
         api: Any = self._library.api
         times: dict[str, list[float]] = {}
 
@@ -102,10 +102,10 @@ class TrtTarget:
 
 
 def _profile(plans: PlanSet, sizes: Mapping[str, int]) -> int:
-    """Which of the plans' optimisation profiles covers these sizes: its place.
+    """Return the index of the optimisation profile of the plans that covers these sizes.
 
     Raises:
-        OutOfRangeError: none does.
+        OutOfRangeError: no profile covers them.
     """
     misfits = []
     for index, (name, axes) in enumerate(plans.profiles.items()):
@@ -124,14 +124,14 @@ def _profile(plans: PlanSet, sizes: Mapping[str, int]) -> int:
 
 
 def plan_runner(graph: Graph, read: Any, profile: int, resident: float = 1.0) -> Any:
-    """A Polygraphy runner that takes and gives numpy arrays, bfloat16 as float32.
+    """Return a Polygraphy runner that takes and gives numpy arrays, bfloat16 as float32.
 
     ``TrtRunner`` inside it finds the inputs on the GPU and leaves the outputs there: its time is the plan's alone.
 
     Args:
-        graph: that the plan was built from.
-        read: gives the plan's bytes.
-        profile: place of the optimisation profile.
+        graph: the graph that the plan was built from.
+        read: function that returns the plan's bytes.
+        profile: index of the optimisation profile.
         resident: share of the plan's weights that stay on the GPU, 0 to 1.
     """
     base: Any = require("polygraphy.backend.base", "profile")
@@ -181,7 +181,7 @@ def plan_runner(graph: Graph, read: Any, profile: int, resident: float = 1.0) ->
 
 
 def _fetch(cuda: Any, types: Any, view: Any, dtype: np.dtype) -> NDArray[np.generic]:
-    """A result from the GPU's memory, by its bytes: numpy has no bfloat16 that Polygraphy would know."""
+    """Return a result from the GPU's memory, by its bytes: numpy has no bfloat16 that Polygraphy would know."""
     shape = tuple(view.shape)
     data = np.empty(int(np.prod(shape)) * dtype.itemsize, np.uint8)
     cuda.DeviceView(view.ptr, data.shape, types.UINT8).copy_to(data)

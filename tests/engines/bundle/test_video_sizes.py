@@ -194,7 +194,7 @@ def test_durations_of_a_causal_vae(decoding_folder: Path) -> None:
     ("arguments", "message"),
     [
         (["--aspect", "9:16"], "is of a named size: give one of these, too: 144p"),
-        (["--frames", "51", "--duration", "2s"], "either --frames or --duration"),
+        (["--frames", "51", "--duration", "2s"], "frames and duration are both given"),
         (["--duration", "3s"], "choose image, 2s, 4s, 8s, 16s, 32s, or give frames"),
         (["--duration", "long"], "duration 'long' is not one of seconds"),
         (["--duration", "-2s"], "is not one of seconds"),

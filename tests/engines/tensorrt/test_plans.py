@@ -19,6 +19,7 @@ from adacache_engines.bundle.files import Bundle, open_bundle, read_manifest, re
 from adacache_engines.bundle.manifest import Manifest, PlanSet
 from adacache_engines.bundle.shape_profiles import ShapeProfile, fixed_profile, shape_profile
 from adacache_engines.errors import BundleError, EngineError, InputError
+from adacache_engines.passes.graph_pass import rewritten
 from adacache_engines.tensorrt import build as trt_build
 from adacache_engines.tensorrt import build_tasks as plan_jobs
 from adacache_engines.tensorrt import plan_builder
@@ -201,9 +202,9 @@ def graphs(manifest: Manifest) -> Mapping[str, object]:
 def test_attention_that_is_not_fused_is_named(bare: Path, rtx: InstalledLibrary) -> None:
     path, manifest, profile = one(bare, "spatial.00")
     graph = next(graph for graph in manifest.graphs() if graph.name == "spatial.00")
-    spelled_out = trt_build._attention_spelled_out(path)
-    assert spelled_out
-    path.write_bytes(spelled_out)
+    written_out = rewritten(path, graph, trt_build.UNFUSED_PASSES, "trt-rtx")
+    assert written_out
+    path.write_bytes(written_out)
     with pytest.raises(EngineError, match=r"spatial\.00: these attentions did not become fused layers: .*[Ss]oftmax"):
         build_plan(rtx, path, graph, [profile], BuildOptions(), fused=True)
     build_plan(rtx, path, graph, [profile], BuildOptions(), fused=False)

@@ -1,5 +1,6 @@
 """TensorRT plans through fakes that fail like the library and check what CUDA would; the arithmetic is numpy's."""
 
+import itertools
 import logging
 import re
 import threading
@@ -140,7 +141,9 @@ def test_generations_are_the_hosts_to_the_bit(
     if policy != "never":
         assert 2 < len(result.trace.computed()) < 12
     paths = {call.compute for call in result.trace.calls}
-    assert made.cuda.captures == (1 + 2 * len(paths) if graphs else 0)  # the embedding is the same on all
+    # the embedding is the same on all; where a call is measured, its update comes apart from its final stage
+    apart = bool(POLICIES[policy].needs.measures)
+    assert made.cuda.captures == (1 + 2 * len(paths) + apart if graphs else 0)
 
 
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
@@ -262,6 +265,30 @@ def test_nothing_inside_a_step_waits(machine: Callable[..., Machine], monkeypatc
     monkeypatch.setattr(Latents, "finite", looked_at)
     made.pipeline.generate(request(steps=10, policy=Watching(codebook=[(1.0, 2)])))
     made.cuda.stepping = False
+
+
+def test_a_cached_call_launches_three_graphs_and_no_kernel(machine: Callable[..., Machine]) -> None:
+    """Embedding, addition, and all that follows; beside them go a timestep, coefficients and a number a sample."""
+    made = machine()
+    cuda, apart = made.cuda, {"copies": 0, "kernels": 0}
+    copy, launch = cuda.cudaMemcpyAsync, cuda.launch
+
+    def copied(*arguments: Any) -> Any:
+        apart["copies"] += not cuda.capturing()
+        return copy(*arguments)
+
+    def launched(*arguments: Any, **named: Any) -> None:
+        apart["kernels"] += not cuda.capturing()
+        launch(*arguments, **named)
+
+    cuda.cudaMemcpyAsync, cuda.launch = copied, launched
+    records = made.pipeline.calls(request(steps=12, policy=FixedInterval(every=3)))
+    counts = [(record.computed, cuda.launches, apart["copies"], apart["kernels"]) for record in records]
+    per_call = {
+        (later[0], *(now - before for now, before in zip(later[1:], earlier[1:], strict=True)))
+        for earlier, later in itertools.pairwise(counts[6:])  # the first ones are recorded, or run as they are
+    }
+    assert per_call == {(False, 3, 3, 0), (True, 3, 3, 0)}
 
 
 # memory

@@ -21,7 +21,7 @@ from adacache_engines.tensorrt.library import open_library
 from adacache_engines.tensorrt.plan_builder import build_plans
 from adacache_export.vaes.coding import ENCODER
 from adacache_export.vaes.registry import open_vae
-from adacache_export.vaes.temporal_decoder.modules import TemporalDecoderConfig, WindowDecoder
+from adacache_export.vaes.temporal_decoder.modules import ChunkDecoder, TemporalDecoderConfig
 from adacache_runtime.commands.run import main as run_command
 from adacache_runtime.media.video import to_pixels
 from adacache_runtime.samplers.update import Floats
@@ -95,7 +95,7 @@ def test_published_keys() -> None:
     config = TemporalDecoderConfig.from_json(PUBLISHED)
     assert config.spatial_factor == 8
     with torch.device("meta"):
-        module = WindowDecoder(config)
+        module = ChunkDecoder(config)
         whole = AutoencoderKLTemporalDecoder(
             **{name: value for name, value in PUBLISHED.items() if not name.startswith("_")},
             down_block_types=("DownEncoderBlock2D",) * 4,

@@ -17,8 +17,8 @@ from adacache_export.verification.examples import example
 from adacache_export.verification.verify import verify
 from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policy import Granularity
 from adacache_runtime.caching.presets import policy_from
-from adacache_runtime.denoising.device_plan import Granularity
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Captions, Request
 from tests.helpers.exporting import DATA, convert_quietly

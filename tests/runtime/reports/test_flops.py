@@ -190,8 +190,8 @@ def test_calls_by_granularity() -> None:
     bundle = counted_fake()
     pairs = (SPATIAL, TEMPORAL, SPATIAL, TEMPORAL)
     stack, block = work(bundle, SIZES), work(bundle, SIZES, "block")
-    assert stack == Work(TEXT, ENDS, (sum(pairs),))
-    assert block == Work(TEXT, ENDS, pairs)
+    assert stack == Work(TEXT, ENDS, (sum(pairs),), branches=2)
+    assert block == Work(TEXT, ENDS, pairs, branches=2)
     assert (stack.full, stack.cached) == (block.full, block.cached) == (ENDS + sum(pairs), ENDS)
     assert block.call((False, True, True, False)) == ENDS + TEMPORAL + SPATIAL
     assert stack.generation([(True,), (False,)]) == block.generation([(True,) * 4, (False,) * 4])

@@ -329,7 +329,7 @@ def test_a_key_is_asked_for_and_sent(driver: Chrome, bundle: Path, tmp_path: Pat
         until(lambda: page.seen("#key"))
         assert not page.seen("#order")
         page.find("#key").send_keys("ada-wrong\n")
-        until(lambda: page.text("#error-key") == "This server does not know this key.")
+        until(lambda: page.text("#error-key") == "This API key is unknown to the server.")
         page.find("#key").send_keys(f"{key}\n")
         page.made(prompt="a boat", policy="never")
         until(lambda: [media["duration"] for media in page.media()] == [pytest.approx(4 / 24, abs=0.01)])

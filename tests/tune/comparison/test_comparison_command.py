@@ -14,7 +14,7 @@ from adacache_engines.errors import InputError
 from adacache_runtime.pipeline import Pipeline
 from adacache_tune.commands import compare as cli
 from adacache_tune.commands.compare import main
-from adacache_tune.comparison.inputs import read_prompts
+from adacache_tune.prompts import read_prompts
 from tests.helpers import fake_model
 from tests.helpers.fake_prompts import prompted
 

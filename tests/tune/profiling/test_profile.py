@@ -18,12 +18,13 @@ import pytest
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.onnxruntime import backend as ort
+from adacache_engines.passes.graph_pass import GraphPass
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.pipeline import Pipeline
+from adacache_tune.commands.engine_progress import engine_progress
 from adacache_tune.commands.profile import main
 from adacache_tune.profiling import profile as profile_module
 from adacache_tune.profiling.bound_runner import bound_runner
-from adacache_tune.profiling.progress import engine_progress
 from adacache_tune.profiling.subjects import example
 from adacache_tune.profiling.timeline import measure_generation
 from tests.helpers import fake_model
@@ -223,7 +224,10 @@ def test_the_table_and_progress(folder: Path, pipeline: Pipeline) -> None:
     for word in ("median", "p95", "slowest layers", "loop overhead", "speed-up", "efficiency", "4 of 6: 1, 3, 5-6"):
         assert word in table, word
     progress = (folder / "progress.txt").read_text()
-    assert f"engine {len(names(pipeline.bundle))}/{len(names(pipeline.bundle))}, combine" in progress
+    count = len(names(pipeline.bundle))
+    last = re.search(rf"^engine {count}/{count}, (.+)$", progress, re.MULTILINE)
+    assert last is not None
+    assert last[1] in names(pipeline.bundle)
     assert f"step {STEPS}/{STEPS}" in progress
     assert "\x1b" not in progress + table
 
@@ -353,14 +357,12 @@ def test_a_wrong_engine_is_found(
 ) -> None:
     """A rewrite that breaks one graph; a power of negative numbers gives NaN."""
 
-    def broken(path: Path) -> bytes | None:
-        if path.stem != "add":
-            return None
-        model = onnx.load(path)
+    def broken(model: onnx.ModelProto) -> onnx.ModelProto:
         model.graph.node[0].op_type = operator
-        return model.SerializeToString()
+        return model
 
-    monkeypatch.setattr(ort, "tiled", broken)
+    wrong = GraphPass("broken", lambda graph, _content: graph.name == "add", broken, lambda _model: [], required=True)
+    monkeypatch.setattr(ort, "CPU_PASSES", (wrong,))
     out = tmp_path / "c.json"
     command = [str(bundle_folder), *VIDEO, "--compare", "onnxruntime,onnxruntime-plain", "--json", str(out)]
     assert main([*command, "--only", "add", "subtract", "embed"]) == 1
@@ -432,7 +434,7 @@ def test_wrong_usage(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_fails_is_named(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.setattr(ort, "tiled", lambda _path: b"no graph")
+    monkeypatch.setattr(ort, "rewritten", lambda *_: b"no graph")
     assert main([str(bundle_folder), *VIDEO, *QUICK, "--only", "spatial.00"]) == 1
     assert "spatial.00.onnx" in capsys.readouterr().err
 

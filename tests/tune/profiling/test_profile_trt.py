@@ -201,7 +201,7 @@ def trt(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[FakeT
     monkeypatch.setattr(trt_target, "open_library", lambda _name: library)
     monkeypatch.setattr(trt_target, "gpu_target", lambda: "8.9")
     monkeypatch.setattr(trt_target, "TrtBackend", lambda *_arguments, **_options: FakeBackend(fake_model.functions()))
-    monkeypatch.setattr("adacache_tune.profiling.machine.gpu", lambda: "a fake GPU")
+    monkeypatch.setattr("adacache_tune.machine.gpu", lambda: "a fake GPU")
     monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", fake)
     monkeypatch.setitem(sys.modules, "polygraphy.cuda", memory.module())
     yield fake, memory

@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from adacache_engines.errors import PolicyError
-from adacache_runtime.caching.policy import Context, Decision, Measurement, Needs, Observation, Policy, Run
+from adacache_runtime.caching.policy import Context, Decision, Measurement, Needs, Observation, Policy, Run, by_branch
 from adacache_runtime.caching.simulate import bounds
 
 
@@ -88,31 +88,38 @@ class LastCalls(Wrapper):
 
 
 class MaxReuses(Wrapper):
-    """A group is reused at most ``reuses`` times in a row, and then computed. ``own``: reuses in a row, a group."""
+    """A group is reused at most ``reuses`` times in a row, and then computed. ``own``: by branch and group, reuses."""
 
     name: Literal["max-reuses"] = "max-reuses"
     reuses: int = Field(ge=0)
 
     def start(self, run: Run) -> Wrapped:
-        return Wrapped(self.inside.start(run), (0,) * run.groups)
+        return Wrapped(self.inside.start(run), ((0,) * run.groups,) * len(run.branches))
 
     def decide(self, state: Wrapped, context: Context) -> tuple[Decision, Wrapped]:
-        full = [count >= self.reuses for count in state.own]
+        counts = [count for row in state.own for count in row]
+        full = [count >= self.reuses for count in counts]
         # a policy is told where that leaves it no choice: groups that are not reused now, it always computes; and one
         # that weighs residuals must know how old they are, so there a group at its limit takes the others along
-        alike = all(at_limit or not count for at_limit, count in zip(full, state.own, strict=True))
+        alike = all(at_limit or not count for at_limit, count in zip(full, counts, strict=True))
         forced = any(full) and (alike or self.needs.weighted)
         decision, inner = self.inside.decide(state.inner, replace(context, forced=context.forced or forced))
-        wants = zip(decision.compute, full, strict=True)
-        compute = tuple(wanted or at_limit or context.forced for wanted, at_limit in wants)
-        counts = tuple(0 if now else count + 1 for now, count in zip(compute, state.own, strict=True))
-        return replace(decision, compute=compute), Wrapped(inner, counts)
+        decided = decision.rows(len(state.own))
+        rows = tuple(
+            tuple(wanted or count >= self.reuses or context.forced for wanted, count in zip(row, own, strict=True))
+            for row, own in zip(decided, state.own, strict=True)
+        )
+        own = tuple(
+            tuple(0 if now else count + 1 for now, count in zip(row, before, strict=True))
+            for row, before in zip(rows, state.own, strict=True)
+        )
+        return decision if rows == decided else decision.with_rows(rows), Wrapped(inner, own)
 
 
 class Extrapolate(Wrapper):
     """Reuses the residual as a line through its last two computed values goes on: r + slope x gap, in calls.
 
-    ``own``: the last and the last but one computed call, a group; 0 = none.
+    ``own``: by branch and group, the last and the last but one computed call; 0 = none.
     """
 
     name: Literal["extrapolate"] = "extrapolate"
@@ -120,21 +127,33 @@ class Extrapolate(Wrapper):
     @property
     def needs(self) -> Needs:
         inner = self.inside.needs
-        return inner if inner.residuals == 0 else replace(inner, residuals=2, weighted=True)
+        if inner.residuals == 0:
+            return inner
+        return replace(inner, residuals=2, weighted=True, by_branch=inner.by_branch or inner.rebuilds)
 
     def start(self, run: Run) -> Wrapped:
         if self.inside.needs.weighted:
             raise PolicyError(f"policy {self.inside!r} has weights of its own; leave out extrapolate")
-        return Wrapped(self.inside.start(run), ((0, 0),) * run.groups)
+        return Wrapped(self.inside.start(run), (((0, 0),) * run.groups,) * len(run.branches))
 
     def decide(self, state: Wrapped, context: Context) -> tuple[Decision, Wrapped]:
         decision, state = super().decide(state, context)
         if not self.needs.weighted:
             return decision, state
-        compute = (True,) * context.run.groups if context.forced else decision.compute
-        pairs = zip(compute, state.own, strict=True)
-        seen = tuple((context.call, last) if now else (last, before) for now, (last, before) in pairs)
-        return Decision(compute, tuple(_line(context.call, *calls) for calls in seen)), replace(state, own=seen)
+        branches = len(state.own)
+        rows = ((True,) * context.run.groups,) * branches if context.forced else decision.rows(branches)
+        own = tuple(
+            tuple(
+                (context.call, last) if now else (last, before) for now, (last, before) in zip(row, seen, strict=True)
+            )
+            for row, seen in zip(rows, state.own, strict=True)
+        )
+        weights = tuple(tuple(_line(context.call, *calls) for calls in row) for row in own)
+        state = replace(state, own=own)
+        if len({*weights}) == 1 and not by_branch(decision.compute):
+            compute = rows[0] if context.forced else decision.compute
+            return Decision(compute, weights[0], decision.rebuild), state
+        return Decision(rows, weights, decision.rebuild), state
 
 
 def _line(call: int, last: int, before: int) -> tuple[float, float]:
@@ -148,5 +167,6 @@ def _line(call: int, last: int, before: int) -> tuple[float, float]:
 def _computed(policy: Policy[Any], state: Wrapped, context: Context, forced: bool) -> tuple[Decision, Wrapped]:
     """The policy's decision, or where it is ``forced`` every group."""
     decision, inner = policy.decide(state.inner, replace(context, forced=context.forced or forced))
-    compute = (True,) * context.run.groups if forced else decision.compute
-    return replace(decision, compute=compute), replace(state, inner=inner)
+    if forced:
+        decision = decision.with_rows(((True,) * context.run.groups,) * len(context.run.branches))
+    return decision, replace(state, inner=inner)

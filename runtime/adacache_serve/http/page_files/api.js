@@ -7,7 +7,7 @@ export class Problem extends Error {
     super(body.detail || `the server answered ${status}`);
     this.status = status;
     this.retryAfter = retryAfter;
-    // every field that is named, and what about it; null = none in particular
+    // the errors by field; null = no particular field
     this.fields = body.errors?.length ? body.errors : [{ field: body.field ?? null, detail: this.message }];
   }
 }
@@ -18,7 +18,7 @@ export const key = {
   forget: () => sessionStorage.removeItem(KEY),
 };
 
-// A Response that is fine; throws a Problem for any other, and TypeError where the server cannot be reached.
+// Returns a successful Response; throws a Problem for any other, and a TypeError if the server cannot be reached.
 export async function request(path, { method = "GET", body, headers = {}, signal } = {}) {
   const sent = { ...headers };
   if (key.get()) sent.Authorization = `Bearer ${key.get()}`;
@@ -33,7 +33,7 @@ export const json = async (path, options) => (await request(path, options)).json
 
 export const videoPath = (id) => `v1/videos/${encodeURIComponent(id)}`;
 
-// Events of a job as {kind, id, data}, from after the one of the id that was seen last; ends when the stream does.
+// Yields the events of a job as {kind, id, data}, after the event with the id `seen`, until the stream ends.
 // EventSource would do this, but cannot send the key.
 export async function* events(id, seen, signal) {
   const headers = seen ? { "Last-Event-ID": seen } : {};
@@ -62,5 +62,5 @@ function parsed(block) {
     if (name === "id") id = value;
     if (name === "data") data.push(value);
   }
-  return data.length ? { kind, id, data: JSON.parse(data.join("\n")) } : null; // a comment keeps the line open
+  return data.length ? { kind, id, data: JSON.parse(data.join("\n")) } : null; // comments only keep the connection open
 }

@@ -1,4 +1,4 @@
-// The form: what can be asked of a model, what is asked, and what is wrong with it.
+// The form: what a model offers, the orders, and their errors.
 
 const DRAWN = 2 ** 32;
 const NUMBERS = ["steps", "guidance", "seed"];
@@ -8,7 +8,7 @@ const form = document.getElementById("order");
 const inputs = form.elements;
 const $ = (id) => document.getElementById(id);
 
-// The models, the first chosen.
+// Fills the list of models, and selects the first.
 export function offer(models) {
   inputs.model.replaceChildren(...models.map((model) => new Option(model.id, model.id)));
   const choose = () => offerModel(models.find((model) => model.id === inputs.model.value));
@@ -18,16 +18,17 @@ export function offer(models) {
 }
 
 function offerModel(model) {
-  const names = model.policies.map((policy) => policy.name);
+  const names = model.policies.filter((policy) => !policy.why_not).map((policy) => policy.name);
   const options = () =>
     model.policies.map((policy) => {
       const option = new Option(policy.name, policy.name);
-      option.title = policy.note;
+      option.title = policy.why_not ?? policy.note;
+      option.disabled = policy.why_not != null;
       return option;
     });
   const before = [inputs.policy.value, inputs.policy_b.value];
   inputs.policy.replaceChildren(...options());
-  inputs.policy_b.replaceChildren(new Option("nothing", ""), ...options());
+  inputs.policy_b.replaceChildren(new Option("no other policy", ""), ...options());
   inputs.policy.value = [before[0], "adacache-fast", "never"].find((name) => names.includes(name));
   inputs.policy_b.value = names.includes(before[1]) ? before[1] : "";
   const { width, height, frames, fps, steps, guidance } = model.defaults;
@@ -65,7 +66,7 @@ function tellHowMany() {
   $("make").textContent = inputs.policy_b.value ? "Make both videos" : "Make the video";
 }
 
-// One request for each policy, alike but for that, seed included; with the name of the field of its policy.
+// The orders, one for each policy and otherwise the same, seed included; each with the name of its policy's field.
 export async function orders() {
   const order = { prompt: inputs.prompt.value };
   if (inputs.model.value) order.model = inputs.model.value;
@@ -82,7 +83,7 @@ export async function orders() {
 
 const wrappers = (input) => input.value.trim().replace(/^(?=[^+])/, "+");
 
-// What is no number goes to the server as it is, which says what is wrong with it.
+// A text that is not a number is sent as it is, so that the server explains the error.
 const number = (text) => (Number.isFinite(Number(text)) ? Number(text) : text.trim());
 
 function dataUrl(file) {
@@ -94,7 +95,7 @@ function dataUrl(file) {
   });
 }
 
-// Fills the form with what was asked for.
+// Fills the form with the request of a video.
 export function fill(video) {
   const { request } = video;
   inputs.model.value = video.model;
@@ -122,7 +123,7 @@ function fillPolicy(select, input, policy) {
   input.value = others.map((wrapper) => `+${wrapper}`).join("");
 }
 
-// Takes all errors back.
+// Removes all errors.
 export function clearErrors() {
   for (const place of form.querySelectorAll(".error")) place.textContent = "";
   for (const input of form.querySelectorAll("[aria-invalid]")) {
@@ -131,7 +132,7 @@ export function clearErrors() {
   }
 }
 
-// Each error at the field that it names; the others beneath the form. `policyField` is where the policy was chosen.
+// Shows each error at the field that it names, and others below the form. `policyField` is the policy's field.
 export function showErrors(fields, policyField = "policy") {
   let first = null;
   for (const { field, detail } of fields) {

@@ -1,10 +1,10 @@
-// One job on the page: followed until it has ended, and shown as a column.
+// A job on the page: it is followed until it has ended, and shown as a column.
 
 import { events, json, key, Problem, request, videoPath } from "./api.js";
 import { draw } from "./plot.js";
 
 const ENDED = ["completed", "failed", "cancelled"];
-const POLL_MS = 1000; // for what has no event: the place of the progress while frames are decoded
+const POLL_MS = 1000; // for progress without events, while frames are decoded
 const AGAIN_MS = 1000; // after a connection broke
 
 const WORDS = {
@@ -15,7 +15,7 @@ const WORDS = {
   cancelled: "cancelled",
 };
 
-// What is known of a job; `changed` is called whenever it is more.
+// The state of a job; `changed` is called whenever it changes.
 export function newJob(id, changed) {
   return {
     id,
@@ -32,7 +32,7 @@ export function newJob(id, changed) {
   };
 }
 
-// Until it has ended, or nobody looks any more.
+// Follows a job until it has ended, or until `stop` is aborted.
 export async function follow(job) {
   try {
     update(job, await json(videoPath(job.id), { signal: job.stop.signal }));
@@ -53,7 +53,7 @@ async function listen(job) {
       job.trouble = null;
       job.seen = id ?? job.seen;
       if (kind === "call") {
-        job.calls.length = Math.min(job.calls.length, data.call - 1); // it is made again
+        job.calls.length = Math.min(job.calls.length, data.call - 1); // a new attempt makes these calls again
         job.calls.push(data);
         job.changed(job);
       } else if (kind === "status") {
@@ -74,7 +74,7 @@ async function poll(job) {
     if (job.stop.signal.aborted) return;
     try {
       const video = await json(videoPath(job.id), { signal: job.stop.signal });
-      if (!job.ended && !ENDED.includes(video.status)) update(job, video); // the last word is the last event's
+      if (!job.ended && !ENDED.includes(video.status)) update(job, video); // the last status comes with the last event
     } catch (error) {
       if (job.stop.signal.aborted) return;
     }
@@ -100,14 +100,14 @@ export function duration(milliseconds) {
   return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
 }
 
-// A column, from the template.
+// Makes a column from the template.
 export function newColumn() {
   const article = document.getElementById("job").content.firstElementChild.cloneNode(true);
   const at = (selector) => article.querySelector(selector);
-  return { article, at, words: at(".waiting"), media: null, blob: null }; // words, until there are media
+  return { article, at, words: at(".waiting"), media: null, blob: null }; // words are shown until there are media
 }
 
-// Shows what is known of the job; `scale` is that of all plots.
+// Shows the state of a job; all plots have the same `scale`.
 export function render(column, job, scale) {
   const { at } = column;
   const status = job.video?.status;
@@ -133,25 +133,25 @@ const share = (job) => (job.of ? (90 * job.calls.length) / job.of : 0);
 
 function waiting(job) {
   const status = job.video?.status;
-  if (status === "completed") return job.video.content ? "" : "its video was deleted";
+  if (status === "completed") return job.video.content ? "" : "the video was deleted";
   if (job.ended) return WORDS[status];
-  if (status === "queued") return "waits for its turn";
-  if (!job.calls.length) return "begins";
-  if (job.of && job.calls.length >= job.of) return "becomes a video";
+  if (status === "queued") return "waiting in the queue";
+  if (!job.calls.length) return "starting";
+  if (job.of && job.calls.length >= job.of) return "decoding";
   return `call ${job.calls.length + 1}${job.of ? ` of ${job.of}` : ""}`;
 }
 
-// Puts the video, or the picture, in the column's place for it.
+// Loads the video or the image into its column.
 export async function loadMedia(column, job, single, loaded) {
   let source = `${videoPath(job.id)}/content`;
   if (key.get()) {
-    // an element cannot send the key
+    // a video element cannot send the key
     try {
       const blob = await (await request(source, { signal: job.stop.signal })).blob();
       single = blob.type.startsWith("image/");
       source = column.blob = URL.createObjectURL(blob);
     } catch (error) {
-      if (!job.stop.signal.aborted) column.at(".failure").textContent = `the video did not come: ${error.message}`;
+      if (!job.stop.signal.aborted) column.at(".failure").textContent = `the video could not be loaded: ${error.message}`;
       return;
     }
   }
@@ -174,13 +174,13 @@ function place(column, job, single, source, loaded) {
   }
   const ready = () => {
     const width = media.videoWidth || media.naturalWidth;
-    media.classList.toggle("tiny", width < 256); // pixels that are meant to be seen
+    media.classList.toggle("tiny", width < 256); // tiny videos are enlarged without smoothing
     loaded(column);
   };
   media.addEventListener(single ? "load" : "loadeddata", ready);
   media.addEventListener("error", () => {
-    if (!single) place(column, job, true, source, loaded); // a single frame is a picture
-    else column.at(".failure").textContent = "this browser cannot show the video; download it";
+    if (!single) place(column, job, true, source, loaded); // a single frame is an image
+    else column.at(".failure").textContent = "this browser cannot play the video; download it instead";
   });
   media.src = source;
   column.media = media;

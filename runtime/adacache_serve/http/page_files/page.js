@@ -1,4 +1,4 @@
-// The page: what is shown of which jobs.
+// The page: which jobs are shown, and how they are followed.
 
 import { json, key, Problem, videoPath } from "./api.js";
 import { clearErrors, fill, fillSecond, offer, orders, showErrors } from "./form.js";
@@ -6,7 +6,7 @@ import { callsMs, clear, computed, duration, follow, loadMedia, newColumn, newJo
 import { Player } from "./player.js";
 import { extent } from "./plot.js";
 
-const LIST_MS = 3000; // between two looks at the list, while something in it is being made
+const LIST_MS = 3000; // between two requests for the list, while a job in it has not ended
 const LISTED = 8;
 
 const $ = (id) => document.getElementById(id);
@@ -33,10 +33,10 @@ async function begin() {
   await list();
 }
 
-// Where a key is what is missing; else says what is.
+// Asks for the API key if that is what is missing; shows any other error.
 function askForKey(error) {
   if (error instanceof Problem && error.status === 401) {
-    $("error-key").textContent = key.get() ? "This server does not know this key." : "";
+    $("error-key").textContent = key.get() ? "This API key is unknown to the server." : "";
     key.forget();
     $("main").hidden = true;
     $("forget").hidden = true;
@@ -62,7 +62,7 @@ async function make(event) {
         if (!(error instanceof Problem) || error.status === 401) throw error;
         const later = error.retryAfter ? [{ field: null, detail: `${error.message}; try again in ${error.retryAfter} s` }] : null;
         showErrors(later ?? error.fields, field);
-        await Promise.all(made.map(cancel)); // one of two is no comparison
+        await Promise.all(made.map(cancel)); // a comparison needs both
         return;
       }
     }
@@ -77,7 +77,7 @@ async function make(event) {
 
 const cancel = (id) => json(videoPath(id), { method: "DELETE" });
 
-// These jobs, and no others.
+// Shows these jobs instead of the present ones.
 function show(ids) {
   player.stop();
   for (const { job, column } of shown) {
@@ -101,7 +101,7 @@ function redrawSoon() {
   setTimeout(() => {
     drawing = false;
     redraw();
-  }, 30); // also in a tab that is not seen
+  }, 30); // a timer also runs in a hidden tab
 }
 
 function redraw() {
@@ -149,24 +149,24 @@ function verdict(jobs) {
   const difference = `${duration(callsMs(fast))} instead of ${duration(callsMs(slow))}`;
   return (
     `${policyOf(fast)} was ${ratio.toFixed(2)} times as fast as ${policyOf(slow)}: ${difference} for the calls. ` +
-    `Computed: ${jobs.map(words).join(", ")}. One run each, so times vary.`
+    `Computed calls: ${jobs.map(words).join(", ")}. These are single runs, so times vary.`
   );
 }
 
-// A few words for those who do not see the plot grow: at every change of status, and every quarter of the calls.
+// Announces progress to screen readers: at every change of status, and at every quarter of the calls.
 function announce(jobs) {
   const words = jobs
     .filter((job) => job.video)
     .map((job) => {
       const quarter = job.of ? Math.floor((4 * job.calls.length) / job.of) * 25 : 0;
-      const how = job.video.status === "in_progress" ? `${quarter} per cent of the calls` : job.video.status;
+      const how = job.video.status === "in_progress" ? `${quarter}% of the calls` : job.video.status;
       return `${policyOf(job)}: ${how}`;
     })
     .join("; ");
   if (words !== told) $("announcement").textContent = told = words;
 }
 
-// When all that comes is there.
+// Plays the videos once all that are expected have loaded.
 function playAll() {
   const coming = shown.filter(({ job }) => !job.ended || job.video.content);
   const media = coming.map(({ column }) => column.media);
@@ -205,7 +205,7 @@ function row(video) {
   item.querySelector(".about").textContent = [status, video.request.policy, trace, time, when].filter(Boolean).join(" · ");
   item.querySelector(".show").onclick = () => show([video.id]);
   const beside = item.querySelector(".beside");
-  beside.setAttribute("aria-label", `Show ${video.request.prompt}, ${video.request.policy}, beside the first`);
+  beside.setAttribute("aria-label", `Compare ${video.request.prompt}, ${video.request.policy}, with the first video`);
   beside.onclick = () => show([...shown.slice(0, 1).map(({ job }) => job.id).filter((id) => id !== video.id), video.id]);
   return item;
 }

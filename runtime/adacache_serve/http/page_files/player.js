@@ -1,6 +1,6 @@
-// Plays the videos of all columns as one, from one place.
+// Plays the videos of all columns in step, with one set of controls.
 
-const DRIFT = 0.1; // seconds that two videos may be apart
+const DRIFT = 0.1; // seconds by which two videos may differ
 
 export class Player {
   constructor(bar, play, seek, position) {
@@ -14,7 +14,7 @@ export class Player {
     seek.addEventListener("input", () => this.seek(Number(seek.value)));
   }
 
-  // Those that are there so far; the first leads.
+  // Plays these videos; the others follow the first.
   use(videos) {
     this.videos = videos;
     this.bar.hidden = !videos.length;
@@ -48,7 +48,7 @@ export class Player {
     this.button.textContent = this.videos.length > 1 ? `${words} both` : words;
     for (const video of this.videos) {
       if (!this.wanted) video.pause();
-      else video.play().catch(() => {}); // a video that is taken away while it begins
+      else video.play().catch(() => {}); // fails if the video is removed while it starts
     }
     this.moves();
   }

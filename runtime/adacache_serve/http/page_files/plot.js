@@ -1,4 +1,4 @@
-// The schedule of a generation as SVG: which calls were computed, the time of each, the distances that were measured.
+// The schedule of a generation as SVG: computed and cached calls, their times, and the measured distances.
 
 const SVG = "http://www.w3.org/2000/svg";
 const LEFT = 40;
@@ -8,9 +8,9 @@ const TIME = { top: 40, height: 92, lines: 2 };
 const DISTANCE = { top: 160, height: 52, lines: 1 };
 const AXIS = DISTANCE.top + DISTANCE.height;
 const HEIGHT = AXIS + 34;
-const LEAST = 2; // pixels of a bar, so that a call of no time is still seen
+const LEAST = 2; // height of a bar in pixels, so that the fastest call is visible
 
-// What two plots share, so that they can be compared: the most calls, milliseconds and distance.
+// The common scale of plots that are compared: most calls, milliseconds and distance.
 export function extent(jobs) {
   const calls = jobs.flatMap((job) => job.calls);
   return {
@@ -20,7 +20,7 @@ export function extent(jobs) {
   };
 }
 
-// Draws into the svg, anew.
+// Draws the plot of a job.
 export function draw(svg, job, { calls: count, time, distance }) {
   const width = Math.max(240, svg.parentElement.clientWidth || 0);
   svg.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
@@ -37,7 +37,7 @@ export function draw(svg, job, { calls: count, time, distance }) {
   const [unit, divisor] = time >= 1e4 ? ["s", 1000] : ["ms", 1];
   panel(add, TIME, width, time / divisor, `time of each call, ${unit}`);
   const none = job.ended && !job.calls.some((call) => call.distance != null);
-  panel(add, DISTANCE, width, distance, `distance of the residuals${none ? ": this policy measures none" : ", where measured"}`);
+  panel(add, DISTANCE, width, distance, `distance of the residuals${none ? ": not measured by this policy" : ", where measured"}`);
   for (const call of job.calls) {
     const kind = call.computed ? "computed" : "cached";
     const paint = call.computed ? {} : { fill: "url(#hatch)" };
@@ -70,7 +70,7 @@ function panel(add, { top, height, lines }, width, most, name) {
   }
 }
 
-// The largest of 1, 2 and 5 times a power of ten that is not more.
+// The largest number of the form 1, 2 or 5 times a power of ten that is at most `number`.
 function rounded(number) {
   const power = 10 ** Math.floor(Math.log10(number));
   return [5, 2, 1].map((factor) => factor * power).find((value) => value <= number * 1.0001) ?? power;
@@ -90,7 +90,7 @@ function told(call) {
 
 function spoken(job) {
   const computed = job.calls.filter((call) => call.computed).map((call) => call.call);
-  return `Schedule: ${job.calls.length} of ${job.of || "?"} calls made; computed were ${computed.join(", ") || "none"}`;
+  return `Schedule: ${job.calls.length} of ${job.of || "?"} calls made; computed calls: ${computed.join(", ") || "none"}`;
 }
 
 function element(name, attributes, text) {
@@ -98,6 +98,6 @@ function element(name, attributes, text) {
   for (const [attribute, value] of Object.entries(attributes)) made.setAttribute(attribute, value);
   if (text === undefined) return made;
   if (name === "text" || name === "title") made.textContent = text;
-  else made.append(element("title", {}, text)); // shown when it is pointed at
+  else made.append(element("title", {}, text)); // shown as a tooltip
   return made;
 }

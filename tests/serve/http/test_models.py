@@ -1,0 +1,37 @@
+"""The models that the API lists, and their policies."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from adacache_engines.bundle.files import Bundle
+from adacache_serve.http.views import model_of
+from adacache_serve.orders.check import FieldError, check
+from adacache_serve.orders.schema import CreateVideo
+from adacache_serve.settings import Settings
+from tests.helpers.fake_server import write_model
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return write_model(tmp_path_factory.mktemp("models") / "fake")
+
+
+def refusal(bundle: Bundle, policy: str) -> str | None:
+    try:
+        check(CreateVideo(prompt="boat", policy=policy), bundle, Settings(Path()))
+    except FieldError as error:
+        assert error.field == "policy"
+        return str(error)
+    return None
+
+
+def test_a_policy_that_the_model_cannot_run_is_marked_with_the_reason(bundle: Bundle) -> None:
+    bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"signals": {}}))
+    listed = {policy.name: policy.why_not for policy in model_of("fake", bundle).policies}
+    assert listed["never"] is None
+    assert listed == {name: refusal(bundle, name) for name in listed}
+    unable = {name for name, why_not in listed.items() if why_not}
+    assert "adacache-fast" in unable
+    assert {"never", "interval-2"}.isdisjoint(unable)
