@@ -121,12 +121,12 @@ def check_profiles(manifest: Manifest, sizes: Mapping[str, int]) -> None:
 def vae_ranges(latent: LatentSpace, graph: Graph, profile: ShapeProfile) -> ShapeProfile:
     """Return a profile's ranges of the axes that a graph of the VAE has.
 
-    A graph works on windows of a video, or on some of its images. What makes or takes pixels also does so with tiles of
+    A graph works on chunks of a video, or on some of its images. What makes or takes pixels also does so with tiles of
     any size up to those of the bundle.
     """
-    windows, factor = latent.windows, latent.spatial_factor
+    chunks, factor = latent.chunks, latent.spatial_factor
     ranges = {**profile, "images": (1, latent.images, latent.images)}
-    ranges |= {"frames": (1, windows.latents, windows.latents), "pixel_frames": (1, windows.frames, windows.frames)}
+    ranges |= {"frames": (1, chunks.latents, chunks.latents), "pixel_frames": (1, chunks.frames, chunks.frames)}
     for axis in ("height", "width"):
         least, usual, most = profile[axis]
         if graph in (*latent.decoding[-1:], *latent.encoding[:1]):
