@@ -72,7 +72,9 @@ class Needs:
         measures: tensors that are measured; empty = the schedule does not depend on the content, and nothing is read
             back from the device.
         granularity: granularity of the groups, unless the user chooses another.
-        by_branch: decisions may differ by guidance branch.
+        by_branch: decisions may differ by guidance branch. Tensors with branches are then measured for each apart: a
+            measurement has the values of the first branch's units, then those of the next, NaN for a branch that the
+            call did not compute in full.
         rebuilds: decisions may rebuild a branch's prediction from the other's.
     """
 

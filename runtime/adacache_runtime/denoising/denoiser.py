@@ -6,7 +6,7 @@ nothing is read until the end.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -26,6 +26,7 @@ from adacache_runtime.trace import CallRecord
 
 TIMED = ("embed", "blocks", "final", "measure")  # "final": all from the final stage to the next latents
 
+Lanes = tuple[bool, ...]
 BeforeCall = Callable[[int, Latents], None]
 BeforeAdvance = Callable[[int, Update], None]
 
@@ -56,10 +57,10 @@ class _Call:
     shown: list[Probe]
     marks: list[tuple[str | None, object]]
 
-    @property
-    def whole(self) -> bool:
-        """Whether every group of every branch is computed."""
-        return all(all(row) for row in self.choice.rows)
+    def wholes(self, lanes: int) -> Lanes:
+        """Return for each branch, or with one lane for all together, whether every group is computed."""
+        wholes = tuple(all(row) for row in self.choice.rows)
+        return wholes if lanes > 1 else (all(wholes),)
 
 
 class Denoiser:
@@ -169,7 +170,7 @@ class Denoiser:
             assembly.plan.open(part, call.choice)()
             self._mark(call, timed)
         if early:
-            call.shown = _enqueued(early)
+            call.shown = _enqueued({probe: (True,) * probe.lanes for probe in early})
             self._mark(call, "measure")
 
     def _close(self, call: _Call, before_advance: BeforeAdvance | None = None) -> None:
@@ -179,7 +180,8 @@ class Denoiser:
         assembly.residuals.weigh(call.decision.weights_by_branch(assembly.stages.branches))
         assembly.guidance.rebuild(call.decision.rebuild)
         assembly.latents.write(call.update)
-        measured = [probe for probe in assembly.probes if probe.measure.calls == "all" or call.whole]
+        lanes = {probe: _lanes(probe, call) for probe in assembly.probes}
+        measured = {probe: here for probe, here in lanes.items() if any(here)}
         self._mark(call, None)
         plan.embed(call.choice)()
         self._mark(call, "embed")
@@ -201,14 +203,15 @@ class Denoiser:
             assembly.latents.note(call.number)
         self._mark(call, "final")
 
-    def _measure(self, call: _Call, active: Sequence[Probe]) -> None:
-        """Enqueue what is measured after the decision."""
+    def _measure(self, call: _Call, measured: Mapping[Probe, Lanes]) -> None:
+        """Enqueue what is measured after the decision, and keep the tensors that later ones are compared with."""
         if self.assembly.show_velocity:
             self.assembly.show_velocity[call.update.slot]()
-        call.shown = _enqueued([probe for probe in active if not probe.measure.early])
-        for probe in active:
-            if probe.measure.since == "measured" or call.whole:
-                probe.remember()
+        call.shown = _enqueued({probe: lanes for probe, lanes in measured.items() if not probe.measure.early})
+        for probe, lanes in measured.items():
+            kept = lanes if probe.measure.since == "measured" else call.wholes(probe.lanes)
+            if any(kept):
+                probe.remember(kept)
 
     def _mark(self, call: _Call, part: str | None) -> None:
         call.marks.append((part, self.assembly.device.mark()))
@@ -275,7 +278,12 @@ class Denoiser:
         )
 
 
-def _enqueued(probes: Sequence[Probe]) -> list[Probe]:
+def _lanes(probe: Probe, call: _Call) -> Lanes:
+    """Return for each lane of a probe whether a call that was decided measures it."""
+    return (True,) * probe.lanes if probe.measure.calls == "all" else call.wholes(probe.lanes)
+
+
+def _enqueued(probes: Mapping[Probe, Lanes]) -> list[Probe]:
     """Return the probes whose numbers are on their way: all or none, so that a policy sees all of its sites."""
-    shown = [probe for probe in probes if probe.enqueue()]
+    shown = [probe for probe, lanes in probes.items() if probe.enqueue(lanes)]
     return shown if len(shown) == len(probes) else []

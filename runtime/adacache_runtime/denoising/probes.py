@@ -4,7 +4,7 @@ Signals run on the device; a few numbers a sample come back, and are read when a
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,19 +41,24 @@ class Probe:
         new: the buffer that holds the site's tensor in each call.
         signals: the bundle's signals.
         device: the device of the buffers.
+        lanes: number of guidance branches, where each is measured apart; 1 = they are measured together.
 
     Attributes:
         measure: what is measured.
         new: the buffer that was given.
         cached: the buffer that remembers the tensor of an earlier call.
+        lanes: number of branches that are measured apart; latents have none.
         keys: names of the numbers in a measurement.
     """
 
-    def __init__(self, measure: Measure, new: Buffer, signals: Signals, device: Device) -> None:
+    def __init__(self, measure: Measure, new: Buffer, signals: Signals, device: Device, lanes: int = 1) -> None:
         self.measure, self.new = measure, new
         self._space = space_of(measure.site)
         self.cached = device.empty(new.shape, new.dtype)
-        self._remember = device.copy(new, self.cached)
+        self.lanes = 1 if self._space == "latents" else lanes
+        size = new.shape[0] // self.lanes
+        parts = [(start, start + size) for start in range(0, new.shape[0], size)]
+        self._remember = [device.copy(new.part(*part), self.cached.part(*part)) for part in parts]
         self._calls: list[Call] = []
         self._numbers: dict[str, Readback | None] = {}  # None: the video has no frames so far apart
         frames = new.shape[FRAME_AXIS[self._space]]
@@ -72,30 +77,39 @@ class Probe:
                 self._calls.append(signals.engines[graph.name].bind({**tensors, **pairs, **results}))
                 readbacks = [device.readback(results[spec.name]) for spec in graph.outputs]
                 self._numbers |= dict(zip(keys, readbacks, strict=True))
-        self._filled = False
+        self._filled, self._shown = (False,) * self.lanes, (False,) * self.lanes
 
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(self._numbers)
 
-    def enqueue(self) -> bool:
-        """Enqueue the signals; return False, and do nothing, where no earlier tensor is remembered yet."""
-        if self._filled:
+    def enqueue(self, lanes: Sequence[bool] | None = None) -> bool:
+        """Enqueue the signals; return False, and do nothing, where no earlier tensor is remembered yet.
+
+        Args:
+            lanes: for each lane, whether the call shows it; None = all.
+        """
+        asked = lanes or (True,) * self.lanes
+        self._shown = tuple(filled and here for filled, here in zip(self._filled, asked, strict=True))
+        if any(self._shown):
             for call in self._calls:
                 call()
             for readback in self._numbers.values():
                 if readback is not None:
                     readback.start()
-        return self._filled
+        return any(self._shown)
 
-    def remember(self) -> None:
-        """Keep the tensor, so that later ones are compared with it."""
-        self._remember()
-        self._filled = True
+    def remember(self, lanes: Sequence[bool] | None = None) -> None:
+        """Keep the tensor, so that later ones are compared with it; ``lanes`` as for :meth:`enqueue`."""
+        asked = lanes or (True,) * self.lanes
+        for copy, here in zip(self._remember, asked, strict=True):
+            if here:
+                copy()
+        self._filled = tuple(before or here for before, here in zip(self._filled, asked, strict=True))
 
     def forget(self) -> None:
         """Compare the next tensor with none that was remembered so far."""
-        self._filled = False
+        self._filled = (False,) * self.lanes
 
     def result(self, branches: int, per_prompt: bool) -> Measurement:
         """Wait for the numbers of the last ``enqueue``.
@@ -103,15 +117,22 @@ class Probe:
         Args:
             branches: number of guidance branches that the hidden state has; latents have none.
             per_prompt: a unit is a prompt with its branches; else the whole batch.
+
+        Returns:
+            A measurement with a value for each unit; with lanes, those of the first branch, then those of the next,
+            NaN for a branch that the call did not show.
         """
         rows = self.cached.shape[0]
         samples = rows if self._space == "latents" else rows // branches
+        nothing = (math.nan,) * (samples if per_prompt else 1)
 
         def units(readback: Readback | None) -> tuple[float, ...]:
             if readback is None:
-                return (math.nan,) * (samples if per_prompt else 1)
-            sums: NDArray[np.float64] = readback.result().astype(np.float64).reshape(-1, samples).sum(0)
-            return tuple(sums.tolist()) if per_prompt else (float(sums.sum()),)
+                return nothing * self.lanes
+            values = readback.result().astype(np.float64).reshape(self.lanes, -1, samples).sum(1)
+            numbers: NDArray[np.float64] = values if per_prompt else values.sum(1, keepdims=True)
+            lanes = zip(numbers, self._shown, strict=True)
+            return tuple(number for lane, shown in lanes for number in (lane.tolist() if shown else nothing))
 
         return Measurement(self.measure.site, {key: units(readback) for key, readback in self._numbers.items()})
 

@@ -1,7 +1,7 @@
 """Guidance branches: decisions for each, one rebuilt from the other, and models and generations that have one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from adacache_engines.errors import PolicyError
 from adacache_runtime.caching.policies.guidance_every import GuidanceEvery
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.wrappers import MaxReuses, WarmUp
-from adacache_runtime.caching.policy import Context, Decision, Measurement, Needs, Observation, Run
+from adacache_runtime.caching.policy import Context, Decision, Measure, Measurement, Needs, Observation, Run
 from adacache_runtime.caching.simulate import replay
 from adacache_runtime.reports.flops import Work
 from adacache_runtime.trace import lanes, read_trace
@@ -233,3 +233,50 @@ def test_a_call_of_one_branch_is_half_the_work() -> None:
     assert parts.call((True, True)) == 4100
     assert parts.call(((True, True), (False, False)), (False, True)) == 2050
     assert parts.call(((True, False), (True, True))) == 100 + 1000 + 1500
+
+
+# measurements
+
+
+@dataclass(frozen=True)
+class Watching(Listed):
+    """Notes what it is shown."""
+
+    shown: list[tuple[int, tuple[float, ...]]] = field(default_factory=list)
+
+    def observe(self, state: None, context: Context, measurements: Sequence[Measurement]) -> tuple[Observation, None]:
+        (measurement,) = measurements
+        self.shown.append((context.call, measurement["change"]))
+        return {}, None
+
+
+@pytest.mark.parametrize("scope", ["batch", "prompt"])
+def test_each_branch_is_measured_in_its_own_calls(tmp_path: Path, scope: str) -> None:
+    """Its tensor is compared with that of its own last computed call, and NaN stands for a branch that was not."""
+    texts = ("C/C", "C/R", "R/C", "C/C", "R/R")
+    needs = Needs(measures=(Measure("temporal.1.attn"),), by_branch=True)
+    policy = Watching([rows(text) for text in texts], needs)
+    seen: list[Array] = []
+
+    def block(given: Mapping[str, Array]) -> Mapping[str, Array]:
+        result = functions()[BLOCKS[-1]](given)
+        seen.append(result["attn"].astype(np.float64))
+        return result
+
+    pipeline, _ = fake_pipeline(tmp_path / "bundle", {**functions(), BLOCKS[-1]: block})
+    pipeline.generate(request(steps=5, policy=policy, scope=scope))
+    first, conditional, unconditional, last = seen
+
+    def change(new: Array, old: Array) -> list[float]:
+        sums = np.abs(new - old).sum((1, 2, 3))
+        return sums.tolist() if scope == "prompt" else [float(sums.sum())]
+
+    nothing = [float("nan")] * (PROMPTS if scope == "prompt" else 1)
+    expected = [
+        (2, [*change(conditional, first[:PROMPTS]), *nothing]),
+        (3, [*nothing, *change(unconditional, first[PROMPTS:])]),
+        (4, [*change(last[:PROMPTS], conditional), *change(last[PROMPTS:], unconditional)]),
+    ]
+    assert [call for call, _ in policy.shown] == [call for call, _ in expected]
+    for (_, mine), (_, theirs) in zip(policy.shown, expected, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5)
