@@ -25,7 +25,7 @@ from adacache_export.vaes.temporal_decoder import vae as temporal_decoder
 
 
 class Kind(Protocol):
-    """What the ``vae`` module of a kind provides. ``config`` is the kind's own frozen pydantic model."""
+    """The content of the ``vae`` module of a kind. ``config`` is the kind's own frozen pydantic model."""
 
     NAME: str  # as the manifest records it
 

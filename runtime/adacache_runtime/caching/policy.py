@@ -87,6 +87,24 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a group stands in the model.
+
+    Attributes:
+        name: label for people: that of the group's only stage, or of its first and last.
+        kind: kind of the block that the group is, or is a part of, such as ``spatial``; None where the group is more
+            than one block.
+        index: number of that block among those of its kind, from 0; None where the group is more than one block.
+        part: part of that block, such as ``attn``; None where the group is a whole block or more.
+    """
+
+    name: str
+    kind: str | None = None
+    index: int | None = None
+    part: str | None = None
+
+
+@dataclass(frozen=True)
 class Run:
     """What a policy is told before the first call.
 
@@ -96,8 +114,7 @@ class Run:
         calls: number of calls of the denoiser.
         groups: number of groups whose residuals are cached.
         units: number of units that decide together: 1 for the whole batch, or the number of prompts.
-        names: names of the groups, in the order of execution: that of the group's only stage, such as ``spatial.07`` or
-            ``spatial.07.attn``, or of its first and last.
+        places: where each group stands in the model, in the order of execution.
         timesteps: timesteps of all calls, from 1000 (noise) to 0 (data).
         branches: guidance branches that a call evaluates, in the order of a decision's rows.
     """
@@ -105,7 +122,7 @@ class Run:
     calls: int
     groups: int
     units: int
-    names: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
     timesteps: tuple[float, ...] = ()
     branches: tuple[str, ...] = ("conditional",)
 

@@ -14,6 +14,7 @@ from adacache_runtime.caching.policy import (
     Measurement,
     Needs,
     Observation,
+    Place,
     Policy,
     Rows,
     Run,
@@ -101,19 +102,19 @@ class Unchanged:
 
 
 def replay(
-    policy: Policy[Any], timesteps: Sequence[float], names: Sequence[str] = ("all",)
+    policy: Policy[Any], timesteps: Sequence[float], places: Sequence[Place] = (Place("all"),)
 ) -> list[tuple[bool, ...] | Rows]:
-    """Return each call's decision for groups of these names.
+    """Return each call's decision for groups at these places.
 
     Args:
         policy: a policy that measures nothing, or one of :func:`bounds`.
         timesteps: timestep of each call.
-        names: name of each group.
+        places: where each group stands in the model.
 
     Raises:
         PolicyError: the policy cannot decide for such groups.
     """
-    run = Run(len(timesteps), len(names), 1, tuple(names), tuple(timesteps))
+    run = Run(len(timesteps), len(places), 1, tuple(places), tuple(timesteps))
     return list(simulate(policy, run, Unchanged()).decisions)
 
 

@@ -27,6 +27,7 @@ from adacache_runtime.text.prompts import null_captions
 from tests.helpers import fake_model
 from tests.helpers.fake_model import BLOCKS, SIZE, WIDTH, captions, fake_pipeline, functions, request
 from tests.helpers.not_finite import broken_at
+from tests.helpers.policy_runs import places
 
 SITE = "temporal.0.attn"
 EMBED, FINAL, UPDATE = ["embed"], ["final"], ["guide", "combine"]
@@ -327,9 +328,9 @@ def test_the_run_tells_the_policy_its_measure(fake) -> None:
     pipeline, _ = fake
     rest = ((1000.0, 500.0), ("conditional", "unconditional"))
     for granularity, scope, expected in [
-        ("stack", "batch", Run(2, 1, 1, ("spatial.00 to temporal.01",), *rest)),
-        ("stack", "prompt", Run(2, 1, 2, ("spatial.00 to temporal.01",), *rest)),
-        ("block", "prompt", Run(2, 4, 2, ("spatial.00", "temporal.00", "spatial.01", "temporal.01"), *rest)),
+        ("stack", "batch", Run(2, 1, 1, places("spatial.00 to temporal.01"), *rest)),
+        ("stack", "prompt", Run(2, 1, 2, places("spatial.00 to temporal.01"), *rest)),
+        ("block", "prompt", Run(2, 4, 2, places("spatial.00", "temporal.00", "spatial.01", "temporal.01"), *rest)),
     ]:
         options = script("CC" if granularity == "stack" else "CCCC CCCC", granularity)
         pipeline.generate(request(**options, scope=scope))
