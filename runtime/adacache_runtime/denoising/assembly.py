@@ -122,7 +122,6 @@ def assemble(
     if FIRST in sites:
         shown[FIRST] = grouped.newest(0)
     signals = Signals(manifest.signals, engines.signals)
-    lanes = stages.branches if needs.by_branch else 1
     assembly = Assembly(
         device,
         stages,
@@ -131,7 +130,10 @@ def assemble(
         residuals,
         grouped,
         DevicePlan(device, stages, residuals, latents, opening),
-        [Probe(measure, shown[measure.site], signals, device, lanes) for measure in settled.measures],
+        [
+            Probe(measure, shown[measure.site], signals, device, stages.branches, needs.by_branch)
+            for measure in settled.measures
+        ],
         probed,
         shown,
         Masked(masking, latents, stages.tensors[X_MASK], engines.arithmetic, device) if masking else None,

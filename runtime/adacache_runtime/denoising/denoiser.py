@@ -6,7 +6,7 @@ nothing is read until the end.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -26,7 +26,6 @@ from adacache_runtime.trace import CallRecord
 
 TIMED = ("embed", "blocks", "final", "measure")  # "final": all from the final stage to the next latents
 
-Lanes = tuple[bool, ...]
 BeforeCall = Callable[[int, Latents], None]
 BeforeAdvance = Callable[[int, Update], None]
 
@@ -57,11 +56,6 @@ class _Call:
     shown: list[Probe]
     marks: list[tuple[str | None, object]]
 
-    def wholes(self, lanes: int) -> Lanes:
-        """Return for each branch, or with one lane for all together, whether every group is computed."""
-        wholes = tuple(all(row) for row in self.choice.rows)
-        return wholes if lanes > 1 else (all(wholes),)
-
 
 class Denoiser:
     """All calls of one generation, which :meth:`records` makes one by one.
@@ -90,6 +84,7 @@ class Denoiser:
         self.assembly = assembly
         self._updates, self._policy, self._scope, self._condition = updates, policy, scope, condition
         self._segments = [segment for segment in segments for _ in range(segment.run.calls)]
+        self._everywhere = (True,) * assembly.stages.branches
         self._reads_back = bool(assembly.probes)  # whether anything comes back from the device between two calls
 
     @property
@@ -170,7 +165,7 @@ class Denoiser:
             assembly.plan.open(part, call.choice)()
             self._mark(call, timed)
         if early:
-            call.shown = _enqueued({probe: (True,) * probe.lanes for probe in early})
+            call.shown = _enqueued([(probe, probe.due(self._everywhere)) for probe in early])
             self._mark(call, "measure")
 
     def _close(self, call: _Call, before_advance: BeforeAdvance | None = None) -> None:
@@ -180,8 +175,11 @@ class Denoiser:
         assembly.residuals.weigh(call.decision.weights_by_branch(assembly.stages.branches))
         assembly.guidance.rebuild(call.decision.rebuild)
         assembly.latents.write(call.update)
-        lanes = {probe: _lanes(probe, call) for probe in assembly.probes}
-        measured = {probe: here for probe, here in lanes.items() if any(here)}
+        whole = tuple(map(all, call.choice.rows))
+        due = [
+            (probe, probe.due(self._everywhere if probe.measure.calls == "all" else whole)) for probe in assembly.probes
+        ]
+        measured = [(probe, parts) for probe, parts in due if parts]
         self._mark(call, None)
         plan.embed(call.choice)()
         self._mark(call, "embed")
@@ -192,7 +190,7 @@ class Denoiser:
         else:
             plan.velocity(call.choice, slot)()
             self._mark(call, "final")
-            self._measure(call, measured)
+            self._measure(call, measured, whole)
             self._mark(call, "measure")
             if before_advance is not None:
                 before_advance(call.number, call.update)
@@ -203,15 +201,19 @@ class Denoiser:
             assembly.latents.note(call.number)
         self._mark(call, "final")
 
-    def _measure(self, call: _Call, measured: Mapping[Probe, Lanes]) -> None:
-        """Enqueue what is measured after the decision, and keep the tensors that later ones are compared with."""
+    def _measure(self, call: _Call, due: Sequence[tuple[Probe, list[int]]], whole: Sequence[bool]) -> None:
+        """Enqueue what is measured after the decision, and keep the tensors that later ones are compared with.
+
+        Args:
+            call: the call.
+            due: the probes that are measured in this call, each with its parts.
+            whole: for each branch, whether all of its groups are computed.
+        """
         if self.assembly.show_velocity:
             self.assembly.show_velocity[call.update.slot]()
-        call.shown = _enqueued({probe: lanes for probe, lanes in measured.items() if not probe.measure.early})
-        for probe, lanes in measured.items():
-            kept = lanes if probe.measure.since == "measured" else call.wholes(probe.lanes)
-            if any(kept):
-                probe.remember(kept)
+        call.shown = _enqueued([(probe, parts) for probe, parts in due if not probe.measure.early])
+        for probe, parts in due:
+            probe.remember(parts if probe.measure.since == "measured" else probe.due(whole))
 
     def _mark(self, call: _Call, part: str | None) -> None:
         call.marks.append((part, self.assembly.device.mark()))
@@ -220,7 +222,7 @@ class Denoiser:
         """Wait for what a call has shown, show it to the policy, and return its state."""
         if not call.shown:
             return state
-        results = [probe.result(self.assembly.stages.branches, self._scope == "prompt") for probe in call.shown]
+        results = [one for probe in call.shown for one in probe.result(self._scope == "prompt")]
         observation, state = self._policy.observe(state, call.context, results)
         call.observation = {**call.observation, **observation}
         return state
@@ -278,12 +280,7 @@ class Denoiser:
         )
 
 
-def _lanes(probe: Probe, call: _Call) -> Lanes:
-    """Return for each lane of a probe whether a call that was decided measures it."""
-    return (True,) * probe.lanes if probe.measure.calls == "all" else call.wholes(probe.lanes)
-
-
-def _enqueued(probes: Mapping[Probe, Lanes]) -> list[Probe]:
+def _enqueued(due: Sequence[tuple[Probe, list[int]]]) -> list[Probe]:
     """Return the probes whose numbers are on their way: all or none, so that a policy sees all of its sites."""
-    shown = [probe for probe, lanes in probes.items() if probe.enqueue(lanes)]
-    return shown if len(shown) == len(probes) else []
+    shown = [probe for probe, parts in due if probe.enqueue(parts)]
+    return shown if len(shown) == len(due) else []
