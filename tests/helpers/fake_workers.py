@@ -29,7 +29,7 @@ from adacache_serve.jobs.store import Job, Store, jobs
 from adacache_serve.keys import ANONYMOUS, Client
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import until
+from tests.helpers.waiting import until
 
 CALL = {"call": 1, "computed": True, "engine_ms": {"blocks": 1.0}, "wall_ms": 2.0, "distance": 0.5}
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers.fake_server import until
+from tests.helpers.waiting import HANG_SECONDS, until
 
 ROOT = Path(__file__).parents[2]
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
@@ -84,7 +84,7 @@ class Client:
 
     def get(self, path: str) -> int:
         try:
-            with urllib.request.urlopen(f"http://{self.http}{path}", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://{self.http}{path}", timeout=HANG_SECONDS) as answer:
                 return answer.status
         except urllib.error.HTTPError as error:
             return error.code
@@ -111,7 +111,7 @@ class Asking:
         self.answer = Answer()
         self._client.async_stream_infer(name, inputs, enable_empty_final_response=True)
 
-    def next(self, seconds: float = 30.0) -> None:
+    def next(self, seconds: float = HANG_SECONDS) -> None:
         """The next response, into the answer."""
         result, error = self._responses.get(timeout=seconds)
         if error is not None:
@@ -175,7 +175,7 @@ def triton(repository: Path, folder: Path, name: str, *options: str) -> Iterator
     finally:
         process.terminate()
         try:
-            process.wait(30)
+            process.wait(HANG_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -21,11 +21,10 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.vae.decode import decode
 from adacache_runtime.vae.encode import drawn, encode
 from tests.helpers import fake_model
-from tests.helpers.decoding import DECODER
-from tests.helpers.encoding import CHAIN, ENGINES, IMAGES, OVER_TIME, noise
 from tests.helpers.fake_cuda import FakeCuda
 from tests.helpers.fake_model import captions, manifest, request, write_bundle
 from tests.helpers.fake_tensorrt import SCRATCH, WIDE, Module, Ranges, library, write_plans
+from tests.helpers.fake_vae import CHAIN, DECODER, ENGINES, IMAGES, OVER_TIME, noise
 from tests.helpers.opened import Opens
 
 STRETCH = fake_model.graph(

@@ -25,7 +25,8 @@ from adacache_serve.jobs.tracing import Traced, Untraced, open_tracer
 from adacache_serve.logs import Lines, about
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import served, service, until, write_model
+from tests.helpers.fake_server import served, service, write_model
+from tests.helpers.waiting import until
 from tools.speed.serving import status_load
 
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"

@@ -18,8 +18,8 @@ from adacache_serve.http.bodies import PLAIN_NBYTES
 from adacache_serve.jobs.service import Service
 from adacache_serve.keys import Client, client_of, new_key, read_keys
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import served, service, until, write_model
-from tests.helpers.waiting import HANG_SECONDS
+from tests.helpers.fake_server import served, service, write_model
+from tests.helpers.waiting import HANG_SECONDS, until
 
 ORDER = {"prompt": "a boat"}
 MOST = 2**20

@@ -18,7 +18,8 @@ from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_serve.device.video_file import write_events
-from tests.helpers.fake_server import functions, until, write_model
+from tests.helpers.fake_server import functions, write_model
+from tests.helpers.waiting import HANG_SECONDS, until
 
 pytest.importorskip("ray", reason="ray[serve] is not installed")
 pytestmark = pytest.mark.slow
@@ -54,7 +55,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[h
     assert process.stdout is not None
     try:
         assert process.stdout.readline() == b"ready\n", log.read_text(errors="replace")[-4000:]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=HANG_SECONDS) as client:
             yield client
     finally:
         process.stdin.close()
@@ -120,7 +121,7 @@ def test_a_job_is_cancelled_and_its_replica_is_free(client: httpx.Client) -> Non
         assert client.delete(f"{VIDEOS}/{name}").json()["status"] == "cancelled"
     assert ended(client, begun(client, prompt="boat"))["status"] == "completed"
     after = calls()
-    time.sleep(0.5)
+    assert ended(client, begun(client, prompt="bird"))["status"] == "completed"
     assert calls() == after
     assert client.get(f"{VIDEOS}/{names[0]}/content").status_code == 409
 
