@@ -72,7 +72,7 @@ class Needs:
         measures: tensors that are measured; empty = the schedule does not depend on the content, and nothing is read
             back from the device.
         granularity: granularity of the groups, unless the user chooses another.
-        by_branch: decisions may differ by guidance branch.
+        by_branch: decisions may differ by guidance branch; each branch is measured by itself then.
         rebuilds: decisions may rebuild a branch's prediction from the other's.
     """
 

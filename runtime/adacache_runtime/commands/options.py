@@ -58,7 +58,7 @@ def video_size(options: argparse.Namespace, manifest: Manifest, fps: float | Non
 
 
 def add_video(parser: argparse.ArgumentParser) -> None:
-    """What a generation makes, and how it is sampled."""
+    """Add the options for the size and length of a video, and for sampling."""
     group = parser.add_argument_group("video and sampling")
     add_size(group)
     add = group.add_argument
