@@ -64,7 +64,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Needs:
-    """What the loop keeps and measures for a policy.
+    """Residuals and measurements that a policy needs from the loop.
 
     Attributes:
         residuals: number of residuals that each group keeps, of its last computed calls; 0 = none is ever reused.
@@ -104,7 +104,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Run:
-    """What a policy is told before the first call.
+    """Facts that a policy is told before the first call.
 
     The calls are those of one expert. A model with several has one run after another, each with a state of its own.
 
@@ -174,7 +174,7 @@ frame to frame, as measured), ``metric`` (the number that decides), ``rate`` (st
 
 @dataclass(frozen=True)
 class Decision:
-    """What is done with each group in a call, for all guidance branches alike or for each.
+    """The choice for each group in a call, for all guidance branches alike or for each.
 
     Attributes:
         compute: for each group, in the order of execution, whether it is computed; else its residual is reused. Or a
@@ -251,7 +251,5 @@ class Policy(Protocol[State]):
     def decide(self, state: State, context: Context) -> tuple[Decision, State]: ...
 
     def observe(self, state: State, context: Context, measurements: Sequence[Measurement]) -> tuple[Observation, State]:
-        """Take in what the call ``context`` measured before or after its decision, a site each, in the order of
-        execution.
-        """
+        """Take in what a call measured before or after its decision: one entry a site, in the order of execution."""
         ...
