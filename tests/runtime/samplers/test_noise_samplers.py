@@ -90,8 +90,10 @@ MIDDLE = 200  # timestep; nearer to 0 the noise falls as a root, which no order 
 
 
 def error(sampler: Sampler, history: int, steps: int) -> float:
-    """Return the error of the latent that reaches ``MIDDLE``, where the data are normal numbers of deviation 1/2, so that the noise in
-    a latent is known: e(z, t) = z sqrt(1 - abar) / (1 - abar + abar / 4), and z grows with that denominator's root.
+    """Return the error of the latent that reaches ``MIDDLE``.
+
+    The data are normal numbers of deviation 1/2, so that the noise in a latent is known:
+    e(z, t) = z sqrt(1 - abar) / (1 - abar + abar / 4), and z grows with that denominator's root.
     """
     variances = signal_variances().astype(np.float64)
 
