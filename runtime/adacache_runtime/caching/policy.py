@@ -64,7 +64,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Needs:
-    """Residuals and measurements that a policy needs from the loop.
+    """Residuals and measurements that the loop keeps and makes for a policy.
 
     Attributes:
         residuals: number of residuals that each group keeps, of its last computed calls; 0 = none is ever reused.
@@ -104,7 +104,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Run:
-    """Facts that a policy is told before the first call.
+    """The calls that a policy decides about, as it is told before the first one.
 
     The calls are those of one expert. A model with several has one run after another, each with a state of its own.
 
@@ -144,7 +144,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a call showed at one site.
+    """Numbers that a call showed at one site.
 
     ``measurement["change"]`` is the number ``change``, a value for each unit.
 
@@ -166,15 +166,15 @@ class Measurement:
 
 
 Observation = Mapping[str, float]
-"""What a policy made of a call's measurements, as numbers by name for the trace, reports and plots; empty where it made
-nothing of them. Reports know ``distance`` (relative change of the residual, a step), ``motion`` (relative change from
+"""Numbers that a policy made of a call's measurements, by name, for the trace, reports and plots; empty where it made
+none. Reports know ``distance`` (relative change of the residual, a step), ``motion`` (relative change from
 frame to frame, as measured), ``metric`` (the number that decides), ``rate`` (steps to the next computed call) and
 ``motion_score`` (what the policy makes of the motion); others are kept in the trace."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """The choice for each group in a call, for all guidance branches alike or for each.
+    """The groups that a call computes and reuses, for all guidance branches alike or for each.
 
     Attributes:
         compute: for each group, in the order of execution, whether it is computed; else its residual is reused. Or a
@@ -244,12 +244,22 @@ class Policy(Protocol[State]):
     """A caching rule."""
 
     @property
-    def needs(self) -> Needs: ...
+    def needs(self) -> Needs:
+        """Residuals and measurements that the policy needs."""
+        ...
 
-    def start(self, run: Run) -> State: ...
+    def start(self, run: Run) -> State:
+        """Return the state before the first call.
 
-    def decide(self, state: State, context: Context) -> tuple[Decision, State]: ...
+        Raises:
+            PolicyError: the policy cannot decide for such groups or calls.
+        """
+        ...
+
+    def decide(self, state: State, context: Context) -> tuple[Decision, State]:
+        """Decide what a call computes; return the next state, too."""
+        ...
 
     def observe(self, state: State, context: Context, measurements: Sequence[Measurement]) -> tuple[Observation, State]:
-        """Take in what a call measured before or after its decision: one entry a site, in the order of execution."""
+        """Take in what a call measured before or after its decision, sites in the order of execution."""
         ...
