@@ -1,1 +1,1 @@
-"""The offline half: turns a video DiT checkpoint into a bundle of compiled engines (needs torch)."""
+"""The offline half, which needs torch: a checkpoint of a video diffusion transformer becomes a bundle."""

@@ -1,18 +1,18 @@
-"""How long work tells of its progress: in phases of so many units."""
+"""Progress of long work, told in phases of a number of units."""
 
 from collections.abc import Callable
 
 
 class Progress:
-    """Where work reports to; this one says nothing."""
+    """The receiver of progress; this one ignores it."""
 
     def phase(self, name: str, total: int) -> Callable[[int], None]:
-        """Begins a phase of ``total`` units; the result is called with units done since its last call."""
+        """Begin a phase of ``total`` units; return a function that takes the units done since its last call."""
         return lambda _: None
 
 
 def running_total(step: Callable[[int], None]) -> Callable[[int], None]:
-    """Turns units so far into units since the last call."""
+    """Return a function that takes the units done so far, and gives ``step`` those since its last call."""
     before = 0
 
     def report(total: int) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.waiting import HANG_SECONDS
+
 ROOT = Path(__file__).parent.parent
 README, RUNNING, ENGINES = (
     (ROOT / folder / "README.md").read_text(encoding="utf-8") for folder in (".", "runtime", "engines")
@@ -152,7 +154,7 @@ def test_commands_for_serving(checkout: Path) -> None:
             assert (checkout / name).read_bytes()[4:8] == b"ftyp"
     finally:
         server.terminate()
-        told = server.communicate(timeout=300)[1]
+        told = server.communicate(timeout=HANG_SECONDS)[1]
     assert server.returncode == 0, told
 
 

@@ -1,4 +1,4 @@
-"""The fields of a ``config.json`` as a pydantic model."""
+"""The fields of a ``config.json`` as a pydantic model, with all problems told at once."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -10,8 +10,9 @@ from adacache_engines.errors import CheckpointError
 Config = TypeVar("Config", bound=BaseModel)
 
 
-def settled(kind: type[Config], fields: Mapping[str, Any]) -> Config:
-    """
+def parsed_config(kind: type[Config], fields: Mapping[str, Any]) -> Config:
+    """Return the fields of a ``config.json`` as an object of its class.
+
     Raises:
         CheckpointError: lists all fields that are missing or not supported.
     """

@@ -1,4 +1,4 @@
-"""Unwraps what training scripts put around a state dict: nested containers and key prefixes."""
+"""The containers and key prefixes that training scripts put around a state dict, and what is inside of them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,18 +11,21 @@ from adacache_engines.errors import CheckpointError
 EMA = ("ema", "ema_model", "model_ema", "ema_state_dict", "shadow")
 WRAPPERS = (*EMA, "state_dict", "model_state_dict", "model", "module", "_orig_mod", "net", "generator", "weights")
 MAX_DEPTH = 5  # containers inside containers; a pickle may even hold itself
-TOP = "top"
+TOP = "top"  # name of the set of weights with nothing around it
 
 
 def unwrap(tree: Mapping[Any, Any], weights: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The model's tensors out of what a file holds, and notes on what was taken and what was left.
+    """Return the model's tensors out of what a file holds, and notes on what was taken and what was left.
 
-    A set of weights is named by the containers and prefixes around it, as ``ema`` or ``state_dict.model``; one with
-    nothing around it is ``top``. Of several whole sets the moving average (EMA) is taken, as inference should;
-    ``weights`` takes another by its name or a part of it.
+    A set of weights is named by the containers and prefixes around it, such as ``ema`` or ``state_dict.model``; a set
+    with nothing around it is ``top``. Of several complete sets the moving average (EMA) is taken, as inference should.
+
+    Args:
+        tree: content of the file.
+        weights: name of another set to take, or a part of that name.
 
     Raises:
-        CheckpointError: no tensors, or ``weights`` does not name exactly one set.
+        CheckpointError: there are no tensors, or ``weights`` does not name exactly one set.
     """
     sets: dict[str, dict[str, Tensor]] = {}
     ignored: list[str] = []
@@ -64,7 +67,7 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _split(key: str) -> tuple[tuple[str, ...], str]:
-    """``module.ema.blocks.0.weight`` -> ``(module, ema)``, ``blocks.0.weight``."""
+    """Split ``module.ema.blocks.0.weight`` into its prefixes ``(module, ema)`` and ``blocks.0.weight``."""
     prefixes: list[str] = []
     while True:
         first, _, rest = key.partition(".")
@@ -75,7 +78,7 @@ def _split(key: str) -> tuple[tuple[str, ...], str]:
 
 
 def _best(sets: Mapping[str, Mapping[str, Tensor]]) -> str:
-    # an average that has few of the model's names is a wrapper's counters, or has them rewritten
+    # an average with few of the model's names holds a wrapper's counters, or has rewritten the names
     largest = max(sets, key=lambda label: len(sets[label]))
     averages = [label for label in sets if set(label.split(".")) & set(EMA)]
     return next(

@@ -1,6 +1,6 @@
-"""Reads one weight file: names to memory-mapped tensors, and never code.
+"""The formats of one weight file, read as memory-mapped tensors by name and never by running code.
 
-Two formats: safetensors, and the zip archive that ``torch.save`` writes. Both are mapped, so that a tensor costs no
+There are two: safetensors, and the zip archive that ``torch.save`` writes. Both are mapped, so that a tensor costs no
 memory of its own; its pages are read from the file when it is used.
 """
 
@@ -23,7 +23,7 @@ RESAVE = "load it where you trust its author, and save the tensors alone with sa
 
 
 def read_weights(path: Path) -> Mapping[Any, Any]:
-    """What the file holds: names to tensors for safetensors, for a torch archive the mapping that was saved.
+    """Return the content of a file: tensors by name for safetensors, the mapping that was saved for a torch archive.
 
     Raises:
         CheckpointError: the file cannot be read, is damaged, is of another format, or would have to run code.
@@ -51,10 +51,10 @@ def read_weights(path: Path) -> Mapping[Any, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+    """Return the object that a JSON file holds.
 
     Raises:
-        CheckpointError: it cannot be read or holds something else.
+        CheckpointError: the file cannot be read, or holds something else.
     """
     try:
         with unreadable(path):
@@ -68,7 +68,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def unreadable(path: Path) -> Iterator[None]:
-    """Says which file the system could not read."""
+    """Turn an error of the system into one that names the file it could not read."""
     try:
         yield
     except OSError as error:
@@ -102,8 +102,10 @@ def _read_archive(path: Path) -> Mapping[Any, Any]:
 
 
 def _check_archive(path: Path) -> None:
-    """Every member stored as it is: torch maps members without looking, and would take packed bytes for values. And in
-    this machine's byte order: torch would turn the others around in memory, which then is more than a map of the file.
+    """Check that every member is stored as it is, and in this machine's byte order.
+
+    torch maps members without looking, and would take packed bytes for values. Values in the other byte order it would
+    turn around in memory, which then is more than a map of the file.
     """
     with zipfile.ZipFile(path) as archive:
         packed = [member.filename for member in archive.infolist() if member.compress_type != zipfile.ZIP_STORED]
@@ -137,7 +139,7 @@ def _archive_error(path: Path, error: Exception) -> CheckpointError:
 
 
 def _code_in(path: Path) -> list[str]:
-    """The functions and classes, other than tensors' own, that a torch archive names. Runs none of them."""
+    """Return the names of functions and classes in a torch archive, other than those of tensors; run none of them."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # too damaged to tell

@@ -1,4 +1,4 @@
-"""Finds the files that make up a checkpoint: a single file, a sharded set, or a Hugging Face folder."""
+"""The files that make up a checkpoint: a single file, a sharded set, or a Hugging Face folder."""
 
 import re
 from collections.abc import Mapping
@@ -25,9 +25,9 @@ class CheckpointFiles:
     """The files of a checkpoint.
 
     Attributes:
-        weights: one file, or the shards in order of name.
-        shards: tensor -> the shard that has it, where there is an index.
-        config, scheduler: the folder's JSON files, where it has them.
+        weights: the one file, or the shards in order of name.
+        shards: path of the shard that has a tensor, by the tensor's name; None without an index.
+        config, scheduler: content of the folder's JSON files; None where it has none.
     """
 
     weights: tuple[Path, ...]
@@ -37,10 +37,10 @@ class CheckpointFiles:
 
 
 def find_files(path: Path) -> CheckpointFiles:
-    """The files that belong to the checkpoint at ``path``: a weights file, an index, a shard or a folder.
+    """Return the files that belong to the checkpoint at ``path``: a weights file, an index, a shard or a folder.
 
-    A ``config.json`` beside counts for weights under a standard name, for a sharded set, and for the only weights
-    file of a folder; not for one of several that the user named: it may belong to another model.
+    A ``config.json`` beside the weights belongs to them where they have a standard name, are sharded, or are the only
+    weights of the folder. Beside several weights files, one of which the user named, it may belong to another model.
 
     Raises:
         CheckpointError: nothing is there, something is missing, or an index is invalid.
@@ -149,7 +149,7 @@ def _read_index(path: Path) -> CheckpointFiles:
 
 
 def _is_plain(name: str) -> bool:
-    """A name in the folder itself. A link of that name is fine: that is how download caches store shards."""
+    """Whether a name is one in the folder itself. It may be a link, as download caches store shards."""
     pure = PurePosixPath(name), PureWindowsPath(name)
     return name not in ("", ".", "..") and "\0" not in name and all(path.name == name for path in pure)
 

@@ -1,7 +1,7 @@
-"""Memory of tensors that are mapped from a file: the system counts the pages that were read as this process's.
+"""Memory of tensors that are mapped from a file, given back once they were read.
 
-They cost nothing while memory is free, but they count, and a process under a memory limit is stopped for them. So
-whoever has read a tensor gives its pages back; they are read again from the file where somebody needs them once more.
+The system counts pages that were read as this process's. They cost nothing while memory is free, but a process under a
+memory limit is stopped for them. Pages that are needed once more are read from the file again.
 """
 
 import ctypes
@@ -14,20 +14,21 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-MAPS = Path("/proc/self/maps")  # of Linux: one line for each mapping: addresses, permissions, offset, device, inode
-LEAST_BYTES = 1 << 16  # of a tensor that is worth looking up in that file, which takes milliseconds
+MAPS = Path("/proc/self/maps")  # on Linux, a line a mapping: addresses, permissions, offset, device, inode
+LEAST_BYTES = 1 << 16  # smallest tensor that is worth looking up in that file, which takes milliseconds
 
 
 def taken(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A copy in memory of its own; the mapped pages that it was read from are given back."""
+    """Return a copy of a tensor in memory of its own, and give back the mapped pages that it was read from."""
     copy = tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
     give_back(tensor)
     return copy
 
 
 def give_back(tensor: Tensor) -> None:
-    """Lets go of the pages of a tensor that is mapped from a file and was not written to; nothing for any other, nor
-    for one of less than ``LEAST_BYTES``.
+    """Give back the pages of a tensor that is mapped from a file and was not written to.
+
+    Tensors in other memory, and those of fewer than ``LEAST_BYTES``, are left alone.
     """
     advise = _madvise()
     if advise is None or tensor.nbytes < LEAST_BYTES:
@@ -41,7 +42,7 @@ def give_back(tensor: Tensor) -> None:
 
 
 def _of_file(start: int, stop: int) -> bool:
-    """Whether one mapping of a file has all these addresses."""
+    """Whether one mapping of a file holds all addresses from ``start`` to ``stop``."""
     for line in MAPS.read_text().splitlines():
         addresses, _, _, _, inode, *_ = line.split(maxsplit=5)
         first, last = (int(address, 16) for address in addresses.split("-"))
@@ -52,7 +53,7 @@ def _of_file(start: int, stop: int) -> bool:
 
 @functools.cache
 def _madvise() -> Callable[[int, int, int], int] | None:
-    """The system's call, None where there is none; it is of no consequence where it fails."""
+    """Return the system's ``madvise``, or None where there is none. Its failure has no consequence."""
     if sys.platform != "linux" or not MAPS.is_file():
         return None
     call = ctypes.CDLL(None).madvise

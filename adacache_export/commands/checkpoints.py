@@ -48,8 +48,9 @@ def check_part_precisions(options: argparse.Namespace) -> None:
 
 
 def require_exporter() -> None:
-    """Import what the exporter needs. Modules that import torch are imported after this, so that ``--help`` and
-    ``--inspect`` do not wait for it.
+    """Import what the exporter needs.
+
+    Modules that import torch are imported after this, so that ``--help`` and ``--inspect`` do not wait for it.
 
     Raises:
         MissingDependencyError: something is not installed; names the extra that brings it.

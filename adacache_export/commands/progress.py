@@ -1,4 +1,4 @@
-"""Progress of an export on standard error."""
+"""Progress of the jobs of ``adacache-export``, on standard error."""
 
 import sys
 import time
@@ -16,7 +16,7 @@ from adacache_runtime.commands.progress import bars, draws, duration
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-BYTES = 100_000  # a phase of more units counts bytes; no model has that many stages
+BYTES = 100_000  # a phase of more units than this counts bytes; no model has that many stages
 
 
 class PhaseProgress(Progress):
@@ -25,8 +25,8 @@ class PhaseProgress(Progress):
     A context manager. A phase ends where the next one begins, or the block.
 
     Args:
-        stream: where to; standard error if None.
-        check: called at every step; may raise to end the work.
+        stream: file to write to; None = standard error.
+        check: function that is called at every step, and may raise to end the work.
     """
 
     def __init__(self, stream: TextIO | None = None, check: Callable[[], None] = lambda: None) -> None:
@@ -51,7 +51,7 @@ class PhaseProgress(Progress):
             self._bars.stop()
 
     def phase(self, name: str, total: int) -> Callable[[int], None]:
-        """Ends the phase before and begins one of ``total`` bytes or items."""
+        """End the current phase and begin one of ``total`` bytes or items; return the function that counts them."""
         self._end(finished=True)
         self._check()
         task = self._bars.add_task(name, total=max(total, 1)) if self._bars else None
@@ -65,7 +65,7 @@ class PhaseProgress(Progress):
         return step
 
     def note(self, sentence: str) -> None:
-        """Says something between the phases, above the bars."""
+        """Print a sentence between the phases, above the bars."""
         if self._bars:
             self._bars.console.print(sentence, markup=False, highlight=False)
         else:
@@ -78,7 +78,7 @@ class PhaseProgress(Progress):
         self._phase = None
         if self._bars and task is not None:
             self._bars.stop_task(task)
-            if finished:  # totals are estimates: what is over is drawn as over
+            if finished:  # totals are estimates: a finished phase is drawn as complete
                 total = next(one.total for one in self._bars.tasks if one.id == task)
                 self._bars.update(task, completed=total)
         else:
@@ -87,7 +87,7 @@ class PhaseProgress(Progress):
 
 
 class _Amount(ProgressColumn):
-    """Done of all, in bytes or in items."""
+    """A column with the amount that is done and the total, in bytes or in items."""
 
     def render(self, task: Task) -> Text:
         total = task.total or 0

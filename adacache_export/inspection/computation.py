@@ -9,7 +9,7 @@ from rich.table import Table
 from adacache_engines.bundle.manifest import Manifest, VideoDefaults
 from adacache_engines.bundle.shape_profiles import video_sizes
 from adacache_engines.errors import BundleError, InputError, PolicyError
-from adacache_runtime.caching.groups import granularities, group_name, group_stages
+from adacache_runtime.caching.groups import granularities, group_stages, place_of
 from adacache_runtime.caching.presets import PRESETS, policy_from
 from adacache_runtime.caching.simulate import bounds, replay
 from adacache_runtime.reports.flops import Work, in_unit, work, work_of_run
@@ -98,9 +98,9 @@ class Computation:
             wanted = policy.needs.granularity
             # a granularity that this bundle lacks is refused by the policy, which names what it needs
             used = wanted if wanted in granularities(self.manifest) else granularities(self.manifest)[-1]
-            names = [group_name(group) for group in group_stages(self.manifest, used)]
+            places = [place_of(group) for group in group_stages(self.manifest, used)]
             try:
-                schedules = [replay(bound, timesteps, names) for bound in limits]
+                schedules = [replay(bound, timesteps, places) for bound in limits]
             except PolicyError:
                 if policies:
                     raise

@@ -18,8 +18,10 @@ MODEL_TYPE = "model_type"  # the field of config.json that names the kind
 
 
 class Kind(Protocol):
-    """What the ``encoder`` module of a kind provides. ``config`` is the kind's own frozen pydantic model; it has the
-    fields ``model_type``, ``vocab_size`` (tokens) and ``d_model`` (width of the captions).
+    """The content of the ``encoder`` module of a kind.
+
+    ``config`` is the kind's own frozen pydantic model. It has the fields ``model_type``, ``vocab_size`` (tokens) and
+    ``d_model`` (width of the captions).
     """
 
     @property

@@ -25,7 +25,7 @@ from adacache_export.vaes.temporal_decoder import vae as temporal_decoder
 
 
 class Kind(Protocol):
-    """What the ``vae`` module of a kind provides. ``config`` is the kind's own frozen pydantic model."""
+    """The content of the ``vae`` module of a kind. ``config`` is the kind's own frozen pydantic model."""
 
     NAME: str  # as the manifest records it
 
@@ -100,10 +100,10 @@ class Vae:
                 "precision": self.precision,
                 "decoding": tuple(graphs[stage.name] for stage in coding.decoding if stage.name in graphs),
                 "encoding": tuple(graphs[stage.name] for stage in coding.encoding if stage.name in graphs),
-                "windows": coding.windows,
+                "chunks": coding.chunks,
                 "images": coding.images,
                 "tile": coding.tile,
-                "tiles_windows": coding.tiles_windows,
+                "tiles_chunks": coding.tiles_chunks,
             }
         )
 

@@ -1,4 +1,4 @@
-"""Checks a bundle again: every hash, and every engine against its torch stage with the bundle's own weights."""
+"""The verification of a finished bundle: every hash, and every engine against its torch stage."""
 
 import contextlib
 import functools
@@ -28,7 +28,13 @@ from adacache_runtime.caching.signals.registry import SIGNALS
 
 
 def verify(folder: Path, progress: Progress) -> list[Graph]:
-    """All graphs of a bundle, each with what its check shows now.
+    """Check a bundle again, and return all its graphs, each with the result of the new check.
+
+    Torch stages get the bundle's own weights.
+
+    Args:
+        folder: folder of the bundle.
+        progress: object that is told of every phase.
 
     Raises:
         BundleError: a file or a plan is missing or changed, or the family is not known to this version.
@@ -64,7 +70,7 @@ def _read(file: Any, key: str) -> Tensor:
 def _jobs(
     manifest: Manifest, shapes: dict[str, tuple[int, ...]]
 ) -> list[tuple[Stage, Graph, Precision, list[dict[str, int]]]]:
-    """Every graph with the stage that it was made from, and what to compare them at."""
+    """Return every graph with the stage that it was made from, its precision, and sizes to compare both at."""
     family = FAMILIES[manifest.family]
     config = family.config_from(manifest.config, shapes)
     with torch.device("meta"):

@@ -1,4 +1,6 @@
-"""A bundle as a model of Triton Inference Server, in a model repository:
+"""A bundle as a model of Triton Inference Server, in a model repository.
+
+The files of a repository ``DIR`` with a model ``NAME``::
 
     DIR/NAME/config.pbtxt         inputs, outputs, instances, parameters; never changed once it is there
     DIR/NAME/1/model.py           imports the runtime that is installed beside Triton
@@ -38,12 +40,12 @@ __all__ = ["TritonPythonModel"]
 
 @dataclass(frozen=True)
 class Model:
-    """A model in a repository.
+    """A version of a model in a repository.
 
     Attributes:
-        folder: of its version.
-        new: it was written now; else it was there.
-        config_differs: there is a config.pbtxt, which was left as it is, that is not the one of these choices.
+        folder: folder of the version.
+        new: whether it was written now; else it was there already.
+        config_differs: whether there was a config.pbtxt, which was left as it is, that these choices would not make.
     """
 
     folder: Path
@@ -52,18 +54,19 @@ class Model:
 
 
 def add_to_repository(repository: Path, source: Path, devices: Sequence[str], progress: Progress) -> Model:
-    """Writes a bundle as the next version of its model, unless it is the newest already.
+    """Write a bundle as the next version of its model, unless the newest version is this bundle already.
 
     Args:
-        repository: folder; made if it is missing.
-        source: the bundle; its name is the model's.
-        devices: ``cpu``, or numbers of GPUs, an instance each; none = every GPU for a bundle with plans, else the CPU.
-        progress: told of every phase.
+        repository: folder of the repository; it is made if it is missing.
+        source: folder of the bundle, whose name is the model's.
+        devices: ``cpu``, or numbers of GPUs that get an instance each; empty = every GPU for a bundle with plans, else
+            the CPU.
+        progress: object that is told of every phase.
 
     Raises:
-        BundleError: the bundle was changed, or the one in the newest version was.
-        ExportError: the disk is full or closed.
-        InputError: the bundle makes no videos of prompts, a device is none, or a file is in the way.
+        BundleError: the bundle, or the one in the newest version, was changed.
+        ExportError: the disk is full or cannot be written to.
+        InputError: the bundle makes no videos of prompts, a device is unknown, or a file is in the way.
     """
     manifest = read_manifest(source)
     check_servable(source, manifest)
@@ -99,7 +102,7 @@ def add_to_repository(repository: Path, source: Path, devices: Sequence[str], pr
 
 
 def _versions(model: Path) -> list[int]:
-    """As Triton counts them: folders whose names are numbers that do not begin with 0."""
+    """Return the versions of a model as Triton counts them: folders named by numbers that do not begin with 0."""
     if not model.is_dir():
         return []
     names = [path.name for path in model.iterdir() if path.is_dir()]
@@ -107,19 +110,19 @@ def _versions(model: Path) -> list[int]:
 
 
 def _same(one: Path, other: Path) -> bool:
-    """Bundles of the same manifest, which has the hash of every file."""
+    """Whether two bundles have the same manifest, which has the hash of every file."""
     manifest = one / MANIFEST
     return manifest.is_file() and manifest.read_bytes() == (other / MANIFEST).read_bytes()
 
 
 def _take(source: Path, bundle: Path, manifest: Manifest) -> None:
-    """Everything that the manifest names, and nothing else."""
+    """Link or copy all files that a manifest names, and no others."""
     for name in (MANIFEST, *manifest.files, *_plan_files(manifest)):
         target = bundle / name
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.link((source / name).resolve(), target)
-        except OSError:  # another file system, one without links, or a file of somebody else's
+        except OSError:  # the file is on another file system, on one without links, or belongs to another user
             shutil.copy(source / name, target)
 
 
@@ -135,7 +138,7 @@ def _check(folder: Path, name: str, nbytes: int, progress: Progress) -> None:
 
 
 def _publish(folder: Path, model: Path, version: Path) -> None:
-    """The folder as the model, or its version as one more."""
+    """Rename a built folder to the model, or its version to one more version of a model that is there."""
     if not model.exists():
         folder.rename(model)
         return
@@ -148,9 +151,14 @@ def _publish(folder: Path, model: Path, version: Path) -> None:
 
 
 def config_pbtxt(manifest: Manifest, devices: Sequence[str]) -> str:
-    """
+    """Return the configuration of a bundle's model for Triton.
+
+    Args:
+        manifest: manifest of the bundle.
+        devices: ``cpu``, or numbers of GPUs; see :func:`add_to_repository`.
+
     Raises:
-        InputError: a device is none.
+        InputError: a device is neither.
     """
     libraries = sorted({plans.library for plans in manifest.plans.values()})
     on_cpu = list(devices) == [CPU] or (not devices and not libraries)

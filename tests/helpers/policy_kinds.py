@@ -21,6 +21,7 @@ from adacache_runtime.caching.policies.tgate import TGate
 from adacache_runtime.caching.policies.wrappers import Extrapolate, LastCalls, MaxReuses, WarmUp
 from adacache_runtime.caching.policy import Measure, Measurement, Policy, Run
 from adacache_runtime.caching.simulate import Unchanged
+from tests.helpers.policy_runs import places
 
 BLOCKS = tuple(f"{kind}.{index:02}" for index in range(2) for kind in ("spatial", "temporal"))
 
@@ -78,4 +79,4 @@ def wrapped(policy: Policy[Any], wraps: Sequence[Wrap]) -> Any:
 
 def run_of(kind: str, calls: int) -> Run:
     names = KINDS[kind][1]
-    return Run(calls, len(names), 1, names, tuple(1000.0 - call for call in range(calls)))
+    return Run(calls, len(names), 1, places(*names), tuple(1000.0 - call for call in range(calls)))

@@ -1,11 +1,12 @@
 """Policies driven call by call without a model, on measurements that a test makes up."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hypothesis import strategies as st
 
-from adacache_runtime.caching.policy import Context, Measurement, Observation, Policy, Run
+from adacache_runtime.caching.policy import Context, Measurement, Observation, Place, Policy, Run
 from adacache_runtime.caching.signals.signal import at_stride
 
 SITE = "temporal.0.attn"
@@ -20,6 +21,16 @@ def measured(distance: float | Sequence[float], motion: Sequence[float] = (), si
         moved = (2.0 * raw,) * len(distances)
         numbers |= {at_stride("motion", stride): moved, at_stride("motion_magnitude", stride): twos}
     return Measurement(site, numbers)
+
+
+def places(*names: str) -> tuple[Place, ...]:
+    """Groups that are called as the stages of fake and reference models are, such as ``spatial.07.attn``."""
+    return tuple(map(_place, names))
+
+
+def _place(name: str) -> Place:
+    match = re.fullmatch(r"(spatial|temporal)\.(\d+)(?:\.(\w+))?( to \1\.\2\.\w+)?", name)
+    return Place(name, match[1], int(match[2]), None if match[4] else match[3]) if match else Place(name)
 
 
 def changed(site: str, change: tuple[float, ...], magnitude: tuple[float, ...]) -> Measurement:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adacache_engines.errors import CheckpointError
-from adacache_export.checkpoint.config import settled
+from adacache_export.checkpoint.config import parsed_config
 
 ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {  # feed_forward_proj -> f
     "relu": F.relu,
@@ -68,7 +68,7 @@ class T5Config(BaseModel):
         """
         defaults = DEFAULTS.get(str(config.get("model_type")), {})
         given = {name: value for name, value in config.items() if value is not None}
-        made = settled(cls, {**defaults, **given})
+        made = parsed_config(cls, {**defaults, **given})
         if made.relative_attention_max_distance <= made.relative_attention_num_buckets // 4:
             raise CheckpointError("relative_attention_max_distance: expected more than a quarter of the buckets")
         return made
@@ -197,8 +197,11 @@ class Embed(nn.Module):
         return bias.permute(2, 0, 1)[None]
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Map ``tokens`` (B, L) int64 and ``mask`` (B, L) bool, True = a token, to hidden states (B, L, D) and the bias
-        of scores (B, h, L, L).
+        """Map tokens and a mask to hidden states (B, L, D) and the bias of scores (B, h, L, L).
+
+        Args:
+            tokens: (B, L) int64.
+            mask: (B, L) bool, True = a token.
         """
         bias = self.position_bias(tokens.shape[1], tokens.device)
         # the lowest number and not -inf: a row without any token then has some value, and not NaN

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adacache_engines.bundle.tensors import TensorSpec
 from adacache_engines.errors import CheckpointError
-from adacache_export.checkpoint.config import settled
+from adacache_export.checkpoint.config import parsed_config
 from adacache_export.frame_rules import EACH_FRAME
 from adacache_export.stages import Stage
 from adacache_export.vaes.autoencoder_kl.modules import FrameDecoder, FrameEncoder, VaeConfig
@@ -30,7 +30,7 @@ def config_from(given: Mapping[str, Any], _shapes: Mapping[str, tuple[int, ...]]
     Raises:
         CheckpointError: lists all fields that are missing or not supported.
     """
-    config = settled(VaeConfig, given)
+    config = parsed_config(VaeConfig, given)
     if len(config.up_block_types) != len(config.block_out_channels):
         raise CheckpointError("up_block_types: expected as many as block_out_channels")
     if any(channels % config.norm_num_groups for channels in config.block_out_channels):
@@ -64,7 +64,9 @@ def today(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def decoder_stage(config: VaeConfig, name: str, prefix: str) -> Stage:
-    """Return a stage from ``latents`` (images, channels, height, width), scaled as the model makes them, to ``pixels``
+    """Return a stage that decodes images.
+
+    It takes ``latents`` (images, channels, height, width), scaled as the model makes them, and gives ``pixels``
     (images, 3, pixel_height, pixel_width), which are about -1 to 1 and not clipped.
 
     Args:
@@ -78,8 +80,9 @@ def decoder_stage(config: VaeConfig, name: str, prefix: str) -> Stage:
 
 
 def encoder_stage(config: VaeConfig, name: str, prefix: str) -> Stage:
-    """Return a stage from ``pixels`` to ``mean`` and ``deviation`` of latents; for its arguments see
-    :func:`decoder_stage`.
+    """Return a stage that encodes images: ``pixels`` to ``mean`` and ``deviation`` of latents.
+
+    For the arguments and axes see :func:`decoder_stage`.
     """
     with torch.device("meta"):
         module = FrameEncoder(config).eval()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adacache_engines.errors import CheckpointError
-from adacache_export.checkpoint.config import settled
+from adacache_export.checkpoint.config import parsed_config
 from adacache_export.vaes.causal_vae import layers
 
 SCALING_FACTOR = 0.18215  # in the original's code, not in its configuration
@@ -64,7 +64,7 @@ class CausalVaeConfig(BaseModel):
         Raises:
             CheckpointError: lists all fields that are not supported.
         """
-        made = settled(cls, config)
+        made = parsed_config(cls, config)
         if problems := made._problems():
             raise CheckpointError("; ".join(problems))
         return made

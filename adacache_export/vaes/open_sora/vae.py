@@ -12,10 +12,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
-from adacache_engines.bundle.latent_space import Windows
+from adacache_engines.bundle.latent_space import ChunkRule
 from adacache_engines.bundle.tensors import TensorSpec
 from adacache_engines.errors import CheckpointError
-from adacache_export.checkpoint.config import settled
+from adacache_export.checkpoint.config import parsed_config
 from adacache_export.frame_rules import CHUNKS_OF_17
 from adacache_export.stages import Stage
 from adacache_export.vaes.autoencoder_kl import vae as autoencoder_kl
@@ -70,7 +70,7 @@ def config_from(given: Mapping[str, Any], shapes: Shapes) -> OpenSoraVaeConfig:
     Raises:
         CheckpointError: groups do not divide channels, or chunks have another length than 17 frames.
     """
-    json = settled(_Json, {name: value for name, value in given.items() if value is not None})
+    json = parsed_config(_Json, {name: value for name, value in given.items() if value is not None})
     config = OpenSoraVaeConfig(
         spatial=_spatial(shapes, json.vae_2d.norm_num_groups),
         temporal=_temporal(shapes, json.vae_temporal.num_groups),
@@ -108,7 +108,7 @@ def coding(config: OpenSoraVaeConfig) -> Coding:
             autoencoder_kl.encoder_stage(spatial, "vae_encoder.spatial", PREFIX + SPATIAL),
             _stage("vae_encoder.temporal", lambda: TemporalEncoder(temporal), (coded,), distribution),
         ),
-        windows=Windows(frames=CHUNK_FRAMES, latents=-(-CHUNK_FRAMES // STRETCH), stretch=STRETCH, spare="first"),
+        chunks=ChunkRule(frames=CHUNK_FRAMES, latents=-(-CHUNK_FRAMES // STRETCH), stretch=STRETCH, spare="first"),
         images=IMAGES,
     )
 

@@ -11,16 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from adacache_engines.errors import CheckpointError, require
-from adacache_export.checkpoint.config import settled
+from adacache_export.checkpoint.config import parsed_config
 
 NORM_GROUPS = 32
 
 
 class TemporalDecoderConfig(BaseModel):
-    """The fields of an AutoencoderKLTemporalDecoder's ``config.json`` that change the decoder, under their published
-    names.
+    """The fields of an AutoencoderKLTemporalDecoder's ``config.json`` that change the decoder.
 
-    Defaults are those of diffusers.
+    They have their published names and diffusers' defaults.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
@@ -38,7 +37,7 @@ class TemporalDecoderConfig(BaseModel):
         Raises:
             CheckpointError: lists all fields that are missing or not supported.
         """
-        made = settled(cls, config)
+        made = parsed_config(cls, config)
         if any(channels % NORM_GROUPS for channels in made.block_out_channels):
             raise CheckpointError(f"block_out_channels: expected multiples of {NORM_GROUPS}")
         return made
@@ -50,8 +49,9 @@ class TemporalDecoderConfig(BaseModel):
 
 
 class ChunkDecoder(nn.Module):
-    """The decoder of diffusers' AutoencoderKLTemporalDecoder, from latents that are scaled as a diffusion model makes
-    them.
+    """The decoder of diffusers' AutoencoderKLTemporalDecoder.
+
+    It takes latents that are scaled as a diffusion model makes them.
 
     Raises:
         MissingDependencyError: diffusers is not installed.

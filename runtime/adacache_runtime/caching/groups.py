@@ -8,7 +8,7 @@ import numpy as np
 
 from adacache_engines.bundle.manifest import Manifest, StageEntry
 from adacache_engines.bundle.tensors import NUMPY_DTYPES, TensorSpec
-from adacache_runtime.caching.policy import GRANULARITIES, Granularity, Run
+from adacache_runtime.caching.policy import GRANULARITIES, Granularity, Place, Run
 from adacache_runtime.samplers.update import Update
 
 
@@ -22,7 +22,7 @@ def group_stages(manifest: Manifest, granularity: Granularity, expert: int = 0) 
 
     Args:
         manifest: the bundle's manifest.
-        granularity: of the groups: the whole ``model``, the ``stack`` of all blocks, the ``first`` block and the
+        granularity: what a group is: the whole ``model``, the ``stack`` of all blocks, the ``first`` block or the
             others, each ``block``, or each ``module`` of a block.
         expert: index of the expert.
     """
@@ -37,10 +37,13 @@ def group_stages(manifest: Manifest, granularity: Granularity, expert: int = 0) 
     return blocks if granularity == "block" else [blocks[0], [stage for block in blocks[1:] for stage in block]]
 
 
-def group_name(group: Sequence[StageEntry]) -> str:
-    """Return the name of a group: that of its only stage, or of its first and last."""
-    first, last = group[0].graph.name, group[-1].graph.name
-    return first if first == last else f"{first} to {last}"
+def place_of(group: Sequence[StageEntry]) -> Place:
+    """Return where a group stands in the model."""
+    first, last = group[0], group[-1]
+    name = first.graph.name if len(group) == 1 else f"{first.graph.name} to {last.graph.name}"
+    if not first.block or any((stage.kind, stage.index) != (first.kind, first.index) for stage in group):
+        return Place(name)
+    return Place(name, first.kind, first.index, first.part if len(group) == 1 else None)
 
 
 def run_of(
@@ -51,8 +54,8 @@ def run_of(
 ) -> Run:
     """Return what a policy is told before the first call."""
     timesteps = tuple(float(update.timestep[0]) for update in updates)
-    names = tuple(map(group_name, groups))
-    return Run(len(updates), len(names), units, names, timesteps, branches)
+    places = tuple(map(place_of, groups))
+    return Run(len(updates), len(places), units, places, timesteps, branches)
 
 
 def hidden_spec(manifest: Manifest) -> TensorSpec:

@@ -64,7 +64,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Needs:
-    """What the loop keeps and measures for a policy.
+    """Residuals and measurements that the loop keeps and makes for a policy.
 
     Attributes:
         residuals: number of residuals that each group keeps, of its last computed calls; 0 = none is ever reused.
@@ -72,7 +72,7 @@ class Needs:
         measures: tensors that are measured; empty = the schedule does not depend on the content, and nothing is read
             back from the device.
         granularity: granularity of the groups, unless the user chooses another.
-        by_branch: decisions may differ by guidance branch.
+        by_branch: decisions may differ by guidance branch; each branch is measured by itself then.
         rebuilds: decisions may rebuild a branch's prediction from the other's.
     """
 
@@ -85,8 +85,26 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a group stands in the model.
+
+    Attributes:
+        name: label for people: that of the group's only stage, or of its first and last.
+        kind: kind of the block that the group is, or is a part of, such as ``spatial``; None where the group is more
+            than one block.
+        index: number of that block among those of its kind, from 0; None where the group is more than one block.
+        part: part of that block, such as ``attn``; None where the group is a whole block or more.
+    """
+
+    name: str
+    kind: str | None = None
+    index: int | None = None
+    part: str | None = None
+
+
+@dataclass(frozen=True)
 class Run:
-    """What a policy is told before the first call.
+    """The calls that a policy decides about, as it is told before the first one.
 
     The calls are those of one expert. A model with several has one run after another, each with a state of its own.
 
@@ -94,8 +112,7 @@ class Run:
         calls: number of calls of the denoiser.
         groups: number of groups whose residuals are cached.
         units: number of units that decide together: 1 for the whole batch, or the number of prompts.
-        names: names of the groups, in the order of execution: that of the group's only stage, such as ``spatial.07`` or
-            ``spatial.07.attn``, or of its first and last.
+        places: where each group stands in the model, in the order of execution.
         timesteps: timesteps of all calls, from 1000 (noise) to 0 (data).
         branches: guidance branches that a call evaluates, in the order of a decision's rows.
     """
@@ -103,7 +120,7 @@ class Run:
     calls: int
     groups: int
     units: int
-    names: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
     timesteps: tuple[float, ...] = ()
     branches: tuple[str, ...] = ("conditional",)
 
@@ -127,7 +144,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a call showed at one site.
+    """Numbers that a call showed at one site.
 
     ``measurement["change"]`` is the number ``change``, a value for each unit.
 
@@ -136,25 +153,28 @@ class Measurement:
         values: the numbers of all signals by name, each with a value for each unit: the sum over the unit's prompts
             and guidance branches. The name of a number that was measured at a distance in frames is that of
             :func:`adacache_runtime.caching.signals.signal.at_stride`; NaN where the video has no frames so far apart.
+        branch: index of the guidance branch, where decisions are by branch and the tensor has branches: there is a
+            measurement for each branch that was computed, compared with its own earlier tensor. None = of all branches.
     """
 
     site: str
     values: Mapping[str, tuple[float, ...]]
+    branch: int | None = None
 
     def __getitem__(self, number: str) -> tuple[float, ...]:
         return self.values[number]
 
 
 Observation = Mapping[str, float]
-"""What a policy made of a call's measurements, as numbers by name for the trace, reports and plots; empty where it made
-nothing of them. Reports know ``distance`` (relative change of the residual, a step), ``motion`` (relative change from
+"""Numbers that a policy made of a call's measurements, by name, for the trace, reports and plots; empty where it made
+none. Reports know ``distance`` (relative change of the residual, a step), ``motion`` (relative change from
 frame to frame, as measured), ``metric`` (the number that decides), ``rate`` (steps to the next computed call) and
 ``motion_score`` (what the policy makes of the motion); others are kept in the trace."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is done with each group in a call, for all guidance branches alike or for each.
+    """The groups that a call computes and reuses, for all guidance branches alike or for each.
 
     Attributes:
         compute: for each group, in the order of execution, whether it is computed; else its residual is reused. Or a
@@ -224,14 +244,22 @@ class Policy(Protocol[State]):
     """A caching rule."""
 
     @property
-    def needs(self) -> Needs: ...
+    def needs(self) -> Needs:
+        """Residuals and measurements that the policy needs."""
+        ...
 
-    def start(self, run: Run) -> State: ...
+    def start(self, run: Run) -> State:
+        """Return the state before the first call.
 
-    def decide(self, state: State, context: Context) -> tuple[Decision, State]: ...
+        Raises:
+            PolicyError: the policy cannot decide for such groups or calls.
+        """
+        ...
+
+    def decide(self, state: State, context: Context) -> tuple[Decision, State]:
+        """Decide what a call computes; return the next state, too."""
+        ...
 
     def observe(self, state: State, context: Context, measurements: Sequence[Measurement]) -> tuple[Observation, State]:
-        """Take in what the call ``context`` measured before or after its decision, a site each, in the order of
-        execution.
-        """
+        """Take in what a call measured before or after its decision, sites in the order of execution."""
         ...

@@ -1,20 +1,20 @@
-"""How a video is cut into the windows that a VAE codes one by one."""
+"""How a video is cut into the chunks that a VAE codes one by one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from adacache_engines.bundle.latent_space import LatentSpace, Windows
+from adacache_engines.bundle.latent_space import ChunkRule, LatentSpace
 from adacache_engines.errors import InputError
 
 
 @dataclass(frozen=True)
-class Window:
-    """One of them.
+class Chunk:
+    """A run of latent frames that a VAE decodes in one call, or of frames that it encodes in one call.
 
     Attributes:
-        start, stop: latent frames of the video that it is decoded from, or frames that it is encoded from.
-        made: how many frames, or latent frames, come out.
-        kept: which of them belong to the video.
+        start, stop: first latent frame (or frame) of the run, and the one after its last.
+        made: number of frames (or latent frames) that the VAE makes of it.
+        kept: slice of those that belong to the video.
     """
 
     start: int
@@ -24,28 +24,29 @@ class Window:
 
     @property
     def count(self) -> int:
-        """Of what comes out and is kept."""
+        """Number of frames (or latent frames) that are kept."""
         return len(range(self.made)[self.kept])
 
 
-def decoded_windows(space: LatentSpace, latent_frames: int, frames: int | None = None) -> list[Window]:
-    """
+def decoded_chunks(space: LatentSpace, latent_frames: int, frames: int | None = None) -> list[Chunk]:
+    """Cut a video's latent frames into the chunks that are decoded.
+
     Args:
-        space: of the bundle.
-        latent_frames: of the video.
-        frames: of the video; None = as many as its latent frames can hold.
+        space: latent space of the bundle.
+        latent_frames: number of latent frames of the video.
+        frames: number of frames of the video; None = as many as its latent frames can hold.
 
     Raises:
-        InputError: so many frames are not so many latent frames.
+        InputError: a video of ``frames`` frames has another number of latent frames.
     """
     if frames is not None and space.latent_frames(frames) != latent_frames:
         raise InputError(
             f"{latent_frames} latent frames are no video of {frames} frames, which has {space.latent_frames(frames)}"
         )
-    return list(_decoded(space.windows, latent_frames, frames))
+    return list(_decoded(space.chunks, latent_frames, frames))
 
 
-def _decoded(rule: Windows, latent_frames: int, frames: int | None) -> Iterator[Window]:
+def _decoded(rule: ChunkRule, latent_frames: int, frames: int | None) -> Iterator[Chunk]:
     given = 0
     for start, stop in _cuts(latent_frames, rule.latents, rule.shared):
         made = rule.decoded(stop - start)
@@ -54,32 +55,33 @@ def _decoded(rule: Windows, latent_frames: int, frames: int | None) -> Iterator[
         if frames is not None:
             count = min(count, frames - given)
         first = made - count if rule.spare == "first" else repeated
-        yield Window(start, stop, made, slice(first, first + count))
+        yield Chunk(start, stop, made, slice(first, first + count))
         given += count
 
 
-def encoded_windows(rule: Windows, frames: int) -> list[Window]:
-    """Of a video of so many frames."""
+def encoded_chunks(rule: ChunkRule, frames: int) -> list[Chunk]:
+    """Cut a video of ``frames`` frames into the chunks that are encoded."""
     cuts = _cuts(frames, rule.frames, rule.decoded(rule.shared))
     made = [(start, stop, rule.encoded(stop - start)) for start, stop in cuts]
-    return [Window(start, stop, some, slice(rule.shared if start else 0, some)) for start, stop, some in made]
+    return [Chunk(start, stop, some, slice(rule.shared if start else 0, some)) for start, stop, some in made]
 
 
 def video_frames(space: LatentSpace, latent_frames: int, frames: int) -> int:
-    """Frames of the video that latents become which were generated with the condition ``frames``: so many, unless the
-    latents were given and are of another length; then as many as they can hold.
+    """Return the number of frames of the video that latents become.
+
+    It is ``frames``, unless the latents were given and are of another length; then it is as many as they can hold.
     """
     if not space.decoding:
         return latent_frames
     fitting = frames if space.latent_frames(frames) == latent_frames else None
-    return sum(window.count for window in decoded_windows(space, latent_frames, fitting))
+    return sum(chunk.count for chunk in decoded_chunks(space, latent_frames, fitting))
 
 
-def _cuts(length: int, window: int, shared: int) -> Iterator[tuple[int, int]]:
-    """Where windows begin and end, each with the end of the one before."""
+def _cuts(length: int, chunk: int, shared: int) -> Iterator[tuple[int, int]]:
+    """Yield where chunks begin and end; each begins with the ``shared`` end of the one before."""
     start = 0
     while True:
-        yield start, min(start + window, length)
-        if start + window >= length:
+        yield start, min(start + chunk, length)
+        if start + chunk >= length:
             return
-        start += window - shared
+        start += chunk - shared

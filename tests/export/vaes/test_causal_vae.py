@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from adacache_engines.bundle.files import Bundle, open_bundle
-from adacache_engines.bundle.latent_space import Windows
+from adacache_engines.bundle.latent_space import ChunkRule
 from adacache_engines.bundle.shape_profiles import shape_profile
 from adacache_engines.errors import AdaCacheError, CheckpointError, InputError
 from adacache_engines.onnxruntime.backend import OrtBackend
@@ -28,8 +28,8 @@ from adacache_export.vaes.registry import open_vae
 from adacache_runtime.commands.run import main as run_command
 from adacache_runtime.media.video import to_pixels
 from adacache_runtime.samplers.update import Floats
+from tests.helpers.causal_chunks_reference import in_pieces
 from tests.helpers.causal_vae_reference import PUBLISHED, RELEASE, Reference
-from tests.helpers.causal_windows_reference import in_pieces
 from tests.helpers.exporting import DATA, convert_quietly
 from tests.helpers.reference import arrays, worst
 from tests.helpers.vae_bundle import (
@@ -230,8 +230,8 @@ def test_folder(layout: Callable[[Path], None], spoilt: Path) -> None:
         assert torch.equal(stage_of(vae)(latents), decoder(latents))
     assert type(vae.config).model_validate(json.loads(vae.config.model_dump_json())) == vae.config
     fed = vae.added_to(OPEN_SORA_PLAN_LATENT, {})
-    assert fed.windows == Windows(frames=65, latents=17, stretch=4, short=3, shared=1)
-    assert (fed.tile, fed.tiles_windows, fed.images) == (256, True, 1)
+    assert fed.chunks == ChunkRule(frames=65, latents=17, stretch=4, short=3, shared=1)
+    assert (fed.tile, fed.tiles_chunks, fed.images) == (256, True, 1)
 
 
 CONV = "decoder.conv_in.conv.weight"
@@ -300,7 +300,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.slow
 @torch.no_grad()
 def test_engine_decodes_clips_of_any_length(exported: tuple[Path, Bundle]) -> None:
-    """Of one frame, of 65 and of 221, in the original's windows and tiles, which here are of 8 latent columns."""
+    """Of one frame, of 65 and of 221, in the original's chunks and tiles, which here are of 8 latent columns."""
     folder, bundle = exported
     module = stage_of(open_vae(folder, HALVED))
     tiled = alone(bundle, tile=16)
@@ -333,7 +333,7 @@ def test_a_run_ends_in_a_video(folder: Path, tmp_path: Path) -> None:
     given = arrays(DATA / "open-sora-plan" / "inputs.npz")
     np.savez(tmp_path / "text.npz", embeddings=given["cfg_text"], negative=given["cfg_neg"])
     command = [str(tmp_path / "bundle"), "--text-embeddings", str(tmp_path / "text.npz"), "--steps", "4"]
-    command += ["--size", "32x48", "--frames", "17", "--save-latents", str(tmp_path / "latents.npz")]
+    command += ["--size", "48x32", "--frames", "17", "--save-latents", str(tmp_path / "latents.npz")]
     assert run_command([*command, "-o", str(tmp_path / "clip.npz")]) == 0
     frames, latents = arrays(tmp_path / "clip.npz")["frames"], arrays(tmp_path / "latents.npz")["latents"]
     assert latents.shape == (1, 4, 5, 4, 6)

@@ -13,10 +13,11 @@ from adacache_runtime.caching.policies.magcache import MagCache
 from adacache_runtime.caching.policy import Needs, Policy
 from adacache_runtime.caching.presets import policy_from_description
 from adacache_runtime.caching.simulate import replay
+from tests.helpers.policy_runs import places
 
 
 def schedule(policy: Policy[Any], calls: int) -> list[int]:
-    decisions = replay(policy, [float(call) for call in range(calls, 0, -1)], ("one", "other"))
+    decisions = replay(policy, [float(call) for call in range(calls, 0, -1)], places("one", "other"))
     assert all(len(set(compute)) == 1 for compute in decisions)
     return [call for call, compute in enumerate(decisions, 1) if all(compute)]
 

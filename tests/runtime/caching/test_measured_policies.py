@@ -29,7 +29,7 @@ from adacache_runtime.caching.policy import (
     Run,
 )
 from adacache_runtime.caching.simulate import Unchanged, simulate
-from tests.helpers.policy_runs import changed
+from tests.helpers.policy_runs import changed, places
 from tests.helpers.teacache_coefficients import PUBLISHED
 
 FIRST_AND_REST = ("spatial.00", "temporal.00 to temporal.01")
@@ -66,7 +66,7 @@ def walks(draw: st.DrawFn, units: int | None = None) -> Array:
 
 def run_of(tensors: Array, names: tuple[str, ...] = ("all",)) -> Run:
     calls, units, _ = tensors.shape
-    return Run(calls, len(names), units, names, tuple(1000.0 - call for call in range(calls)))
+    return Run(calls, len(names), units, places(*names), tuple(1000.0 - call for call in range(calls)))
 
 
 def computed(policy: Policy[Any], tensors: Mapping[str, Array], names: tuple[str, ...] = ("all",)) -> list[int]:
@@ -149,14 +149,14 @@ def test_fbcache_compares_with_the_last_computed_call(first: Array, threshold: f
 )
 def test_fbcache_needs_the_first_block_by_itself(names: tuple[str, ...]) -> None:
     with pytest.raises(PolicyError, match="--granularity first, or block"):
-        FBCache(threshold=0.1).start(Run(5, max(1, len(names)), 1, names, (0.0,) * 5))
+        FBCache(threshold=0.1).start(Run(5, max(1, len(names)), 1, places(*names), (0.0,) * 5))
 
 
 @pytest.mark.parametrize(
     "names", [FIRST_AND_REST, ("spatial.00", "temporal.00"), ("spatial.00.attn to spatial.00.mlp", "temporal.00.attn")]
 )
 def test_fbcache_takes_any_split_after_the_first_block(names: tuple[str, ...]) -> None:
-    FBCache(threshold=0.1).start(Run(5, 2, 1, names, (0.0,) * 5))
+    FBCache(threshold=0.1).start(Run(5, 2, 1, places(*names), (0.0,) * 5))
 
 
 # EasyCache
@@ -217,7 +217,7 @@ class Shown(Unchanged):
 def whole(name: str, show: Show, units: int = 1, calls: int = 9) -> list[int]:
     """The calls that a policy computes in full."""
     policy, names = MEASURING[name]
-    run = Run(calls, len(names), units, names, tuple(map(float, range(calls))))
+    run = Run(calls, len(names), units, places(*names), tuple(map(float, range(calls))))
     decisions = simulate(policy, run, Shown(show)).decisions
     return [call for call, compute in enumerate(decisions, 1) if all(compute)]
 
@@ -280,7 +280,7 @@ def test_the_most_cautious_prompt_decides(name: str, changes: list[list[float]])
 def test_states_are_pure(name: str, seed: int) -> None:
     """Same state and numbers, same answer; and no state changes in place."""
     policy, names = MEASURING[name]
-    run, random = Run(9, len(names), 2, names, (0.0,) * 9), np.random.default_rng(seed)
+    run, random = Run(9, len(names), 2, places(*names), (0.0,) * 9), np.random.default_rng(seed)
     state: Any = policy.start(run)
     assert repr(state) == repr(policy.start(run))
     early, late = ([m for m in policy.needs.measures if m.early == before] for before in (True, False))

@@ -23,12 +23,13 @@ from adacache_runtime.caching.policies.delta_dit import DeltaDiT
 from adacache_runtime.caching.policies.pab import PAB
 from adacache_runtime.caching.policies.teacache import TeaCache
 from adacache_runtime.caching.policies.tgate import TGate
-from adacache_runtime.caching.policy import Context, Policy, Run
+from adacache_runtime.caching.policy import Context, Place, Policy, Run
 from adacache_runtime.caching.presets import policy_from, policy_from_description
 from adacache_runtime.caching.simulate import replay
 from adacache_runtime.samplers.ddim import ddim
 from adacache_runtime.samplers.pndm import pndm
 from adacache_runtime.samplers.rflow import rflow, rflow_timesteps, shift_ratio
+from tests.helpers.policy_runs import places
 from tests.helpers.teacache_coefficients import PUBLISHED
 from tools.demo.fit import replace_presets
 
@@ -75,7 +76,7 @@ def reused_by(family: str, preset: str, timesteps: Sequence[float] | None = None
     source, _, parts = FAMILY[family]
     names = module_names(parts)
     policy = policy_from(preset, presets(family))
-    return reused(replay(policy, timesteps or ORIGINAL[source]["timesteps"], names), names)
+    return reused(replay(policy, timesteps or ORIGINAL[source]["timesteps"], places(*names)), names)
 
 
 def sampled(family: str) -> Iterator[list[float]]:
@@ -184,7 +185,7 @@ DELTAS = st.builds(DeltaDiT, interval=SPANS, gap=st.integers(2, 9), pairs=SPANS)
 def test_nothing_is_reused_before_it_is_computed(policy: Policy[Any], timesteps: list[int]) -> None:
     """In any order of timesteps, repeated ones included."""
     names = module_names(PARTS, blocks=3)
-    first, second = (replay(policy, timesteps, names) for _ in range(2))
+    first, second = (replay(policy, timesteps, places(*names)) for _ in range(2))
     assert first == second
     assert all(first[0])
     assert len(first) == len(timesteps)
@@ -196,7 +197,8 @@ def test_an_mlp_is_reused_after_a_start_only(policy: PAB, calls: int) -> None:
     timesteps = [float(calls - index) for index in range(calls)]
     after = {start - later for start in policy.mlp_starts if start <= calls for later in range(1, policy.mlp_calls + 1)}
     wanted = [index for index, timestep in enumerate(timesteps) if timestep in after - {*policy.mlp_starts}]
-    for name, indices in reused(replay(policy, timesteps, module_names(PARTS, 4)), module_names(PARTS, 4)).items():
+    names = module_names(PARTS, 4)
+    for name, indices in reused(replay(policy, timesteps, places(*names)), names).items():
         _, block, part = name.split(".")
         if part == "mlp":
             assert indices == (wanted if int(block) in policy.mlp_blocks else [])
@@ -208,10 +210,10 @@ def test_blocks_are_reused_as_their_modules_are(policy: DeltaDiT, calls: int) ->
     timesteps = [float(calls - index) for index in range(calls)]
     whole = [f"{kind}.{block:02}" for block in range(3) for kind in PARTS]
     grouped = [f"{name}.attn to {name}.mlp" for name in whole]
-    by_block = reused(replay(policy, timesteps, whole), whole)
-    assert list(reused(replay(policy, timesteps, grouped), grouped).values()) == list(by_block.values())
+    by_block = reused(replay(policy, timesteps, places(*whole)), whole)
+    assert list(reused(replay(policy, timesteps, places(*grouped)), grouped).values()) == list(by_block.values())
     names = module_names(PARTS, 3)
-    for name, indices in reused(replay(policy, timesteps, names), names).items():
+    for name, indices in reused(replay(policy, timesteps, places(*names)), names).items():
         assert indices == by_block[name.rsplit(".", 1)[0]]
 
 
@@ -222,10 +224,10 @@ def test_blocks_are_reused_as_their_modules_are(policy: DeltaDiT, calls: int) ->
 def test_nothing_is_measured(name: str) -> None:
     policy = POLICIES[name]
     assert (policy.needs.residuals, policy.needs.measures) == (1, ())
-    run = Run(4, 1, 1, ("spatial.00.attn",), (999.0, 998.0, 997.0, 996.0))
+    run = Run(4, 1, 1, places("spatial.00.attn"), (999.0, 998.0, 997.0, 996.0))
     state = policy.start(run)
     observation, after = policy.observe(state, Context(run, 1, 999.0), [])
-    assert observation.rate is None
+    assert observation == {}
     assert after == state
 
 
@@ -248,7 +250,7 @@ REMEDY_OF_BLOCKS = "run with --granularity block, or export and run with --granu
 )
 def test_groups_that_are_too_coarse(name: str, groups: list[str], remedy: str) -> None:
     with pytest.raises(PolicyError, match=rf"policy {name} .*{re.escape(groups[-1])}: {remedy}"):
-        replay(POLICIES[name], [2.0, 1.0], groups)
+        replay(POLICIES[name], [2.0, 1.0], places(*groups))
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -305,3 +307,10 @@ def test_fitted_presets_replace_only_their_own(tmp_path: Path) -> None:
             "adacache-slow": {"policy": {}, "note": "new"},
         }
     }
+
+
+def test_pab_refuses_kinds_of_blocks_that_it_does_not_know() -> None:
+    run = Run(3, 1, 1, (Place("joint.00.attn", "joint", 0, "attn"),), (999.0, 998.0, 997.0))
+    with pytest.raises(PolicyError, match="kinds spatial and temporal, and this model has others: joint"):
+        POLICIES["pab"].start(run)
+    assert POLICIES["tgate"].start(run)

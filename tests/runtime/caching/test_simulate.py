@@ -33,7 +33,7 @@ from adacache_runtime.settled import settle
 from tests.helpers.fake_model import fake_pipeline, functions, request
 from tests.helpers.plain import Plain, plain
 from tests.helpers.policy_kinds import CHANGES, KINDS, WRAPS, Numbers, Wrap, run_of, wrapped
-from tests.helpers.policy_runs import codebooks, measured
+from tests.helpers.policy_runs import codebooks, measured, places
 from tests.helpers.policy_runs import replay as driven
 from tests.helpers.scripted_policy import ADACACHE, EASYCACHE, FBCACHE, INTERVAL, TEACACHE
 
@@ -98,12 +98,12 @@ def test_no_content_leaves_the_bounds_of_what_is_wrapped(
 
 
 def test_the_fewest_and_the_most_calls_of_each_kind() -> None:
-    """What is always computed, and everything."""
+    """The fewest calls are those that are always computed, and the most are all."""
     ends = {"teacache": [1, 9], "fbcache": [1], "easycache": [1, 2, 9], "adacache": [1, 2, 8, 9]}
     policies: dict[str, Policy[Any]] = {**{kind: KINDS[kind][0] for kind in ends}, "adacache": PRESETS["adacache-fast"]}
     for kind, expected in ends.items():
         for policy, calls in ((policies[kind], expected), (WarmUp(policy=policies[kind], calls=1), expected)):
-            fewest, most = (computed(replay(bound, falling(9), KINDS[kind][1])) for bound in bounds(policy))
+            fewest, most = (computed(replay(bound, falling(9), places(*KINDS[kind][1]))) for bound in bounds(policy))
             assert (fewest, most) == (calls, list(range(1, 10)))
 
 

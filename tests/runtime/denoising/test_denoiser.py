@@ -1,10 +1,10 @@
 """The loop on a model of numpy functions: order of engine calls, residuals, measurements, errors, isolation."""
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,14 +19,17 @@ from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.caching.policy import Context, Decision, Measure, Measurement, Needs, Observation, Run
+from adacache_runtime.denoising import denoiser
 from adacache_runtime.events import Denoised
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Captions
 from adacache_runtime.samplers.rflow import rflow, rflow_timesteps
 from adacache_runtime.text.prompts import null_captions
+from adacache_runtime.trace import CallRecord
 from tests.helpers import fake_model
 from tests.helpers.fake_model import BLOCKS, SIZE, WIDTH, captions, fake_pipeline, functions, request
 from tests.helpers.not_finite import broken_at
+from tests.helpers.policy_runs import places
 
 SITE = "temporal.0.attn"
 EMBED, FINAL, UPDATE = ["embed"], ["final"], ["guide", "combine"]
@@ -305,7 +308,7 @@ def test_a_call_is_observed_before_the_next_one_is_decided(fake) -> None:
 
 
 def test_a_whole_call_is_enqueued_before_its_numbers_are_read(fake) -> None:
-    """What a call measured comes back only when its update, too, is under way."""
+    """Measurements come back only when the call's update, too, is under way."""
     pipeline, log = fake
     options = script("CCC")
     lengths: list[tuple[str, int, list[str]]] = []
@@ -327,9 +330,9 @@ def test_the_run_tells_the_policy_its_measure(fake) -> None:
     pipeline, _ = fake
     rest = ((1000.0, 500.0), ("conditional", "unconditional"))
     for granularity, scope, expected in [
-        ("stack", "batch", Run(2, 1, 1, ("spatial.00 to temporal.01",), *rest)),
-        ("stack", "prompt", Run(2, 1, 2, ("spatial.00 to temporal.01",), *rest)),
-        ("block", "prompt", Run(2, 4, 2, ("spatial.00", "temporal.00", "spatial.01", "temporal.01"), *rest)),
+        ("stack", "batch", Run(2, 1, 1, places("spatial.00 to temporal.01"), *rest)),
+        ("stack", "prompt", Run(2, 1, 2, places("spatial.00 to temporal.01"), *rest)),
+        ("block", "prompt", Run(2, 4, 2, places("spatial.00", "temporal.00", "spatial.01", "temporal.01"), *rest)),
     ]:
         options = script("CC" if granularity == "stack" else "CCCC CCCC", granularity)
         pipeline.generate(request(**options, scope=scope))
@@ -424,7 +427,7 @@ SEVERAL = [
 
 
 def latents_of(folder: Path) -> list[NDArray[np.float32]]:
-    """Of each generation in a process of its own, as it were."""
+    """Return the latents of each generation, on a pipeline of its own."""
     return [fake_pipeline(folder, functions())[0].generate(request(**options)).latents for options in SEVERAL]
 
 
@@ -448,11 +451,21 @@ def test_generations_side_by_side_do_not_meet(folder: Path) -> None:
         np.testing.assert_array_equal(end.value.value.latents, whole)
 
 
-def test_a_call_does_not_last_while_others_run(fake) -> None:
-    pipeline, _ = fake
-    rest_ms = 100.0
-    result = pipeline.generate(request(**script("CCRC")), lambda _record: time.sleep(rest_ms / 1e3))
-    assert result.trace.wall_ms() < 2 * rest_ms
+def test_a_call_does_not_last_while_others_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which the embedding takes a second, and the caller takes a minute between two calls."""
+    now = [0.0]
+
+    def embed(given: Mapping[str, Array]) -> Mapping[str, Array]:
+        now[0] += 1
+        return functions()["embed"](given)
+
+    def rest(_record: CallRecord) -> None:
+        now[0] += 60
+
+    monkeypatch.setattr(denoiser, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    pipeline, _ = fake_pipeline(folder, {**functions(), "embed": embed})
+    result = pipeline.generate(request(**script("CCRC")), rest)
+    assert [record.wall_ms for record in result.trace.calls] == [1000] * 4
 
 
 def test_generations_in_threads_do_not_meet(folder: Path) -> None:

@@ -29,6 +29,7 @@ from adacache_tune.calibration.records import Record, load_record, ratios, recor
 from tests.helpers import fake_model
 from tests.helpers.calibration_records import without_probes
 from tests.helpers.fake_model import BLOCKS, captions, fake_pipeline, functions, request
+from tests.helpers.policy_runs import places
 
 SITE, MODULATED = "temporal.0.attn", "spatial.0.modulated"
 STEPS, GAPS = 7, 3
@@ -348,7 +349,7 @@ def test_a_simulation_is_the_real_run(tmp_path: Path, name: str) -> None:
     asked, policy = replace(one(), steps=20), EXACT[name]
     made, _ = record(pipeline, asked, 19)
     trace = pipeline.generate(replace(asked, policy=policy, granularity=None)).trace
-    run = replace(made.run, groups=2, names=FIRST_AND_OTHERS) if name == "fbcache" else made.run
+    run = replace(made.run, groups=2, places=places(*FIRST_AND_OTHERS)) if name == "fbcache" else made.run
     simulated = simulate(policy, run, made)
     assert simulated.decisions == tuple(call.compute for call in trace.calls)
     assert 3 < sum(map(all, simulated.decisions)) < 18

@@ -11,7 +11,6 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from adacache_engines.errors import PolicyError
-from adacache_runtime.caching.policies.modules import BLOCK
 from adacache_runtime.caching.policies.numbers import ratios, worst
 from adacache_runtime.caching.policy import FIRST, Context, Decision, Measure, Measurement, Needs, Observation, Run
 
@@ -49,9 +48,9 @@ class FBCache(BaseModel):
         return fewest, most
 
     def start(self, run: Run) -> FBCacheState:
-        match = BLOCK.fullmatch(run.names[0]) if run.names else None
-        if match is None or run.groups < 2 or _in_block(run.names[1], match[1]):
-            first = run.names[0] if run.names else "without a name"
+        blocks = [(place.kind, place.index) for place in run.places[:2]]
+        if run.groups < 2 or not blocks or blocks[0] == (None, None) or blocks[1:] == blocks[:1]:
+            first = run.places[0].name if run.places else "without a name"
             raise PolicyError(
                 f"policy {self.name} always computes the first group and decides for the others, and here the first "
                 f"is {first}: run with --granularity first, or block"
@@ -69,7 +68,3 @@ class FBCache(BaseModel):
     def decide(self, state: FBCacheState, context: Context) -> tuple[Decision, FBCacheState]:
         compute = context.call == 1 or context.forced or not state.near
         return Decision((True, *(compute,) * (context.run.groups - 1))), FBCacheState()
-
-
-def _in_block(name: str, block: str) -> bool:
-    return name == block or name.startswith(f"{block}.")

@@ -53,7 +53,8 @@ class PAB(Scheduled):
         return window
 
     def start(self, run: Run) -> Schedule:
-        groups, timesteps = modules(run, self.name), [self._rounded(timestep) for timestep in run.timesteps]
+        groups = modules(run, self.name, ("spatial", "temporal"))
+        timesteps = [self._rounded(timestep) for timestep in run.timesteps]
         return tuple(
             Decision(tuple(not self._reuse(index, timesteps, group) for group in groups)) for index in range(run.calls)
         )
