@@ -34,7 +34,7 @@ from tests.helpers.vae_bundle import (
     write_vae_bundle,
 )
 
-PROFILE = "16x16..32x32..64x48:1f..17f..34f"
+PROFILE = "16x16..32x32..48x64:1f..17f..34f"
 SIZES = {"images": 2, "frames": 3, "pixel_frames": 9, "height": 4, "width": 4, "pixel_height": 8, "pixel_width": 8}
 LATENTS = {
     "stable-diffusion": LATTE_LATENT,

@@ -356,7 +356,7 @@ def test_a_run_ends_in_a_video(exported_whole: Path, tmp_path: Path, capsys: pyt
     inputs = arrays(OPEN_SORA / "inputs_A.npz")
     np.savez(tmp_path / "text.npz", embeddings=inputs["y"][:1, 0], mask=inputs["mask"][:1])
     saved, clip, picture = tmp_path / "latents.npz", tmp_path / "clip.mp4", tmp_path / "picture.png"
-    command = [str(exported_whole), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "48x80", "--steps", "2"]
+    command = [str(exported_whole), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "80x48", "--steps", "2"]
     assert run([*command, "--frames", "19", "--save-latents", str(saved), "-o", str(clip)]) == 0
     assert "decoded frame 19/19" in capsys.readouterr().err
     with av.open(str(clip)) as container:
@@ -382,7 +382,7 @@ def test_a_run_starts_from_a_picture_and_a_clip(exported_whole: Path, tmp_path: 
     shown = np.random.default_rng(0).integers(0, 256, (20, 60, 90, 3), np.uint8)
     write_video(tmp_path / "clip.mp4", shown, 24)
     write_video(tmp_path / "picture.png", shown[:1], 24)
-    command = [str(exported_whole), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "48x80", "--steps", "2"]
+    command = [str(exported_whole), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "80x48", "--steps", "2"]
     command += ["--frames", "51", "--video", str(tmp_path / "clip.mp4"), "--image", str(tmp_path / "picture.png")]
     command += ["--image-at", "34", "--loops", "2", "--save-latents", str(tmp_path / "latents.npz")]
     assert run([*command, "-o", str(tmp_path / "video.npz")]) == 0
@@ -413,7 +413,7 @@ def test_inspect_and_verify(exported_whole: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.slow
 def test_plans_of_the_vae(exported_whole: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exported_whole, tmp_path / "bundle"))
-    profile = shape_profile(read_manifest(folder), "64x64..96x128:17f..34f")
+    profile = shape_profile(read_manifest(folder), "64x64..128x96:17f..34f")
     plans = build_plans(folder, open_library("tensorrt-rtx"), {"any": profile}, BuildOptions(), workers=1)
     built = {entry.graph: entry for entry in plans.plans}
     for graph in read_manifest(folder).vae_graphs():
