@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import X_MASK
-from adacache_engines.contract.dry_run import Known
+from adacache_engines.contract.dry_run import KnownWorkspaces
 from adacache_engines.contract.engine import Backend
 from adacache_runtime.caching.groups import granularities, residual_nbytes
 from adacache_runtime.caching.policy import Granularity
@@ -54,7 +54,7 @@ class Model:
     text_backend: Backend
     engines: Engines
     cache: EmbeddingCache | None = None
-    known: Known = field(default_factory=dict)
+    known: KnownWorkspaces = field(default_factory=dict)
 
 
 def estimate(model: Model, checked: Checked) -> MemoryEstimate:
