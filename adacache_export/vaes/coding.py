@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from adacache_engines.bundle.latent_space import Windows
+from adacache_engines.bundle.latent_space import ChunkRule
 from adacache_engines.bundle.tensors import TensorSpec
 from adacache_export.stages import Stage
 
@@ -26,17 +26,17 @@ class Coding:
         decoding, encoding: stages as :class:`adacache_engines.bundle.latent_space.LatentSpace` describes their graphs,
             written for float32; :mod:`adacache_export.vaes.precision` narrows them. Modules are on the meta device.
             Their parameters have the names of the VAE's folder, under ``PREFIX``.
-        windows, images, tile, tiles_windows: the fields of ``LatentSpace`` of these names.
+        chunks, images, tile, tiles_chunks: the fields of ``LatentSpace`` of these names.
     """
 
     channels: int
     spatial_factor: int
     decoding: tuple[Stage, ...]
     encoding: tuple[Stage, ...] = ()
-    windows: Windows = field(default_factory=Windows)
+    chunks: ChunkRule = field(default_factory=ChunkRule)
     images: int = 1
     tile: int | None = None
-    tiles_windows: bool = False
+    tiles_chunks: bool = False
 
 
 def chunk_decoder(make: Callable[[], nn.Module], channels: int) -> Stage:

@@ -100,10 +100,10 @@ class Vae:
                 "precision": self.precision,
                 "decoding": tuple(graphs[stage.name] for stage in coding.decoding if stage.name in graphs),
                 "encoding": tuple(graphs[stage.name] for stage in coding.encoding if stage.name in graphs),
-                "windows": coding.windows,
+                "chunks": coding.chunks,
                 "images": coding.images,
                 "tile": coding.tile,
-                "tiles_windows": coding.tiles_windows,
+                "tiles_chunks": coding.tiles_chunks,
             }
         )
 

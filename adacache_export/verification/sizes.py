@@ -21,12 +21,12 @@ def encoder_sizes(longest: int, vocabulary: int) -> list[dict[str, int]]:
 
 def decoder_sizes(latent: LatentSpace) -> list[dict[str, int]]:
     """Return two shapes for a VAE's decoder: several images or latent frames, and a single one of another aspect."""
-    return [latent.window_axes(3, 5, 7, images=2), latent.window_axes(1, 4, 3)]
+    return [latent.chunk_axes(3, 5, 7, images=2), latent.chunk_axes(1, 4, 3)]
 
 
 def vae_encoder_sizes(latent: LatentSpace) -> list[dict[str, int]]:
     """Return two shapes for a VAE's encoder: some frames more than fill latent frames, and a single one."""
-    rule = latent.windows
+    rule = latent.chunks
     frames = rule.frames % rule.stretch + 2 * rule.stretch
     sizes = ((latent.image_axes(5, 7, images=2), frames), (latent.image_axes(4, 3), 1))
     return [{**axes, "pixel_frames": some, "frames": rule.encoded(some)} for axes, some in sizes]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from adacache_engines.bundle.latent_space import Windows
+from adacache_engines.bundle.latent_space import ChunkRule
 from adacache_engines.contract.device import Array
 from adacache_export.frame_rules import CHUNKS_OF_17
 from adacache_runtime.samplers.update import Floats
@@ -27,7 +27,7 @@ CHAIN = SPACE.model_copy(
     update={
         "frames": CHUNKS_OF_17,
         "encoding": (IMAGES, OVER_TIME),
-        "windows": Windows(frames=17, latents=5, stretch=4, spare="first"),
+        "chunks": ChunkRule(frames=17, latents=5, stretch=4, spare="first"),
         "images": 4,
     }
 )

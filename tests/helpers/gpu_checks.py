@@ -171,7 +171,7 @@ def graph_sizes(bundle: Bundle, graph: Graph, text: int = 0) -> dict[str, int]:
     height, width = (sizes[axis] for axis in ("height", "width"))
     if space.tile:
         height, width = (min(side, space.tile // space.spatial_factor) for side in (height, width))
-    return {**sizes, **rest, **space.window_axes(min(sizes["frames"], space.windows.latents), height, width)}
+    return {**sizes, **rest, **space.chunk_axes(min(sizes["frames"], space.chunks.latents), height, width)}
 
 
 def stage_outputs(backend: Backend, graph: Graph, sizes: Mapping[str, int], seed: int = 0) -> Arrays:

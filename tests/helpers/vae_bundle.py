@@ -143,7 +143,13 @@ def write_vae_bundle(output: Path, source: Path, latent: LatentSpace, precision:
     finally:
         logging.disable(logging.NOTSET)
     manifest = fake_model.manifest(dict(part.files)).model_copy(
-        update={"latent": made, "stages": (), "arithmetic": {}, "weights": part.weights, "part_weights": {"vae": part.weights}}
+        update={
+            "latent": made,
+            "stages": (),
+            "arithmetic": {},
+            "weights": part.weights,
+            "part_weights": {"vae": part.weights},
+        }
     )
     (folder / MANIFEST).write_text(dump_manifest(manifest))
     folder.rename(output)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adacache_engines.bundle.latent_space import Windows
+from adacache_engines.bundle.latent_space import ChunkRule
 from adacache_engines.errors import CheckpointError
 from adacache_export.frame_rules import FIRST_THEN_FOURS
 from adacache_export.vaes.causal_vae.modules import CausalVaeConfig, ClipDecoder
@@ -21,7 +21,7 @@ CLASSES = ("CausalVAEModel",)
 FRAMES = (FIRST_THEN_FOURS,)
 CONFIG = CausalVaeConfig
 STRETCH = 4  # frames of every latent frame but the first
-WINDOWS = Windows(frames=65, latents=17, stretch=STRETCH, short=STRETCH - 1, shared=1)
+CHUNKS = ChunkRule(frames=65, latents=17, stretch=STRETCH, short=STRETCH - 1, shared=1)
 TILE = 256  # pixels, side of a tile
 TRAINING = "loss."  # begins the names of tensors that only training needs
 
@@ -51,7 +51,7 @@ def coding(config: CausalVaeConfig) -> Coding:
         channels=config.embed_dim,
         spatial_factor=config.spatial_factor,
         decoding=(chunk_decoder(lambda: ClipDecoder(config), config.embed_dim),),
-        windows=WINDOWS,
+        chunks=CHUNKS,
         tile=TILE,
-        tiles_windows=True,
+        tiles_chunks=True,
     )

@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from torch import Tensor, nn
 
-from adacache_engines.bundle.latent_space import Windows
+from adacache_engines.bundle.latent_space import ChunkRule
 from adacache_engines.bundle.tensors import TensorSpec
 from adacache_engines.errors import CheckpointError
 from adacache_export.checkpoint.config import parsed_config
@@ -108,7 +108,7 @@ def coding(config: OpenSoraVaeConfig) -> Coding:
             autoencoder_kl.encoder_stage(spatial, "vae_encoder.spatial", PREFIX + SPATIAL),
             _stage("vae_encoder.temporal", lambda: TemporalEncoder(temporal), (coded,), distribution),
         ),
-        windows=Windows(frames=CHUNK_FRAMES, latents=-(-CHUNK_FRAMES // STRETCH), stretch=STRETCH, spare="first"),
+        chunks=ChunkRule(frames=CHUNK_FRAMES, latents=-(-CHUNK_FRAMES // STRETCH), stretch=STRETCH, spare="first"),
         images=IMAGES,
     )
 

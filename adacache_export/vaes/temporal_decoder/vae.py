@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from adacache_engines.bundle.latent_space import Windows
+from adacache_engines.bundle.latent_space import ChunkRule
 from adacache_export.frame_rules import EACH_FRAME
 from adacache_export.vaes.coding import ENCODER, Coding, chunk_decoder
 from adacache_export.vaes.temporal_decoder.modules import ChunkDecoder, TemporalDecoderConfig
@@ -40,5 +40,5 @@ def coding(config: TemporalDecoderConfig) -> Coding:
         channels=config.latent_channels,
         spatial_factor=config.spatial_factor,
         decoding=(chunk_decoder(lambda: ChunkDecoder(config), config.latent_channels),),
-        windows=Windows(frames=CHUNK_FRAMES, latents=CHUNK_FRAMES),
+        chunks=ChunkRule(frames=CHUNK_FRAMES, latents=CHUNK_FRAMES),
     )

@@ -1,7 +1,7 @@
 """The manifest's part on latents: what of a video they stand for, and the graphs between both.
 
-A VAE cuts a video into windows of frames and codes each by itself, by one graph or two in a row. A graph that works on
-windows has an axis ``frames``, of latents, or ``pixel_frames``; one that works on single images has an axis ``images``
+A VAE cuts a video into chunks of frames and codes each by itself, by one graph or two in a row. A graph that works on
+chunks has an axis ``frames``, of latents, or ``pixel_frames``; one that works on single images has an axis ``images``
 instead. Whatever is particular to a VAE beyond that, such as its latents' scale and shift, is in its graphs.
 """
 
@@ -58,18 +58,18 @@ class FrameRule(Entry):
         return (0, frames) if self.chunk_frames is None else divmod(frames, self.chunk_frames)
 
 
-class Windows(Entry):
-    """How frames and latent frames belong together: n frames of a window are coded as ceil((n + short) / stretch)
+class ChunkRule(Entry):
+    """How frames and latent frames belong together: n frames of a chunk are coded as ceil((n + short) / stretch)
     latent frames, and w latent frames are decoded as stretch * w - short frames.
 
     Attributes:
-        frames, latents: of a whole window; the last one may have fewer of both.
+        frames, latents: of a whole chunk; the last one may have fewer of both.
         stretch: frames of a latent frame,
-        short: but the first of a window stands for so many fewer.
-        shared: latent frames that consecutive windows have in common. What a window gives for them is dropped: the
-            window before gave it.
-        spare: where frames are that a window is decoded to beyond those of the video: the ``first`` ones of each
-            window, or the ``last`` ones of the video.
+        short: but the first of a chunk stands for so many fewer.
+        shared: latent frames that consecutive chunks have in common. What a chunk gives for them is dropped: the
+            chunk before gave it.
+        spare: where frames are that a chunk is decoded to beyond those of the video: the ``first`` ones of each
+            chunk, or the ``last`` ones of the video.
     """
 
     frames: int = Field(default=1, ge=1)
@@ -80,11 +80,11 @@ class Windows(Entry):
     spare: Literal["first", "last"] = "last"
 
     def decoded(self, latents: int) -> int:
-        """Frames that a decoder makes of so many latent frames of a window."""
+        """Frames that a decoder makes of so many latent frames of a chunk."""
         return self.stretch * latents - self.short if latents else 0
 
     def encoded(self, frames: int) -> int:
-        """Latent frames that an encoder makes of so many frames of a window."""
+        """Latent frames that an encoder makes of so many frames of a chunk."""
         return -(-(frames + self.short) // self.stretch)
 
 
@@ -108,11 +108,11 @@ class LatentSpace(Entry):
             pixel_width), about -1 to 1.
         encoding: graphs from pixels to latents, likewise; each gives ``mean`` and ``deviation`` of a normal
             distribution, which the next takes a sample of.
-        windows: of the video that the graphs are fed with.
+        chunks: of the video that the graphs are fed with.
         images: that a graph of images gets at once; their number changes no value.
         tile: pixels, side of the square tiles that larger frames are coded by, unless a run asks for others; None =
             frames are coded whole.
-        tiles_windows: frames of a video of several windows are coded by these tiles even where one would hold them.
+        tiles_chunks: frames of a video of several chunks are coded by these tiles even where one would hold them.
     """
 
     channels: int
@@ -126,10 +126,10 @@ class LatentSpace(Entry):
     precision: VaePrecision = "fp32"
     decoding: tuple[Graph, ...] = ()
     encoding: tuple[Graph, ...] = ()
-    windows: Windows = Windows()
+    chunks: ChunkRule = ChunkRule()
     images: int = Field(default=1, ge=1)
     tile: int | None = None
-    tiles_windows: bool = False
+    tiles_chunks: bool = False
 
     def latent_frames(self, frames: int) -> int:
         """Number of latent frames of a video of ``frames``."""
@@ -146,12 +146,12 @@ class LatentSpace(Entry):
         pixels = {"pixel_height": height * self.spatial_factor, "pixel_width": width * self.spatial_factor}
         return {"images": images, "height": height, "width": width, **pixels}
 
-    def window_axes(self, latents: int, height: int, width: int, images: int = 1) -> dict[str, int]:
-        """The same for a window of so many latent frames."""
-        time = {"frames": latents, "pixel_frames": self.windows.decoded(latents)}
+    def chunk_axes(self, latents: int, height: int, width: int, images: int = 1) -> dict[str, int]:
+        """The same for a chunk of so many latent frames."""
+        time = {"frames": latents, "pixel_frames": self.chunks.decoded(latents)}
         return {**self.image_axes(height, width, images), **time}
 
 
 def takes_images(graph: Graph) -> bool:
-    """Whether a VAE's graph works on single images; else it does on windows."""
+    """Whether a VAE's graph works on single images; else it does on chunks."""
     return graph.inputs[0].axes[0] == IMAGES

@@ -108,12 +108,12 @@ def possible_frames(manifest: Manifest) -> list[int]:
 
 
 def vae_ranges(latent: LatentSpace, graph: Graph, profile: ShapeProfile) -> ShapeProfile:
-    """A profile's ranges of the axes that a graph of the VAE has: windows of a video, or some of its images; and what
+    """A profile's ranges of the axes that a graph of the VAE has: chunks of a video, or some of its images; and what
     makes or takes pixels also does so with tiles of any size, or none that are larger than those of the bundle.
     """
-    windows, factor = latent.windows, latent.spatial_factor
+    chunks, factor = latent.chunks, latent.spatial_factor
     ranges = {**profile, "images": (1, latent.images, latent.images)}
-    ranges |= {"frames": (1, windows.latents, windows.latents), "pixel_frames": (1, windows.frames, windows.frames)}
+    ranges |= {"frames": (1, chunks.latents, chunks.latents), "pixel_frames": (1, chunks.frames, chunks.frames)}
     for axis in ("height", "width"):
         least, usual, most = profile[axis]
         if graph in (*latent.decoding[-1:], *latent.encoding[:1]):

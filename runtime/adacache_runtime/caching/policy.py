@@ -153,10 +153,13 @@ class Measurement:
         values: the numbers of all signals by name, each with a value for each unit: the sum over the unit's prompts
             and guidance branches. The name of a number that was measured at a distance in frames is that of
             :func:`adacache_runtime.caching.signals.signal.at_stride`; NaN where the video has no frames so far apart.
+        branch: index of the guidance branch, where decisions are by branch and the tensor has branches: there is a
+            measurement for each branch that was computed, compared with its own earlier tensor. None = of all branches.
     """
 
     site: str
     values: Mapping[str, tuple[float, ...]]
+    branch: int | None = None
 
     def __getitem__(self, number: str) -> tuple[float, ...]:
         return self.values[number]

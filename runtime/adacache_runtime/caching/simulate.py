@@ -5,9 +5,10 @@ A policy sees numbers only, so it is driven here as the loop drives it, by a sou
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from adacache_runtime.caching.measures import space_of
 from adacache_runtime.caching.policy import (
     Context,
     Measure,
@@ -21,6 +22,8 @@ from adacache_runtime.caching.policy import (
     compact,
     rows_of,
 )
+
+Part = tuple[Measure, int | None]  # what is measured, and of which guidance branch; None = of all
 
 
 class Source(Protocol):
@@ -65,27 +68,35 @@ def simulate(policy: Policy[Any], run: Run, source: Source) -> Simulated:
     """
     state = policy.start(run)
     measures = source.measures(policy.needs)
-    last: dict[Measure, int] = {}  # the call whose tensor is remembered
+    branches = range(len(run.branches)) if policy.needs.by_branch else (None,)
+    # latents and velocities have no branches
+    parts = {measure: (None,) if space_of(measure.site) == "latents" else branches for measure in measures}
+    last: dict[Part, int] = {}  # the call whose tensor is remembered, for each branch
     decisions: list[tuple[bool, ...] | Rows] = []
     observations: list[Observation] = []
     for call in range(1, run.calls + 1):
         context = Context(run, call, run.timesteps[call - 1])
         observed: Observation = {}
 
-        def observe(active: Sequence[Measure], state: Any, observed: Observation) -> tuple[Any, Observation]:
-            if not active or any(measure not in last for measure in active):
+        def observe(active: Sequence[Part], state: Any, observed: Observation) -> tuple[Any, Observation]:
+            if not active or any(part not in last for part in active):
                 return state, observed
-            shown = [source.measurement(measure, last[measure], call) for measure in active]  # noqa: B023
+            shown = [
+                replace(source.measurement(measure, last[measure, branch], call), branch=branch)  # noqa: B023
+                for measure, branch in active
+            ]
             seen, state = policy.observe(state, context, shown)  # noqa: B023
             return state, {**observed, **seen}
 
-        state, observed = observe([measure for measure in measures if measure.early], state, observed)
+        everything = [(measure, branch) for measure in measures for branch in parts[measure]]
+        state, observed = observe([part for part in everything if part[0].early], state, observed)
         decision, state = policy.decide(state, context)
         rows = decision.rows(len(run.branches))
-        whole = all(all(row) for row in rows)
-        active = [measure for measure in measures if measure.calls == "all" or whole]
-        state, observed = observe([measure for measure in active if not measure.early], state, observed)
-        last.update({measure: call for measure in active if measure.since == "measured" or whole})
+        whole: dict[int | None, bool] = {branch: all(row) for branch, row in enumerate(rows)}
+        whole[None] = all(whole.values())
+        active = [part for part in everything if part[0].calls == "all" or whole[part[1]]]
+        state, observed = observe([part for part in active if not part[0].early], state, observed)
+        last.update({part: call for part in active if part[0].since == "measured" or whole[part[1]]})
         decisions.append(compact(rows))
         observations.append(observed)
     return Simulated(tuple(decisions), tuple(observations))

@@ -130,7 +130,10 @@ def assemble(
         residuals,
         grouped,
         DevicePlan(device, stages, residuals, latents, opening),
-        [Probe(measure, shown[measure.site], signals, device) for measure in settled.measures],
+        [
+            Probe(measure, shown[measure.site], signals, device, stages.branches, needs.by_branch)
+            for measure in settled.measures
+        ],
         probed,
         shown,
         Masked(masking, latents, stages.tensors[X_MASK], engines.arithmetic, device) if masking else None,

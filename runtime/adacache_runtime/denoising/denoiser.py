@@ -56,11 +56,6 @@ class _Call:
     shown: list[Probe]
     marks: list[tuple[str | None, object]]
 
-    @property
-    def whole(self) -> bool:
-        """Whether every group of every branch is computed."""
-        return all(all(row) for row in self.choice.rows)
-
 
 class Denoiser:
     """All calls of one generation, which :meth:`records` makes one by one.
@@ -89,6 +84,7 @@ class Denoiser:
         self.assembly = assembly
         self._updates, self._policy, self._scope, self._condition = updates, policy, scope, condition
         self._segments = [segment for segment in segments for _ in range(segment.run.calls)]
+        self._everywhere = (True,) * assembly.stages.branches
         self._reads_back = bool(assembly.probes)  # whether anything comes back from the device between two calls
 
     @property
@@ -169,7 +165,7 @@ class Denoiser:
             assembly.plan.open(part, call.choice)()
             self._mark(call, timed)
         if early:
-            call.shown = _enqueued(early)
+            call.shown = _enqueued([(probe, probe.due(self._everywhere)) for probe in early])
             self._mark(call, "measure")
 
     def _close(self, call: _Call, before_advance: BeforeAdvance | None = None) -> None:
@@ -179,7 +175,11 @@ class Denoiser:
         assembly.residuals.weigh(call.decision.weights_by_branch(assembly.stages.branches))
         assembly.guidance.rebuild(call.decision.rebuild)
         assembly.latents.write(call.update)
-        measured = [probe for probe in assembly.probes if probe.measure.calls == "all" or call.whole]
+        whole = tuple(map(all, call.choice.rows))
+        due = [
+            (probe, probe.due(self._everywhere if probe.measure.calls == "all" else whole)) for probe in assembly.probes
+        ]
+        measured = [(probe, parts) for probe, parts in due if parts]
         self._mark(call, None)
         plan.embed(call.choice)()
         self._mark(call, "embed")
@@ -190,7 +190,7 @@ class Denoiser:
         else:
             plan.velocity(call.choice, slot)()
             self._mark(call, "final")
-            self._measure(call, measured)
+            self._measure(call, measured, whole)
             self._mark(call, "measure")
             if before_advance is not None:
                 before_advance(call.number, call.update)
@@ -201,14 +201,19 @@ class Denoiser:
             assembly.latents.note(call.number)
         self._mark(call, "final")
 
-    def _measure(self, call: _Call, active: Sequence[Probe]) -> None:
-        """Enqueue what is measured after the decision."""
+    def _measure(self, call: _Call, due: Sequence[tuple[Probe, list[int]]], whole: Sequence[bool]) -> None:
+        """Enqueue what is measured after the decision, and keep the tensors that later ones are compared with.
+
+        Args:
+            call: the call.
+            due: the probes that are measured in this call, each with its parts.
+            whole: for each branch, whether all of its groups are computed.
+        """
         if self.assembly.show_velocity:
             self.assembly.show_velocity[call.update.slot]()
-        call.shown = _enqueued([probe for probe in active if not probe.measure.early])
-        for probe in active:
-            if probe.measure.since == "measured" or call.whole:
-                probe.remember()
+        call.shown = _enqueued([(probe, parts) for probe, parts in due if not probe.measure.early])
+        for probe, parts in due:
+            probe.remember(parts if probe.measure.since == "measured" else probe.due(whole))
 
     def _mark(self, call: _Call, part: str | None) -> None:
         call.marks.append((part, self.assembly.device.mark()))
@@ -217,7 +222,7 @@ class Denoiser:
         """Wait for what a call has shown, show it to the policy, and return its state."""
         if not call.shown:
             return state
-        results = [probe.result(self.assembly.stages.branches, self._scope == "prompt") for probe in call.shown]
+        results = [one for probe in call.shown for one in probe.result(self._scope == "prompt")]
         observation, state = self._policy.observe(state, call.context, results)
         call.observation = {**call.observation, **observation}
         return state
@@ -275,7 +280,7 @@ class Denoiser:
         )
 
 
-def _enqueued(probes: Sequence[Probe]) -> list[Probe]:
+def _enqueued(due: Sequence[tuple[Probe, list[int]]]) -> list[Probe]:
     """Return the probes whose numbers are on their way: all or none, so that a policy sees all of its sites."""
-    shown = [probe for probe in probes if probe.enqueue()]
-    return shown if len(shown) == len(probes) else []
+    shown = [probe for probe, parts in due if probe.enqueue(parts)]
+    return shown if len(shown) == len(due) else []

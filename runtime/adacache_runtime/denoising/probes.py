@@ -3,8 +3,7 @@
 Signals run on the device; a few numbers a sample come back, and are read when a policy asks for them.
 """
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +40,9 @@ class Probe:
         new: the buffer that holds the site's tensor in each call.
         signals: the bundle's signals.
         device: the device of the buffers.
+        branches: number of guidance branches that a call evaluates.
+        by_branch: each branch is measured by itself, and compared with its own earlier tensor. Latents and velocities
+            have no branches.
 
     Attributes:
         measure: what is measured.
@@ -49,11 +51,26 @@ class Probe:
         keys: names of the numbers in a measurement.
     """
 
-    def __init__(self, measure: Measure, new: Buffer, signals: Signals, device: Device) -> None:
+    def __init__(
+        self,
+        measure: Measure,
+        new: Buffer,
+        signals: Signals,
+        device: Device,
+        branches: int,
+        by_branch: bool = False,
+    ) -> None:
         self.measure, self.new = measure, new
         self._space = space_of(measure.site)
+        hidden = self._space == "hidden"
+        self._samples = new.shape[0] // branches if hidden else new.shape[0]
+        self._by_branch = by_branch and hidden
         self.cached = device.empty(new.shape, new.dtype)
-        self._remember = device.copy(new, self.cached)
+        copies = [(new, self.cached)]
+        if self._by_branch:
+            rows = [(branch * self._samples, (branch + 1) * self._samples) for branch in range(branches)]
+            copies = [(new.part(*part), self.cached.part(*part)) for part in rows]
+        self._remember = [device.copy(*pair) for pair in copies]
         self._calls: list[Call] = []
         self._numbers: dict[str, Readback | None] = {}  # None: the video has no frames so far apart
         frames = new.shape[FRAME_AXIS[self._space]]
@@ -72,48 +89,62 @@ class Probe:
                 self._calls.append(signals.engines[graph.name].bind({**tensors, **pairs, **results}))
                 readbacks = [device.readback(results[spec.name]) for spec in graph.outputs]
                 self._numbers |= dict(zip(keys, readbacks, strict=True))
-        self._filled = False
+        self._filled = [False] * len(self._remember)
+        self._shown: list[int] = []
 
     @property
     def keys(self) -> tuple[str, ...]:
         return tuple(self._numbers)
 
-    def enqueue(self) -> bool:
-        """Enqueue the signals; return False, and do nothing, where no earlier tensor is remembered yet."""
-        if self._filled:
+    def due(self, rows: Sequence[bool]) -> list[int]:
+        """Return the parts that are measured where these branches are: each branch, or all of them or none as one."""
+        return [branch for branch, asked in enumerate(rows) if asked] if self._by_branch else [0] * all(rows)
+
+    def enqueue(self, parts: Sequence[int] = (0,)) -> bool:
+        """Enqueue the signals for some parts.
+
+        Return False, and do nothing, where no earlier tensor of one of them is remembered yet.
+        """
+        self._shown = list(parts)
+        ready = bool(parts) and all(self._filled[part] for part in parts)
+        if ready:
             for call in self._calls:
                 call()
             for readback in self._numbers.values():
                 if readback is not None:
                     readback.start()
-        return self._filled
+        return ready
 
-    def remember(self) -> None:
-        """Keep the tensor, so that later ones are compared with it."""
-        self._remember()
-        self._filled = True
+    def remember(self, parts: Sequence[int] = (0,)) -> None:
+        """Keep the tensor's parts, so that later ones are compared with them."""
+        for part in parts:
+            self._remember[part]()
+            self._filled[part] = True
 
     def forget(self) -> None:
         """Compare the next tensor with none that was remembered so far."""
-        self._filled = False
+        self._filled = [False] * len(self._filled)
 
-    def result(self, branches: int, per_prompt: bool) -> Measurement:
-        """Wait for the numbers of the last ``enqueue``.
+    def result(self, per_prompt: bool) -> list[Measurement]:
+        """Wait for the numbers of the last ``enqueue``; return a measurement for each part.
 
         Args:
-            branches: number of guidance branches that the hidden state has; latents have none.
             per_prompt: a unit is a prompt with its branches; else the whole batch.
         """
-        rows = self.cached.shape[0]
-        samples = rows if self._space == "latents" else rows // branches
+        by_sample: dict[str, NDArray[np.float64]] = {}  # (branches, samples)
+        for key, readback in self._numbers.items():
+            rows = np.full(self.new.shape[0], np.nan) if readback is None else readback.result().astype(np.float64)
+            by_sample[key] = rows.reshape(-1, self._samples)
 
-        def units(readback: Readback | None) -> tuple[float, ...]:
-            if readback is None:
-                return (math.nan,) * (samples if per_prompt else 1)
-            sums: NDArray[np.float64] = readback.result().astype(np.float64).reshape(-1, samples).sum(0)
+        def units(sums: NDArray[np.float64]) -> tuple[float, ...]:
             return tuple(sums.tolist()) if per_prompt else (float(sums.sum()),)
 
-        return Measurement(self.measure.site, {key: units(readback) for key, readback in self._numbers.items()})
+        site = self.measure.site
+        if not self._by_branch:
+            return [Measurement(site, {key: units(rows.sum(0)) for key, rows in by_sample.items()})]
+        return [
+            Measurement(site, {key: units(rows[part]) for key, rows in by_sample.items()}, part) for part in self._shown
+        ]
 
 
 def _pairs(frames: int, stride: int, device: Device) -> dict[str, Buffer]:

@@ -19,7 +19,7 @@ from adacache_runtime.settled import Settled
 from adacache_runtime.vae.chunks import video_frames
 from adacache_runtime.vae.decode import decoder_sizes
 from adacache_runtime.vae.encode import encoder_sizes
-from adacache_runtime.vae.engine import Bound
+from adacache_runtime.vae.graph import VaeGraph
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class MemoryEstimate:
         pixel_encoder: weights of the encoder of images and clips, and what it encodes them in; it is there before
             the run only. 0 where nothing is to be encoded.
         pixel_encoder_arena: its activations; None = they grow as needed.
-        decoder: weights of the decoder, and what one prompt's windows or tiles are decoded in; it is there after the
+        decoder: weights of the decoder, and what one prompt's chunks or tiles are decoded in; it is there after the
             run only.
         decoder_arena: its activations, likewise.
         arena: activations of the engine that takes most; None = it grows as needed.
@@ -207,7 +207,7 @@ def _part_memory(
     paper = PaperBackend(backend, asks, known)
     try:
         for graph, at in steps:
-            Bound(graph, paper, at)
+            VaeGraph(graph, paper, at)
     except EngineError as error:
         if tile is None or space.tile is None or tile <= space.tile:
             raise

@@ -1,14 +1,14 @@
-"""How a video is cut into the windows that a VAE codes one by one."""
+"""How a video is cut into the chunks that a VAE codes one by one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from adacache_engines.bundle.latent_space import LatentSpace, Windows
+from adacache_engines.bundle.latent_space import ChunkRule, LatentSpace
 from adacache_engines.errors import InputError
 
 
 @dataclass(frozen=True)
-class Window:
+class Chunk:
     """One of them.
 
     Attributes:
@@ -28,7 +28,7 @@ class Window:
         return len(range(self.made)[self.kept])
 
 
-def decoded_windows(space: LatentSpace, latent_frames: int, frames: int | None = None) -> list[Window]:
+def decoded_chunks(space: LatentSpace, latent_frames: int, frames: int | None = None) -> list[Chunk]:
     """
     Args:
         space: of the bundle.
@@ -42,10 +42,10 @@ def decoded_windows(space: LatentSpace, latent_frames: int, frames: int | None =
         raise InputError(
             f"{latent_frames} latent frames are no video of {frames} frames, which has {space.latent_frames(frames)}"
         )
-    return list(_decoded(space.windows, latent_frames, frames))
+    return list(_decoded(space.chunks, latent_frames, frames))
 
 
-def _decoded(rule: Windows, latent_frames: int, frames: int | None) -> Iterator[Window]:
+def _decoded(rule: ChunkRule, latent_frames: int, frames: int | None) -> Iterator[Chunk]:
     given = 0
     for start, stop in _cuts(latent_frames, rule.latents, rule.shared):
         made = rule.decoded(stop - start)
@@ -54,15 +54,15 @@ def _decoded(rule: Windows, latent_frames: int, frames: int | None) -> Iterator[
         if frames is not None:
             count = min(count, frames - given)
         first = made - count if rule.spare == "first" else repeated
-        yield Window(start, stop, made, slice(first, first + count))
+        yield Chunk(start, stop, made, slice(first, first + count))
         given += count
 
 
-def encoded_windows(rule: Windows, frames: int) -> list[Window]:
+def encoded_chunks(rule: ChunkRule, frames: int) -> list[Chunk]:
     """Of a video of so many frames."""
     cuts = _cuts(frames, rule.frames, rule.decoded(rule.shared))
     made = [(start, stop, rule.encoded(stop - start)) for start, stop in cuts]
-    return [Window(start, stop, some, slice(rule.shared if start else 0, some)) for start, stop, some in made]
+    return [Chunk(start, stop, some, slice(rule.shared if start else 0, some)) for start, stop, some in made]
 
 
 def video_frames(space: LatentSpace, latent_frames: int, frames: int) -> int:
@@ -72,14 +72,14 @@ def video_frames(space: LatentSpace, latent_frames: int, frames: int) -> int:
     if not space.decoding:
         return latent_frames
     fitting = frames if space.latent_frames(frames) == latent_frames else None
-    return sum(window.count for window in decoded_windows(space, latent_frames, fitting))
+    return sum(chunk.count for chunk in decoded_chunks(space, latent_frames, fitting))
 
 
-def _cuts(length: int, window: int, shared: int) -> Iterator[tuple[int, int]]:
-    """Where windows begin and end, each with the end of the one before."""
+def _cuts(length: int, chunk: int, shared: int) -> Iterator[tuple[int, int]]:
+    """Where chunks begin and end, each with the end of the one before."""
     start = 0
     while True:
-        yield start, min(start + window, length)
-        if start + window >= length:
+        yield start, min(start + chunk, length)
+        if start + chunk >= length:
             return
-        start += window - shared
+        start += chunk - shared

@@ -1,4 +1,4 @@
-"""Latents to pixels, by the decoder that a bundle has: window by window, so that a long video is never held whole."""
+"""Latents to pixels, by the decoder that a bundle has: chunk by chunk, so that a long video is never held whole."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,8 @@ from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import InputError
 from adacache_runtime.media.frames import Frames, to_pixels
 from adacache_runtime.samplers.update import Floats
-from adacache_runtime.vae.chunks import Window, decoded_windows
-from adacache_runtime.vae.engine import Bound, batches
+from adacache_runtime.vae.chunks import Chunk, decoded_chunks
+from adacache_runtime.vae.graph import VaeGraph, batches
 from adacache_runtime.vae.tiles import by_tiles, spans, tile_side
 
 WITHOUT_DECODER = "to get videos, export the checkpoint with --vae DIR (the folder of the model's VAE)"  # what to do
@@ -22,18 +22,18 @@ WITHOUT_DECODER = "to get videos, export the checkpoint with --vae DIR (the fold
 def decode(
     bundle: Bundle, backend: Backend, latents: Floats, frames: int | None = None, tile: int | None = None
 ) -> Iterator[Floats]:
-    """Runs the bundle's decoder on each window of the latents in turn. It is loaded for the call and let go of.
+    """Runs the bundle's decoder on each chunk of the latents in turn. It is loaded for the call and let go of.
 
     Args:
         bundle: with a decoder.
         backend: that runs it.
         latents: (channels, frames, height, width) of one prompt.
-        frames: of the video, by which the last window's are counted; None = as many as the latents can hold.
+        frames: of the video, by which the last chunk's are counted; None = as many as the latents can hold.
         tile: pixels, side of the tiles that larger frames are decoded by; None = what the bundle says.
 
     Yields:
         (3, some frames, pixel height, pixel width), about -1 to 1, which :func:`adacache_runtime.media.video.to_pixels`
-        takes: those of a window, or a few images of it.
+        takes: those of a chunk, or a few images of it.
 
     Raises:
         InputError: the bundle has no decoder, and what to do; or so many frames do not belong to these latents.
@@ -42,29 +42,29 @@ def decode(
     space = bundle.manifest.latent
     if not space.decoding:
         raise InputError(f"this bundle has no decoder; {WITHOUT_DECODER}")
-    windows = decoded_windows(space, latents.shape[1], frames)
-    side = tile_side(space, tile, latents.shape[2:], len(windows))
-    engines = [Bound(graph, backend, at) for graph, at in decoder_sizes(space, latents.shape, frames, tile)]
-    for window in windows:
-        parts = iter([latents[:, window.start : window.stop]])
+    chunks = decoded_chunks(space, latents.shape[1], frames)
+    side = tile_side(space, tile, latents.shape[2:], len(chunks))
+    engines = [VaeGraph(graph, backend, at) for graph, at in decoder_sizes(space, latents.shape, frames, tile)]
+    for chunk in chunks:
+        parts = iter([latents[:, chunk.start : chunk.stop]])
         for engine in engines:
-            parts = _through(engine, parts, space, window, side if engine is engines[-1] else None)
+            parts = _through(engine, parts, space, chunk, side if engine is engines[-1] else None)
         yield from parts
 
 
 def _through(
-    engine: Bound, parts: Iterator[Floats], space: LatentSpace, window: Window, side: int | None
+    engine: VaeGraph, parts: Iterator[Floats], space: LatentSpace, chunk: Chunk, side: int | None
 ) -> Iterator[Floats]:
-    """What a graph makes of (channels, frames, height, width): all of a window, or some of its images at a time."""
+    """What a graph makes of (channels, frames, height, width): all of a chunk, or some of its images at a time."""
 
     def run(value: Floats) -> Floats:
         height, width = value.shape[-2:]
-        sizes = space.window_axes(window.stop - window.start, height, width, len(value))
+        sizes = space.chunk_axes(chunk.stop - chunk.start, height, width, len(value))
         return engine(value, sizes)[0]
 
     for part in parts:
         if not takes_images(engine.graph):
-            yield by_tiles(run, part[None], side, given=space.spatial_factor)[0][:, window.kept]
+            yield by_tiles(run, part[None], side, given=space.spatial_factor)[0][:, chunk.kept]
             continue
         for batch in batches(part.shape[1], space.images):
             images = part[:, batch.start : batch.stop].swapaxes(0, 1)
@@ -82,20 +82,20 @@ def decoder_sizes(
         frames, tile: as of :func:`decode`.
     """
     _, latent_frames, *whole = shape
-    windows = decoded_windows(space, latent_frames, frames)
-    tiled = tile_side(space, tile, whole, len(windows))
+    chunks = decoded_chunks(space, latent_frames, frames)
+    tiled = tile_side(space, tile, whole, len(chunks))
     stretched = any(not takes_images(graph) for graph in space.decoding)
-    fed = {  # latent frames of a window, images at once
-        (window.stop - window.start, len(batch))
-        for window in windows
-        for batch in batches(window.count if stretched else window.stop - window.start, space.images)
+    fed = {  # latent frames of a chunk, images at once
+        (chunk.stop - chunk.start, len(batch))
+        for chunk in chunks
+        for batch in batches(chunk.count if stretched else chunk.stop - chunk.start, space.images)
     }
     found = []
     for graph in space.decoding:
         side = tiled if graph is space.decoding[-1] else None
         heights, widths = ({stop - start for start, stop in spans(length, side)} for length in whole)
         sizes = itertools.product(sorted(fed), sorted(heights), sorted(widths))
-        found.append((graph, [space.window_axes(some, height, width, n) for (some, n), height, width in sizes]))
+        found.append((graph, [space.chunk_axes(some, height, width, n) for (some, n), height, width in sizes]))
     return found
 
 

@@ -11,8 +11,8 @@ from adacache_engines.bundle.manifest import Graph, LatentSpace
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import InputError
 from adacache_runtime.samplers.update import Floats
-from adacache_runtime.vae.chunks import encoded_windows
-from adacache_runtime.vae.engine import Bound, batches
+from adacache_runtime.vae.chunks import encoded_chunks
+from adacache_runtime.vae.graph import VaeGraph, batches
 from adacache_runtime.vae.tiles import by_tiles, spans, tile_side
 
 LEAST = np.finfo(np.float32).tiny  # deviation, so that it has a logarithm
@@ -39,11 +39,11 @@ def check_encoder(space: LatentSpace) -> None:
 
 
 def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise, tile: int | None = None) -> Floats:
-    """Runs the bundle's encoder, some images and then a window at a time. Each of its graphs is loaded for its turn and
+    """Runs the bundle's encoder, some images and then a chunk at a time. Each of its graphs is loaded for its turn and
     let go of.
 
     Each graph gives a normal distribution, and the next takes a sample of it; noise is drawn once for all images,
-    (frames, channels, height, width), and once for every window, (1, channels, latent frames, height, width), in order.
+    (frames, channels, height, width), and once for every chunk, (1, channels, latent frames, height, width), in order.
 
     Args:
         bundle: with an encoder.
@@ -76,8 +76,8 @@ def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise, tile:
     value: Floats = pixels
     for graph, at in encoder_sizes(space, pixels.shape, tile):
         side = _side(space, pixels.shape, tile) if graph is space.encoding[0] else None
-        through = _images if takes_images(graph) else _windows
-        value = through(Bound(graph, backend, at), space, value, side, noise)
+        through = _images if takes_images(graph) else _chunks
+        value = through(VaeGraph(graph, backend, at), space, value, side, noise)
     return value
 
 
@@ -99,8 +99,8 @@ def encoder_sizes(
         if takes_images(graph):
             counts = {len(batch) for batch in batches(frames, space.images)}
         else:
-            windows = encoded_windows(space.windows, frames)
-            counts, frames = {window.stop - window.start for window in windows}, sum(one.count for one in windows)
+            chunks = encoded_chunks(space.chunks, frames)
+            counts, frames = {chunk.stop - chunk.start for chunk in chunks}, sum(one.count for one in chunks)
         heights, widths = ({stop - start for start, stop in spans(length, side, unit)} for length in size)
         sizes = itertools.product(sorted(counts), sorted(heights), sorted(widths))
         found.append((graph, [_axes(space, unit, *some) for some in sizes]))
@@ -115,17 +115,17 @@ def _unit(space: LatentSpace, graph: Graph) -> int:
 
 def _side(space: LatentSpace, shape: Sequence[int], tile: int | None) -> int | None:
     size = [length // space.spatial_factor for length in shape[2:]]
-    return tile_side(space, tile, size, len(encoded_windows(space.windows, shape[1])))
+    return tile_side(space, tile, size, len(encoded_chunks(space.chunks, shape[1])))
 
 
 def _axes(space: LatentSpace, unit: int, count: int, height: int, width: int) -> dict[str, int]:
     """Sizes of the axes of a graph that gets so many images or frames, rows and columns."""
-    time = {"images": count, "pixel_frames": count, "frames": space.windows.encoded(count)}
+    time = {"images": count, "pixel_frames": count, "frames": space.chunks.encoded(count)}
     inside = {"height": height // unit, "width": width // unit}
     return {**time, **inside, "pixel_height": height, "pixel_width": width}
 
 
-def _images(engine: Bound, space: LatentSpace, value: Floats, side: int | None, noise: Noise) -> Floats:
+def _images(engine: VaeGraph, space: LatentSpace, value: Floats, side: int | None, noise: Noise) -> Floats:
     """A sample of what a graph of images makes of (channels, frames, height, width), of the same axes."""
     images = value.swapaxes(0, 1)
     parts = [images[batch.start : batch.stop] for batch in batches(len(images), space.images)]
@@ -134,18 +134,18 @@ def _images(engine: Bound, space: LatentSpace, value: Floats, side: int | None, 
     return (mean + deviation * noise(mean.shape)).swapaxes(0, 1)
 
 
-def _windows(engine: Bound, space: LatentSpace, value: Floats, side: int | None, noise: Noise) -> Floats:
-    """Likewise of a graph of windows."""
+def _chunks(engine: VaeGraph, space: LatentSpace, value: Floats, side: int | None, noise: Noise) -> Floats:
+    """Likewise of a graph of chunks."""
     samples = []
-    for window in encoded_windows(space.windows, value.shape[1]):
-        part = value[None, :, window.start : window.stop]
+    for chunk in encoded_chunks(space.chunks, value.shape[1]):
+        part = value[None, :, chunk.start : chunk.stop]
         mean, deviation = _distribution(engine, space, part, part.shape[2], side)
-        samples.append((mean + deviation * noise(mean.shape))[0, :, window.kept])
+        samples.append((mean + deviation * noise(mean.shape))[0, :, chunk.kept])
     return np.concatenate(samples, 1)
 
 
 def _distribution(
-    engine: Bound, space: LatentSpace, value: Floats, count: int, side: int | None
+    engine: VaeGraph, space: LatentSpace, value: Floats, count: int, side: int | None
 ) -> tuple[Floats, Floats]:
     """Mean and standard deviation of the latents of so many images or frames."""
     unit = _unit(space, engine.graph)

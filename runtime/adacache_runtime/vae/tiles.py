@@ -28,21 +28,21 @@ def check_tile(space: LatentSpace, tile: int | None) -> None:
         raise OutOfRangeError(f"tiles of {tile} pixels are not possible with this model; choose a multiple of {unit}")
 
 
-def tile_side(space: LatentSpace, tile: int | None, size: Sequence[int], windows: int) -> int | None:
+def tile_side(space: LatentSpace, tile: int | None, size: Sequence[int], chunks: int) -> int | None:
     """Of a tile in latent rows and columns; None where frames are not cut.
 
     Args:
         space: of the bundle.
         tile: its side in pixels; None = what the bundle says.
         size: of the frames, in latent rows and columns.
-        windows: of the video.
+        chunks: of the video.
 
     Raises:
         InputError, OutOfRangeError: there are no such tiles.
     """
     check_tile(space, tile)
     side = (tile or space.tile or 0) // space.spatial_factor
-    cut = max(size) > side or (space.tiles_windows and tile is None and windows > 1)
+    cut = max(size) > side or (space.tiles_chunks and tile is None and chunks > 1)
     return side if side and cut else None
 
 

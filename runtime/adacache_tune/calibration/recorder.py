@@ -97,7 +97,7 @@ class _Recorder:
     def __init__(self, pipeline: Pipeline, started: Begun, gaps: int, strides: Sequence[int]) -> None:
         assembly, arithmetic = started.denoiser.assembly, pipeline.engines.arithmetic
         device, stages = assembly.device, assembly.stages
-        self._calls, self._branches = len(started.settled.updates), stages.branches
+        self._calls = len(started.settled.updates)
         self._gaps, self._strides = max(1, min(gaps, self._calls - 1)), tuple(strides)
         self._timesteps = tuple(float(update.timestep[0]) for update in started.settled.updates)
         hidden = stages.hidden[0]
@@ -108,7 +108,10 @@ class _Recorder:
         shown: dict[str, Buffer] = {**assembly.shown, RESIDUAL: residual}
         signals = Signals(pipeline.bundle.manifest.signals, pipeline.engines.signals)
         self._probes = {
-            site: [Probe(self._measure(signals, site, place), buffer, signals, device) for place in range(self._gaps)]
+            site: [
+                Probe(self._measure(signals, site, place), buffer, signals, device, stages.branches)
+                for place in range(self._gaps)
+            ]
             for site, buffer in shown.items()
         }
         self._ring = [probe.cached for probe in self._probes[RESIDUAL]]
@@ -157,7 +160,8 @@ class _Recorder:
 
     def _note(self, site: str, gap: int, call: int, probe: Probe) -> None:
         probe.enqueue()
-        for key, (value,) in probe.result(self._branches, per_prompt=False).values.items():
+        (measurement,) = probe.result(per_prompt=False)
+        for key, (value,) in measurement.values.items():
             numbers = self._sites[site][key]
             numbers[min(gap, len(numbers)) - 1, call - 1] = value
 

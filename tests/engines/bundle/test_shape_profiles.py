@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from adacache_engines.bundle.latent_space import Windows
+from adacache_engines.bundle.latent_space import ChunkRule
 from adacache_engines.bundle.manifest import Graph, LatentSpace, Manifest
 from adacache_engines.bundle.shape_profiles import covers, fixed_profile, shape_profile, vae_ranges
 from adacache_engines.errors import InputError, OutOfRangeError
@@ -107,11 +107,11 @@ def test_sizes_that_the_model_does_not_have(open_sora: Manifest, name: str) -> N
 
 
 def test_ranges_of_a_vae(open_sora: Manifest) -> None:
-    """Windows, a few images at once, and tiles of any size; what encodes takes also a part of a latent row."""
-    windows = Windows(frames=17, latents=5, stretch=4, spare="first")
+    """ChunkRule, a few images at once, and tiles of any size; what encodes takes also a part of a latent row."""
+    chunks = ChunkRule(frames=17, latents=5, stretch=4, spare="first")
     axes = ("frames", "pixel_frames", "images", "height", "pixel_width")
     decoder, encoder = (Graph(name=name, path=name, inputs=(), outputs=()) for name in ("decoder", "encoder"))
-    fed = {"decoding": (decoder,), "encoding": (encoder,), "windows": windows, "images": 4}
+    fed = {"decoding": (decoder,), "encoding": (encoder,), "chunks": chunks, "images": 4}
     space = open_sora.latent.model_copy(update=fed)
     profile = shape_profile(open_sora, "144p..240p..480p:2s")
     by_graph = {graph.name: vae_ranges(space, graph, profile) for graph in (decoder, encoder)}

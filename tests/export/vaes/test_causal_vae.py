@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from adacache_engines.bundle.files import Bundle, open_bundle
-from adacache_engines.bundle.latent_space import Windows
+from adacache_engines.bundle.latent_space import ChunkRule
 from adacache_engines.errors import CheckpointError
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.vaes.causal_vae.layers import TimeUpsample2x
@@ -24,8 +24,8 @@ from adacache_export.vaes.registry import open_vae
 from adacache_runtime.commands.run import main as run_command
 from adacache_runtime.media.video import to_pixels
 from adacache_runtime.samplers.update import Floats
+from tests.helpers.causal_chunks_reference import in_pieces
 from tests.helpers.causal_vae_reference import PUBLISHED, RELEASE, Reference
-from tests.helpers.causal_windows_reference import in_pieces
 from tests.helpers.exporting import DATA, convert_quietly
 from tests.helpers.reference import arrays, worst
 from tests.helpers.vae_bundle import (
@@ -225,8 +225,8 @@ def test_folder(layout: Callable[[Path], None], spoilt: Path) -> None:
         assert torch.equal(stage_of(vae)(latents), decoder(latents))
     assert type(vae.config).model_validate(json.loads(vae.config.model_dump_json())) == vae.config
     fed = vae.added_to(OPEN_SORA_PLAN_LATENT, {})
-    assert fed.windows == Windows(frames=65, latents=17, stretch=4, short=3, shared=1)
-    assert (fed.tile, fed.tiles_windows, fed.images) == (256, True, 1)
+    assert fed.chunks == ChunkRule(frames=65, latents=17, stretch=4, short=3, shared=1)
+    assert (fed.tile, fed.tiles_chunks, fed.images) == (256, True, 1)
 
 
 # the engine: two levels, because every node costs time to export
@@ -246,7 +246,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.slow
 @torch.no_grad()
 def test_engine_decodes_clips_of_any_length(exported: tuple[Path, Bundle]) -> None:
-    """Of one frame, of 65 and of 221, in the original's windows and tiles, which here are of 8 latent columns."""
+    """Of one frame, of 65 and of 221, in the original's chunks and tiles, which here are of 8 latent columns."""
     folder, bundle = exported
     module = stage_of(open_vae(folder, HALVED))
     tiled = alone(bundle, tile=16)

@@ -154,7 +154,7 @@ OPEN_SORA: Table = {
         CheckpointError,
         "vae_2d.norm_num_groups 32: expected a divisor of the channels 8, 8; vae_temporal.num_groups 32: .* 16",
     ),
-    "other windows": (lambda folder: set_config(folder, micro_frame_size=33), CheckpointError, "micro_frame_size"),
+    "other chunks": (lambda folder: set_config(folder, micro_frame_size=33), CheckpointError, "micro_frame_size"),
     "another class": (
         lambda folder: set_config(folder, architectures=["AutoencoderKL"]),
         InputError,

@@ -1,4 +1,4 @@
-"""diffusers' AutoencoderKLTemporalDecoder: module, folder, and the engine that decodes windows of any length."""
+"""diffusers' AutoencoderKLTemporalDecoder: module, folder, and the engine that decodes chunks of any length."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ import torch
 from diffusers import AutoencoderKLTemporalDecoder
 
 from adacache_engines.bundle.files import Bundle, open_bundle
-from adacache_engines.bundle.latent_space import Windows
+from adacache_engines.bundle.latent_space import ChunkRule
 from adacache_engines.errors import CheckpointError
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.vaes.coding import ENCODER
@@ -66,7 +66,7 @@ def latents_of(frames: int, height: int = 3, width: int = 5) -> torch.Tensor:
 
 @torch.no_grad()
 def decoded(vae: AutoencoderKLTemporalDecoder, latents: torch.Tensor) -> Floats:
-    """A window as Latte's sampling code decodes it: (3, frames, ...)."""
+    """A chunk as Latte's sampling code decodes it: (3, frames, ...)."""
     images = latents.transpose(0, 1) / 0.18215
     return vae.decode(images, num_frames=len(images)).sample.transpose(0, 1).numpy()
 
@@ -79,7 +79,7 @@ def test_module_equals_diffusers(frames: int, folder: Path, original: Autoencode
     assert worst(pixels[0].numpy(), decoded(original, latents)) < 1e-6
 
 
-def test_frames_of_a_window_are_mixed(original: AutoencoderKLTemporalDecoder) -> None:
+def test_frames_of_a_chunk_are_mixed(original: AutoencoderKLTemporalDecoder) -> None:
     two = latents_of(2)
     assert np.abs(decoded(original, two)[:, :1] - decoded(original, two[:, :1])).max() > 0.01
 
@@ -126,7 +126,7 @@ def test_how_it_is_fed(folder: Path) -> None:
     assert set(vae.checkpoint.tensors) == set(stage.keys().values())
     assert type(vae.config).model_validate(json.loads(vae.config.model_dump_json())) == vae.config
     fed = vae.added_to(HALVED, {})
-    assert (fed.decoder, fed.windows, fed.tile) == ("temporal-decoder", Windows(frames=14, latents=14), None)
+    assert (fed.decoder, fed.chunks, fed.tile) == ("temporal-decoder", ChunkRule(frames=14, latents=14), None)
 
 
 # the engine
@@ -144,7 +144,7 @@ def bundle(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def test_engine_decodes_videos_of_any_length(
     tile: int | None, bundle: Bundle, original: AutoencoderKLTemporalDecoder
 ) -> None:
-    """Latte's 16 frames are windows of 14 and 2."""
+    """Latte's 16 frames are chunks of 14 and 2."""
     backend = OrtBackend(bundle.folder)
 
     def run(latents: Floats) -> Floats:
@@ -153,8 +153,8 @@ def test_engine_decodes_videos_of_any_length(
     for frames, height, width in ((16, 3, 5), (1, 2, 3), (30, 5, 2), (16, 9, 11)):
         given = latents_of(frames, height, width).numpy()
         side = tile // 2 if tile and max(height, width) > tile // 2 else None
-        windows = [given[:, start : start + 14] for start in range(0, frames, 14)]
-        wanted = np.concatenate([by_tiles(run, window, side, given=2) for window in windows], axis=1)
+        chunks = [given[:, start : start + 14] for start in range(0, frames, 14)]
+        wanted = np.concatenate([by_tiles(run, chunk, side, given=2) for chunk in chunks], axis=1)
         assert worst(decoded_at_once(bundle, backend, given, frames=frames, tile=tile), wanted) < TOLERANCE
 
 
@@ -174,5 +174,5 @@ def test_a_run_ends_in_a_video(tmp_path: Path) -> None:
     assert run_command(command) == 0
     frames, latents = arrays(tmp_path / "clip.npz")["frames"], arrays(tmp_path / "latents.npz")["latents"]
     vae = AutoencoderKLTemporalDecoder.from_pretrained(tmp_path / "vae").eval()
-    wanted = [to_pixels(decoded(vae, window)) for window in torch.from_numpy(latents)[0].split(14, dim=1)]
+    wanted = [to_pixels(decoded(vae, chunk)) for chunk in torch.from_numpy(latents)[0].split(14, dim=1)]
     assert np.abs(frames.astype(int) - np.concatenate(wanted)).max() <= 1  # where rounding is a coin's edge

@@ -1,7 +1,7 @@
 """Guidance branches: decisions for each, one rebuilt from the other, and models and generations that have one."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from adacache_engines.errors import PolicyError
 from adacache_runtime.caching.policies.guidance_every import GuidanceEvery
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.wrappers import MaxReuses, WarmUp
-from adacache_runtime.caching.policy import Context, Decision, Measurement, Needs, Observation, Run
-from adacache_runtime.caching.simulate import replay
+from adacache_runtime.caching.policy import LATENTS, Context, Decision, Measure, Measurement, Needs, Observation, Run
+from adacache_runtime.caching.simulate import Unchanged, replay, simulate
 from adacache_runtime.reports.flops import Work
 from adacache_runtime.trace import lanes, read_trace
 from tests.helpers.fake_model import BLOCKS, fake_pipeline, functions, request
 from tests.helpers.plain import plain_by_branch
+from tests.helpers.policy_runs import places
 
 PROMPTS = 2
 BOTH, ALONE = 2 * PROMPTS, PROMPTS  # sizes of a batch
@@ -191,8 +192,8 @@ def test_guidance_1_runs_the_conditional_branch_alone(tmp_path: Path) -> None:
 
 
 def test_wrappers_run_both_branches_where_they_compute() -> None:
-    steps, names = tuple(np.linspace(1000, 100, 8)), ("all",)
-    run = Run(8, 1, 1, names, steps, ("conditional", "unconditional"))
+    steps = tuple(np.linspace(1000, 100, 8))
+    run = Run(8, 1, 1, places("all"), steps, ("conditional", "unconditional"))
     for policy, both in (
         (WarmUp(policy=GuidanceEvery(every=4), calls=3), {1, 2, 3, 5, 8}),
         (MaxReuses(policy=GuidanceEvery(every=7), reuses=1), {1, 3, 5, 7, 8}),
@@ -233,3 +234,61 @@ def test_a_call_of_one_branch_is_half_the_work() -> None:
     assert parts.call((True, True)) == 4100
     assert parts.call(((True, True), (False, False)), (False, True)) == 2050
     assert parts.call(((True, False), (True, True))) == 100 + 1000 + 1500
+
+
+# measurements by branch
+
+
+@dataclass(frozen=True)
+class Watching(Listed):
+    """Makes the decisions that it was given, and writes down what it is shown."""
+
+    shown: list[tuple[int, list[Measurement]]] = field(default_factory=list)
+
+    def observe(self, state: None, context: Context, measurements: Sequence[Measurement]) -> tuple[Observation, None]:
+        self.shown.append((context.call, list(measurements)))
+        return {}, None
+
+
+def test_each_branch_is_compared_with_its_own_computed_call(tmp_path: Path) -> None:
+    """The site is that of a block, which shows nothing of a branch that reuses it."""
+    tensors: list[Array] = []
+
+    def watch(given: Mapping[str, Array]) -> Mapping[str, Array]:
+        made = functions()["temporal.00"](given)
+        tensors.append(made["attn"].astype(np.float64))
+        return made
+
+    pipeline, _ = fake_pipeline(tmp_path / "bundle", {**functions(), "temporal.00": watch})
+    needs = Needs(measures=(Measure(),), by_branch=True)
+    policy = Watching([rows(word) for word in ("C/C", "C/R", "C/C", "R/C")], needs)
+    pipeline.generate(request(policy=policy, steps=4, granularity="stack", scope="prompt"))
+    first, second, third, fourth = tensors
+    assert [len(tensor) for tensor in tensors] == [BOTH, ALONE, BOTH, ALONE]
+    pairs = {
+        (2, 0): (first[:PROMPTS], second),
+        (3, 0): (second, third[:PROMPTS]),
+        (3, 1): (first[PROMPTS:], third[PROMPTS:]),
+        (4, 1): (third[PROMPTS:], fourth),
+    }
+    shown = {(call, one.branch): one for call, some in policy.shown for one in some}
+    assert shown.keys() == pairs.keys()
+    for place, (old, new) in pairs.items():
+        change = np.abs(new - old).sum((1, 2, 3))
+        np.testing.assert_allclose(shown[place]["change"], change, rtol=1e-5)
+        np.testing.assert_allclose(shown[place]["magnitude"], np.abs(old).sum((1, 2, 3)), rtol=1e-5)
+
+
+def test_a_simulation_measures_by_branch_as_the_loop_does(tmp_path: Path) -> None:
+    pipeline, _ = fake_pipeline(tmp_path / "bundle", functions())
+    words = ("C/C", "C/R", "C/C", "R/C", "R/R", "C/C")
+    needs = Needs(measures=(Measure(), Measure(LATENTS, calls="all")), by_branch=True)
+    real, simulated = (Watching([rows(word) for word in words], needs) for _ in range(2))
+    pipeline.generate(request(policy=real, steps=6, granularity="stack"))
+    run = Run(6, 1, 1, places("all"), (1.0,) * 6, ("conditional", "unconditional"))
+    simulate(simulated, run, Unchanged())
+
+    def asked(policy: Watching) -> list[tuple[int, list[int | None]]]:
+        return [(call, [one.branch for one in some]) for call, some in policy.shown]
+
+    assert asked(simulated) == asked(real)

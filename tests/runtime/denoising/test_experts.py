@@ -62,7 +62,7 @@ class Noted:
     events: list[tuple[Any, ...]] = field(default_factory=list)
 
     def start(self, run: Run) -> int:
-        self.events.append(("start", run.calls, run.names[0], run.timesteps[0]))
+        self.events.append(("start", run.calls, run.places[0].name, run.timesteps[0]))
         return 0
 
     def decide(self, state: int, context: Context) -> tuple[Decision, int]:

@@ -1,32 +1,32 @@
-"""Videos cut into windows: which latent frames give which frames, for every kind of VAE that is known."""
+"""Videos cut into chunks: which latent frames give which frames, for every kind of VAE that is known."""
 
 import itertools
 
 import pytest
 
-from adacache_engines.bundle.latent_space import LatentSpace, Windows
+from adacache_engines.bundle.latent_space import ChunkRule, LatentSpace
 from adacache_engines.errors import InputError
 from adacache_export.frame_rules import CHUNKS_OF_17, EACH_FRAME, FIRST_THEN_FOURS
-from adacache_runtime.vae.chunks import decoded_windows, encoded_windows, video_frames
+from adacache_runtime.vae.chunks import decoded_chunks, encoded_chunks, video_frames
 
-OPEN_SORA = Windows(frames=17, latents=5, stretch=4, spare="first")
-CAUSAL = Windows(frames=65, latents=17, stretch=4, short=3, shared=1)  # Open-Sora-Plan's
-TEMPORAL = Windows(frames=14, latents=14)  # Stable Video Diffusion's decoder
-SINGLE = Windows()
+OPEN_SORA = ChunkRule(frames=17, latents=5, stretch=4, spare="first")
+CAUSAL = ChunkRule(frames=65, latents=17, stretch=4, short=3, shared=1)  # Open-Sora-Plan's
+TEMPORAL = ChunkRule(frames=14, latents=14)  # Stable Video Diffusion's decoder
+SINGLE = ChunkRule()
 FRAMES = {"chunks": CHUNKS_OF_17, "causal": FIRST_THEN_FOURS, "each": EACH_FRAME}
 RULES = {"chunks": OPEN_SORA, "causal": CAUSAL, "each": TEMPORAL}
 
 
-def space(frames: str, windows: Windows) -> LatentSpace:
+def space(frames: str, chunks: ChunkRule) -> LatentSpace:
     rule = FRAMES[frames]
-    return LatentSpace(channels=4, patch=(1, 1, 1), spatial_factor=8, frames=rule, decoder="some", windows=windows)
+    return LatentSpace(channels=4, patch=(1, 1, 1), spatial_factor=8, frames=rule, decoder="some", chunks=chunks)
 
 
-def decoded(frames: str, windows: Windows, latents: int, count: int | None = None) -> list[tuple[int, int, int, int]]:
-    """Of each window the latent frames, and which of the frames that come out are kept."""
+def decoded(frames: str, chunks: ChunkRule, latents: int, count: int | None = None) -> list[tuple[int, int, int, int]]:
+    """Of each chunk the latent frames, and which of the frames that come out are kept."""
     return [
-        (window.start, window.stop, window.kept.start, window.kept.stop)
-        for window in decoded_windows(space(frames, windows), latents, count)
+        (chunk.start, chunk.stop, chunk.kept.start, chunk.kept.stop)
+        for chunk in decoded_chunks(space(frames, chunks), latents, count)
     ]
 
 
@@ -38,7 +38,7 @@ def test_open_soras_groups_are_apart_and_lose_their_first_frames() -> None:
     assert decoded("chunks", OPEN_SORA, 8) == [(0, 5, 3, 20), (5, 8, 0, 12)]
 
 
-def test_causal_windows_share_a_latent_frame() -> None:
+def test_causal_chunks_share_a_latent_frame() -> None:
     assert decoded("causal", CAUSAL, 17, 65) == [(0, 17, 0, 65)]
     assert decoded("causal", CAUSAL, 33) == [(0, 17, 0, 65), (16, 33, 1, 65)]
     assert decoded("causal", CAUSAL, 56, 221)[-2:] == [(32, 49, 1, 65), (48, 56, 1, 29)]
@@ -57,28 +57,28 @@ def test_every_frame_is_there_once(name: str) -> None:
         if name == "causal" and frames % 2 == 0:
             continue  # fewer latent frames than it takes; see below
         latents = space(name, rule).latent_frames(frames)
-        windows = decoded_windows(space(name, rule), latents, frames)
-        assert sum(window.count for window in windows) == frames
-        assert all(0 < window.count <= window.made == rule.decoded(window.stop - window.start) for window in windows)
-        assert windows[0].start == 0
-        assert windows[-1].stop == latents
-        for one, other in itertools.pairwise(windows):
+        chunks = decoded_chunks(space(name, rule), latents, frames)
+        assert sum(chunk.count for chunk in chunks) == frames
+        assert all(0 < chunk.count <= chunk.made == rule.decoded(chunk.stop - chunk.start) for chunk in chunks)
+        assert chunks[0].start == 0
+        assert chunks[-1].stop == latents
+        for one, other in itertools.pairwise(chunks):
             assert other.start == one.stop - rule.shared
             assert one.stop - one.start == rule.latents
-        made = encoded_windows(rule, frames)
-        assert sum(window.count for window in made) == latents
+        made = encoded_chunks(rule, frames)
+        assert sum(chunk.count for chunk in made) == latents
         assert made[-1].stop == frames
-        assert all(window.made == rule.encoded(window.stop - window.start) for window in made)
+        assert all(chunk.made == rule.encoded(chunk.stop - chunk.start) for chunk in made)
 
 
 def test_a_causal_video_of_an_even_number_is_shorter() -> None:
     assert space("causal", CAUSAL).latent_frames(64) == 16
-    assert sum(window.count for window in decoded_windows(space("causal", CAUSAL), 16, 64)) == 61
+    assert sum(chunk.count for chunk in decoded_chunks(space("causal", CAUSAL), 16, 64)) == 61
 
 
 def test_frames_of_another_length_are_refused() -> None:
     with pytest.raises(InputError, match="15 latent frames are no video of 34 frames, which has 10"):
-        decoded_windows(space("chunks", OPEN_SORA), 15, 34)
+        decoded_chunks(space("chunks", OPEN_SORA), 15, 34)
 
 
 @pytest.mark.parametrize(("latents", "frames"), [(15, 51), (8, 29), (5, 17), (1, 4), (6, 21)])

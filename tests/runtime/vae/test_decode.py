@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 
 from adacache_engines.backends import BACKENDS
 from adacache_engines.bundle.files import Bundle, open_bundle, read_manifest, sha256_file
-from adacache_engines.bundle.latent_space import Windows
+from adacache_engines.bundle.latent_space import ChunkRule
 from adacache_engines.bundle.manifest import FileEntry, LatentSpace
 from adacache_engines.bundle.shape_profiles import shape_profile
 from adacache_engines.contract.device import Array, HostBuffer, HostDevice
@@ -114,14 +114,14 @@ def test_progress_in_about_ten_lines() -> None:
 
 @pytest.fixture
 def in_a_row(tmp_path: Path) -> tuple[Pipeline, list[str]]:
-    """A fake of Open-Sora's decoder: a graph of windows that stretches by 4, then one of images."""
+    """A fake of Open-Sora's decoder: a graph of chunks that stretches by 4, then one of images."""
     over_time = graph(
         "decoder.temporal",
         (spec("latents", 1, WIDTH, "frames", "height", "width"),),
         (spec("stretched", 1, WIDTH, "pixel_frames", "height", "width"),),
     )
-    windows = Windows(frames=17, latents=5, stretch=4, spare="first")
-    changes = {"frames": CHUNKS_OF_17, "decoding": (over_time, DECODER), "windows": windows, "images": 4}
+    chunks = ChunkRule(frames=17, latents=5, stretch=4, spare="first")
+    changes = {"frames": CHUNKS_OF_17, "decoding": (over_time, DECODER), "chunks": chunks, "images": 4}
     engines = {
         **functions(),
         "decoder.temporal": lambda given: {"stretched": given["latents"].repeat(4, 2)},
@@ -137,12 +137,12 @@ def test_a_video_is_never_held_whole(in_a_row: tuple[Pipeline, list[str]]) -> No
     for part in parts:
         seen.append((part.shape[1], list(log)))
         log.clear()
-    image, window = "decoder", "decoder.temporal"
+    image, chunk = "decoder", "decoder.temporal"
     assert seen == [
-        (4, [window, image]),
+        (4, [chunk, image]),
         *[(4, [image])] * 3,
         (1, [image]),
-        (4, [window, image]),
+        (4, [chunk, image]),
         (1, [image]),
     ]
     assert log == []
@@ -202,9 +202,9 @@ def test_the_memory_of_a_decoder_is_planned(
 
 
 def test_tiles_of_a_bundle(in_a_row: tuple[Pipeline, list[str]]) -> None:
-    """Of Open-Sora-Plan's kind: one window of one tile is decoded whole, several are not."""
+    """Of Open-Sora-Plan's kind: one chunk of one tile is decoded whole, several are not."""
     pipeline, log = in_a_row
-    bundle = alone(pipeline.bundle, tile=8, tiles_windows=True)  # of 4 latent columns, a step of 3
+    bundle = alone(pipeline.bundle, tile=8, tiles_chunks=True)  # of 4 latent columns, a step of 3
 
     def images(latents: np.ndarray, tile: int | None = None) -> int:
         log.clear()

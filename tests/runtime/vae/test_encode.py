@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as some
 
 from adacache_engines.bundle.files import open_bundle
-from adacache_engines.bundle.latent_space import LatentSpace, Windows
+from adacache_engines.bundle.latent_space import ChunkRule, LatentSpace
 from adacache_engines.contract.device import HostBuffer, HostDevice
 from adacache_engines.errors import OutOfRangeError
 from adacache_engines.onnxruntime.backend import OrtBackend
@@ -33,7 +33,7 @@ CAUSAL = SPACE.model_copy(
     update={
         "frames": FIRST_THEN_FOURS,
         "encoding": (CLIPS,),
-        "windows": Windows(frames=9, latents=3, stretch=4, short=3, shared=1),
+        "chunks": ChunkRule(frames=9, latents=3, stretch=4, short=3, shared=1),
     }
 )
 
@@ -42,9 +42,9 @@ def encoding(folder: Path, space: LatentSpace) -> tuple[Pipeline, list[str]]:
     return fake_pipeline(folder, ENGINES, latent=space)
 
 
-@pytest.fixture(scope="module", params=["images, then windows", "windows"])
+@pytest.fixture(scope="module", params=["images, then chunks", "chunks"])
 def fake(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, list[str]]:
-    return encoding(tmp_path_factory.mktemp("bundle"), CAUSAL if request.param == "windows" else CHAIN)
+    return encoding(tmp_path_factory.mktemp("bundle"), CAUSAL if request.param == "chunks" else CHAIN)
 
 
 @given(
@@ -87,19 +87,19 @@ def test_pixels_reach_an_engine_by_tiles_of_a_few_images(tmp_path: Path) -> None
     pipeline, log = encoding(tmp_path / "bundle", CHAIN)
     pixels = noise(3, 19, 20, 15)  # 10 x 7 latents
     encode(pipeline.bundle, pipeline.backend, pixels, drawn(0), 16)
-    image, window = "vae_encoder.spatial", "vae_encoder.temporal"
-    assert log == [image] * 5 * (2 * 2) + [window] * 2
+    image, chunk = "vae_encoder.spatial", "vae_encoder.temporal"
+    assert log == [image] * 5 * (2 * 2) + [chunk] * 2
     sizes = {graph.name: at for graph, at in encoder_sizes(CHAIN, pixels.shape, 16)}
     assert {(at["pixel_height"], at["pixel_width"]) for at in sizes[image]} == {(16, 15), (16, 3), (8, 15), (8, 3)}
     assert {at["images"] for at in sizes[image]} == {4, 3}
-    assert {(at["pixel_frames"], at["frames"], at["height"], at["width"]) for at in sizes[window]} == {
+    assert {(at["pixel_frames"], at["frames"], at["height"], at["width"]) for at in sizes[chunk]} == {
         (17, 5, 10, 7),
         (2, 1, 10, 7),
     }
 
 
 def test_tiles_of_the_bundle(tmp_path: Path) -> None:
-    pipeline, log = encoding(tmp_path / "bundle", CAUSAL.model_copy(update={"tile": 8, "tiles_windows": True}))
+    pipeline, log = encoding(tmp_path / "bundle", CAUSAL.model_copy(update={"tile": 8, "tiles_chunks": True}))
 
     def engines_run(frames: int, *size: int, tile: int | None = None) -> int:
         log.clear()
@@ -108,7 +108,7 @@ def test_tiles_of_the_bundle(tmp_path: Path) -> None:
 
     assert engines_run(9, 8, 9) == 1
     assert engines_run(9, 8, 10) == 2 * 2
-    assert engines_run(13, 8, 8) == 2 * 4  # several windows are cut, too
+    assert engines_run(13, 8, 8) == 2 * 4  # several chunks are cut, too
     assert engines_run(13, 8, 8, tile=8) == 2
     with pytest.raises(OutOfRangeError, match=r"tiles of 12 pixels are not possible with this model"):
         engines_run(9, 16, 16, tile=12)

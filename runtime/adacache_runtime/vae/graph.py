@@ -13,7 +13,7 @@ from adacache_runtime.samplers.update import Floats
 Shapes = tuple[tuple[int, ...], ...]
 
 
-class Bound:
+class VaeGraph:
     """Takes one array and gives one or more, all float32 on the host; loaded for as long as it lives.
 
     It is bound at all sizes before its first call, so that activations have their memory once, for the largest of them.

@@ -1,4 +1,4 @@
-"""How Open-Sora-Plan's latents are cut into windows and tiles, against the original's rules written down once more."""
+"""How Open-Sora-Plan's latents are cut into chunks and tiles, against the original's rules written down once more."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adacache_engines.bundle.latent_space import LatentSpace, Windows
+from adacache_engines.bundle.latent_space import ChunkRule, LatentSpace
 from adacache_engines.contract.device import Array, HostBuffer, HostDevice
 from adacache_export.frame_rules import FIRST_THEN_FOURS
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.samplers.update import Floats
-from adacache_runtime.vae.chunks import decoded_windows
+from adacache_runtime.vae.chunks import decoded_chunks
 from adacache_runtime.vae.decode import decode
 from adacache_runtime.vae.tiles import spans
-from tests.helpers.causal_windows_reference import in_pieces
+from tests.helpers.causal_chunks_reference import in_pieces
 from tests.helpers.fake_model import WIDTH, fake_pipeline, functions, graph, request, spec
 
-FACTOR, WINDOW, TILE = 2, 3, 8
+FACTOR, CHUNK, TILE = 2, 3, 8
 DECODER = graph(
     "decoder",
     (spec("latents", 1, WIDTH, "frames", "height", "width"),),
@@ -32,9 +32,9 @@ SPACE = LatentSpace(
     frames=FIRST_THEN_FOURS,
     decoder="causal-vae",
     decoding=(DECODER,),
-    windows=Windows(frames=4 * WINDOW - 3, latents=WINDOW, stretch=4, short=3, shared=1),
+    chunks=ChunkRule(frames=4 * CHUNK - 3, latents=CHUNK, stretch=4, short=3, shared=1),
     tile=FACTOR * TILE,
-    tiles_windows=True,
+    tiles_chunks=True,
 )
 
 
@@ -57,7 +57,7 @@ def decoding(tmp_path: Path) -> tuple[Pipeline, list[str]]:
     return fake_pipeline(tmp_path / "bundle", {**functions(), "decoder": run_decoder}, latent=SPACE)
 
 
-original = partial(in_pieces, decode=grow, window=WINDOW, tile=TILE, factor=FACTOR)
+original = partial(in_pieces, decode=grow, chunk=CHUNK, tile=TILE, factor=FACTOR)
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ original = partial(in_pieces, decode=grow, window=WINDOW, tile=TILE, factor=FACT
         (129, [(16 * i, 16 * i + 17) for i in range(8)]),
     ],
 )
-def test_windows_of_latents(frames: int, expected: list[tuple[int, int]]) -> None:
-    """The rest of a clip is a window where it is at least two latent frames; one is the end of the window before."""
-    windows = Windows(frames=65, latents=17, stretch=4, short=3, shared=1)
-    cut = decoded_windows(SPACE.model_copy(update={"windows": windows}), frames)
-    assert [(window.start, window.stop) for window in cut] == expected
-    assert sum(window.count for window in cut) == 4 * (frames - 1) + 1
+def test_chunks_of_latents(frames: int, expected: list[tuple[int, int]]) -> None:
+    """The rest of a clip is a chunk where it is at least two latent frames; one is the end of the chunk before."""
+    chunks = ChunkRule(frames=65, latents=17, stretch=4, short=3, shared=1)
+    cut = decoded_chunks(SPACE.model_copy(update={"chunks": chunks}), frames)
+    assert [(chunk.start, chunk.stop) for chunk in cut] == expected
+    assert sum(chunk.count for chunk in cut) == 4 * (frames - 1) + 1
 
 
 @pytest.mark.parametrize(
@@ -104,12 +104,12 @@ def test_a_clip_is_cut_up_as_the_original_does_it(
     made = np.concatenate(list(decode(pipeline.bundle, pipeline.backend, latents)), axis=1)
     assert made.shape == (3, 4 * frames - 3, FACTOR * size[0], FACTOR * size[1])
     assert np.abs(made - original(latents)).max() < 1e-5
-    whole = frames <= WINDOW and max(size) <= TILE
+    whole = frames <= CHUNK and max(size) <= TILE
     assert (len(log) == 1) == whole
     assert np.array_equal(made, grow(latents)) == whole
 
 
-def test_one_window_is_held_at_a_time(decoding: tuple[Pipeline, list[str]]) -> None:
+def test_one_chunk_is_held_at_a_time(decoding: tuple[Pipeline, list[str]]) -> None:
     pipeline, log = decoding
     seen = [(part.shape[1], len(log)) for part in decode(pipeline.bundle, pipeline.backend, noise(WIDTH, 6, 8, 4))]
     assert seen == [(9, 2), (8, 4), (4, 6)]  # of two tiles each

@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 Values = NDArray[np.float32]
 
 
-def in_pieces(latents: Values, decode: Callable[[Values], Values], window: int, tile: int, factor: int) -> Values:
-    """A clip as the original decodes it: windows that share a latent frame, in tiles, unless all of it fits.
+def in_pieces(latents: Values, decode: Callable[[Values], Values], chunk: int, tile: int, factor: int) -> Values:
+    """A clip as the original decodes it: chunks that share a latent frame, in tiles, unless all of it fits.
 
     Args:
         latents: (C, T, H, W).
         decode: of a piece, (C, t, h, w) -> (3, 4 t - 3, factor * h, factor * w).
-        window: latent frames of a window.
+        chunk: latent frames of a chunk.
         tile: latent rows and columns of a tile.
         factor: pixels of a latent row or column.
     """
     frames = latents.shape[1]
-    if frames <= window and max(latents.shape[2:]) <= tile:
+    if frames <= chunk and max(latents.shape[2:]) <= tile:
         return decode(latents)
-    starts = [start for start in range(0, frames, window - 1) if start == 0 or start + 1 < frames]
-    made = [in_tiles(latents[:, start : start + window], decode, tile, factor) for start in starts]
+    starts = [start for start in range(0, frames, chunk - 1) if start == 0 or start + 1 < frames]
+    made = [in_tiles(latents[:, start : start + chunk], decode, tile, factor) for start in starts]
     return np.concatenate([made[0], *(later[:, 1:] for later in made[1:])], 1)
 
 
