@@ -134,7 +134,7 @@ def write_temporal_decoder(folder: Path, levels: int) -> None:
 
 
 def write_vae_bundle(output: Path, source: Path, latent: LatentSpace, precision: VaePrecision = "fp32") -> None:
-    """Of the VAE in a folder, written as export does it."""
+    """Write a bundle with nothing but the VAE in a folder, as export writes it."""
     folder = output.with_suffix(".part")
     folder.mkdir(parents=True)
     logging.disable()
@@ -147,6 +147,7 @@ def write_vae_bundle(output: Path, source: Path, latent: LatentSpace, precision:
             "latent": made,
             "stages": (),
             "arithmetic": {},
+            "signals": {},
             "weights": part.weights,
             "part_weights": {"vae": part.weights},
         }
