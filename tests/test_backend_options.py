@@ -62,7 +62,7 @@ def inputs(tmp_path: Path) -> list[str]:
     given = captions()
     np.savez(tmp_path / "text.npz", embeddings=given.embeddings, mask=given.mask)
     frames, height, width = SIZE
-    return ["--text-embeddings", str(tmp_path / "text.npz"), "--size", f"{height}x{width}", "--frames", str(frames)]
+    return ["--text-embeddings", str(tmp_path / "text.npz"), "--size", f"{width}x{height}", "--frames", str(frames)]
 
 
 def test_run(bundle: Path, inputs: list[str], tmp_path: Path, opened: list[TensorRT]) -> None:

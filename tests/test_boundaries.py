@@ -92,6 +92,15 @@ def test_the_runtime_needs_no_optional_package_to_be_imported(path: Path) -> Non
     assert [name for name in at_import(tree) if is_of(name, (*OPTIONAL, *web))] == []
 
 
+def test_argparse_lives_in_commands_alone() -> None:
+    parse = {
+        name
+        for (_, path), name in zip(FILES, IDS, strict=True)
+        if path.parent.name != "commands" and "argparse" in imports(ast.parse(path.read_text()))
+    }
+    assert parse == set()
+
+
 def test_source_roots_are_no_packages() -> None:
     """Else the wheel would install two packages of generic names."""
     assert not (ROOT / "engines" / "__init__.py").exists()
@@ -206,6 +215,8 @@ def test_the_wheel_is_whole_without_torch(tmp_path: Path) -> None:
     install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", str(site), str(wheel)]
     subprocess.run(install, check=True, capture_output=True)
     assert {path.name for path in site.iterdir() if path.suffix != ".dist-info" and path.name != "bin"} == set(SOURCES)
+
+    assert all((site / package / "py.typed").is_file() for package in SOURCES)
 
     # the packages of the base install, without fetching them again: this environment's, behind the wheel's
     here = Path(pytest.__file__).parent.parent

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.waiting import HANG_SECONDS
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 REAL = ("opensora.", "Latte-1")
@@ -134,7 +136,7 @@ def test_commands_for_serving(checkout: Path) -> None:
             assert (checkout / name).read_bytes()[4:8] == b"ftyp"
     finally:
         server.terminate()
-        told = server.communicate(timeout=60)[1]
+        told = server.communicate(timeout=HANG_SECONDS)[1]
     assert server.returncode == 0, told
 
 

@@ -1,4 +1,4 @@
-"""What a generation yields while it runs, in this order; each event is a small frozen value."""
+"""Events that a generation yields while it runs, in this order; each is a small frozen value."""
 
 from dataclasses import dataclass
 

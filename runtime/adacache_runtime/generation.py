@@ -62,7 +62,7 @@ class VideoShape:
 
 @dataclass(frozen=True)
 class Loop:
-    """One of the clips that make a video; most videos have one.
+    """A clip of a video that consists of clips that continue one another; most videos have one.
 
     Attributes:
         request: the request for this clip alone.

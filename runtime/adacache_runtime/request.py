@@ -1,4 +1,4 @@
-"""What a user asks for: one generation, as plain values."""
+"""The request for one generation, as plain values."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -45,8 +45,8 @@ class Request:
         loops: number of clips that continue one another, as one video; the seed counts up.
         latents: the initial noise (prompts, channels, frames, height, width) float32, instead of the seed's; the size
             then is only a condition of the model and need not match its shape.
-        mask: which frames of ``latents`` to keep, (prompts, latent frames) float32: 1 = generate, 0 = keep, in between
-            the edit ratio, see :mod:`adacache_runtime.conditioning.masks`.
+        mask: mask of the frames of ``latents`` that are kept, (prompts, latent frames) float32: 1 = generate, 0 = keep,
+            in between the edit ratio, see :mod:`adacache_runtime.conditioning.masks`.
         noise: with ``mask``: the noise that frames with an edit ratio take when they join, (steps, prompts, channels,
             frames, height, width) float32, all of it for each step; None = the seed's.
         policy: decides which calls compute which groups.

@@ -61,12 +61,12 @@ class Trace:
     Attributes:
         calls: the calls in order.
         sizes: sizes of the dynamic axes.
-        granularity: granularity of the groups; None where the trace does not say.
+        granularity: granularity of the groups.
     """
 
     calls: tuple[CallRecord, ...]
     sizes: Mapping[str, int] = field(default_factory=dict)
-    granularity: Granularity | None = None
+    granularity: Granularity = "stack"
 
     def computed(self) -> list[int]:
         """Return the calls, from 1, in which a block ran in full."""
@@ -114,7 +114,7 @@ def read_trace(path: Path) -> Trace:
             }
             for call in content["calls"]
         ]
-        rest = {"sizes": content.get("sizes", {}), "granularity": content.get("granularity")}
+        rest = {key: content[key] for key in ("sizes", "granularity")}
         return TypeAdapter(Trace).validate_python({"calls": calls, **rest})
     except OSError as error:
         raise InputError(f"trace {path} cannot be read: {error.strerror or error}") from error

@@ -61,4 +61,6 @@ def counted_fake() -> Manifest:
 
 
 def trace_of(*calls: tuple[bool, ...]) -> Trace:
-    return Trace(tuple(CallRecord(i, 1.0, call, {}, {}, 1.0) for i, call in enumerate(calls, 1)), SIZES)
+    """Return the trace of a run with these decisions for the stack, or for each block."""
+    records = tuple(CallRecord(i, 1.0, call, {}, {}, 1.0) for i, call in enumerate(calls, 1))
+    return Trace(records, SIZES, "stack" if len(calls[0]) == 1 else "block")

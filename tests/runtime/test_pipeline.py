@@ -108,9 +108,9 @@ def test_a_size_is_width_by_height(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": "7x3", "width": 7}, "size 7x3 and width or height are both given"),
+        ({"size": "7x3", "width": 7}, "size 7x3 has a width and a height already"),
         ({"frames": 4, "duration": "1s"}, "frames and duration are both given"),
-        ({"aspect": "16:9"}, "needs a named size"),
+        ({"aspect": "16:9"}, "is of a named size"),
         ({"size": "large"}, "size 'large' is unknown"),
         ({"steps": 0}, "steps"),
         ({"frame": 3}, "frame cannot be chosen; the options are negative_prompt, size"),

@@ -39,16 +39,11 @@ def test_what_was_not_finite_comes_back_as_nothing(tmp_path: Path) -> None:
     assert read.calls[0].observation == {"distance": 0.1, "rate": 1}
 
 
-def test_a_trace_without_sizes(tmp_path: Path) -> None:
-    """As it was written before sizes were part of it."""
-    content = json.loads(TRACE.to_json())
-    del content["sizes"]
-    assert read_trace(write(tmp_path, json.dumps(content))) == replace(TRACE, sizes={})
-
-
 DAMAGED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a list": lambda content: [content],
-    "no calls": lambda content: {"sizes": content["sizes"]},
+    "no calls": lambda content: {**content, "calls": None},
+    "no sizes": lambda content: {"calls": content["calls"], "granularity": content["granularity"]},
+    "no granularity": lambda content: {"calls": content["calls"], "sizes": content["sizes"]},
     "calls of nothing": lambda content: {**content, "calls": [None]},
     "sizes of nothing": lambda content: {**content, "sizes": None},
     "a size in words": lambda content: {**content, "sizes": {"batch": "two"}},

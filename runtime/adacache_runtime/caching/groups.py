@@ -22,7 +22,7 @@ def group_stages(manifest: Manifest, granularity: Granularity, expert: int = 0) 
 
     Args:
         manifest: the bundle's manifest.
-        granularity: of the groups: the whole ``model``, the ``stack`` of all blocks, the ``first`` block and the
+        granularity: what a group is: the whole ``model``, the ``stack`` of all blocks, the ``first`` block or the
             others, each ``block``, or each ``module`` of a block.
         expert: index of the expert.
     """

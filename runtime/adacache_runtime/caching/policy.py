@@ -64,7 +64,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Needs:
-    """What the loop keeps and measures for a policy.
+    """Residuals and measurements that the loop keeps and makes for a policy.
 
     Attributes:
         residuals: number of residuals that each group keeps, of its last computed calls; 0 = none is ever reused.
@@ -72,7 +72,7 @@ class Needs:
         measures: tensors that are measured; empty = the schedule does not depend on the content, and nothing is read
             back from the device.
         granularity: granularity of the groups, unless the user chooses another.
-        by_branch: decisions may differ by guidance branch.
+        by_branch: decisions may differ by guidance branch; each branch is measured by itself then.
         rebuilds: decisions may rebuild a branch's prediction from the other's.
     """
 
@@ -104,7 +104,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Run:
-    """What a policy is told before the first call.
+    """The calls that a policy decides about, as it is told before the first one.
 
     The calls are those of one expert. A model with several has one run after another, each with a state of its own.
 
@@ -144,7 +144,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a call showed at one site.
+    """Numbers that a call showed at one site.
 
     ``measurement["change"]`` is the number ``change``, a value for each unit.
 
@@ -166,15 +166,15 @@ class Measurement:
 
 
 Observation = Mapping[str, float]
-"""What a policy made of a call's measurements, as numbers by name for the trace, reports and plots; empty where it made
-nothing of them. Reports know ``distance`` (relative change of the residual, a step), ``motion`` (relative change from
+"""Numbers that a policy made of a call's measurements, by name, for the trace, reports and plots; empty where it made
+none. Reports know ``distance`` (relative change of the residual, a step), ``motion`` (relative change from
 frame to frame, as measured), ``metric`` (the number that decides), ``rate`` (steps to the next computed call) and
 ``motion_score`` (what the policy makes of the motion); others are kept in the trace."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What is done with each group in a call, for all guidance branches alike or for each.
+    """The groups that a call computes and reuses, for all guidance branches alike or for each.
 
     Attributes:
         compute: for each group, in the order of execution, whether it is computed; else its residual is reused. Or a
@@ -244,14 +244,22 @@ class Policy(Protocol[State]):
     """A caching rule."""
 
     @property
-    def needs(self) -> Needs: ...
+    def needs(self) -> Needs:
+        """Residuals and measurements that the policy needs."""
+        ...
 
-    def start(self, run: Run) -> State: ...
+    def start(self, run: Run) -> State:
+        """Return the state before the first call.
 
-    def decide(self, state: State, context: Context) -> tuple[Decision, State]: ...
+        Raises:
+            PolicyError: the policy cannot decide for such groups or calls.
+        """
+        ...
+
+    def decide(self, state: State, context: Context) -> tuple[Decision, State]:
+        """Decide what a call computes; return the next state, too."""
+        ...
 
     def observe(self, state: State, context: Context, measurements: Sequence[Measurement]) -> tuple[Observation, State]:
-        """Take in what the call ``context`` measured before or after its decision, a site each, in the order of
-        execution.
-        """
+        """Take in what a call measured before or after its decision, sites in the order of execution."""
         ...

@@ -1,4 +1,4 @@
-"""What a generation is given as arrays, in ``.npz`` files."""
+"""Arrays that a generation is given in ``.npz`` files: captions, latents, masks and noise."""
 
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from adacache_runtime.request import Captions
 
 
 def read_captions(path: Path) -> Captions:
-    """``embeddings`` (n, length, width), and optional ``mask`` (n, length) and ``negative`` (n, length, width).
+    """Read captions: ``embeddings`` (n, length, width), optional ``mask`` (n, length) and ``negative``.
 
     Raises:
-        InputError: the file cannot be read, or has not what it should have.
+        InputError: the file cannot be read, or an array is missing or holds no numbers.
     """
     arrays = _arrays(path)
     embeddings = _number(path, arrays, "embeddings")
@@ -23,11 +23,12 @@ def read_captions(path: Path) -> Captions:
 
 
 def read_latents(path: Path) -> dict[str, NDArray[np.float32]]:
-    """``latents`` (n, channels, frames, height, width), and what else of a generation's beginning there is, under the
-    names of a :class:`Request`: ``mask``, ``noise``.
+    """Read ``latents`` (n, channels, frames, height, width), and ``mask`` and ``noise`` where the file has them.
+
+    The names of the arrays are those of the fields of a :class:`Request`.
 
     Raises:
-        InputError: the file cannot be read, or has not what it should have.
+        InputError: the file cannot be read, or an array is missing or holds no numbers.
     """
     arrays = _arrays(path)
     if "mask" in arrays and arrays["mask"].dtype == np.bool_:

@@ -1,4 +1,4 @@
-"""What ``adacache-run`` writes: videos, or latents, and what happened."""
+"""Files that ``adacache-run`` writes: videos or latents, traces and plots."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""What the command lines share: errors become one line and an exit status, and a stop unwinds."""
+"""The frame around every command: errors become one line and an exit status, and a signal unwinds the work."""
 
 import signal
 import sys
@@ -12,9 +12,12 @@ STOPPED = 128  # plus the signal's number, as shells have it
 
 
 def run(program: str, work: Callable[[Callable[[], None]], None]) -> int:
-    """Does the work and returns the exit status: 0, 1 after an error, 130 when interrupted, 143 when terminated.
+    """Do the work and return the exit status: 0, 1 after an error, 130 when interrupted, 143 when terminated.
 
-    ``work`` gets a function to call now and then, which interrupts it again if a library swallowed the interrupt.
+    Args:
+        program: name of the command, for messages.
+        work: does the work; it gets a function to call now and then, which interrupts it again if a library swallowed
+            the interrupt.
     """
     stops: list[int] = []
 

@@ -17,13 +17,13 @@ LINES = 10  # of a generation, where there is no terminal to draw a bar on
 
 @contextmanager
 def call_progress(calls: int, stream: TextIO | None = None) -> Iterator[Callable[[CallRecord], None]]:
-    """Shows how far the denoising loop is: step, last decision, time left.
+    """Show how far the denoising loop is: step, last decision, time left.
 
     A bar on a terminal; elsewhere about ten plain lines, without control codes.
 
     Args:
-        calls: that the generation makes.
-        stream: where to; standard error if None.
+        calls: number of calls that the generation makes.
+        stream: stream to write to; None = standard error.
 
     Yields:
         A function to be called with each record as it comes.
@@ -40,11 +40,11 @@ def call_progress(calls: int, stream: TextIO | None = None) -> Iterator[Callable
 
 @contextmanager
 def frame_progress(frames: int, stream: TextIO | None = None) -> Iterator[Callable[[], None]]:
-    """Shows how many frames are decoded, as :func:`call_progress` shows steps.
+    """Show how many frames are decoded, as :func:`call_progress` shows steps.
 
     Args:
-        frames: of all videos.
-        stream: where to; standard error if None.
+        frames: number of frames of all videos.
+        stream: stream to write to; None = standard error.
 
     Yields:
         A function to be called after each frame.
@@ -55,12 +55,12 @@ def frame_progress(frames: int, stream: TextIO | None = None) -> Iterator[Callab
 
 @contextmanager
 def even_progress(unit: str, total: int, stream: TextIO | None = None) -> Iterator[Callable[[], None]]:
-    """Shows how many of many alike pieces of work are done, as :func:`call_progress` shows steps, and the time left.
+    """Show how many of many equal pieces of work are done, and the time left, as :func:`call_progress` shows steps.
 
     Args:
-        unit: what is counted, such as ``call``.
-        total: of them.
-        stream: where to; standard error if None.
+        unit: name of a piece, such as ``call``.
+        total: number of pieces.
+        stream: stream to write to; None = standard error.
 
     Yields:
         A function to be called after each.
@@ -78,14 +78,14 @@ def even_progress(unit: str, total: int, stream: TextIO | None = None) -> Iterat
 
 
 def seconds_left(records: list[CallRecord], calls: int) -> float:
-    """What the calls to come should take.
+    """Return the seconds that the remaining calls should take.
 
-    From the mean computed and the mean reused call. The share of computed calls to come is the policy's last rate (one
-    in ``rate``), or the share so far where there is none.
+    They follow from the mean computed and the mean reused call. The share of computed calls to come is the policy's
+    last rate (one in ``rate``), or the share so far where there is none.
 
     Args:
-        records: of the calls so far, at least one.
-        calls: of the whole generation.
+        records: records of the calls so far, at least one.
+        calls: number of calls of the whole generation.
     """
     computed = [record.wall_ms for record in records if record.computed]
     reused = [record.wall_ms for record in records if not record.computed]
@@ -96,7 +96,7 @@ def seconds_left(records: list[CallRecord], calls: int) -> float:
 
 
 def duration(seconds: float) -> str:
-    """A length of time for people: ``0.4 s``, ``12 s``, ``3:05 min``, ``1:02:10 h``."""
+    """Return a length of time for people: ``0.4 s``, ``12 s``, ``3:05 min``, ``1:02:10 h``."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -106,18 +106,18 @@ def duration(seconds: float) -> str:
 
 
 def draws(stream: TextIO) -> bool:
-    """Whether a bar can be drawn there: a terminal, and not a dumb one."""
+    """Return whether a bar can be drawn on a stream: on a terminal, and not a dumb one."""
     return stream.isatty() and Console(file=stream).is_interactive  # rich alone lets the environment force a terminal
 
 
 def bars(stream: TextIO, *columns: ProgressColumn) -> Progress:
-    """Rich bars on a stream that :func:`draws`; standard output stays as it is."""
+    """Return Rich bars on a stream that :func:`draws`; standard output stays as it is."""
     return Progress(*columns, console=Console(file=stream), refresh_per_second=4, redirect_stdout=False)
 
 
 @contextmanager
 def _progress(unit: str, total: int, stream: TextIO) -> Iterator[Callable[[str], None]]:
-    """The function that is yielded counts one unit and takes what to say beside the count."""
+    """Yield a function that counts one unit and takes the text beside the count."""
     if not draws(stream):
         counted = 0
 

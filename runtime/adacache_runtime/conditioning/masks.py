@@ -22,14 +22,14 @@ from adacache_runtime.samplers.update import TRAIN_TIMESTEPS, Floats, Update
 
 @dataclass(frozen=True)
 class Masking:
-    """What a mask means for each call.
+    """A mask, spelled out for each call.
 
     Attributes:
         generated: (calls, samples, frames) bool, frames that the call generates; it keeps the others.
         joining: (calls, samples, frames) bool, those of them that were kept until then, and take noise first.
         timesteps: (calls, samples) float32.
         noise: (calls, samples, channels, frames, height, width) float32 that joining frames take; None = the seed's.
-        seed: of the noise that is not given.
+        seed: seed of the noise that is not given.
     """
 
     generated: NDArray[np.bool_]
@@ -39,7 +39,7 @@ class Masking:
     seed: int
 
     def noise_of(self, call: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-        """Of a call from 1, whatever the calls before it drew."""
+        """Return the noise of a call, from 1; it does not depend on what earlier calls drew."""
         if self.noise is not None:
             return np.ascontiguousarray(self.noise[call - 1], np.float32)
         stream = np.random.SeedSequence(self.seed, spawn_key=(call,))

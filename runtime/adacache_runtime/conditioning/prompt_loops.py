@@ -12,7 +12,7 @@ MARK = re.compile(r"\|\s*(\d+)\s*\|")
 
 
 def prompts_by_loop(text: str, loops: int) -> list[str]:
-    """The text of each loop: of ``|0|rain|8|sun`` it is ``rain`` in loops 0 to 7 and ``sun`` from then on.
+    """Return the text of each loop: of ``|0|rain|8|sun`` it is ``rain`` in loops 0 to 7 and ``sun`` from then on.
 
     Args:
         text: a prompt; one that does not begin with a mark is the text of all loops, as it is.

@@ -10,7 +10,7 @@ from adacache_engines.errors import InputError
 
 
 def check_folder(path: Path) -> None:
-    """Checks that a file can be put at ``path``, before the work that fills it.
+    """Check that a file can be put at ``path``, before the work that fills it.
 
     Raises:
         InputError: its folder is missing, or it is a folder itself.
@@ -23,10 +23,10 @@ def check_folder(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes its name, and the place of an older one, when the block ends without an error.
+    """Open a binary file that takes its name, and the place of an older one, when the block ends without an error.
 
     Raises:
-        InputError: the folder is missing, closed to us or full; nothing is left there, and an older file stays.
+        InputError: the folder is missing, not writable or full; nothing is left there, and an older file stays.
     """
     check_folder(path)
     part = path.with_name(f".{secrets.token_hex(6)}.part")  # the same folder, so that the rename is one step

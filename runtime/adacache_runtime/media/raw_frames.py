@@ -14,23 +14,24 @@ STANDARD_OUTPUT = Path("-")
 
 
 def check_standard_output() -> None:
-    """
+    """Check that standard output can take raw frames.
+
     Raises:
-        InputError: standard output is a terminal, which frames would garble.
+        InputError: it is a terminal, which frames would garble.
     """
     if sys.stdout.isatty():
         raise InputError("-o - writes raw frames, and standard output is a terminal: send it to a file or a program")
 
 
 def write_raw(frames: Frames, zoom: int = 1) -> None:
-    """Writes frames to standard output: frame by frame, row by row, one byte each of red, green and blue.
+    """Write frames to standard output: frame by frame, row by row, one byte each of red, green and blue.
 
     Args:
         frames: (frames, height, width, 3) RGB.
         zoom: side of the square that a pixel becomes.
 
     Raises:
-        InputError: whoever reads has gone away.
+        InputError: the program that reads has closed its end.
     """
     try:
         for frame in frames:

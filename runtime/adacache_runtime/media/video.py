@@ -33,7 +33,7 @@ MP4 = {"fflags": "+bitexact"}  # leaves times and the version of the muxer out
 
 
 def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1) -> None:
-    """Writes a video that is there whole; the same frames give the same bytes, in one piece or in several.
+    """Write a video that is in memory as a whole; the same frames give the same bytes, in one piece or in several.
 
     A failure leaves nothing behind, and an older file of that name as it was.
 
@@ -58,16 +58,19 @@ def write_video(path: Path, frames: Frames, fps: float, zoom: int = 1) -> None:
 def writing_video(
     path: Path, frame_count: int, size: tuple[int, int], fps: float, zoom: int = 1
 ) -> Iterator[Callable[[Frames], None]]:
-    """Writes a video part by part, none of which is kept: the function that is yielded takes some frames at a time.
+    """Write a video part by part, none of which is kept.
+
+    Yields:
+        A function that takes some frames at a time, (some frames, height, width, 3) RGB.
 
     Args:
-        path, fps, zoom: as of :func:`write_video`, which says more.
-        frame_count: of all parts together.
+        path, fps, zoom: as in :func:`write_video`.
+        frame_count: number of frames of all parts together.
         size: (height, width) in pixels.
 
     Raises:
-        InputError: as of :func:`write_video`, or the frames are not as many and as large as was said.
-        OutOfRangeError: as of :func:`write_video`.
+        InputError: as in :func:`write_video`, or the number or size of the frames differs from what was announced.
+        OutOfRangeError: as in :func:`write_video`.
     """
     check_video(path, frame_count, size, fps, zoom)
     written = 0
@@ -96,7 +99,11 @@ def _check_frames(frames: Frames) -> None:
 
 
 def check_video(path: Path, frame_count: int, size: tuple[int, int], fps: float, zoom: int = 1) -> None:
-    """Raises what :func:`write_video` would, before the frames are there; ``size`` is (height, width) in pixels."""
+    """Check that a video can be written, before its frames are there; ``size`` is (height, width) in pixels.
+
+    Raises:
+        InputError, OutOfRangeError: as in :func:`write_video`.
+    """
     if path.suffix.lower() not in _WRITERS:
         raise InputError(f"{path} has an unknown suffix; known: {', '.join(_WRITERS)}")
     if path.suffix.lower() == ".png" and frame_count != 1:
@@ -147,7 +154,7 @@ def _png(file: BinaryIO, _shape: Shape, _fps: float, zoom: int) -> Iterator[Add]
 
 @contextmanager
 def _npz(file: BinaryIO, shape: Shape, _fps: float, _zoom: int) -> Iterator[Add]:
-    """The bytes of ``numpy.savez(file, frames=frames)``."""
+    """Write the bytes of ``numpy.savez(file, frames=frames)``."""
     with zipfile.ZipFile(file, "w") as archive, archive.open("frames.npy", "w", force_zip64=True) as entry:
         described = {"descr": np.lib.format.dtype_to_descr(np.dtype(np.uint8)), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(entry, described)

@@ -1,4 +1,4 @@
-"""What to change about a run that does not fit into memory."""
+"""Advice for a run that does not fit into memory: the single changes with which it would."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,13 +17,14 @@ TILES = (512, 256)  # pixels
 
 
 def check_fit(request: Request, settled: Settled, plan: MemoryEstimate, free: int | None, measure: Measure) -> None:
-    """
+    """Check that a generation fits into the memory that is free.
+
     Args:
-        request: that was asked for.
-        settled: the same with every number filled in.
-        plan: of the request.
-        free: bytes, the weights of the engines being loaded; None = unknown, and everything fits.
-        measure: plans another request; raises for one that cannot be.
+        request: the request.
+        settled: the same with every default filled in.
+        plan: estimate of the request's memory.
+        free: number of bytes that are free beside the weights of the engines; None = unknown, and everything fits.
+        measure: estimates another request; raises for one that is not possible.
 
     Raises:
         InputError: it does not fit; has the numbers, and each single change that would make it fit.
@@ -43,7 +44,7 @@ def check_fit(request: Request, settled: Settled, plan: MemoryEstimate, free: in
 
 
 def _options(request: Request, settled: Settled, free: int, measure: Measure) -> Iterator[tuple[str, MemoryEstimate]]:
-    """Changes that make it fit, each with what it takes then."""
+    """Yield the single changes that make it fit, each with the memory that it takes then."""
 
     def fitting(changed: Request) -> MemoryEstimate | None:
         try:
@@ -108,4 +109,4 @@ def _smaller(request: Request, settled: Settled) -> Iterator[tuple[str, Request]
     for eighths in EIGHTHS:
         height, width = (size * eighths // 8 // PIXELS * PIXELS for size in (settled.height, settled.width))
         if height and width:
-            yield f"--size {height}x{width}", replace(request, height=height, width=width)
+            yield f"--size {width}x{height}", replace(request, height=height, width=width)

@@ -1,4 +1,4 @@
-"""What a run will take of its device's memory, before anything is allocated.
+"""Estimate of the device memory that a run takes, before anything is allocated.
 
 The numbers are those of the run itself by construction: the same code assembles the generation, the decoder and the
 encoder, on a device that hands out buffers without memory and engines that only say what they need.
@@ -24,11 +24,11 @@ from adacache_runtime.vae.graph import VaeGraph
 
 @dataclass(frozen=True)
 class PartMemory:
-    """Bytes of engines that are there for a while only.
+    """Bytes that the engines of a part take while they are loaded.
 
     Attributes:
-        held: weights and buffers.
-        arena: activations; None = they grow as needed.
+        held: bytes of weights and buffers.
+        arena: bytes of activations; None = they grow as needed.
     """
 
     held: int = 0
@@ -36,16 +36,16 @@ class PartMemory:
 
     @property
     def nbytes(self) -> int:
-        """All that is known."""
+        """All bytes that are known."""
         return self.held + (self.arena or 0)
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes by kind.
+    """Bytes that a generation takes, by kind.
 
     Attributes:
-        weights: of the engines, which stay loaded for all runs.
+        weights: weights of the engines, which stay loaded for all runs.
         encoder: weights of the text encoder that are loaded at once, before the run only; 0 where the run needs none,
             has none here, or the bundle does not say. Its activations are those of one prompt, and not counted.
         pixel_encoder: weights of the encoder of images and clips, and what it encodes them in; it is there before
@@ -53,12 +53,12 @@ class MemoryEstimate:
         pixel_encoder_arena: its activations; None = they grow as needed.
         decoder: weights of the decoder, and what one prompt's chunks or tiles are decoded in; it is there after the
             run only.
-        decoder_arena: its activations, likewise.
+        decoder_arena: activations of the decoder; None = they grow as needed.
         arena: activations of the engine that takes most; None = it grows as needed.
         hidden: hidden states between blocks.
-        residuals: that the policy reuses.
-        probes: what the policy measures, and the last of it.
-        latents: latents and velocities, conditions, and what the stages hand on beside the hidden state.
+        residuals: residuals that the policy reuses.
+        probes: tensors at which the policy looks, and the earlier ones that they are compared with.
+        latents: latents and velocities, conditions, and the tensors that stages hand on beside the hidden state.
     """
 
     weights: int
@@ -75,22 +75,22 @@ class MemoryEstimate:
 
     @property
     def run(self) -> int:
-        """What is allocated when the engines are loaded, and given back at the end."""
+        """Bytes that a run allocates beside the weights, and gives back at its end."""
         return (self.arena or 0) + self.hidden + self.residuals + self.probes + self.latents
 
     @property
     def before(self) -> int:
-        """What encoders take, one at a time, the engines' weights being loaded; it is gone when the run begins."""
+        """Bytes that encoders take, one at a time, before the run allocates its own."""
         return max(self.encoder, self.pixel_encoder + (self.pixel_encoder_arena or 0))
 
     @property
     def after(self) -> int:
-        """What the decoder takes; the run's is gone then."""
+        """Bytes that the decoder takes after the run has given its own back."""
         return self.decoder + (self.decoder_arena or 0)
 
     @property
     def beside_weights(self) -> int:
-        """The most that there is at once beside the engines' weights."""
+        """The most bytes that are taken at once beside the engines' weights."""
         return max(self.before, self.run, self.after)
 
 
@@ -169,8 +169,12 @@ def estimate_memory(
 def encoder_memory(
     bundle: Bundle, backend: Backend, references: Sequence[Sequence[int]], tile: int | None, known: Known
 ) -> PartMemory:
-    """What :func:`adacache_runtime.vae.encode.encode` takes for pixels of these shapes, one after another: its
-    graphs are loaded one at a time. Raises what :func:`estimate_memory` raises.
+    """Estimate what :func:`adacache_runtime.vae.encode.encode` takes for pixels of these shapes, one after another.
+
+    Its graphs are loaded one at a time.
+
+    Raises:
+        EngineError, OutOfRangeError: as in :func:`estimate_memory`.
     """
     space = bundle.manifest.latent
     steps = [step for shape in references for step in encoder_sizes(space, shape, tile)]
@@ -181,7 +185,7 @@ def encoder_memory(
 def _decoder_memory(
     space: LatentSpace, backend: Backend, request: Request, settled: Settled, known: Known
 ) -> PartMemory:
-    """What :func:`adacache_runtime.vae.decode.decode` takes for a prompt; videos are decoded one by one."""
+    """Estimate what :func:`adacache_runtime.vae.decode.decode` takes for one prompt; videos are decoded one by one."""
     if not space.decoding:
         return PartMemory()
     shape = settled.latent_shape[1:]
@@ -196,7 +200,7 @@ def _part_memory(
     tile: int | None,
     known: Known,
 ) -> PartMemory:
-    """Of graphs of the VAE that are there together, each at its sizes.
+    """Estimate the memory of graphs of the VAE that are loaded together, each at its sizes.
 
     A back end that knows its weights knows its activations, too; engines of another are not loaded to be asked, and
     neither is what does not fit anyway.
@@ -219,16 +223,16 @@ def _part_memory(
 
 
 def _most_weights(backend: Backend, graphs: Sequence[Graph]) -> int:
-    """Of the graph that has most: a text encoder's are loaded one at a time."""
+    """Return the bytes of weights of the largest graph: a text encoder's graphs are loaded one at a time."""
     return max((_weights(backend, [graph]) for graph in graphs), default=0)
 
 
 def _weights(backend: Backend, graphs: Sequence[Graph]) -> int:
-    """Of graphs that are loaded together."""
+    """Return the bytes of weights of graphs that are loaded together."""
     known = backend.weights_nbytes(graphs) if graphs else 0
     return sum(graph.weights_nbytes or 0 for graph in graphs) if known is None else known
 
 
 def megabytes(nbytes: int) -> str:
-    """For people: 10^6 bytes, one decimal."""
+    """Return a number of bytes for people, in 10^6 bytes with one decimal."""
     return f"{nbytes / 1e6:.1f}"

@@ -1,4 +1,4 @@
-"""What the models' pipelines do to a prompt before the tokenizer sees it.
+"""Cleaning of prompts, as the models' pipelines do it before the tokenizer sees them.
 
 The encoder's inputs in training went through this cleaning, so a prompt that skips it is text that the model has never
 seen. The rules come from a crawl of image captions (shop pages, file names, links); most leave a sentence alone.
@@ -22,7 +22,7 @@ DEFAULT_AESTHETIC_SCORE = 6.5
 
 
 class Rule(NamedTuple):
-    """What matches ``pattern`` becomes ``replacement``."""
+    """A rule of the cleaning: text that matches ``pattern`` becomes ``replacement``."""
 
     pattern: re.Pattern[str]
     replacement: str
@@ -119,12 +119,12 @@ def _without_markup(text: str) -> str:
 def with_scores(
     prompt: str, aesthetic: float | None = None, motion: float | None = None, camera: str | None = None
 ) -> str:
-    """The prompt, not yet cleaned, with the scores that Open-Sora was trained to read.
+    """Return a prompt with the scores that the model was trained to read, not yet cleaned.
 
     Args:
-        prompt: as the user wrote it; a score that it names already stays as it is.
-        aesthetic: beauty, about 4 to 7; Open-Sora uses :data:`DEFAULT_AESTHETIC_SCORE`.
-        motion: amount of motion.
+        prompt: the prompt as the user wrote it; a score that it names already stays as it is.
+        aesthetic: score of beauty, about 4 to 7; Open-Sora uses :data:`DEFAULT_AESTHETIC_SCORE`.
+        motion: score of the amount of motion.
         camera: camera motion, such as ``pan left``.
     """
     parts = [prompt]

@@ -29,8 +29,8 @@ class EmbeddingCache:
     """A folder of embeddings, each of one prompt.
 
     Args:
-        folder: is made where it is missing.
-        manifest: of the bundle whose encoder makes them.
+        folder: folder of the files; it is made where it is missing.
+        manifest: manifest of the bundle whose encoder makes them.
 
     Raises:
         InputError: the folder cannot be made.
@@ -46,12 +46,12 @@ class EmbeddingCache:
         self._shape = (manifest.text.max_length, manifest.text.width)
 
     def path(self, tokens: Tokens) -> Path:
-        """Of the file for one prompt's tokens, (1, length) each."""
+        """Return the path of the file for one prompt's tokens, (1, length) each."""
         content = [VERSION, self._encoder, tokens.ids.tolist(), tokens.mask.tolist()]
         return self._folder / f"{hashlib.sha256(json.dumps(content).encode()).hexdigest()}.safetensors"
 
     def get(self, tokens: Tokens) -> NDArray[np.float32] | None:
-        """States (length, width) of one prompt; None where there are none, or none that are whole."""
+        """Return the states (length, width) of one prompt; None where there is no file, or a damaged one."""
         path = self.path(tokens)
         try:
             arrays = load(path.read_bytes())
@@ -68,7 +68,7 @@ class EmbeddingCache:
         return np.asarray(states, np.float32)
 
     def put(self, tokens: Tokens, states: NDArray[np.float32]) -> None:
-        """Keeps the states (length, width) of one prompt, whole or not at all.
+        """Keep the states (length, width) of one prompt, whole or not at all.
 
         A run does not fail because of it: what cannot be written is logged.
         """
@@ -83,12 +83,12 @@ class EmbeddingCache:
 
 
 def _digest(path: Path, states: NDArray[np.float32]) -> bytes:
-    """Of the values and of the place where they belong."""
+    """Return a digest of the values and of the file in which they belong."""
     return hashlib.sha256(path.name.encode() + states.tobytes()).digest()
 
 
 def encoder_digest(manifest: Manifest) -> str:
-    """Of all that decides what a bundle's text encoder makes of tokens."""
+    """Return a digest of everything that decides what a bundle's text encoder makes of tokens."""
     graphs, weights = manifest.text.encoder_stages, manifest.weight_files()
     used = [manifest.files[path].sha256 for graph in graphs for path in (graph.path, weights[graph.name])]
     return hashlib.sha256(json.dumps([manifest.text.precision, used]).encode()).hexdigest()

@@ -20,7 +20,7 @@ States = NDArray[np.float32]
 def encode(
     rule: TextRule, backend: Backend, texts: Sequence[Tokens], cache: EmbeddingCache | None = None
 ) -> list[States]:
-    """States (prompts, length, width) of each of ``texts``.
+    """Return the states (prompts, length, width) of each of ``texts``.
 
     Every prompt is encoded by itself, and once, so its states do not depend on what is beside it. The encoder is
     loaded one graph after another, each let go of before the next: it is often larger than the model. Nothing is
@@ -38,12 +38,12 @@ def encode(
 
 
 def cached(texts: Sequence[Tokens], cache: EmbeddingCache | None) -> bool:
-    """Whether the encoder need not run."""
+    """Return whether the encoder need not run."""
     return all(cache is not None and cache.path(row).is_file() for tokens in texts for row in _rows(tokens))
 
 
 def _rows(tokens: Tokens) -> list[Tokens]:
-    """One (1, length) each."""
+    """Split tokens into prompts, (1, length) each."""
     return [Tokens(tokens.ids[i : i + 1], tokens.mask[i : i + 1]) for i in range(len(tokens.ids))]
 
 
@@ -52,7 +52,7 @@ def _key(row: Tokens) -> tuple[bytes, bytes]:
 
 
 def _run(rule: TextRule, backend: Backend, rows: Sequence[Tokens]) -> list[States]:
-    """States (length, width) of each row."""
+    """Run the encoder; return the states (length, width) of each row."""
     device, sizes = backend.device, {"batch": 1, "text": rule.max_length}
     held: list[dict[str, Buffer]] = [{} for _ in rows]  # by tensor
     for index, graph in enumerate(rule.encoder_stages):

@@ -21,12 +21,12 @@ UNCONDITIONAL = "unconditional"
 
 @dataclass(frozen=True)
 class Text:
-    """What a request says, as far as it is known before an encoder runs.
+    """The texts of a request, as far as they are known before an encoder runs.
 
     Attributes:
         prompts: captions, or tokens that are still to be encoded.
         negative: the same of the negative prompts; None for a model that has a caption of its own instead.
-        length: of the captions that the model gets.
+        length: number of tokens of the captions that the model gets.
     """
 
     prompts: Captions | Tokens
@@ -35,12 +35,12 @@ class Text:
 
     @property
     def tokens(self) -> list[Tokens]:
-        """What is still to be encoded."""
+        """The tokens that are still to be encoded."""
         return [part for part in (self.prompts, self.negative) if isinstance(part, Tokens)]
 
 
 def read_text(bundle: Bundle, request: Request, order: Sequence[str] | None = None) -> Text:
-    """Cleans and tokenises what a request has as text.
+    """Clean and tokenise the texts of a request.
 
     Raises:
         InputError: the bundle has no text encoder for it, or the embeddings of negative prompts are missing or too
@@ -66,7 +66,7 @@ def read_text(bundle: Bundle, request: Request, order: Sequence[str] | None = No
 
 
 def tokenize(bundle: Bundle, prompts: Sequence[str], array: str = "embeddings") -> Tokens:
-    """Cleans and tokenises prompts, as the original pipeline does; ``array`` is what to give instead of them.
+    """Clean and tokenise prompts, as the original pipeline does; ``array`` is the array that can be given instead.
 
     Raises:
         InputError: the bundle has no text encoder; says how to get one.
@@ -82,8 +82,9 @@ def tokenize(bundle: Bundle, prompts: Sequence[str], array: str = "embeddings") 
 
 
 def caption_length(bundle: Bundle, mask: NDArray[np.bool_]) -> int:
-    """Of the captions that the model gets, in tokens: what is beyond is cut off, but for several prompts to a model
-    without a mask.
+    """Return the number of tokens of the captions that the model gets.
+
+    What is beyond it is cut off; several prompts for a model without a mask keep their padding.
     """
     if bundle.manifest.text.masking == "cut":
         return int(mask.sum()) if len(mask) == 1 else mask.shape[1]
@@ -126,7 +127,7 @@ def branches(
 
 
 def null_captions(bundle: Bundle) -> NDArray[np.float32]:
-    """What the unconditional branch gets for text where the model has learned that: (max_length, width)."""
+    """Return the caption that a model has learned for the unconditional branch, (max_length, width)."""
     name = bundle.manifest.guidance.null_captions
     assert name is not None
     with safe_open(str(bundle.path(bundle.manifest.weights)), framework="np") as file:

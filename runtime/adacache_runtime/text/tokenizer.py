@@ -14,7 +14,7 @@ T5_PADDING = {"pad_id": 0, "pad_token": "<pad>"}  # where the file does not say 
 
 
 class Tokens(NamedTuple):
-    """What the encoder stage takes.
+    """The input of a text encoder.
 
     Attributes:
         ids: (prompts, length) int64.
@@ -26,16 +26,17 @@ class Tokens(NamedTuple):
 
 
 class Tokenizer:
-    """Cuts text into at most ``length`` tokens, the last of them the end of sequence, and pads to ``length``.
+    """A tokenizer of at most ``length`` tokens a prompt, the last of them the end of sequence; shorter ones are padded.
 
     Safe to share between threads: a call changes nothing.
     """
 
     def __init__(self, data: bytes, length: int) -> None:
-        """
+        """Read a tokenizer.
+
         Args:
             data: content of a ``tokenizer.json``.
-            length: tokens per prompt, the end of sequence included; Open-Sora uses 300.
+            length: number of tokens per prompt, the end of sequence included; Open-Sora uses 300.
 
         Raises:
             BundleError: ``data`` is no tokenizer, or one that does not end a sequence with a token of its own.
@@ -55,10 +56,10 @@ class Tokenizer:
 
     @classmethod
     def open(cls, path: Path, length: int) -> "Tokenizer":
-        """From a ``tokenizer.json`` file.
+        """Read a tokenizer from a ``tokenizer.json`` file.
 
         Raises:
-            BundleError, InputError: as the constructor; also where the file cannot be read.
+            BundleError, InputError: as in the constructor; also where the file cannot be read.
         """
         try:
             data = path.read_bytes()
@@ -71,11 +72,11 @@ class Tokenizer:
 
     @property
     def vocabulary(self) -> int:
-        """Every id is below this number: the embeddings that an encoder must have."""
+        """Number of embeddings that an encoder must have: every id is below it."""
         return max(self._tokenizer.get_vocab().values()) + 1
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
-        """Tokens of prompts that are already cleaned.
+        """Return the tokens of prompts that are already cleaned.
 
         Raises:
             InputError: a prompt is not text; names it by its place.

@@ -9,12 +9,12 @@ from adacache_engines.errors import InputError
 
 @dataclass(frozen=True)
 class Chunk:
-    """One of them.
+    """A run of latent frames that a VAE decodes in one call, or of frames that it encodes in one call.
 
     Attributes:
-        start, stop: latent frames of the video that it is decoded from, or frames that it is encoded from.
-        made: how many frames, or latent frames, come out.
-        kept: which of them belong to the video.
+        start, stop: first latent frame (or frame) of the run, and the one after its last.
+        made: number of frames (or latent frames) that the VAE makes of it.
+        kept: slice of those that belong to the video.
     """
 
     start: int
@@ -24,19 +24,20 @@ class Chunk:
 
     @property
     def count(self) -> int:
-        """Of what comes out and is kept."""
+        """Number of frames (or latent frames) that are kept."""
         return len(range(self.made)[self.kept])
 
 
 def decoded_chunks(space: LatentSpace, latent_frames: int, frames: int | None = None) -> list[Chunk]:
-    """
+    """Cut a video's latent frames into the chunks that are decoded.
+
     Args:
-        space: of the bundle.
-        latent_frames: of the video.
-        frames: of the video; None = as many as its latent frames can hold.
+        space: latent space of the bundle.
+        latent_frames: number of latent frames of the video.
+        frames: number of frames of the video; None = as many as its latent frames can hold.
 
     Raises:
-        InputError: so many frames are not so many latent frames.
+        InputError: a video of ``frames`` frames has another number of latent frames.
     """
     if frames is not None and space.latent_frames(frames) != latent_frames:
         raise InputError(
@@ -59,15 +60,16 @@ def _decoded(rule: ChunkRule, latent_frames: int, frames: int | None) -> Iterato
 
 
 def encoded_chunks(rule: ChunkRule, frames: int) -> list[Chunk]:
-    """Of a video of so many frames."""
+    """Cut a video of ``frames`` frames into the chunks that are encoded."""
     cuts = _cuts(frames, rule.frames, rule.decoded(rule.shared))
     made = [(start, stop, rule.encoded(stop - start)) for start, stop in cuts]
     return [Chunk(start, stop, some, slice(rule.shared if start else 0, some)) for start, stop, some in made]
 
 
 def video_frames(space: LatentSpace, latent_frames: int, frames: int) -> int:
-    """Frames of the video that latents become which were generated with the condition ``frames``: so many, unless the
-    latents were given and are of another length; then as many as they can hold.
+    """Return the number of frames of the video that latents become.
+
+    It is ``frames``, unless the latents were given and are of another length; then it is as many as they can hold.
     """
     if not space.decoding:
         return latent_frames
@@ -76,7 +78,7 @@ def video_frames(space: LatentSpace, latent_frames: int, frames: int) -> int:
 
 
 def _cuts(length: int, chunk: int, shared: int) -> Iterator[tuple[int, int]]:
-    """Where chunks begin and end, each with the end of the one before."""
+    """Yield where chunks begin and end; each begins with the ``shared`` end of the one before."""
     start = 0
     while True:
         yield start, min(start + chunk, length)

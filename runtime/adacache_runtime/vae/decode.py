@@ -22,22 +22,23 @@ WITHOUT_DECODER = "to get videos, export the checkpoint with --vae DIR (the fold
 def decode(
     bundle: Bundle, backend: Backend, latents: Floats, frames: int | None = None, tile: int | None = None
 ) -> Iterator[Floats]:
-    """Runs the bundle's decoder on each chunk of the latents in turn. It is loaded for the call and let go of.
+    """Run the bundle's decoder on each chunk of the latents in turn; it is loaded for this call only.
 
     Args:
-        bundle: with a decoder.
-        backend: that runs it.
+        bundle: a bundle with a decoder.
+        backend: the backend that runs it.
         latents: (channels, frames, height, width) of one prompt.
-        frames: of the video, by which the last chunk's are counted; None = as many as the latents can hold.
-        tile: pixels, side of the tiles that larger frames are decoded by; None = what the bundle says.
+        frames: number of frames of the video, which may end within the last chunk; None = as many as the latents can
+            hold.
+        tile: side in pixels of the tiles by which larger frames are decoded; None = the bundle's.
 
     Yields:
         (3, some frames, pixel height, pixel width), about -1 to 1, which :func:`adacache_runtime.media.video.to_pixels`
-        takes: those of a chunk, or a few images of it.
+        takes: all frames of a chunk, or some of its images.
 
     Raises:
-        InputError: the bundle has no decoder, and what to do; or so many frames do not belong to these latents.
-        OutOfRangeError: there are no such tiles.
+        InputError: the bundle has no decoder, or ``frames`` does not belong to these latents.
+        OutOfRangeError: tiles of this side cannot be cut.
     """
     space = bundle.manifest.latent
     if not space.decoding:
@@ -55,7 +56,7 @@ def decode(
 def _through(
     engine: VaeGraph, parts: Iterator[Floats], space: LatentSpace, chunk: Chunk, side: int | None
 ) -> Iterator[Floats]:
-    """What a graph makes of (channels, frames, height, width): all of a chunk, or some of its images at a time."""
+    """Run a graph on parts (channels, frames, height, width): on a whole chunk, or on some of its images at a time."""
 
     def run(value: Floats) -> Floats:
         height, width = value.shape[-2:]
@@ -74,12 +75,12 @@ def _through(
 def decoder_sizes(
     space: LatentSpace, shape: Sequence[int], frames: int | None = None, tile: int | None = None
 ) -> list[tuple[Graph, list[dict[str, int]]]]:
-    """Each graph of :func:`decode`, and the sizes of the axes that it is called at.
+    """Return each graph of :func:`decode` with the sizes of the axes at which it is called.
 
     Args:
-        space: of the bundle.
-        shape: of the latents of one prompt.
-        frames, tile: as of :func:`decode`.
+        space: latent space of the bundle.
+        shape: shape of the latents of one prompt.
+        frames, tile: as in :func:`decode`.
     """
     _, latent_frames, *whole = shape
     chunks = decoded_chunks(space, latent_frames, frames)
@@ -102,13 +103,13 @@ def decoder_sizes(
 def stream(
     bundle: Bundle, backend: Backend, latents: Floats, frames: int | None = None, tile: int | None = None
 ) -> Iterator[Frames]:
-    """The video of one prompt in parts: what :func:`decode` gives, or the latents themselves where they are pixels.
+    """Yield the video of one prompt in parts: decoded, or the latents themselves where they are pixels.
 
     Yields:
         (some frames, height, width, 3) RGB.
 
     Raises:
-        InputError, OutOfRangeError: as of :func:`decode`.
+        InputError, OutOfRangeError: as in :func:`decode`.
         NonFiniteError: NaN or infinity among the values.
     """
     pixels = bundle.manifest.latent.decoder == "pixels"
@@ -118,5 +119,5 @@ def stream(
 def render(
     bundle: Bundle, backend: Backend, latents: Floats, frames: int | None = None, tile: int | None = None
 ) -> Frames:
-    """All of :func:`stream`: (frames, height, width, 3) RGB."""
+    """Return the whole video of one prompt, (frames, height, width, 3) RGB; see :func:`stream`."""
     return np.concatenate(list(stream(bundle, backend, latents, frames, tile)))

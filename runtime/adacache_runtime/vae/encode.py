@@ -1,4 +1,4 @@
-"""Pixels to latents, by the encoder that a bundle has: what a generation is to begin or go on with."""
+"""Pixels to latents, by the encoder that a bundle has: images and clips that a video contains."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -21,15 +21,16 @@ Noise = Callable[[tuple[int, ...]], Floats]  # a shape to float32 values of a st
 
 
 def drawn(seed: int) -> Noise:
-    """Noise of a generator; the same seed gives the same latents."""
+    """Return a source of noise; the same seed gives the same latents."""
     generator = np.random.default_rng(seed)
     return lambda shape: generator.standard_normal(shape, np.float32)
 
 
 def check_encoder(space: LatentSpace) -> None:
-    """
+    """Check that a bundle can turn pixels into latents.
+
     Raises:
-        InputError: the bundle has nothing that turns pixels into latents; says what to do.
+        InputError: it cannot; says what to do.
     """
     if space.decoder != "pixels" and not space.encoding:
         raise InputError(
@@ -39,27 +40,26 @@ def check_encoder(space: LatentSpace) -> None:
 
 
 def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise, tile: int | None = None) -> Floats:
-    """Runs the bundle's encoder, some images and then a chunk at a time. Each of its graphs is loaded for its turn and
-    let go of.
+    """Run the bundle's encoder, on some images and then on a chunk at a time; each graph is loaded for its turn only.
 
     Each graph gives a normal distribution, and the next takes a sample of it; noise is drawn once for all images,
     (frames, channels, height, width), and once for every chunk, (1, channels, latent frames, height, width), in order.
 
     Args:
-        bundle: with an encoder.
-        backend: that runs it.
-        pixels: (3, frames, height, width), -1 to 1; of a height and width that latents make no whole multiple of, what
-            is beyond is seen but gives no latents.
-        noise: what the samples deviate by.
-        tile: pixels, side of the tiles that larger frames are encoded by; None = what the bundle says. Over the
-            overlaps of tiles the means and log variances of the first graph are blended.
+        bundle: a bundle with an encoder.
+        backend: the backend that runs it.
+        pixels: (3, frames, height, width), -1 to 1; rows and columns beyond a whole number of latent
+            ones are seen but give no latents.
+        noise: draws the noise of the samples, by shape.
+        tile: side in pixels of the tiles by which larger frames are encoded; None = the bundle's. Where tiles overlap,
+            the means and log deviations of the first graph are blended.
 
     Returns:
         (channels, latent frames, latent height, latent width), as the model has them.
 
     Raises:
-        InputError: the bundle has no encoder, and what to do; or these are no pixels.
-        OutOfRangeError: there are no such tiles.
+        InputError: the bundle has no encoder, or the array has another shape or numbers that are not finite.
+        OutOfRangeError: tiles of this side cannot be cut.
     """
     space = bundle.manifest.latent
     if space.decoder == "pixels":
@@ -84,12 +84,12 @@ def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise, tile:
 def encoder_sizes(
     space: LatentSpace, shape: Sequence[int], tile: int | None = None
 ) -> list[tuple[Graph, list[dict[str, int]]]]:
-    """Each graph of :func:`encode`, and the sizes of the axes that it is called at.
+    """Return each graph of :func:`encode` with the sizes of the axes at which it is called.
 
     Args:
-        space: of the bundle.
-        shape: of the pixels.
-        tile: as of :func:`encode`.
+        space: latent space of the bundle.
+        shape: shape of the pixels.
+        tile: as in :func:`encode`.
     """
     _, frames, *size = shape
     found = []
@@ -109,7 +109,7 @@ def encoder_sizes(
 
 
 def _unit(space: LatentSpace, graph: Graph) -> int:
-    """Rows of what a graph takes that become a latent row."""
+    """Return how many rows of a graph's input become a latent row."""
     return space.spatial_factor if graph is space.encoding[0] else 1
 
 
@@ -119,14 +119,14 @@ def _side(space: LatentSpace, shape: Sequence[int], tile: int | None) -> int | N
 
 
 def _axes(space: LatentSpace, unit: int, count: int, height: int, width: int) -> dict[str, int]:
-    """Sizes of the axes of a graph that gets so many images or frames, rows and columns."""
+    """Return the sizes of a graph's axes, for ``count`` images or frames of a height and width."""
     time = {"images": count, "pixel_frames": count, "frames": space.chunks.encoded(count)}
     inside = {"height": height // unit, "width": width // unit}
     return {**time, **inside, "pixel_height": height, "pixel_width": width}
 
 
 def _images(engine: VaeGraph, space: LatentSpace, value: Floats, side: int | None, noise: Noise) -> Floats:
-    """A sample of what a graph of images makes of (channels, frames, height, width), of the same axes."""
+    """Run a graph of images on (channels, frames, height, width), and draw a sample with the same axes."""
     images = value.swapaxes(0, 1)
     parts = [images[batch.start : batch.stop] for batch in batches(len(images), space.images)]
     given = [_distribution(engine, space, part, len(part), side) for part in parts]
@@ -135,7 +135,7 @@ def _images(engine: VaeGraph, space: LatentSpace, value: Floats, side: int | Non
 
 
 def _chunks(engine: VaeGraph, space: LatentSpace, value: Floats, side: int | None, noise: Noise) -> Floats:
-    """Likewise of a graph of chunks."""
+    """Run a graph of chunks on (channels, frames, height, width), and draw a sample with the same axes."""
     samples = []
     for chunk in encoded_chunks(space.chunks, value.shape[1]):
         part = value[None, :, chunk.start : chunk.stop]
@@ -147,7 +147,7 @@ def _chunks(engine: VaeGraph, space: LatentSpace, value: Floats, side: int | Non
 def _distribution(
     engine: VaeGraph, space: LatentSpace, value: Floats, count: int, side: int | None
 ) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of the latents of so many images or frames."""
+    """Return the mean and standard deviation of the latents of ``count`` images or frames."""
     unit = _unit(space, engine.graph)
 
     def run(part: Floats) -> list[Floats]:

@@ -1,4 +1,4 @@
-"""An engine of a VAE, with buffers of its own for every shape that it is called at."""
+"""A graph of a VAE, with buffers of its own for every shape at which it is called."""
 
 from collections.abc import Iterable, Mapping
 
@@ -14,20 +14,22 @@ Shapes = tuple[tuple[int, ...], ...]
 
 
 class VaeGraph:
-    """Takes one array and gives one or more, all float32 on the host; loaded for as long as it lives.
+    """A graph of a VAE with its engine and buffers: one array in, one or more out, all float32 on the host.
 
-    It is bound at all sizes before its first call, so that activations have their memory once, for the largest of them.
+    It is bound at all sizes before its first call, so that activations are allocated once, for the largest of them.
+    The engine stays loaded for as long as this object lives.
     """
 
     def __init__(self, graph: Graph, backend: Backend, at: Iterable[Mapping[str, int]]) -> None:
-        """
+        """Load the engine and bind it at all sizes.
+
         Args:
-            graph: of the bundle.
-            backend: that runs it.
+            graph: a graph of the bundle.
+            backend: the backend that runs it.
             at: sizes of the dynamic axes at which it will be called, in any number and order.
 
         Raises:
-            EngineError: it cannot be loaded, or does not run at these sizes.
+            EngineError: the engine cannot be loaded, or does not run at these sizes.
         """
         self.graph = graph
         self._engine = backend.load(graph)
@@ -39,13 +41,14 @@ class VaeGraph:
                 self._calls[shapes] = buffers, self._engine.bind(buffers)
 
     def __call__(self, value: Floats, sizes: Mapping[str, int]) -> list[Floats]:
-        """
+        """Run the graph.
+
         Args:
-            value: of the graph's input.
-            sizes: of the dynamic axes, some of those that it is bound at.
+            value: the graph's input.
+            sizes: sizes of the dynamic axes, at which it is bound.
 
         Returns:
-            The outputs, in order; arrays of the caller's own.
+            The outputs, in order; the arrays belong to the caller.
         """
         buffers, call = self._calls[self._shapes(sizes)]
         buffers[self.graph.inputs[0].name].write(np.ascontiguousarray(value))
@@ -58,11 +61,11 @@ class VaeGraph:
 
 
 def _allocate(graph: Graph, sizes: Mapping[str, int], device: Device) -> dict[str, Buffer]:
-    """Buffers for all inputs and outputs."""
+    """Allocate buffers for all inputs and outputs."""
     specs = (*graph.inputs, *graph.outputs)
     return {spec.name: device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for spec in specs}
 
 
 def batches(images: int, most: int) -> list[range]:
-    """So many images, some at a time."""
+    """Return the indices of ``images`` images in runs of ``most`` at most."""
     return [range(start, min(start + most, images)) for start in range(0, images, most)]

@@ -16,10 +16,11 @@ QUARTER = 4  # of a tile's side are overlap
 
 
 def check_tile(space: LatentSpace, tile: int | None) -> None:
-    """
+    """Check the side of tiles that is asked for.
+
     Raises:
         InputError: the bundle has no decoder.
-        OutOfRangeError: tiles of so many pixels cannot be cut at whole latent columns.
+        OutOfRangeError: tiles of this side cannot be cut at whole latent columns.
     """
     if tile is not None and not space.decoding:
         raise InputError("this bundle has no decoder that could work by tiles; leave them out")
@@ -29,16 +30,16 @@ def check_tile(space: LatentSpace, tile: int | None) -> None:
 
 
 def tile_side(space: LatentSpace, tile: int | None, size: Sequence[int], chunks: int) -> int | None:
-    """Of a tile in latent rows and columns; None where frames are not cut.
+    """Return the side of a tile in latent rows and columns; None where frames are not cut.
 
     Args:
-        space: of the bundle.
-        tile: its side in pixels; None = what the bundle says.
-        size: of the frames, in latent rows and columns.
-        chunks: of the video.
+        space: latent space of the bundle.
+        tile: side of a tile in pixels; None = the bundle's.
+        size: latent rows and columns of the frames.
+        chunks: number of chunks of the video.
 
     Raises:
-        InputError, OutOfRangeError: there are no such tiles.
+        InputError, OutOfRangeError: tiles of this side cannot be cut.
     """
     check_tile(space, tile)
     side = (tile or space.tile or 0) // space.spatial_factor
@@ -47,13 +48,14 @@ def tile_side(space: LatentSpace, tile: int | None, size: Sequence[int], chunks:
 
 
 def spans(length: int, side: int | None, unit: int = 1) -> list[tuple[int, int]]:
-    """Where tiles begin and end along an axis, one wherever a step leads to, even where the one before reaches the
-    edge; one for all of the axis without a side.
+    """Return where tiles begin and end along an axis.
+
+    A tile begins wherever a step leads to, even where the one before it reaches the edge already.
 
     Args:
-        length: of the axis.
-        side: of a tile in units; None = all of the axis.
-        unit: of the axis, such as the pixels of a latent row. A part of one at the end makes no tile of its own.
+        length: length of the axis.
+        side: side of a tile in units; None = one tile for the whole axis.
+        unit: length of a unit, such as the pixels of a latent row. A part of one at the end makes no tile of its own.
     """
     if side is None:
         return [(0, length)]
@@ -64,12 +66,14 @@ def spans(length: int, side: int | None, unit: int = 1) -> list[tuple[int, int]]
 def by_tiles(
     code: Callable[[Floats], Floats], values: Floats, side: int | None, taken: int = 1, given: int = 1
 ) -> Floats:
-    """
+    """Code frames tile by tile, and blend the tiles where they overlap.
+
     Args:
-        code: (..., height, width) of a tile to what becomes of it, its last two axes rows and columns, too.
-        values: of whole frames.
-        side: of a tile in latent rows and columns, a multiple of 4; None = the frames are one tile.
-        taken, given: rows of ``values``, and of what becomes of them, that a latent row stands for.
+        code: codes the values (..., height, width) of a tile; the last two axes of the result are rows and columns,
+            too.
+        values: values of whole frames.
+        side: side of a tile in latent rows and columns, a multiple of 4; None = the frames are one tile.
+        taken, given: number of rows of ``values``, and of the result, for each latent row.
     """
     if side is None:
         return code(values)
@@ -92,7 +96,7 @@ def by_tiles(
 
 
 def _fade_in(before: Floats, after: Floats, overlap: int) -> None:
-    """Goes over from the last columns of a tile to the first of the next, in place."""
+    """Blend the last columns of a tile into the first ones of the next, in place."""
     length = min(overlap, before.shape[-1], after.shape[-1])
     share = np.arange(length, dtype=np.float32) / np.float32(length)
     after[..., :length] = before[..., -length:] * (1 - share) + after[..., :length] * share

@@ -275,7 +275,7 @@ def test_a_run_ends_in_a_video(folder: Path, tmp_path: Path) -> None:
     given = arrays(DATA / "open-sora-plan" / "inputs.npz")
     np.savez(tmp_path / "text.npz", embeddings=given["cfg_text"], negative=given["cfg_neg"])
     command = [str(tmp_path / "bundle"), "--text-embeddings", str(tmp_path / "text.npz"), "--steps", "4"]
-    command += ["--size", "32x48", "--frames", "17", "--save-latents", str(tmp_path / "latents.npz")]
+    command += ["--size", "48x32", "--frames", "17", "--save-latents", str(tmp_path / "latents.npz")]
     assert run_command([*command, "-o", str(tmp_path / "clip.npz")]) == 0
     frames, latents = arrays(tmp_path / "clip.npz")["frames"], arrays(tmp_path / "latents.npz")["latents"]
     assert latents.shape == (1, 4, 5, 4, 6)

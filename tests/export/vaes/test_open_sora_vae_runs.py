@@ -32,7 +32,7 @@ def test_a_run_ends_in_a_video(exported_whole: Path, tmp_path: Path, capsys: pyt
     inputs = arrays(OPEN_SORA / "inputs_A.npz")
     np.savez(tmp_path / "text.npz", embeddings=inputs["y"][:1, 0], mask=inputs["mask"][:1])
     saved, clip, picture = tmp_path / "latents.npz", tmp_path / "clip.mp4", tmp_path / "picture.png"
-    command = [str(exported_whole), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "48x80", "--steps", "2"]
+    command = [str(exported_whole), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "80x48", "--steps", "2"]
     assert run([*command, "--frames", "19", "--save-latents", str(saved), "-o", str(clip)]) == 0
     assert "decoded frame 19/19" in capsys.readouterr().err
     with av.open(str(clip)) as container:
@@ -58,7 +58,7 @@ def test_a_run_starts_from_a_picture_and_a_clip(exported_whole: Path, tmp_path: 
     shown = np.random.default_rng(0).integers(0, 256, (20, 60, 90, 3), np.uint8)
     write_video(tmp_path / "clip.mp4", shown, 24)
     write_video(tmp_path / "picture.png", shown[:1], 24)
-    command = [str(exported_whole), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "48x80", "--steps", "2"]
+    command = [str(exported_whole), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "80x48", "--steps", "2"]
     command += ["--frames", "51", "--video", str(tmp_path / "clip.mp4"), "--image", str(tmp_path / "picture.png")]
     command += ["--image-at", "34", "--loops", "2", "--save-latents", str(tmp_path / "latents.npz")]
     assert run([*command, "-o", str(tmp_path / "video.npz")]) == 0
@@ -89,4 +89,4 @@ def test_inspect_and_verify(exported_whole: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.slow
 def test_plans_of_the_vae(exported_whole: Path, tmp_path: Path) -> None:
     names = {graph.name for graph in read_manifest(exported_whole).vae_graphs()}
-    assert names <= build_vae_plans(exported_whole, tmp_path, "64x64..96x128:17f..34f")
+    assert names <= build_vae_plans(exported_whole, tmp_path, "64x64..128x96:17f..34f")

@@ -1,4 +1,4 @@
-"""What a user writes to choose a policy: wrappers after a plus, nested descriptions, an object of a module."""
+"""Choices of a policy as users write them: wrappers after a plus, nested descriptions, an object of a module."""
 
 import json
 import sys

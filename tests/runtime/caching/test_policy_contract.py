@@ -1,4 +1,4 @@
-"""What a policy asks for in vain is refused in words, before anything runs wherever that can be known."""
+"""Refusals of what a policy asks for in vain, before anything runs wherever that can be known."""
 
 from collections.abc import Sequence
 from pathlib import Path

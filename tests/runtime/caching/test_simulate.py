@@ -98,7 +98,7 @@ def test_no_content_leaves_the_bounds_of_what_is_wrapped(
 
 
 def test_the_fewest_and_the_most_calls_of_each_kind() -> None:
-    """What is always computed, and everything."""
+    """The fewest calls are those that are always computed, and the most are all."""
     ends = {"teacache": [1, 9], "fbcache": [1], "easycache": [1, 2, 9], "adacache": [1, 2, 8, 9]}
     policies: dict[str, Policy[Any]] = {**{kind: KINDS[kind][0] for kind in ends}, "adacache": PRESETS["adacache-fast"]}
     for kind, expected in ends.items():

@@ -247,7 +247,7 @@ def test_weights_are_of_each_group_the_newest_first(fake, granularity: str) -> N
     ],
 )
 def test_a_number_that_is_none_is_found(folder: Path, policy: Any, granularity: Any, name: str, where: str) -> None:
-    """What ran before the decision is looked at, too; and nothing of a spoilt run is left when it is repeated."""
+    """Stages that ran before the decision are looked at, too; nothing of a spoilt run is left when it is repeated."""
     call = 4
     pipeline, _ = fake_pipeline(folder, broken_at(name, call, 5, np.nan))
     with np.errstate(invalid="ignore"), pytest.raises(NonFiniteError, match=f"in call {call} of 5 .*first in {where};"):

@@ -1,10 +1,10 @@
 """The loop on a model of numpy functions: order of engine calls, residuals, measurements, errors, isolation."""
 
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,13 @@ from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.caching.policy import Context, Decision, Measure, Measurement, Needs, Observation, Run
+from adacache_runtime.denoising import denoiser
 from adacache_runtime.events import Denoised
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Captions
 from adacache_runtime.samplers.rflow import rflow, rflow_timesteps
 from adacache_runtime.text.prompts import null_captions
+from adacache_runtime.trace import CallRecord
 from tests.helpers import fake_model
 from tests.helpers.fake_model import BLOCKS, SIZE, WIDTH, captions, fake_pipeline, functions, request
 from tests.helpers.not_finite import broken_at
@@ -449,11 +451,21 @@ def test_generations_side_by_side_do_not_meet(folder: Path) -> None:
         np.testing.assert_array_equal(end.value.value.latents, whole)
 
 
-def test_a_call_does_not_last_while_others_run(fake) -> None:
-    pipeline, _ = fake
-    rest_ms = 100.0
-    result = pipeline.generate(request(**script("CCRC")), lambda _record: time.sleep(rest_ms / 1e3))
-    assert result.trace.wall_ms() < 2 * rest_ms
+def test_a_call_does_not_last_while_others_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock on which the embedding takes a second, and the caller takes a minute between two calls."""
+    now = [0.0]
+
+    def embed(given: Mapping[str, Array]) -> Mapping[str, Array]:
+        now[0] += 1
+        return functions()["embed"](given)
+
+    def rest(_record: CallRecord) -> None:
+        now[0] += 60
+
+    monkeypatch.setattr(denoiser, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    pipeline, _ = fake_pipeline(folder, {**functions(), "embed": embed})
+    result = pipeline.generate(request(**script("CCRC")), rest)
+    assert [record.wall_ms for record in result.trace.calls] == [1000] * 4
 
 
 def test_generations_in_threads_do_not_meet(folder: Path) -> None:

@@ -225,7 +225,7 @@ def test_a_smaller_size_is_offered(tmp_path: Path) -> None:
     pipeline = Pipeline(bundle, TrtBackend(bundle, library(Module(cuda)), CudaDevice(api=cuda)))
     asked = request(height=64, width=48)
     cuda.capacity = pipeline.prepare(asked).memory.run * 3 // 4
-    with pytest.raises(InputError, match=r"--size 48x32 \(") as caught:
+    with pytest.raises(InputError, match=r"--size 32x48 \(") as caught:
         pipeline.generate(asked)
     assert "--policy never" not in str(caught.value)
 
@@ -274,7 +274,7 @@ def command(tmp_path: Path) -> list[str]:
     given = captions()
     np.savez(tmp_path / "text.npz", embeddings=given.embeddings, mask=given.mask)
     frames, height, width = SIZE
-    size = ["--size", f"{height}x{width}", "--frames", str(frames)]
+    size = ["--size", f"{width}x{height}", "--frames", str(frames)]
     return [str(tmp_path / "bundle"), "--text-embeddings", str(tmp_path / "text.npz"), *size]
 
 

@@ -21,11 +21,10 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.vae.decode import decode
 from adacache_runtime.vae.encode import drawn, encode
 from tests.helpers import fake_model
-from tests.helpers.decoding import DECODER
-from tests.helpers.encoding import CHAIN, ENGINES, IMAGES, OVER_TIME, noise
 from tests.helpers.fake_cuda import FakeCuda
 from tests.helpers.fake_model import captions, manifest, request, write_bundle
 from tests.helpers.fake_tensorrt import SCRATCH, WIDE, Module, Ranges, library, write_plans
+from tests.helpers.fake_vae import CHAIN, DECODER, ENGINES, IMAGES, OVER_TIME, noise
 from tests.helpers.opened import Opens
 
 STRETCH = fake_model.graph(
@@ -196,7 +195,7 @@ def command(tmp_path: Path) -> list[str]:
     np.savez(tmp_path / "text.npz", embeddings=text.embeddings, mask=text.mask)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 24, 28, 3), np.uint8)
     write_video(tmp_path / "a.png", pixels, fps=24)
-    size = ["--size", "24x28", "--frames", "34", "--steps", "2", "--text-embeddings", str(tmp_path / "text.npz")]
+    size = ["--size", "28x24", "--frames", "34", "--steps", "2", "--text-embeddings", str(tmp_path / "text.npz")]
     return [str(bundle.folder), *size, "--image", str(tmp_path / "a.png"), "--tile", "16"]
 
 

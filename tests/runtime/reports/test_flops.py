@@ -66,7 +66,7 @@ CASES = [(name, config) for configs in (SMALL, PUBLISHED) for name, config in co
 
 
 def counted(stage: Stage, sizes: Mapping[str, int]) -> int:
-    """What torch counts, operator by operator; on the meta device, where it sees into attention."""
+    """Count operations as torch does, operator by operator; on the meta device, where it sees into attention."""
     with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
         stage.module(*(torch.empty(spec.shape(sizes), dtype=TORCH_DTYPES[spec.dtype]) for spec in stage.inputs))
     return int(counter.get_total_flops())
@@ -92,7 +92,7 @@ def test_every_stage_is_what_torch_counts(name: str, config: Any, granularity: E
 
 
 def repeated_text(stage: Stage, sizes: Mapping[str, int]) -> int:
-    """Of the text's keys and values, which LatteT2V as published makes for every frame and we for one."""
+    """Work on the text's keys and values, which LatteT2V as published makes for every frame, and we for one."""
     if not (isinstance(stage.module, Block) and "cross" in stage.module.parts):
         return 0
     rows = sizes["batch"] * sizes["text"] * (sizes["patch_frames"] - 1)

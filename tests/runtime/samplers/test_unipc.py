@@ -1,99 +1,19 @@
-"""UniPC can be written as linear updates of a short history: checked against diffusers' scheduler.
-
-The latents that enter a call are the predictor's; the corrector changes them once their own prediction is known. The
-corrected latents are never stored: they follow linearly from the predictor's, which z' takes them back from.
-"""
+"""UniPC can be written as linear updates of a short history: checked against diffusers' scheduler, and in the loop."""
 
 import itertools
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler
-from numpy.typing import NDArray
 
-from adacache_runtime.samplers.update import TRAIN_TIMESTEPS, Update
-
-HISTORY = 3
-Numbers = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Linear:
-    """Latents as ``corrected`` times the last corrected latents and ``predictions`` (by age, the newest first)."""
-
-    corrected: float
-    predictions: tuple[float, ...]
-
-
-def unipc(sigmas: Numbers) -> Iterator[Update]:
-    """Yield the updates of UniPC of order 2 with B(h) = e^h - 1 (arXiv 2302.04867, alg. 1 to 4) for a flow.
-
-    ``sigmas`` (steps + 1,) fall from noise to data, at which the last one is 0. The history holds predictions of the
-    data, z - sigma v. As in diffusers, the first and the last step are of order 1, and coefficients are float64.
-    """
-
-    def half_log_snr(sigma: float) -> float:
-        return math.inf if sigma == 0 else math.log((1 - sigma) / sigma)
-
-    def step(index: int, order: int, corrects: bool) -> Linear:
-        """Latents at ``index`` + 1 from the corrected ones at ``index``; a corrector knows their prediction, too."""
-        here, there = sigmas[index], sigmas[index + 1]
-        h = half_log_snr(there) - half_log_snr(here)
-        grown = math.expm1(-h)
-        share = there / here
-        alpha = 1 - there
-        # z = share z_0 - alpha (e^-h - 1) (m_0 + sum_k rho_k D_k), D_k = (m_k - m_0) / r_k
-        phi = [grown / -h - 1 if math.isfinite(h) else -1.0]
-        phi.append(phi[0] / -h - 1 / 2 if math.isfinite(h) else -0.5)
-        b = [phi[0] / grown, 2 * phi[1] / grown]
-        older = []
-        if order == 2:
-            older = [(half_log_snr(sigmas[index - 1]) - half_log_snr(here)) / h]
-        if not corrects:
-            rho = [0.5] * len(older)
-            new: list[float] = []
-        elif order == 1:
-            rho, new = [], [0.5]
-        else:
-            matrix = np.array([[1.0, 1.0], [older[0], 1.0]])
-            solved = np.linalg.solve(matrix, np.array(b))
-            rho, new = [float(solved[0])], [float(solved[1])]
-        push = -alpha * grown
-        terms = [value / r for value, r in zip(rho, older, strict=True)]
-        predictions = [push * (1 - sum(terms) - sum(new)), *(push * term for term in terms)]
-        return Linear(share, tuple([push * value for value in new] + predictions))
-
-    steps = len(sigmas) - 1
-    predictor: Linear | None = None
-    for index in range(steps):
-        order = min(2, index + 1, steps - index)
-        following = step(index, order, corrects=False)
-        a, by_age = 1.0, [0.0] * HISTORY
-        if predictor is not None:
-            corrector = step(index - 1, min(2, index), corrects=True)  # by age from the prediction of this call
-            # corrected z_i = c (z - p) / p_z + q, where z = p_z z_(i-1) + p is what entered
-            a = corrector.corrected / predictor.corrected
-            for age, weight in enumerate(corrector.predictions):
-                by_age[age] += weight
-            for age, weight in enumerate(predictor.predictions, 1):
-                by_age[age] -= a * weight
-        scale = following.corrected * a
-        by_age = [following.corrected * weight for weight in by_age]
-        for age, weight in enumerate(following.predictions):
-            by_age[age] += weight
-        slot = index % HISTORY
-        weights = np.zeros((HISTORY, 1))
-        for age, weight in enumerate(by_age):
-            weights[(slot - age) % HISTORY] = weight
-        one = np.ones(1)
-        timestep = (sigmas[index : index + 1] * TRAIN_TIMESTEPS).astype(np.float32)
-        coefficients: tuple[Numbers, ...] = (scale * one, weights, one, -sigmas[index] * one)
-        yield Update(timestep, slot, *coefficients)  # type: ignore[arg-type]  # float64, for the comparison
-        predictor = following
+from adacache_runtime.samplers.registry import SAMPLERS, Sampler
+from adacache_runtime.samplers.update import Update
+from tests.helpers.fake_model import fake_pipeline, functions, request, run_guide
+from tests.helpers.unipc import HISTORY, unipc
 
 
 def schedule(steps: int) -> UniPCMultistepScheduler:
@@ -153,3 +73,35 @@ def test_the_measured_order_is_two() -> None:
 
     errors = [error(steps) for steps in (20, 40, 80)]
     assert all(math.log2(coarse / fine) > 1.7 for coarse, fine in itertools.pairwise(errors)), errors
+
+
+@pytest.mark.parametrize("granularity", ["stack", "model"])
+def test_the_loop_takes_predictions_of_the_data_into_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, granularity: Any
+) -> None:
+    """One graph more a call, and the latents are diffusers', call by call, on the velocities that the model gave."""
+    scheduler, steps = schedule(7), 7
+    sigmas = scheduler.sigmas.double().numpy()
+
+    def updates(_manifest: Any, asked: Any) -> Any:
+        for update in unipc(sigmas):
+            parts = (update.scale, update.weights, *update.entry())
+            scale, weights, c, d = (np.repeat(part, asked.samples, axis=-1).astype(np.float32) for part in parts)
+            yield Update(np.repeat(update.timestep, asked.samples), update.slot, scale, weights, c, d)
+
+    monkeypatch.setitem(SAMPLERS, "rflow", Sampler(updates))
+    velocities: list[Any] = []
+
+    def guide(given: Any) -> Any:
+        velocities.append(run_guide(given)["velocity"])
+        return {"velocity": velocities[-1]}
+
+    pipeline, log = fake_pipeline(tmp_path / "bundle", {**functions(), "guide": guide})
+    result = pipeline.generate(request(steps=steps, keep_calls=True, granularity=granularity))
+    assert (log.count("combine"), log.count("guide")) == (2 * steps, steps)
+    theirs = torch.from_numpy(result.calls[0])
+    for velocity, timestep, mine in zip(
+        velocities, scheduler.timesteps, [*result.calls[1:], result.latents], strict=True
+    ):
+        theirs = scheduler.step(torch.from_numpy(velocity), timestep, theirs).prev_sample
+        np.testing.assert_allclose(mine, theirs.numpy(), rtol=0, atol=1e-5 * float(theirs.abs().max()))

@@ -9,6 +9,7 @@ import pytest
 
 from adacache_serve.settings import Settings
 from tests.helpers.fake_server import events, served, service, write_model
+from tests.helpers.waiting import HANG_SECONDS
 
 README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 BLOCK = re.search(r"<!-- curl: begin -->\s*```sh\n(.*?)```\s*<!-- curl: end -->", README, re.DOTALL)
@@ -31,7 +32,7 @@ def test_the_commands_of_the_readme(tmp_path: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=HANG_SECONDS,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         videos = client.get("/v1/videos").json()["data"]

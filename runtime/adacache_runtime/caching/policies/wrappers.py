@@ -16,14 +16,23 @@ from adacache_runtime.caching.simulate import bounds
 
 @dataclass(frozen=True)
 class Wrapped:
-    """``inner`` is the state of the policy inside, ``own`` the wrapper's, a number or more for each group."""
+    """A wrapper between two calls.
+
+    Attributes:
+        inner: state of the policy inside.
+        own: the wrapper's own state, by branch and group.
+    """
 
     inner: Any
     own: tuple[Any, ...] = ()
 
 
 class Wrapper(BaseModel):
-    """What wrappers share. ``policy`` is the one inside."""
+    """A policy around another one.
+
+    Attributes:
+        policy: the policy inside.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
@@ -68,7 +77,11 @@ class Wrapper(BaseModel):
 
 
 class WarmUp(Wrapper):
-    """The first ``calls`` calls are always computed."""
+    """Always compute the first calls.
+
+    Attributes:
+        calls: number of calls that are always computed.
+    """
 
     name: Literal["warm-up"] = "warm-up"
     calls: int = Field(ge=1)
@@ -78,7 +91,11 @@ class WarmUp(Wrapper):
 
 
 class LastCalls(Wrapper):
-    """The last ``calls`` calls are always computed."""
+    """Always compute the last calls.
+
+    Attributes:
+        calls: number of calls that are always computed.
+    """
 
     name: Literal["last-calls"] = "last-calls"
     calls: int = Field(ge=1)
@@ -88,7 +105,11 @@ class LastCalls(Wrapper):
 
 
 class MaxReuses(Wrapper):
-    """A group is reused at most ``reuses`` times in a row, and then computed. ``own``: by branch and group, reuses."""
+    """Compute a group that was reused so many times in a row. The own state is the number of reuses in a row.
+
+    Attributes:
+        reuses: largest number of reuses in a row.
+    """
 
     name: Literal["max-reuses"] = "max-reuses"
     reuses: int = Field(ge=0)
@@ -117,9 +138,9 @@ class MaxReuses(Wrapper):
 
 
 class Extrapolate(Wrapper):
-    """Reuses the residual as a line through its last two computed values goes on: r + slope x gap, in calls.
+    """Reuse the residual as a line through its last two computed values goes on: r + slope x gap, in calls.
 
-    ``own``: by branch and group, the last and the last but one computed call; 0 = none.
+    The own state is the last and the last but one computed call; 0 = none.
     """
 
     name: Literal["extrapolate"] = "extrapolate"
@@ -157,7 +178,7 @@ class Extrapolate(Wrapper):
 
 
 def _line(call: int, last: int, before: int) -> tuple[float, float]:
-    """Weights of the residuals of two calls for the value at a later one."""
+    """Return the weights of the residuals of two calls that give the value at a later one."""
     if not before:
         return 1.0, 0.0
     slope = (call - last) / (last - before)
@@ -165,7 +186,7 @@ def _line(call: int, last: int, before: int) -> tuple[float, float]:
 
 
 def _computed(policy: Policy[Any], state: Wrapped, context: Context, forced: bool) -> tuple[Decision, Wrapped]:
-    """The policy's decision, or where it is ``forced`` every group."""
+    """Return the decision of a policy, or to compute every group where that is forced, and the next state."""
     decision, inner = policy.decide(state.inner, replace(context, forced=context.forced or forced))
     if forced:
         decision = decision.with_rows(((True,) * context.run.groups,) * len(context.run.branches))

@@ -1,13 +1,32 @@
-"""What tests share with ``test_encode``."""
+"""A VAE of a few numpy lines for the fake model: a decoder, and an encoder in two graphs, images and then time."""
 
 import numpy as np
 
 from adacache_engines.bundle.latent_space import ChunkRule
+from adacache_engines.bundle.manifest import LatentSpace
 from adacache_engines.contract.device import Array
 from adacache_export.frame_rules import CHUNKS_OF_17
 from adacache_runtime.samplers.update import Floats
-from tests.helpers.decoding import SPACE
 from tests.helpers.fake_model import WIDTH, functions, graph, spec
+
+FACTOR = 2
+
+
+DECODER = graph(
+    "decoder",
+    (spec("latents", "images", WIDTH, "height", "width"),),
+    (spec("pixels", "images", 3, "pixel_height", "pixel_width"),),
+)
+
+
+SPACE = LatentSpace(
+    channels=WIDTH,
+    patch=(1, 1, 1),
+    spatial_factor=FACTOR,
+    decoder="autoencoder-kl",
+    decoding=(DECODER,),
+)
+
 
 IMAGES = graph(
     "vae_encoder.spatial",
@@ -34,7 +53,7 @@ CHAIN = SPACE.model_copy(
 
 
 def blocks(pixels: Array) -> Array:
-    """The mean of each 2 x 2 pixels, and of nothing else."""
+    """Return the mean of each 2 x 2 pixels."""
     *before, height, width = pixels.shape
     whole = pixels[..., : height // 2 * 2, : width // 2 * 2]
     means: Array = whole.reshape(*before, height // 2, 2, width // 2, 2).mean((-3, -1))
