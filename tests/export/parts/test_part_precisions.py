@@ -22,10 +22,7 @@ from adacache_export.vaes.registry import Vae, open_vae
 from adacache_export.writing.weights_file import TORCH_DTYPES
 from tests.helpers.vae_bundle import LATENTS, LATTE_LATENT, set_weights, write_vae_bundle
 
-PROFILE = "16x16..32x32..48x64:1f..17f..34f"
 SIZES = {"images": 2, "frames": 3, "pixel_frames": 9, "height": 4, "width": 4, "pixel_height": 8, "pixel_width": 8}
-T5_GRAPHS = {"encoder.embed", "encoder.00", "encoder.01", "encoder.final"}
-OPEN_SORA_GRAPHS = {"decoder.temporal", "decoder.spatial", "vae_encoder.spatial", "vae_encoder.temporal"}
 
 
 def with_weights(stage: Stage, part: Vae | TextEncoder, wide: bool = False) -> Stage:
