@@ -1,4 +1,4 @@
-"""What a generation keeps of computed calls, and what a call then consists of: two implementations of one protocol.
+"""Residuals of computed calls, and the steps that a call consists of: two implementations of one protocol.
 
 Either each group of blocks keeps the residual of its state, or the whole model keeps that of its velocity. Both say for
 a choice of computed groups which steps make up a call, so that the loop does not ask which of the two it has.
@@ -40,6 +40,13 @@ class Choice:
     rows: Rows
     rebuilt: tuple[bool, ...]
     expert: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.rows, self.rebuilt, self.expert)))  # looked up in every call
+
+    def __hash__(self) -> int:
+        made: int = self.__dict__["_hash"]
+        return made
 
     @classmethod
     def alike(cls, compute: Sequence[bool], branches: int, expert: int = 0) -> "Choice":
