@@ -107,3 +107,15 @@ def test_a_signal_that_cannot_be_leaves_the_bundle_as_it_was(folder: Path, case:
         add_signals(folder, [signal], Progress())
     assert contents(folder) == before
     assert read_manifest(folder) == open_bundle(folder).manifest
+
+
+def test_verify_compares_own_signals_where_they_are_given(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_signals(folder, [COSINE], Progress())
+    assert export([str(folder), "--verify"]) == 0
+    told = capsys.readouterr().out
+    assert "hidden_cosine" not in told
+    assert "but those of the signals cosine" in told.replace("\n", " ")
+    assert export([str(folder), "--verify", "--signal", "tests.helpers.cosine:COSINE"]) == 0
+    told = capsys.readouterr().out
+    assert "hidden_cosine" in told
+    assert "but those" not in told
