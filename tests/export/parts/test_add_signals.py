@@ -1,6 +1,7 @@
 """Signals and policies from outside the project, on a bundle that was exported before anyone thought of them."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def test_a_policy_from_outside_brings_a_signal_of_its_own(folder: Path, monkeypa
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     enqueue = Probe.enqueue
 
-    def spy(probe: Probe) -> bool:
-        done = enqueue(probe)
+    def spy(probe: Probe, parts: Sequence[int]) -> bool:
+        done = enqueue(probe, parts)
         if done:
             pairs.append((probe.cached.read().astype(np.float64), probe.new.read().astype(np.float64)))
         return done
