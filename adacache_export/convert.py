@@ -22,6 +22,7 @@ from adacache_engines.bundle.manifest import (
     StageEntry,
 )
 from adacache_engines.bundle.tensors import DType
+from adacache_engines.bundle.video_sizes import possible_names
 from adacache_engines.errors import InputError
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.arithmetic import arithmetic
@@ -148,7 +149,7 @@ def convert(
             policies=described.policies,
             sampler=described.sampler,
             video=described.video,
-            names=described.names,
+            names=possible_names(described.names, latent, described.profiles),
             guidance=guidance,
             latent=latent,
             text=text,

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from adacache_engines.bundle.shape_profiles import parse_profile
+from adacache_engines.bundle.shape_profiles import profile_parts
 from adacache_engines.errors import AdaCacheError, InputError
 from adacache_engines.tensorrt.build import CURRENT
 from adacache_engines.tensorrt.library import LIBRARIES
@@ -89,8 +89,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.wheel and options.pack is None:
         raise InputError("--wheel belongs to --pack")
     for size in options.size:
-        low, usual, high = parse_profile(size)
-        if not low == usual == high:
+        if any(".." in part for part in profile_parts(size)):
             raise InputError(f"size {size!r} is a range; a benchmark needs one size, such as 480p:2s")
     for file in options.wheel:
         if not file.is_file() or file.suffix != ".whl":

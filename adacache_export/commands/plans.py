@@ -7,7 +7,7 @@ from pathlib import Path
 from adacache_engines.backends import BACKENDS, default_backend
 from adacache_engines.bundle.files import read_manifest
 from adacache_engines.bundle.manifest import PlanSet
-from adacache_engines.bundle.shape_profiles import fixed_profile, parse_profile, shape_profile
+from adacache_engines.bundle.shape_profiles import fixed_profile, profile_parts, shape_profile
 from adacache_engines.errors import InputError, MissingDependencyError
 from adacache_engines.tensorrt.build import TARGETS, BuildOptions, check_options
 from adacache_engines.tensorrt.library import LIBRARIES, InstalledLibrary, gpu_target, open_library
@@ -81,7 +81,7 @@ def chosen(options: argparse.Namespace) -> tuple[InstalledLibrary | None, BuildO
         return None, build
     check_options(library.name, build)
     for name in options.profile:
-        parse_profile(name)
+        profile_parts(name)
     return library, build
 
 

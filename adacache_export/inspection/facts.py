@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from adacache_engines.bundle.manifest import Manifest
+from adacache_engines.bundle.video_sizes import durations_of, usual_aspect
 
 
 def facts_table(folder: Path, manifest: Manifest, computation: Mapping[str, str]) -> Table:
@@ -45,6 +46,8 @@ def _facts(manifest: Manifest, computation: Mapping[str, str]) -> dict[str, str]
         "granularity": manifest.granularity,
         "sampler": f"{sampler.name}, {sampler.steps} steps, guidance {sampler.guidance:g}",
         "default video": f"{video.width}x{video.height} pixels, {video.frames} frames",
+        "sizes": _sizes(manifest),
+        "durations": ", ".join(f"{name} ({frames})" for name, frames in durations_of(manifest).items()) or "none",
         **computation,
         "text": f"up to {text.max_length} tokens, width {text.width}, "
         + (f"with encoder in {text.precision}" if text.encoder_stages else "no encoder"),
@@ -55,6 +58,13 @@ def _facts(manifest: Manifest, computation: Mapping[str, str]) -> dict[str, str]
         **_presets(manifest),
         "files": f"{len(manifest.files)}, {nbytes / 1e9:.3f} GB",
     }
+
+
+def _sizes(manifest: Manifest) -> str:
+    """Return the names of all sizes, each with its usual pixels."""
+    names = manifest.names
+    usual = {size: aspects[usual_aspect(names, size)] for size, aspects in names.sizes.items()}
+    return ", ".join(f"{size} ({width}x{height})" for size, (width, height) in usual.items()) or "none has a name"
 
 
 def _presets(manifest: Manifest) -> dict[str, str]:

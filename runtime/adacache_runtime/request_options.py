@@ -1,6 +1,5 @@
 """A request from the words that people use: a size such as ``832x480``, a duration such as ``4s``, a policy's name."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -8,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.bundle.manifest import Manifest
-from adacache_engines.bundle.shape_profiles import possible_frames
 from adacache_engines.bundle.video_sizes import frames_of, size_of
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.policy import Granularity, Scope
@@ -118,22 +116,10 @@ def video_size(
         InputError: a name is unknown, or two options say the same in different ways.
         OutOfRangeError: the model makes no video of that duration.
     """
-    if size and (width is not None or height is not None):
-        raise InputError(f"size {size} and width or height are both given; give one of them")
-    if aspect and not size:
-        raise InputError(f"aspect {aspect} needs a named size: give a size, such as 480p, too")
     if duration and frames is not None:
         raise InputError("frames and duration are both given; give one of them")
-    if size:
-        height, width = _height_and_width(size, aspect)
+    if any(asked is not None for asked in (size, aspect, width, height)):
+        width, height = size_of(manifest, size, width, height, aspect)
     if duration:
-        named = manifest.names.only_named_durations
-        frames = frames_of(duration, fps or manifest.video.fps, possible_frames(manifest), named)
+        frames = frames_of(manifest, duration, fps)
     return VideoSize(height=height, width=width, frames=frames)
-
-
-def _height_and_width(size: str, aspect: str | None) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)", size)
-    if match and not aspect:
-        return int(match[2]), int(match[1])
-    return size_of(size, aspect)

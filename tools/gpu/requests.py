@@ -24,5 +24,5 @@ def small_request(bundle: Bundle, steps: int, policy: Policy[Any], seed: int = 0
 
 def sized_request(bundle: Bundle, size: str, steps: int) -> Request:
     """Return a request of a shape profile's usual size, such as ``480p:2s``."""
-    (height, width), frames, prompts = parse_profile(size)[1]
+    (width, height), frames, prompts = parse_profile(bundle.manifest, size)[1]
     return Request(captions=random_captions(bundle, prompts), height=height, width=width, frames=frames, steps=steps)

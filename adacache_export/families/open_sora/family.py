@@ -22,13 +22,12 @@ from adacache_engines.bundle.manifest import (
     TextRule,
     TimestepShift,
     VideoDefaults,
-    VideoNames,
 )
 from adacache_engines.bundle.tensors import DType, TensorSpec
 from adacache_engines.errors import CheckpointError, InputError
 from adacache_export.families.config import count_blocks, settle
 from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description, presets
-from adacache_export.families.open_sora.sizes import ASPECT, DURATIONS, SIZES
+from adacache_export.families.open_sora.sizes import NAMES
 from adacache_export.families.open_sora.transformer import Block, CaptionEmbedder, Embed, Final, OpenSoraConfig
 from adacache_export.families.residual_block import Parts
 from adacache_export.frame_rules import CHUNKS_OF_17, EACH_FRAME
@@ -241,14 +240,7 @@ def describe(config: OpenSoraConfig, scheduler: Mapping[str, Any] | None, precis
         video=VideoDefaults(height=side, width=side, frames=8)
         if pixels
         else VideoDefaults(height=480, width=854, frames=51),
-        names=VideoNames.model_validate(
-            {
-                "sizes": SIZES,
-                "aspect": ASPECT,
-                "durations": {} if pixels else DURATIONS,
-                "only_named_durations": not pixels,
-            }
-        ),
+        names=NAMES.model_copy(update={"durations": {}, "only_named_durations": False}) if pixels else NAMES,
         guidance=GuidanceRule(order=("conditional", "unconditional"), null_captions=NULL_CAPTIONS),
         latent=LatentSpace(
             channels=config.in_channels,

@@ -6,6 +6,8 @@ all is WIDTH:HEIGHT. All sizes of a name have about as many pixels. What the ori
 
 from collections.abc import Mapping
 
+from adacache_engines.bundle.manifest import VideoNames
+
 # height to width, in the order of the sizes below
 ORIGINAL_ASPECTS = "3:8 9:21 12:25 1:2 9:17 27:50 9:16 5:8 2:3 3:4 1:1 4:3 3:2 16:9 17:9 2:1 50:27"
 HEIGHTS_AND_WIDTHS: Mapping[str, str] = {
@@ -26,20 +28,6 @@ HEIGHTS_AND_WIDTHS: Mapping[str, str] = {
     "4k": "1764x4704 1886x4400 1996x4158 2036x4072 2096x3960 2118x3918 2160x3840 2276x3642 2352x3528 2494x3326"
     " 2880x2880 3326x2494 3528x2352 3840x2160 3958x2096 4072x2036 4156x1994",
 }
-ASPECT = "16:9"  # unless a user chooses another
-# name -> number of frames: 17 for each 2/3 of a second. The original also counts in units of 2 s: 1x, 2x, ...
-DURATIONS: Mapping[str, int] = {
-    "2s": 51,
-    "4s": 102,
-    "8s": 204,
-    "16s": 408,
-    "32s": 816,
-    "1x": 51,
-    "2x": 102,
-    "4x": 204,
-    "8x": 408,
-    "16x": 816,
-}
 
 
 def _turned(text: str, separator: str) -> tuple[str, str]:
@@ -47,12 +35,27 @@ def _turned(text: str, separator: str) -> tuple[str, str]:
     return second, first
 
 
-ASPECTS = [":".join(_turned(aspect, ":")) for aspect in ORIGINAL_ASPECTS.split()]
-# name -> aspect, WIDTH:HEIGHT -> width and height in pixels
-SIZES: Mapping[str, Mapping[str, tuple[int, int]]] = {
-    name: {
-        aspect: (int(width), int(height))
-        for aspect, (width, height) in zip(ASPECTS, (_turned(size, "x") for size in sizes.split()), strict=True)
-    }
-    for name, sizes in HEIGHTS_AND_WIDTHS.items()
-}
+_ASPECTS = [":".join(_turned(aspect, ":")) for aspect in ORIGINAL_ASPECTS.split()]
+NAMES = VideoNames(
+    sizes={
+        name: {
+            aspect: (int(width), int(height))
+            for aspect, (width, height) in zip(_ASPECTS, (_turned(size, "x") for size in sizes.split()), strict=True)
+        }
+        for name, sizes in HEIGHTS_AND_WIDTHS.items()
+    },
+    aspect="16:9",
+    durations={  # 17 frames for each 2/3 of a second; the original also counts in units of 2 s
+        "2s": 51,
+        "4s": 102,
+        "8s": 204,
+        "16s": 408,
+        "32s": 816,
+        "1x": 51,
+        "2x": 102,
+        "4x": 204,
+        "8x": 408,
+        "16x": 816,
+    },
+    only_named_durations=True,
+)

@@ -1,86 +1,97 @@
-"""Sizes and lengths of videos by name: ``480p`` with an aspect, ``4s``.
+"""Sizes and durations of videos as users write them: ``854x480``, ``480p`` with an aspect, ``4s``.
 
-Figures: hpcaitech/Open-Sora v1.2.0, ``opensora/datasets/aspect.py``, the sizes that Open-Sora was trained with. All of
-a resolution have about as many pixels. What it calls 50:27 is 2.08 to 1.
+Sizes are width and height everywhere, aspects WIDTH:HEIGHT. The names are those of the bundle's manifest, which lists
+none that the model refuses.
 """
 
 from collections.abc import Mapping, Sequence
 
+from adacache_engines.bundle.latent_space import LatentSpace
+from adacache_engines.bundle.manifest import Manifest, VideoNames
 from adacache_engines.errors import InputError, OutOfRangeError
 
-Size = tuple[int, int]  # height and width, pixels
+Size = tuple[int, int]  # width and height, pixels
 
-USUAL_ASPECT = "9:16"
-# height to width, in the order of the sizes below
-ASPECTS = tuple("3:8 9:21 12:25 1:2 9:17 27:50 9:16 5:8 2:3 3:4 1:1 4:3 3:2 16:9 17:9 2:1 50:27".split())  # noqa: SIM905
-HEIGHTS_AND_WIDTHS: Mapping[str, str] = {
-    "144p": "117x312 125x291 133x277 135x270 139x262 141x260 144x256 151x241 156x234 166x221 192x192 221x165 235x156"
-    " 256x144 263x139 271x135 277x132",
-    "240p": "196x522 210x490 222x462 226x452 232x438 236x436 240x426 252x404 262x393 276x368 320x320 370x278 392x262"
-    " 426x240 440x232 452x226 462x222",
-    "360p": "294x784 314x732 332x692 340x680 350x662 352x652 360x640 380x608 392x588 416x554 480x480 554x416 588x392"
-    " 640x360 660x350 678x340 692x332",
-    "480p": "392x1046 420x980 444x925 452x904 466x880 470x870 480x854 506x810 522x784 554x738 640x640 740x555 784x522"
-    " 854x480 880x466 906x454 924x444",
-    "720p": "588x1568 628x1466 666x1388 678x1356 698x1318 706x1306 720x1280 758x1212 784x1176 832x1110 960x960 1108x832"
-    " 1176x784 1280x720 1320x698 1358x680 1386x666",
-    "1080p": "882x2352 942x2198 998x2080 1018x2036 1048x1980 1058x1958 1080x1920 1138x1820 1176x1764 1248x1664"
-    " 1440x1440 1662x1246 1764x1176 1920x1080 1980x1048 2036x1018 2078x998",
-    "2k": "1176x3136 1256x2930 1330x2770 1358x2716 1398x2640 1412x2612 1440x2560 1518x2428 1568x2352 1662x2216"
-    " 1920x1920 2218x1664 2352x1568 2560x1440 2638x1396 2716x1358 2772x1330",
-    "4k": "1764x4704 1886x4400 1996x4158 2036x4072 2096x3960 2118x3918 2160x3840 2276x3642 2352x3528 2494x3326"
-    " 2880x2880 3326x2494 3528x2352 3840x2160 3958x2096 4072x2036 4156x1994",
-}
+IMAGE = "image"  # the duration of a single frame
+MOST_FRAMES = 2000  # largest number of frames that anybody asks for
+SECONDS = (1, 2, 4, 8, 16, 32)  # durations that are offered where a model has no names for its own
 
 
 def pixels(text: str) -> Size:
-    """Height and width of ``HxW``.
+    """Return width and height of ``WIDTHxHEIGHT``.
 
     Raises:
-        ValueError: it is something else.
+        ValueError: the text is something else.
     """
-    height, separator, width = text.lower().partition("x")
-    if not (separator and height.isdecimal() and width.isdecimal()):
-        raise ValueError(f"{text!r} is not HxW")
-    return int(height), int(width)
+    width, separator, height = text.lower().partition("x")
+    if not (separator and all(side.isascii() and side.isdecimal() and len(side) < 6 for side in (width, height))):
+        raise ValueError(f"{text!r} is not WIDTHxHEIGHT")
+    return int(width), int(height)
 
 
-RESOLUTIONS: Mapping[str, Mapping[str, Size]] = {
-    name: dict(zip(ASPECTS, map(pixels, sizes.split()), strict=True)) for name, sizes in HEIGHTS_AND_WIDTHS.items()
-}
-IMAGE = "image"
-# frames, as Open-Sora's VAE and training have them: 17 for each 2/3 of a second
-DURATIONS: Mapping[str, int] = {"2s": 51, "4s": 102, "8s": 204, "16s": 408, "32s": 816}
-LENGTHS: Mapping[str, int] = {"1x": 51, "2x": 102, "4x": 204, "8x": 408, "16x": 816, **DURATIONS}
+def size_of(
+    manifest: Manifest,
+    size: str | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    aspect: str | None = None,
+) -> Size:
+    """Return width and height in pixels of what a user asks for, by default the bundle's.
 
-
-def size_of(text: str, aspect: str | None = None) -> Size:
-    """Height and width of ``HxW``, or of the name of a resolution and an aspect, which is 9:16 unless it is given.
+    Args:
+        manifest: the bundle's manifest.
+        size: ``WIDTHxHEIGHT``, or a name of the bundle's.
+        width, height: pixels, instead of a size; the bundle's where only the other one is given.
+        aspect: WIDTH:HEIGHT of a named size; by default the usual one of the bundle.
 
     Raises:
-        InputError: it is neither, there is no such aspect, or an aspect comes with ``HxW``.
+        InputError: a size or an aspect is unknown, or two arguments say the same in different ways.
     """
-    if text in RESOLUTIONS:
-        chosen = aspect or USUAL_ASPECT
-        if chosen not in ASPECTS:
-            raise InputError(f"aspect {chosen!r} is unknown; height to width is one of {', '.join(ASPECTS)}")
-        return RESOLUTIONS[text][chosen]
+    if size is None:
+        if aspect is not None:
+            raise InputError(f"aspect {aspect} is of a named size: give one of these, too: {named(manifest.names)}")
+        usual = manifest.video
+        return usual.width if width is None else width, usual.height if height is None else height
+    if width is not None or height is not None:
+        raise InputError(f"size {size} has a width and a height already; leave out either it or these")
+    if size in manifest.names.sizes:
+        return _named(manifest.names, size, aspect)
     try:
-        size = pixels(text)
+        found = pixels(size)
     except ValueError as error:
         raise InputError(
-            f"size {text!r} is unknown; give HxW in pixels, such as 480x854, or one of {', '.join(RESOLUTIONS)}"
+            f"size {size!r} is unknown; give WIDTHxHEIGHT in pixels, such as {manifest.video.width}x"
+            f"{manifest.video.height}, or one of {named(manifest.names)}"
         ) from error
-    if aspect:
-        raise InputError(f"size {text} has an aspect already, so {aspect} cannot be chosen; name a resolution, or none")
-    return size
+    if aspect is not None:
+        raise InputError(f"size {size} has an aspect already, so {aspect} cannot be chosen; leave one of them out")
+    return found
+
+
+def usual_aspect(names: VideoNames, size: str) -> str:
+    """Return the aspect that a named size has unless a user chooses another."""
+    aspects = names.sizes[size]
+    return names.aspect if names.aspect in aspects else next(iter(aspects))
+
+
+def named(names: VideoNames) -> str:
+    """Return the names of all sizes, for messages."""
+    return ", ".join(names.sizes) or "none, since this bundle names no sizes"
+
+
+def _named(names: VideoNames, size: str, aspect: str | None) -> Size:
+    aspects = names.sizes[size]
+    chosen = usual_aspect(names, size) if aspect is None else aspect
+    if chosen not in aspects:
+        raise InputError(f"aspect {chosen!r} is not one of {size}; width to height is one of {', '.join(aspects)}")
+    return aspects[chosen]
 
 
 def seconds(text: str) -> float:
-    """Of ``2s``, ``2.5s``.
+    """Return the seconds of a text such as ``2s`` or ``2.5s``.
 
     Raises:
-        InputError: it is something else.
+        InputError: the text is something else.
     """
     try:
         value = float(text.removesuffix("s"))
@@ -91,40 +102,108 @@ def seconds(text: str) -> float:
     return value
 
 
-def frames_of(duration: str, fps: float, possible: Sequence[int], named: bool) -> int:
-    """Frames of a duration.
+def frames_of(manifest: Manifest, duration: str, fps: float | None = None) -> int:
+    """Return the number of frames of a duration.
 
     Args:
-        duration: ``image``, seconds such as ``2s``, or ``1x``, Open-Sora's word for 2 s.
-        fps: frames a second.
-        possible: the numbers of frames that the model makes, ascending.
-        named: it makes Open-Sora's durations and no others.
+        manifest: the bundle's manifest.
+        duration: ``image``, seconds such as ``2s``, or another name of the bundle's.
+        fps: frames per second; None = the bundle's.
 
     Raises:
-        InputError: the duration is none.
-        OutOfRangeError: the model makes no video of that duration; says what it makes.
+        InputError: the duration is not of that form.
+        OutOfRangeError: the model makes no video of that duration; says which it makes.
     """
+    names, rate = manifest.names, manifest.video.fps if fps is None else fps
     if duration == IMAGE:
         return 1
-    if named and duration in LENGTHS:
-        return LENGTHS[duration]
-    count = round(seconds(duration) * fps)
-    if named:
+    if duration in names.durations:
+        return names.durations[duration]
+    count = round(seconds(duration) * rate)
+    if names.only_named_durations:
         raise OutOfRangeError(
-            f"duration {duration} is not possible with this model; choose {IMAGE}, {', '.join(DURATIONS)}, or give "
+            f"duration {duration} is not possible with this model; choose {', '.join(durations_of(manifest))}, or give "
             "frames instead"
         )
+    possible = possible_frames(manifest)
     if count not in possible:
         made = ", ".join(f"{low} to {high}" if high > low else f"{low}" for low, high in _runs(possible))
         raise OutOfRangeError(
-            f"a video of {duration} has {count} frames at {fps:g} a second; this model makes {made}: "
-            f"{possible[0] / fps:.3g}s to {possible[-1] / fps:.3g}s"
+            f"a video of {duration} has {count} frames at {rate:g} a second; this model makes {made}: "
+            f"{possible[0] / rate:.3g}s to {possible[-1] / rate:.3g}s"
         )
     return count
 
 
+def durations_of(manifest: Manifest) -> dict[str, int]:
+    """Return durations that the model makes, each with its number of frames, the shortest first.
+
+    These are the bundle's own names; or, where it has none, a few whole seconds and the bundle's default.
+    """
+    possible, names, video = {*possible_frames(manifest)}, manifest.names, manifest.video
+    found = {1: IMAGE} if 1 in possible else {}
+    if names.durations:
+        for name, frames in names.durations.items():
+            found.setdefault(frames, name)
+    else:
+        usual = round(video.frames / video.fps, 3)
+        for value in (*SECONDS, usual):
+            if round(value * video.fps) in possible:
+                found.setdefault(round(value * video.fps), f"{value:g}s")
+    return {name: frames for frames, name in sorted(found.items())}
+
+
+def possible_frames(manifest: Manifest) -> list[int]:
+    """Return the numbers of frames that the bundle's profiles allow, ascending."""
+    return _possible_frames(manifest.latent, manifest.profiles)
+
+
+def possible_names(
+    names: VideoNames, latent: LatentSpace, profiles: Mapping[str, Mapping[str, tuple[int, int]]]
+) -> VideoNames:
+    """Return the names that are possible with a model: what a profile covers, in whole patches where it needs these.
+
+    Args:
+        names: sizes and durations of a family.
+        latent: latent space of the model.
+        profiles: name -> axis -> smallest and largest size.
+    """
+    frames = {*_possible_frames(latent, profiles)}
+    sizes = {
+        name: {aspect: size for aspect, size in aspects.items() if _possible_size(size, latent, profiles)}
+        for name, aspects in names.sizes.items()
+    }
+    return names.model_copy(
+        update={
+            "sizes": {name: aspects for name, aspects in sizes.items() if aspects},
+            "durations": {name: count for name, count in names.durations.items() if count in frames},
+        }
+    )
+
+
+def _possible_size(size: Size, latent: LatentSpace, profiles: Mapping[str, Mapping[str, tuple[int, int]]]) -> bool:
+    if latent.whole_patches:
+        patches = (latent.patch[2], latent.patch[1])
+        if any(side % (latent.spatial_factor * patch) for side, patch in zip(size, patches, strict=True)):
+            return False
+    sides = {name: side // latent.spatial_factor for name, side in zip(("width", "height"), size, strict=True)}
+    return any(
+        all(axis not in profile or profile[axis][0] <= side <= profile[axis][1] for axis, side in sides.items())
+        for profile in profiles.values()
+    )
+
+
+def _possible_frames(latent: LatentSpace, profiles: Mapping[str, Mapping[str, tuple[int, int]]]) -> list[int]:
+    ranges = [profile.get("frames", (1, MOST_FRAMES)) for profile in profiles.values()]
+    return [
+        count
+        for count in range(1, MOST_FRAMES + 1)
+        if any(low <= latent.latent_frames(count) <= high for low, high in ranges)
+    ]
+
+
 def _runs(numbers: Sequence[int]) -> list[tuple[int, int]]:
-    """Ascending numbers as first and last of each run without a gap."""
+    """Return the first and the last of each run without a gap in ascending numbers."""
     runs: list[tuple[int, int]] = []
     for number in numbers:
         if runs and number == runs[-1][1] + 1:

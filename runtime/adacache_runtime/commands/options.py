@@ -8,53 +8,44 @@ from typing import TypedDict
 
 from adacache_engines.backends import BACKENDS, backend_from_texts, default_backend
 from adacache_engines.bundle.manifest import Manifest
-from adacache_engines.bundle.video_sizes import IMAGE, RESOLUTIONS, USUAL_ASPECT, size_of
+from adacache_engines.bundle.video_sizes import IMAGE
 from adacache_engines.contract.engine import BackendConfig
 from adacache_engines.contract.options import Option, options_of
-from adacache_engines.errors import InputError
 from adacache_runtime.request_options import VideoSize
 from adacache_runtime.request_options import video_size as resolved_size
 from adacache_runtime.text.device import TEXT_DEVICES, TextDevice, check_text_device
 
 
 def add_size(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """The size and length of a video; see :func:`video_size`."""
+    """Add the options for the size and length of a video, which :func:`video_size` reads."""
     add = parser.add_argument
     add(
-        "--size", type=_size, metavar="SIZE", help=f"HxW in pixels, or {', '.join(RESOLUTIONS)} (default: the bundle's)"
+        "--size",
+        metavar="SIZE",
+        help="WIDTHxHEIGHT in pixels, such as 854x480, or a name that the bundle has for a size, such as 480p; "
+        "adacache-export --inspect lists them (default: the bundle's)",
     )
-    add("--aspect", metavar="H:W", help=f"height to width of a named size (default: {USUAL_ASPECT})")
-    add("--frames", type=int, metavar="F", help="1 = an image (default: the bundle's)")
+    add("--width", type=int, metavar="PIXELS", help="width, instead of --size (default: the bundle's)")
+    add("--height", type=int, metavar="PIXELS", help="height, instead of --size (default: the bundle's)")
+    add("--aspect", metavar="W:H", help="width to height of a named size, such as 9:16 (default: the bundle's)")
+    add("--frames", type=int, metavar="F", help="number of frames; 1 = an image (default: the bundle's)")
     add("--duration", metavar="TIME", help=f"instead of frames: {IMAGE}, or seconds, such as 2s")
 
 
-def _size(text: str) -> str:
-    """For ``argparse``: a size whose aspect is still open."""
-    try:
-        size_of(text)
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return text
-
-
 def video_size(options: argparse.Namespace, manifest: Manifest, fps: float | None = None) -> VideoSize:
-    """Return what :func:`add_size` was given, for a bundle.
+    """Return the size and length that the options of :func:`add_size` ask of a bundle.
 
     Args:
-        options: options of the command line.
-        manifest: manifest of the bundle.
+        options: parsed command line.
+        manifest: the bundle's manifest.
         fps: frames per second by which a duration is counted; None = the bundle's.
 
     Raises:
         InputError: a name is unknown, or two options say the same in different ways.
         OutOfRangeError: the model makes no video of that duration.
     """
-    height, width = size_of(options.size, options.aspect) if options.size else (None, None)
-    if options.aspect and not options.size:
-        raise InputError(f"--aspect {options.aspect} is of a named size: give --size, such as 480p, too")
-    return resolved_size(
-        manifest, height=height, width=width, frames=options.frames, duration=options.duration, fps=fps
-    )
+    size = {name: getattr(options, name) for name in ("size", "aspect", "width", "height", "frames", "duration")}
+    return resolved_size(manifest, **size, fps=fps)
 
 
 def add_video(parser: argparse.ArgumentParser) -> None:

@@ -109,4 +109,4 @@ def _smaller(request: Request, settled: Settled) -> Iterator[tuple[str, Request]
     for eighths in EIGHTHS:
         height, width = (size * eighths // 8 // PIXELS * PIXELS for size in (settled.height, settled.width))
         if height and width:
-            yield f"--size {height}x{width}", replace(request, height=height, width=width)
+            yield f"--size {width}x{height}", replace(request, height=height, width=width)

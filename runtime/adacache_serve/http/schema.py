@@ -61,6 +61,14 @@ class Policy(BaseModel):
     why_not: str | None = Field(None, description="Why the model cannot run the policy; null if it can.")
 
 
+class NamedSize(BaseModel):
+    """A size that has a name."""
+
+    name: str = Field(description="The name, such as 480p.")
+    aspect: str = Field(description="The aspect ratio WIDTH:HEIGHT that the size has unless a request says otherwise.")
+    aspects: dict[str, str] = Field(description="WIDTHxHEIGHT in pixels for each aspect ratio WIDTH:HEIGHT.")
+
+
 class Model(BaseModel):
     """A bundle that is served."""
 
@@ -69,6 +77,8 @@ class Model(BaseModel):
     family: str
     precision: str
     defaults: dict[str, float] = Field(description="The default width, height, frames, fps, steps and guidance.")
+    sizes: list[NamedSize] = Field(description="The sizes that have a name.")
+    durations: dict[str, int] = Field(description="Durations that the model makes, with their number of frames.")
     policies: list[Policy]
     negative_prompt: bool = Field(description="Whether the model accepts a negative prompt.")
     image: bool = Field(description="Whether a video can start from an image.")

@@ -1,8 +1,9 @@
 """Jobs and models in the form in which clients see them."""
 
 from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.video_sizes import durations_of, usual_aspect
 from adacache_runtime.policy_names import available_policies
-from adacache_serve.http.schema import Failure, Model, Policy, TraceNumbers, Video
+from adacache_serve.http.schema import Failure, Model, NamedSize, Policy, TraceNumbers, Video
 from adacache_serve.jobs.progress import numbers
 from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Job
@@ -24,6 +25,15 @@ def model_of(name: str, bundle: Bundle) -> Model:
             "steps": sampler.steps,
             "guidance": sampler.guidance,
         },
+        sizes=[
+            NamedSize(
+                name=size,
+                aspect=usual_aspect(manifest.names, size),
+                aspects={aspect: f"{width}x{height}" for aspect, (width, height) in aspects.items()},
+            )
+            for size, aspects in manifest.names.sizes.items()
+        ],
+        durations=durations_of(manifest),
         policies=[Policy(name=info.name, note=info.note, why_not=info.why_not) for info in available_policies(bundle)],
         negative_prompt=manifest.guidance.null_captions is None,
         image=manifest.conditioned() and (manifest.latent.decoder == "pixels" or bool(manifest.latent.encoding)),

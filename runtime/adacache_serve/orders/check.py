@@ -10,14 +10,13 @@ from typing import Any
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Manifest
-from adacache_engines.bundle.shape_profiles import possible_frames
-from adacache_engines.bundle.video_sizes import RESOLUTIONS, frames_of, size_of
+from adacache_engines.bundle.video_sizes import frames_of, size_of
 from adacache_engines.errors import AdaCacheError, InputError
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.caching.presets import PRESETS, policy_from
+from adacache_runtime.checking import Checked
+from adacache_runtime.checking import check as check_request
 from adacache_runtime.conditioning.given_frames import check_accepts_images
-from adacache_runtime.generation import Checked
-from adacache_runtime.generation import check as check_request
 from adacache_runtime.media.video import Frames
 from adacache_runtime.request import Request
 from adacache_runtime.settled import settle
@@ -25,7 +24,6 @@ from adacache_runtime.text.prompts import read_text
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
 
-SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.ASCII)
 POLICY = re.compile(r"([A-Za-z0-9_.-]+)((?:\+[a-z-]+(?:=[0-9.]+)?)*)", re.ASCII)
 DRAWN = 2**53  # larger seeds are not exact in JavaScript
 
@@ -129,26 +127,15 @@ def _culprit(order: CreateVideo, bundle: Bundle, image: bool) -> str | None:
     return "image" if settled.latent_shape[2] == 1 else "image_at"
 
 
-def _size(request: Request, order: CreateVideo, _manifest: Manifest) -> Request:
-    if order.size is None:
-        if order.aspect:
-            raise FieldError("aspect", f"aspect {order.aspect} needs a named size; give one, such as 480p")
+def _size(request: Request, order: CreateVideo, manifest: Manifest) -> Request:
+    if order.size is None and order.aspect is None:
         return request
-    if order.size in RESOLUTIONS:
-        try:
-            height, width = size_of(order.size, order.aspect)
-        except InputError as error:
-            raise FieldError("aspect", str(error)) from error
-        return replace(request, height=height, width=width)
-    match = SIZE.fullmatch(order.size)
-    if not match:
-        raise InputError(
-            f"size {order.size!r} is unknown; give WIDTHxHEIGHT in pixels, such as 854x480, or one of "
-            f"{', '.join(RESOLUTIONS)}"
-        )
-    if order.aspect:
-        raise FieldError("aspect", f"size {order.size} has an aspect already; leave this field out")
-    width, height = map(int, match.groups())
+    if order.size is not None:
+        size_of(manifest, order.size)  # what it refuses is not the aspect's fault
+    try:
+        width, height = size_of(manifest, order.size, aspect=order.aspect)
+    except InputError as error:
+        raise FieldError("aspect", str(error)) from error
     return replace(request, height=height, width=width)
 
 
@@ -157,9 +144,7 @@ def _frames(request: Request, order: CreateVideo, manifest: Manifest) -> Request
         return replace(request, frames=order.frames)
     if order.frames is not None:
         raise InputError("seconds and frames are both given; give one of them")
-    named = manifest.names.only_named_durations
-    duration = f"{order.seconds:.6f}".rstrip("0").rstrip(".") + "s"
-    return replace(request, frames=frames_of(duration, manifest.video.fps, possible_frames(manifest), named))
+    return replace(request, frames=frames_of(manifest, f"{order.seconds:.6f}".rstrip("0").rstrip(".") + "s"))
 
 
 def policy_of(choice: str, manifest: Manifest) -> Policy[Any]:

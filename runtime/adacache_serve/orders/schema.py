@@ -50,11 +50,11 @@ class CreateVideo(BaseModel):
     )
     size: Annotated[str, StringConstraints(max_length=16)] | None = Field(
         None,
-        description="WIDTHxHEIGHT in pixels, such as 854x480, or the name of a size, such as 480p.",
+        description="WIDTHxHEIGHT in pixels, such as 854x480, or the name of a size from GET /v1/models, such as 480p.",
         examples=["480p"],
     )
     aspect: Annotated[str, StringConstraints(max_length=8)] | None = Field(
-        None, description="The aspect ratio HEIGHT:WIDTH of a named size, such as 9:16."
+        None, description="The aspect ratio WIDTH:HEIGHT of a named size, such as 9:16."
     )
     seconds: Seconds | None = Field(
         None, description='The duration in seconds; a string, such as "4", is accepted too.', examples=[2]

@@ -143,7 +143,7 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
     if latent.decoder != "none":
         check_ssim(*(side * latent.spatial_factor for side in settled.latent_shape[3:]))
     asked = {
-        "size": f"{settled.height}x{settled.width}",
+        "size": f"{settled.width}x{settled.height}",
         "frames": settled.frames,
         "steps": settled.steps,
         "guidance": settled.guidance,

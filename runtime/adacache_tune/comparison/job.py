@@ -95,7 +95,7 @@ def settle_job(asked: Asked, pipeline: Pipeline) -> Job:
         settle(pipeline.bundle, replace(usual, policy=policy, seed=max(seeds)))  # refuses if it must
     settled = settle(pipeline.bundle, usual)
     settings = {
-        "size": f"{settled.height}x{settled.width}",
+        "size": f"{settled.width}x{settled.height}",
         "frames": settled.frames,
         "steps": settled.steps,
         "guidance": settled.guidance,

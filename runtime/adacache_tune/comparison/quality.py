@@ -44,7 +44,7 @@ def check_ssim(height: int, width: int) -> None:
     """Raise what :func:`similarity` would raise for frames of this size, before there are any."""
     if min(height, width) < SSIM_WINDOW:
         raise InputError(
-            f"frames of {height}x{width} pixels are too small for SSIM; choose at least {SSIM_WINDOW} each way"
+            f"frames of {width}x{height} pixels are too small for SSIM; choose at least {SSIM_WINDOW} each way"
         )
 
 
@@ -94,7 +94,7 @@ class Lpips:
         if min(height, width) < self._smallest:
             raise InputError(
                 f"LPIPS model {self._path} takes frames of at least {self._smallest} pixels each way, not "
-                f"{height}x{width}; choose a larger --size, or leave out --lpips"
+                f"{width}x{height}; choose a larger --size, or leave out --lpips"
             )
         blank = np.zeros((2, height, width, 3), np.uint8)
         self(blank, blank)
@@ -113,7 +113,7 @@ class Lpips:
             except Exception as error:  # as above
                 height, width = full.shape[1:3]
                 raise InputError(
-                    f"LPIPS model {self._path} does not run on frames of {height}x{width} pixels; choose a larger "
+                    f"LPIPS model {self._path} does not run on frames of {width}x{height} pixels; choose a larger "
                     f"--size, or leave out --lpips: {_line(error)}"
                 ) from error
             if found.size != len(pair[0]) or not np.isfinite(found).all():

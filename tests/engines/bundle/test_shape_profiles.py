@@ -10,6 +10,7 @@ from adacache_engines.bundle.latent_space import ChunkRule
 from adacache_engines.bundle.manifest import Graph, LatentSpace, Manifest
 from adacache_engines.bundle.shape_profiles import covers, fixed_profile, shape_profile, vae_ranges
 from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_export.families.open_sora.sizes import NAMES
 from adacache_export.frame_rules import CHUNKS_OF_17
 from tests.helpers.fake_model import manifest
 
@@ -22,7 +23,7 @@ def open_sora() -> Manifest:
     latent = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=8, frames=CHUNKS_OF_17, decoder="none")
     plain = manifest()
     text = plain.text.model_copy(update={"max_length": 300})
-    return plain.model_copy(update={"latent": latent, "text": text, "profiles": {"default": LIMITS}})
+    return plain.model_copy(update={"latent": latent, "text": text, "names": NAMES, "profiles": {"default": LIMITS}})
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,7 @@ def test_what_lies_between_is_covered(
 ) -> None:
     latent = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=8, frames=CHUNKS_OF_17, decoder="none")
     plain = manifest().model_copy(update={"latent": latent, "profiles": {"default": LIMITS}})
-    profile = shape_profile(plain, f"{low_height}x{low_width}..{high_height}x{high_width}:{few}f..{many}f")
+    profile = shape_profile(plain, f"{low_width}x{low_height}..{high_width}x{high_height}:{few}f..{many}f")
     axes = {
         "frames": latent.latent_frames(data.draw(some.integers(few, many))),
         "height": data.draw(some.integers(low_height, high_height)) // 8,
@@ -100,7 +101,7 @@ def test_names_that_are_none(open_sora: Manifest, name: str, message: str) -> No
         shape_profile(open_sora, name)
 
 
-@pytest.mark.parametrize("name", ["1080x1928:2s", "4x4:2s", "480p:2s:0", "480p:2s:5", "480p:0f", "480p:9999f"])
+@pytest.mark.parametrize("name", ["1928x1080:2s", "4x4:2s", "480p:2s:0", "480p:2s:5", "480p:0f", "480p:9999f"])
 def test_sizes_that_the_model_does_not_have(open_sora: Manifest, name: str) -> None:
     with pytest.raises(OutOfRangeError, match="no profile of this bundle fits"):
         shape_profile(open_sora, name)

@@ -1,70 +1,130 @@
-"""Sizes and lengths by name: Open-Sora's figures, and the options that take them."""
+"""Sizes and lengths by name: Open-Sora's figures, what each bundle lists, and the options that take them."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adacache_engines.bundle.files import read_manifest
-from adacache_engines.bundle.manifest import FrameRule, Manifest, VideoNames
-from adacache_engines.bundle.shape_profiles import possible_frames
-from adacache_engines.bundle.video_sizes import ASPECTS, RESOLUTIONS, size_of
+from adacache_engines.bundle.manifest import FrameRule, Manifest
+from adacache_engines.bundle.video_sizes import durations_of, possible_frames, possible_names, size_of, usual_aspect
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_export.commands.export import main as export
+from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
+from adacache_export.families.open_sora.family import OpenSoraConfig
+from adacache_export.families.open_sora.sizes import NAMES
+from adacache_export.families.registry import FAMILIES
 from adacache_export.frame_rules import CHUNKS_OF_17, EACH_FRAME, FIRST_THEN_FOURS
 from adacache_runtime.commands.options import add_size, video_size
 from adacache_runtime.commands.run import main as run
+from adacache_runtime.request import Captions, Request
+from adacache_runtime.settled import settle
+from tests.helpers import fake_model
 
 Capture = pytest.CaptureFixture[str]
 
-# hpcaitech/Open-Sora v1.2.0, opensora/datasets/aspect.py
+# hpcaitech/Open-Sora v1.2.0, opensora/datasets/aspect.py, as width:height and (width, height)
 KNOWN = {
-    "144p": {"9:16": (144, 256), "16:9": (256, 144), "3:4": (166, 221), "4:3": (221, 165), "1:1": (192, 192)},
-    "240p": {"9:16": (240, 426), "16:9": (426, 240), "3:4": (276, 368), "4:3": (370, 278), "1:1": (320, 320)},
-    "360p": {"9:16": (360, 640), "16:9": (640, 360), "3:4": (416, 554), "4:3": (554, 416), "1:1": (480, 480)},
-    "480p": {"9:16": (480, 854), "16:9": (854, 480), "3:4": (554, 738), "4:3": (740, 555), "12:25": (444, 925)},
-    "720p": {"9:16": (720, 1280), "16:9": (1280, 720), "3:4": (832, 1110), "4:3": (1108, 832), "50:27": (1386, 666)},
-    "1080p": {"9:16": (1080, 1920), "3:8": (882, 2352), "2:1": (2036, 1018)},
-    "2k": {"9:16": (1440, 2560), "5:8": (1518, 2428), "50:27": (2772, 1330)},
-    "4k": {"9:16": (2160, 3840), "27:50": (2118, 3918), "17:9": (3958, 2096)},
+    "144p": {"16:9": (256, 144), "9:16": (144, 256), "4:3": (221, 166), "3:4": (165, 221), "1:1": (192, 192)},
+    "240p": {"16:9": (426, 240), "9:16": (240, 426), "4:3": (368, 276), "3:4": (278, 370), "1:1": (320, 320)},
+    "360p": {"16:9": (640, 360), "9:16": (360, 640), "4:3": (554, 416), "3:4": (416, 554), "1:1": (480, 480)},
+    "480p": {"16:9": (854, 480), "9:16": (480, 854), "4:3": (738, 554), "3:4": (555, 740), "25:12": (925, 444)},
+    "720p": {"16:9": (1280, 720), "9:16": (720, 1280), "4:3": (1110, 832), "3:4": (832, 1108), "27:50": (666, 1386)},
+    "1080p": {"16:9": (1920, 1080), "8:3": (2352, 882), "1:2": (1018, 2036)},
+    "2k": {"16:9": (2560, 1440), "8:5": (2428, 1518), "27:50": (1330, 2772)},
+    "4k": {"16:9": (3840, 2160), "50:27": (3918, 2118), "9:17": (2096, 3958)},
 }
+FAKE = fake_model.manifest().model_copy(update={"names": NAMES})
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_published_sizes(name: str) -> None:
     for aspect, size in KNOWN[name].items():
-        assert size_of(name, aspect) == size
-    assert size_of(name) == KNOWN[name]["9:16"]
+        assert size_of(FAKE, name, aspect=aspect) == size
+    assert size_of(FAKE, name) == KNOWN[name]["16:9"]
 
 
 def test_seventeen_aspects_of_about_as_many_pixels() -> None:
-    assert list(RESOLUTIONS) == list(KNOWN)
-    for sizes in RESOLUTIONS.values():
-        assert tuple(sizes) == ASPECTS
+    assert list(NAMES.sizes) == list(KNOWN)
+    for sizes in NAMES.sizes.values():
         assert len(sizes) == 17
-        pixels = sizes["9:16"][0] * sizes["9:16"][1]
-        for aspect, (height, width) in sizes.items():
-            tall, wide = (208, 100) if aspect == "50:27" else map(int, aspect.split(":"))
-            assert height / width == pytest.approx(tall / wide, rel=0.02)
+        pixels = sizes["16:9"][0] * sizes["16:9"][1]
+        for aspect, (width, height) in sizes.items():
+            wide, tall = (100, 208) if aspect == "27:50" else map(int, aspect.split(":"))
+            assert width / height == pytest.approx(wide / tall, rel=0.02)
             assert height * width == pytest.approx(pixels, rel=0.02)
 
 
-def test_plain_sizes() -> None:
-    assert size_of("480x854") == size_of("480X854") == (480, 854)
+def test_plain_sizes_are_width_and_height() -> None:
+    usual = FAKE.video
+    assert size_of(FAKE, "854x480") == size_of(FAKE, "854X480") == size_of(FAKE, width=854, height=480) == (854, 480)
+    assert size_of(FAKE) == (usual.width, usual.height)
+    assert size_of(FAKE, width=7) == (7, usual.height)
+    assert size_of(FAKE, height=7) == (usual.width, 7)
 
 
 @pytest.mark.parametrize(
-    ("size", "aspect", "message"),
+    ("asked", "message"),
     [
-        ("500p", None, r"size '500p' is unknown; give HxW .* 144p, 240p, .*4k"),
-        ("480x", None, "size '480x' is unknown"),
-        ("480p", "16:10", r"aspect '16:10' is unknown; height to width is one of 3:8, .*50:27"),
-        ("480x854", "9:16", "has an aspect already"),
+        ({"size": "500p"}, r"size '500p' is unknown; give WIDTHxHEIGHT .* 144p, 240p, .*4k"),
+        ({"size": "480x"}, "size '480x' is unknown"),
+        (
+            {"size": "480p", "aspect": "16:10"},
+            r"aspect '16:10' is not one of 480p; width to height is one of 8:3, .*27:50",
+        ),
+        ({"size": "854x480", "aspect": "16:9"}, "has an aspect already"),
+        ({"size": "480p", "width": 480}, "size 480p has a width and a height already"),
+        ({"aspect": "16:9"}, "aspect 16:9 is of a named size"),
     ],
 )
-def test_sizes_that_are_none(size: str, aspect: str | None, message: str) -> None:
+def test_sizes_that_are_none(asked: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        size_of(size, aspect)
+        size_of(FAKE, **asked)
+
+
+# what a bundle lists
+
+
+def listed(family: str, config: object) -> Manifest:
+    """Return a manifest with the names that export writes for a family's model."""
+    described = FAMILIES[family].describe(config, None)
+    names = possible_names(described.names, described.latent, described.profiles)
+    parts = {part: getattr(described, part) for part in ("sampler", "video", "latent", "text", "profiles")}
+    return fake_model.manifest().model_copy(update={**parts, "names": names})
+
+
+MODELS = {
+    "open-sora-1.2": (OpenSoraConfig(), {"image": 1, "2s": 51, "4s": 102, "8s": 204, "16s": 408}),
+    "latte-1": (LatteT2VConfig(), {"image": 1, "2s": 16}),
+    "open-sora-plan-1.1": (LatteT2VConfig(video_length=17), {"2.708s": 65}),
+}
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_no_size_is_listed_that_the_model_refuses(family: str, tmp_path: Path) -> None:
+    config, durations = MODELS[family]
+    manifest = listed(family, config)
+    bundle = replace(fake_model.write_bundle(tmp_path / "bundle"), manifest=manifest)
+    assert durations_of(manifest) == durations
+    given = Captions(np.zeros((1, 1, manifest.text.width), np.float32), np.ones((1, 1), np.bool_))
+    for sizes in manifest.names.sizes.values():
+        for width, height in sizes.values():
+            settle(bundle, Request(captions=given, width=width, height=height))
+    for frames in durations.values():
+        settle(bundle, Request(captions=given, frames=frames))
+
+
+def test_what_each_model_lists() -> None:
+    """Open-Sora takes 1920 pixels each way: of 2k the square is left, and nothing of 4k. Others have their own."""
+    sizes = listed("open-sora-1.2", OpenSoraConfig()).names
+    assert list(sizes.sizes) == ["144p", "240p", "360p", "480p", "720p", "1080p", "2k"]
+    assert sizes.sizes["2k"] == {"1:1": (1920, 1920)}
+    assert usual_aspect(sizes, "2k") == "1:1"
+    assert "8:3" not in sizes.sizes["1080p"]
+    for family in ("latte-1", "open-sora-plan-1.1"):
+        assert listed(family, MODELS[family][0]).names.sizes == {"512p": {"1:1": (512, 512)}}
 
 
 # options
@@ -81,7 +141,7 @@ def asked(manifest: Manifest, *arguments: str, fps: float | None = None) -> tupl
 def open_sora(decoding_folder: Path) -> Manifest:
     """A manifest with the latents of Open-Sora."""
     plain = with_frames(read_manifest(decoding_folder), CHUNKS_OF_17, 1, 120)
-    return plain.model_copy(update={"names": VideoNames(durations=DURATIONS, only_named_durations=True)})
+    return plain.model_copy(update={"names": NAMES})
 
 
 def with_frames(manifest: Manifest, frames: FrameRule, low: int, high: int) -> Manifest:
@@ -95,7 +155,7 @@ DURATIONS = {"image": 1, "2s": 51, "4s": 102, "8s": 204, "16s": 408, "32s": 816,
 
 @pytest.mark.parametrize("duration", DURATIONS)
 def test_durations_of_open_sora(duration: str, open_sora: Manifest) -> None:
-    assert asked(open_sora, "--size", "480p", "--aspect", "16:9", "--duration", duration) == (
+    assert asked(open_sora, "--size", "480p", "--aspect", "9:16", "--duration", duration) == (
         *(854, 480),
         DURATIONS[duration],
     )
@@ -104,7 +164,8 @@ def test_durations_of_open_sora(duration: str, open_sora: Manifest) -> None:
 
 def test_nothing_is_the_default_of_the_bundle(open_sora: Manifest) -> None:
     assert asked(open_sora) == (None, None, None)
-    assert asked(open_sora, "--size", "36x64", "--frames", "7") == (36, 64, 7)
+    assert asked(open_sora, "--size", "64x36", "--frames", "7") == (36, 64, 7)
+    assert asked(open_sora, "--width", "64", "--height", "36", "--frames", "7") == (36, 64, 7)
 
 
 def test_durations_of_others_go_by_their_frames_a_second(decoding_folder: Path) -> None:
@@ -132,9 +193,9 @@ def test_durations_of_a_causal_vae(decoding_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--aspect", "9:16"], "give --size, such as 480p, too"),
+        (["--aspect", "9:16"], "is of a named size: give one of these, too: 144p"),
         (["--frames", "51", "--duration", "2s"], "frames and duration are both given"),
-        (["--duration", "3s"], "choose image, 2s, 4s, 8s, 16s, 32s"),
+        (["--duration", "3s"], "choose image, 2s, 4s, 8s, 16s, 32s, or give frames"),
         (["--duration", "long"], "duration 'long' is not one of seconds"),
         (["--duration", "-2s"], "is not one of seconds"),
         (["--duration", "nans"], "is not one of seconds"),
@@ -147,12 +208,20 @@ def test_lengths_that_are_none(arguments: list[str], message: str, open_sora: Ma
 
 
 def test_the_commands_take_names(decoding_folder: Path, capsys: Capture) -> None:
-    assert export(["--inspect", str(decoding_folder), "--size", "64x128", "--duration", "image"]) == 0
-    assert "128x64 pixels, 1 frames" in capsys.readouterr().out
-    assert run([str(decoding_folder), "--prompt", "a", "--size", "144p", "--aspect", "1:1", "--plan-memory"]) == 0
+    """And refuse those of other models, with the names that this one has."""
+    (size,) = read_manifest(decoding_folder).names.sizes
+    assert export(["--inspect", str(decoding_folder), "--size", "128x64", "--duration", "image"]) == 0
+    shown = capsys.readouterr().out
+    assert "128x64 pixels, 1 frames" in shown
+    assert f"{size} (" in shown
+    asked = [str(decoding_folder), "--prompt", "a", "--plan-memory", "--size"]
+    assert run([*asked, size, "--aspect", "1:1"]) == 0
     capsys.readouterr()
-    assert run([str(decoding_folder), "--prompt", "a", "--size", "480p", "--plan-memory"]) == 1
-    assert "480x854 pixels are not possible with this model; choose multiples of 16" in capsys.readouterr().err
-    with pytest.raises(SystemExit) as wrong:
-        run([str(decoding_folder), "--size", "huge"])
-    assert wrong.value.code == 2
+    assert run([*asked, "480p"]) == 1
+    assert f"size '480p' is unknown; give WIDTHxHEIGHT in pixels, such as 64x64, or one of {size}" in one_line(capsys)
+    assert run([*asked, "854x480"]) == 1
+    assert "854x480 pixels are not possible with this model; choose multiples of 16" in one_line(capsys)
+
+
+def one_line(capsys: Capture) -> str:
+    return " ".join(capsys.readouterr().err.split())

@@ -91,7 +91,7 @@ def test_presets_for_single_modules(tmp_path: Path, capsys: Capture) -> None:
 def test_another_video_and_chosen_policies(open_sora: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "mine.json").write_text(json.dumps({"name": "interval", "every": 10}))
     chosen = ["--policy", str(tmp_path / "mine.json"), "--policy", "adacache-slow"]
-    rows = inspected(capsys, open_sora, "--size", "720x1280", "--frames", "102", *chosen)
+    rows = inspected(capsys, open_sora, "--size", "1280x720", "--frames", "102", *chosen)
     assert ["tokens", "1280x720 pixels, 102 frames: 30 x 3600 = 108000 a sample, and 300 of text"] in rows
     assert ["mine", "4", "2,271 TFLOP", "13%"] in rows
     assert ["adacache-slow", "12 to 30", "6,811 to 17,027 TFLOP", "40% to 100%"] in rows

@@ -32,7 +32,7 @@ def inputs(tmp_path: Path) -> list[str]:
     np.savez(tmp_path / "text.npz", embeddings=given["y"][:, 0], mask=given["mask"])
     np.savez(tmp_path / "noise.npz", latents=arrays(OPEN_SORA / "sampling_A.npz")["z0"])
     files = ["--text-embeddings", str(tmp_path / "text.npz"), "--latents", str(tmp_path / "noise.npz")]
-    return [*files, "--size", "48x80", "--frames", "17", "--fps", "24"]
+    return [*files, "--size", "80x48", "--frames", "17", "--fps", "24"]
 
 
 def test_a_run_writes_what_it_is_asked_for(bundle_folder: Path, inputs: list[str], tmp_path: Path) -> None:
@@ -273,7 +273,7 @@ def test_existing_output(tmp_path: Path, capsys: Capture) -> None:
 def test_usage_errors() -> None:
     for command, arguments in (
         (export, []),
-        (run, ["bundle", "--size", "big"]),
+        (run, ["bundle", "--width", "big"]),
         (export, ["x", "--precision", "int8"]),
     ):
         with pytest.raises(SystemExit) as stopped:

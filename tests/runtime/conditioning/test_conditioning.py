@@ -133,7 +133,7 @@ def test_a_trajectory_is_that_of_the_originals_formulas(
     np.savez(given, latents=latents, mask=MASK, noise=noise)
     np.savez(tmp_path / "text.npz", embeddings=captions().embeddings, mask=captions().mask)
     command = [str(conditioned_folder), "--text-embeddings", str(tmp_path / "text.npz"), "--latents", str(given)]
-    command += ["--size", "48x80", "--frames", "17", "--fps", "24", "--steps", str(STEPS), "--guidance", "7"]
+    command += ["--size", "80x48", "--frames", "17", "--fps", "24", "--steps", str(STEPS), "--guidance", "7"]
     assert run([*command, "--save-latents", str(out), "--save-every-call"]) == 0
     saved = arrays(out)
     expected = torch_loop(stages, *map(torch.from_numpy, (latents, MASK, noise)))
@@ -210,7 +210,7 @@ def test_a_bundle_without_says_how_to_add_it(
 ) -> None:
     np.savez(tmp_path / "given.npz", latents=drawn(1), mask=MASK)
     np.savez(tmp_path / "text.npz", embeddings=captions().embeddings)
-    command = [str(bundle_folder), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "48x80", "--frames", "17"]
+    command = [str(bundle_folder), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "80x48", "--frames", "17"]
     command += ["--latents", str(tmp_path / "given.npz"), "--save-latents", str(tmp_path / "out.npz")]
     assert run(command) == 1
     assert "export the checkpoint again with --conditioning" in capsys.readouterr().err

@@ -34,7 +34,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def command(bundle: Path, tmp_path: Path) -> list[str]:
     """A run without anything that it starts from."""
     np.savez(tmp_path / "text.npz", embeddings=captions().embeddings, mask=captions().mask)
-    size = ["--size", f"{HEIGHT}x{ACROSS}", "--frames", str(FRAMES), "--steps", "3"]
+    size = ["--size", f"{ACROSS}x{HEIGHT}", "--frames", str(FRAMES), "--steps", "3"]
     files = ["--text-embeddings", str(tmp_path / "text.npz"), "--save-latents", str(tmp_path / "out.npz")]
     return [str(bundle), *size, *files]
 

@@ -16,7 +16,7 @@ Capture = pytest.CaptureFixture[bytes]
 
 
 def command(folder: Path, *more: str) -> list[str]:
-    return [str(folder), "--prompt", "a red circle", "--steps", "2", "--frames", "5", "--size", "32x48", *more]
+    return [str(folder), "--prompt", "a red circle", "--steps", "2", "--frames", "5", "--size", "48x32", *more]
 
 
 def test_standard_output_is_the_frames(decoding_folder: Path, tmp_path: Path, capsysbinary: Capture) -> None:

@@ -84,6 +84,21 @@ def trt_pipeline(folder: Path, cuda: FakeCuda, **options: Any) -> Pipeline:
     return Pipeline(bundle, TrtBackend(bundle, library(Module(cuda)), CudaDevice(api=cuda)))
 
 
+def test_closing_the_events_frees_what_a_run_holds(tmp_path: Path) -> None:
+    cuda = FakeCuda(capacity=1 << 24)
+    pipeline = trt_pipeline(tmp_path / "bundle", cuda)
+    prepared = pipeline.prepare(request())
+    pipeline.backend.device.synchronize()
+    before = set(cuda.blocks)
+    events = prepared.events()
+    for _ in range(3):
+        next(events)
+    assert set(cuda.blocks) > before
+    events.close()
+    pipeline.backend.device.synchronize()
+    assert set(cuda.blocks) == before
+
+
 @pytest.mark.parametrize("case", REQUESTS)
 def test_a_run_on_a_gpu_takes_what_was_planned(tmp_path: Path, case: str) -> None:
     """The arena, too; and no more at any time."""
@@ -225,7 +240,7 @@ def test_a_smaller_size_is_offered(tmp_path: Path) -> None:
     pipeline = Pipeline(bundle, TrtBackend(bundle, library(Module(cuda)), CudaDevice(api=cuda)))
     asked = request(height=64, width=48)
     cuda.capacity = pipeline.prepare(asked).memory.run * 3 // 4
-    with pytest.raises(InputError, match=r"--size 48x32 \(") as caught:
+    with pytest.raises(InputError, match=r"--size 32x48 \(") as caught:
         pipeline.generate(asked)
     assert "--policy never" not in str(caught.value)
 
@@ -274,7 +289,7 @@ def command(tmp_path: Path) -> list[str]:
     given = captions()
     np.savez(tmp_path / "text.npz", embeddings=given.embeddings, mask=given.mask)
     frames, height, width = SIZE
-    size = ["--size", f"{height}x{width}", "--frames", str(frames)]
+    size = ["--size", f"{width}x{height}", "--frames", str(frames)]
     return [str(tmp_path / "bundle"), "--text-embeddings", str(tmp_path / "text.npz"), *size]
 
 

@@ -195,7 +195,7 @@ def command(tmp_path: Path) -> list[str]:
     np.savez(tmp_path / "text.npz", embeddings=text.embeddings, mask=text.mask)
     pixels = np.random.default_rng(0).integers(0, 256, (1, 24, 28, 3), np.uint8)
     write_video(tmp_path / "a.png", pixels, fps=24)
-    size = ["--size", "24x28", "--frames", "34", "--steps", "2", "--text-embeddings", str(tmp_path / "text.npz")]
+    size = ["--size", "28x24", "--frames", "34", "--steps", "2", "--text-embeddings", str(tmp_path / "text.npz")]
     return [str(bundle.folder), *size, "--image", str(tmp_path / "a.png"), "--tile", "16"]
 
 

@@ -259,7 +259,7 @@ def test_a_bundle_without_a_decoder_needs_no_memory_for_one(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_a_plan_of_the_decoder(half_latte: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(half_latte, tmp_path / "bundle"))
-    profile = shape_profile(read_manifest(folder), "64x64..64x128:5f:1..2")
+    profile = shape_profile(read_manifest(folder), "64x64..128x64:5f:1..2")
     plans = build_plans(folder, open_library("tensorrt-rtx"), {"any": profile}, BuildOptions(), workers=1)
     (entry,) = [entry for entry in plans.plans if entry.graph == "decoder"]
     assert (entry.stage, entry.variant) == ("decoder", "full")

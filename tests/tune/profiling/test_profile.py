@@ -30,7 +30,7 @@ from adacache_tune.profiling.timeline import measure_generation
 from tests.helpers import fake_model
 
 Capture = pytest.CaptureFixture[str]
-VIDEO = ["--size", "48x80", "--frames", "17", "--text-length", "6"]
+VIDEO = ["--size", "80x48", "--frames", "17", "--text-length", "6"]
 QUICK = ["--iterations", "4", "--warm-up", "1"]
 STEPS = 6
 USAGE = 2
@@ -258,7 +258,7 @@ def test_only_some_engines(bundle_folder: Path, tmp_path: Path, capsys: Capture)
 
 
 def test_a_single_frame_has_no_pairs_to_compare(bundle_folder: Path, tmp_path: Path) -> None:
-    command = [str(bundle_folder), "--size", "48x80", "--frames", "1", "--text-length", "3", *QUICK]
+    command = [str(bundle_folder), "--size", "80x48", "--frames", "1", "--text-length", "3", *QUICK]
     assert main([*command, "--only", "hidden_motion", "embed", "--json", str(tmp_path / "p.json")]) == 0
 
 
@@ -427,7 +427,7 @@ def test_no_bundle(tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_wrong_usage(tmp_path: Path) -> None:
-    for arguments in ([], [str(tmp_path), "--backend", "openvino"], [str(tmp_path), "--size", "big"]):
+    for arguments in ([], [str(tmp_path), "--backend", "openvino"], [str(tmp_path), "--width", "big"]):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)
         assert stopped.value.code == USAGE

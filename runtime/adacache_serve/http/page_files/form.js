@@ -35,11 +35,31 @@ function offerModel(model) {
   inputs.size.placeholder = `${width}x${height}`;
   inputs.duration.placeholder = inputs.unit.value === "frames" ? String(frames) : String(Number((frames / fps).toFixed(2)));
   inputs.unit.onchange = () => offerModel(model);
+  $("known-sizes").replaceChildren(...sizeOptions(model));
+  $("known-durations").replaceChildren(...durationOptions(model, inputs.unit.value));
   inputs.steps.placeholder = String(steps);
   inputs.guidance.placeholder = String(guidance);
   $("negative-field").hidden = !model.negative_prompt;
   $("image-field").hidden = !model.image;
   tellHowMany();
+}
+
+// Each named size by its name, and each of its other aspects in pixels.
+function sizeOptions(model) {
+  return model.sizes.flatMap(({ name, aspect, aspects }) => [
+    new Option(`${aspects[aspect]}, ${aspect}`, name),
+    ...Object.entries(aspects)
+      .filter(([other]) => other !== aspect)
+      .map(([other, pixels]) => new Option(`${name}, ${other}`, pixels)),
+  ]);
+}
+
+// The durations that the model makes: in frames, or those of them that are seconds.
+function durationOptions(model, unit) {
+  const known = Object.entries(model.durations);
+  if (unit === "frames") return known.map(([name, frames]) => new Option(name, frames));
+  const seconds = known.filter(([name]) => /^[0-9.]+s$/.test(name));
+  return seconds.map(([name, frames]) => new Option(`${frames} frames`, name.slice(0, -1)));
 }
 
 function tellHowMany() {
