@@ -1,1 +1,1 @@
-"""Bundles, device buffers and engines: what runs a stage (numpy only; back ends are imported when used)."""
+"""Bundles, device buffers and engines: everything that runs a stage, on numpy; backends are imported when used."""

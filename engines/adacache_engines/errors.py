@@ -1,7 +1,7 @@
 """The project's errors, one tree.
 
 AdaCacheError
-├── InputError               what the user asked for: an option, a prompt, a size, a file they named
+├── InputError               an option, a prompt, a size or a file of the user's that is not possible
 │   └── OutOfRangeError      a number or size outside what the model or the bundle allows
 ├── MissingDependencyError   an optional package is not installed; the message has the line that installs it
 ├── CheckpointError          a checkpoint that cannot be read, is not known, or does not fit its configuration
@@ -11,7 +11,7 @@ AdaCacheError
 ├── PolicyError              a caching policy broke its contract
 └── NonFiniteError           NaN or infinity in the latents; names the call and the stage
 
-A message names the thing, what was expected, what came, and what to do.
+A message says what is wrong, with the value; what is expected; and what to do.
 """
 
 import importlib
@@ -23,7 +23,7 @@ class AdaCacheError(Exception):
 
 
 class InputError(AdaCacheError):
-    """What the user asked for is not possible."""
+    """An option, a prompt, a size or a file of the user's is not possible."""
 
 
 class OutOfRangeError(InputError):
@@ -59,10 +59,10 @@ class NonFiniteError(AdaCacheError):
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Imports an optional package.
+    """Import an optional package.
 
     Raises:
-        MissingDependencyError: it is not installed; names the extra that brings it.
+        MissingDependencyError: it is not installed; the message names the extra that brings it.
     """
     try:
         return importlib.import_module(module)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import X_MASK, Score, TextRule
 from adacache_engines.bundle.shape_profiles import check_profiles
-from adacache_engines.contract.dry_run import Known
+from adacache_engines.contract.dry_run import KnownWorkspaces
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime.caching.groups import granularities, residual_nbytes
@@ -183,7 +183,7 @@ class Model:
     text_backend: Backend
     engines: Engines
     cache: EmbeddingCache | None = None
-    known: Known = field(default_factory=dict)
+    known: KnownWorkspaces = field(default_factory=dict)
 
 
 def estimate(model: Model, checked: Checked) -> MemoryEstimate:

@@ -39,7 +39,7 @@ class Status(enum.IntEnum):
 
 
 class Fault(AssertionError):
-    """What a GPU would not have reported, or not here."""
+    """A fault that a GPU would not report, or would report elsewhere."""
 
 
 @dataclass(eq=False)
@@ -89,7 +89,7 @@ class FakeCuda:
         stalls: calls that a GPU may let wait for it, on the way.
         peak_nbytes: most device memory at once.
         stepping: a wait or stall now is a fault.
-        launches, captures: of graphs.
+        launches, captures: numbers of graphs that were launched and recorded.
         kernels: names of what ran, in order.
     """
 

@@ -271,7 +271,7 @@ def fake_pipeline(folder: Path, functions: Mapping[str, Function], **changes: An
 
 
 def captions(prompts: int = 2) -> Captions:
-    """Of different lengths, the last token of the second a hole."""
+    """Return captions of different lengths, the last tokens of the second prompt being holes."""
     random = np.random.default_rng(5)
     mask = np.ones((prompts, 4), bool)
     mask[1:, 2:] = False

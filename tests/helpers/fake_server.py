@@ -52,7 +52,7 @@ def tokenizer_json() -> str:
 
 
 def write_model(folder: Path, conditioned: bool = False) -> Bundle:
-    """The fake model as a bundle that takes prompts."""
+    """Write the fake model as a bundle that takes prompts."""
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
     (folder / "encoder.onnx").write_text("the graph of the encoder", encoding="utf-8")
@@ -61,8 +61,9 @@ def write_model(folder: Path, conditioned: bool = False) -> Bundle:
     captions = fake_model.spec("captions", "batch", "text", fake_model.WIDTH)
     encoder = Graph(name="encoder", path="encoder.onnx", inputs=(tokens, mask), outputs=(captions,))
     plain = fake_model.manifest()
-    text = plain.text.model_copy(update={"tokenizer": "tokenizer.json", "encoder": encoder})
-    changes = {"text": text, **(fake_model.conditioned(plain) if conditioned else {})}
+    text = plain.text.model_copy(update={"tokenizer": "tokenizer.json", "encoder_stages": (encoder,)})
+    weights = {"text_encoder": fake_model.WEIGHTS}
+    changes = {"text": text, "part_weights": weights, **(fake_model.conditioned(plain) if conditioned else {})}
     return fake_model.write_bundle(folder, **changes)
 
 
@@ -91,12 +92,12 @@ def functions() -> dict[str, Function]:
 
 
 def open_models(folders: tuple[Path, ...], _settings: Settings) -> dict[str, Pipeline]:
-    """In a worker process."""
+    """Open the fake models in a worker process."""
     return {folder.name: Pipeline(open_bundle(folder), FakeBackend(functions())) for folder in folders}
 
 
 def service(settings: Settings, *folders: Path, opener: Open | None = None) -> Service:
-    """With workers that are processes of their own."""
+    """Return a service with real worker processes."""
     settings.data.mkdir(parents=True, exist_ok=True)
     store = Store(settings.database or f"sqlite:///{settings.data / 'jobs.sqlite'}")
     results = open_results(settings.results or str(settings.data / "results"))
@@ -108,7 +109,7 @@ def service(settings: Settings, *folders: Path, opener: Open | None = None) -> S
 def served(
     made: Service, clients: tuple[Client, ...] | None = None, listening: socket.socket | None = None
 ) -> Iterator[httpx.Client]:
-    """Over HTTP on a port of this machine, or on ``listening``; a client for it, once it is ready."""
+    """Serve over HTTP on a free port, or on ``listening``; yield a client once the server is ready."""
     config = uvicorn.Config(create_app(made, clients), port=0, log_config=None, lifespan="on", http="h11")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening] if listening else None,))
@@ -125,7 +126,7 @@ def served(
 
 
 def events(text: str) -> list[tuple[str, Any]]:
-    """Of server-sent events: kind and data."""
+    """Parse server-sent events into pairs of kind and data."""
     found = []
     for block in text.strip().split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.splitlines())

@@ -95,11 +95,11 @@ class Dims:
 
 
 class Module:
-    """What ``import tensorrt_rtx`` gives.
+    """The module that stands in for ``tensorrt_rtx``.
 
     Attributes:
         opened: contents that were deserialised, in order.
-        contexts: that are alive.
+        contexts: contexts that are alive.
         compiled: (function, shapes) whose kernels were compiled, not read from a cache.
         refuse: name of a function whose plan fails when it runs.
     """
@@ -291,7 +291,7 @@ class IExecutionContext:
         return self._coded(sizes, self._engine.plan.get("factor", 1), self._engine.plan.get("stretch", 1))
 
     def _coded(self, sizes: Mapping[str, int], factor: int, stretch: int) -> dict[str, int]:
-        """What a VAE makes of the sizes of its inputs."""
+        """Return the sizes of a VAE's outputs, by those of its inputs."""
         times = {"height": factor, "width": factor, "frames": stretch}
         larger = {f"pixel_{axis}": sizes[axis] * n for axis, n in times.items() if axis in sizes}
         padded = {"height": 0, "width": 0, "frames": stretch - 1}
@@ -381,7 +381,7 @@ def _check_idle(cuda: FakeCuda, pending: list[int]) -> None:
 
 
 def library(module: Module, name: Library = "tensorrt-rtx") -> InstalledLibrary:
-    """What ``open_library`` gives for it."""
+    """Return the module as ``open_library`` would return it."""
     errors: list[str] = []
     return InstalledLibrary(name, module, module.__version__, _logger(module, errors), errors)
 

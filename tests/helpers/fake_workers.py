@@ -1,4 +1,4 @@
-"""A service whose workers are this process: they do what a test says, when it says so."""
+"""A service on fake workers in the test's own process, which do what the test says."""
 
 import time
 from collections.abc import Callable
@@ -35,7 +35,7 @@ CALL = {"call": 1, "computed": True, "engine_ms": {"blocks": 1.0}, "wall_ms": 2.
 
 
 class FakeWorker:
-    """In the place of :class:`adacache_serve.device.supervisor.SupervisedWorker`."""
+    """A stand-in for :class:`adacache_serve.device.supervisor.SupervisedWorker`."""
 
     made: ClassVar[list["FakeWorker"]] = []
 
@@ -86,7 +86,7 @@ class FakeWorker:
         self.says(Called(job=begin.job, attempt=begin.attempt, model=begin.model, of=1, call=CALL))
 
     def writes(self, begin: Begin, content: bytes = b"a video") -> None:
-        """The video, and its record, of which the server has not heard yet."""
+        """Write the video and its record, without a message to the server."""
         video = Path(f"{begin.output}.mp4")
         video.write_bytes(content)
         finish(video, 1, [CALL])
@@ -104,7 +104,7 @@ class FakeWorker:
 
 
 class Bench:
-    """A service on fake workers, which can be ended as by a kill, and begun again on the same data."""
+    """A service on fake workers, which can crash and start again on the same data."""
 
     def __init__(self, folder: Path, model: Path, patch: pytest.MonkeyPatch, **settings: Any) -> None:
         patch.setattr(dispatching, "SupervisedWorker", FakeWorker)
@@ -126,7 +126,7 @@ class Bench:
         self.worker = self.workers[0]
 
     def crash(self) -> None:
-        """The server is gone without a word; nothing is queued again, no file is deleted."""
+        """End the service like a kill: no job is queued again, and no file is deleted."""
         service = self.service
         service.dispatcher.paused = True
         service._housekeeper.stop()
@@ -153,10 +153,13 @@ class Bench:
         return self.job(job)
 
     def age(self, job: Job, seconds: float) -> None:
-        """Has it happened so much earlier."""
+        """Move the times of a job into the past."""
         with self.service.store.engine.begin() as connection:
             times = {time: jobs.c[time] - seconds for time in ("created", "deadline", "ended")}
             connection.execute(jobs.update().where(jobs.c.id == job.id).values(times))
 
     def files(self, folder: str) -> list[str]:
         return sorted(path.name for path in (self.settings.data / folder).iterdir())
+
+
+Benches = Callable[..., Bench]

@@ -28,11 +28,11 @@ class Plain:
     """A list entry a call.
 
     Attributes:
-        latents: that enter it; one more at the end.
-        velocities: that it gives.
-        modulated: what the embedding shows.
+        latents: the latents that enter the call; one entry more at the end.
+        velocities: the call's velocity.
+        modulated: the tensor that the embedding shows.
         first: residual of the first group.
-        shown: what each computed block shows, by its name.
+        shown: the tensors that computed blocks show, by name.
     """
 
     latents: list[Any] = field(default_factory=list)

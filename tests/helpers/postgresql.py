@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, on a Unix socket in a folder of its own."""
+"""A PostgreSQL server for tests, on a Unix socket in a temporary folder."""
 
 import os
 import pwd
@@ -19,7 +19,7 @@ def program(name: str) -> str | None:
 
 
 def missing() -> str | None:
-    """Why there is none, if there is none."""
+    """Return why no server can be started; None = it can."""
     if program("initdb") is None or program("postgres") is None:
         return "PostgreSQL's programs are not installed"
     if os.geteuid() == 0:
@@ -34,7 +34,7 @@ def missing() -> str | None:
 
 @contextmanager
 def postgresql() -> Iterator[str]:
-    """Its URL."""
+    """Run a server; yield its URL."""
     folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # a socket's path is short; pytest's folders are closed
     before: list[str] = []
     if os.geteuid() == 0:

@@ -31,7 +31,7 @@ PORT, LOG, ERRORS = "port", "made.log", "errors.log"
 
 
 def open_logging_models(log: Path, folders: tuple[Path, ...], settings: Settings) -> dict[str, Pipeline]:
-    """In a worker process."""
+    """Open the fake models in a worker process, which logs what it makes."""
     write_events, finish = worker.write_events, worker.finish
 
     def append(word: str, output: Path) -> None:
@@ -53,7 +53,7 @@ def open_logging_models(log: Path, folders: tuple[Path, ...], settings: Settings
 
 
 def main() -> None:
-    """The process: its folder, the model's, and settings as JSON."""
+    """Run the server; the arguments are its folder, the model's folder, and settings as JSON."""
     folder, model = map(Path, sys.argv[1:3])
     settings = Settings(folder / "data", **json.loads(sys.argv[3]))
     configure()
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 class ServerProcess:
-    """Begun, killed and begun again on the same data."""
+    """A server that can be started, killed and started again on the same data."""
 
     def __init__(self, folder: Path, model: Path, **settings: Any) -> None:
         self.folder, self.model, self.settings = folder, model, settings
@@ -103,7 +103,7 @@ class ServerProcess:
         return [child for child in psutil.Process(self.process.pid).children() if is_worker(child)]
 
     def end(self, number: int = signal.SIGTERM) -> int:
-        """By a signal; gives the exit status."""
+        """End the server by a signal; return its exit status."""
         assert self.process is not None
         self.process.send_signal(number)
         return self.process.wait(HANG_SECONDS)
@@ -112,7 +112,7 @@ class ServerProcess:
         return (self.folder / ERRORS).read_text()
 
     def log(self, word: str) -> list[str]:
-        """Jobs, an entry for each line of that word, in order."""
+        """Return the jobs of the log's lines with this word, in order."""
         path = self.folder / LOG
         lines = path.read_text().splitlines() if path.exists() else []
         return [line.split()[1].rpartition("-")[0] for line in lines if line.startswith(word)]
@@ -130,7 +130,7 @@ def wait_until_gone(processes: list[psutil.Process]) -> None:
 
 
 def runs(process: psutil.Process) -> bool:
-    """Whether the process still does anything; one that only waits to be reaped does not."""
+    """Return whether a process still runs; one that only waits to be reaped does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -34,7 +34,7 @@ NUMPY_TYPES = {"BYTES": np.object_, "FP64": np.float64, "INT64": np.int64}
 
 
 def package() -> Path:
-    """Where the server is; skips the test where it is not."""
+    """Return the folder of the server; skip the test where it is not installed."""
     found = importlib.util.find_spec("pytriton")
     if found is None or found.origin is None:
         pytest.skip("nvidia-pytriton, which has the server, is not installed: pip install --no-deps nvidia-pytriton")
@@ -44,7 +44,7 @@ def package() -> Path:
 
 
 def python() -> str:
-    """One with the shared library that the backend loads: this one, or the system's of the same version."""
+    """Return a Python with the shared library that the backend loads: this one, or the system's."""
     if sysconfig.get_config_var("Py_ENABLE_SHARED"):
         return sys.executable
     found = shutil.which(f"python{VERSION}", path="/usr/bin")
@@ -58,8 +58,10 @@ class Answer:
     """The responses to one request, in order.
 
     Attributes:
-        progress: of each call, and of frames.
-        error: that ended it.
+        progress: the progress messages, for calls and for frames.
+        video, media_type, seed, trace: the outputs of the last response.
+        error: the error that ended the request.
+        ended: whether the last response has come.
     """
 
     progress: list[dict] = field(default_factory=list)
@@ -72,7 +74,7 @@ class Answer:
 
 
 class Client:
-    """Of the model ``name``, a stream for each request."""
+    """A client of one model, with a stream for each request."""
 
     def __init__(self, name: str, grpc: str, http: str) -> None:
         import tritonclient.grpc
@@ -93,7 +95,7 @@ class Client:
 
 
 class Asking:
-    """A request under way."""
+    """A request that has been sent."""
 
     def __init__(self, grpc: Any, address: str, name: str, fields: dict[str, Any]) -> None:
         from adacache_serve.triton.config import INPUTS
@@ -112,7 +114,7 @@ class Asking:
         self._client.async_stream_infer(name, inputs, enable_empty_final_response=True)
 
     def next(self, seconds: float = HANG_SECONDS) -> None:
-        """The next response, into the answer."""
+        """Wait for the next response, and add it to the answer."""
         result, error = self._responses.get(timeout=seconds)
         if error is not None:
             self.answer.error, self.answer.ended = error.message(), True
@@ -144,13 +146,13 @@ class Asking:
 
 @contextmanager
 def triton(repository: Path, folder: Path, name: str, *options: str) -> Iterator[Client]:
-    """The server on a repository, until the block ends.
+    """Run the server on a model repository; yield a client.
 
     Args:
-        repository: of models.
-        folder: for files of the server's; its log is ``log.txt`` there.
-        name: of the model that the client asks.
-        options: for the command line.
+        repository: the model repository.
+        folder: folder for the server's files; its log is ``log.txt`` there.
+        name: name of the client's model.
+        options: further options of the server's command line.
     """
     server = package()
     backends = folder / "backends"

@@ -17,6 +17,7 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_serve.settings import Settings
 from tests.helpers.fake_server import events, functions, served, service, write_model
+from tests.helpers.http_jobs import ended
 from tests.helpers.waiting import until
 
 
@@ -36,14 +37,6 @@ def client(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[h
 def generated(bundle: Path, **asked: Any) -> Denoised:
     """In this process, by the runtime alone."""
     return Pipeline(open_bundle(bundle), FakeBackend(functions())).generate(Request(**asked))
-
-
-def ended(client: httpx.Client, name: str) -> dict:
-    def look() -> dict | None:
-        video = client.get(f"/v1/videos/{name}").json()
-        return video if video["status"] in ("completed", "failed", "cancelled") else None
-
-    return until(look)
 
 
 def test_the_video_is_the_one_that_the_runtime_makes(client: httpx.Client, bundle: Path, tmp_path: Path) -> None:

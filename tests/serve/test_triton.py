@@ -1,4 +1,4 @@
-"""A bundle in Triton's model repository, and what the real Triton server makes of it."""
+"""A bundle in Triton's model repository, and the real Triton server on it."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[C
 
 
 def made_alone(pipeline: Pipeline, output: Path, **asked: Any) -> tuple[bytes, list[int]]:
-    """By the runtime, in this process: the video, and the calls that were computed."""
+    """Make a video in this process; return it, and the calls that were computed."""
     events = write_events(pipeline.prepare(Request(**asked)), output)
     records = [event.record for event in events if isinstance(event, Called)]
     return output.read_bytes(), [record.call for record in records if record.computed]
@@ -153,7 +153,7 @@ def test_the_model_is_ready_after_its_warm_up(client: Client) -> None:
 
 @pytest.mark.slow
 def test_the_repository_as_it_is_written_serves_a_bundle(decoding_folder: Path, tmp_path: Path) -> None:
-    """An fp16 Latte with T5 and VAE; no stand-in anywhere."""
+    """A real fp16 Latte with T5 and VAE, without fakes."""
     assert main([str(decoding_folder), "--triton-repository", str(tmp_path / "repository")]) == 0
     asked = {"seed": 7, "steps": 3}
     with triton(tmp_path / "repository", tmp_path, decoding_folder.name) as client:

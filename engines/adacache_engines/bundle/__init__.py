@@ -1,1 +1,1 @@
-"""The bundle: its manifest, the tensors and sizes that it speaks of, and how it is opened."""
+"""The bundle: its manifest, its tensors and sizes, and how it is opened."""

@@ -1,7 +1,7 @@
-"""The bundle: how one is opened, and its manifest read and written.
+"""Open a bundle, and read and write its manifest.
 
 ``manifest.json`` describes the model and lists every file with its sha256. It is written in one canonical form
-and carries the digest of its own content, so a changed byte anywhere is noticed before a file is used.
+and carries the digest of its own content, so that a changed byte anywhere is noticed before a file is used.
 """
 
 import hashlib
@@ -17,32 +17,38 @@ from adacache_engines.bundle.manifest import SCHEMA_VERSION, Manifest
 from adacache_engines.errors import BundleError
 
 MANIFEST = "manifest.json"
-CHUNK = 1 << 22  # bytes hashed at once
+HASHED_NBYTES = 1 << 22  # read and hashed at once
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: every file was there, and unchanged."""
+    """An opened bundle, all of whose files were there and unchanged.
+
+    Attributes:
+        folder: folder of the bundle.
+        manifest: description of the model and list of the files.
+    """
 
     folder: Path
     manifest: Manifest
 
     def path(self, name: str) -> Path:
+        """Return the place of a file that the manifest names."""
         return self.folder / name
 
 
 def sha256_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
-    """Hex digest of a file; ``progress`` gets the number of bytes after each chunk."""
+    """Return the SHA-256 of a file in hexadecimal digits; ``progress`` gets the number of bytes of each piece."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            progress(len(chunk))
+        while content := file.read(HASHED_NBYTES):
+            digest.update(content)
+            progress(len(content))
     return digest.hexdigest()
 
 
 def dump_manifest(manifest: Manifest) -> str:
-    """The manifest's text, its digest included."""
+    """Return the manifest's text, its digest included."""
     content = manifest.model_dump(mode="json")
     return _canonical({**content, "digest": _digest(content)})
 
@@ -56,7 +62,8 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """
+    """Read the manifest of a bundle; the other files are not looked at.
+
     Raises:
         BundleError: no bundle is there, or its manifest was changed or is of another version.
     """
@@ -88,10 +95,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def replace_manifest(folder: Path, manifest: Manifest) -> None:
-    """Puts a manifest in the place of a bundle's own, in one step.
+    """Put a manifest in the place of a bundle's own, in one step.
 
     Raises:
-        BundleError: the folder is closed to us, or the disk is full; the old manifest stays.
+        BundleError: the folder cannot be written, or the disk is full; the old manifest stays.
     """
     partial = folder / f".{MANIFEST}.writing"
     try:
@@ -103,10 +110,10 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def open_bundle(folder: Path | str, progress: Callable[[int], None] = lambda _: None) -> Bundle:
-    """Reads the manifest and re-hashes every file; ``progress`` gets numbers of bytes.
+    """Read the manifest and hash every file again; ``progress`` gets numbers of bytes.
 
     Raises:
-        BundleError: what is there is not an unchanged bundle; every missing or changed file is named.
+        BundleError: there is no unchanged bundle; every missing or changed file is named.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)

@@ -29,40 +29,40 @@ class Buffer(Protocol):
     def nbytes(self) -> int: ...
     @property
     def address(self) -> int:
-        """Of the first byte, in the device's address space."""
+        """Address of the first byte, in the device's address space."""
         ...
 
     def part(self, start: int, stop: int) -> "Buffer":
-        """The same memory, restricted to ``start:stop`` of the first axis."""
+        """Return a view of the entries ``start:stop`` of the first axis."""
         ...
 
     def row(self, index: int) -> "Buffer":
-        """The same memory, restricted to one entry of the first axis, which goes away."""
+        """Return a view of one entry of the first axis; the view has one axis less."""
         ...
 
     def write(self, array: Array) -> None:
-        """Fills the buffer from the host; the array must have its shape and dtype."""
+        """Fill the buffer from the host; the array must have its shape and dtype."""
         ...
 
     def read(self) -> Array:
-        """A copy on the host, after all work enqueued so far."""
+        """Return a copy on the host, made after all work enqueued so far."""
         ...
 
 
 class Readback(Protocol):
-    """A buffer's way to the host without stopping the device."""
+    """A copy of a buffer to the host that does not stop the device."""
 
     def start(self) -> None:
-        """Enqueues the copy behind the work enqueued so far."""
+        """Enqueue the copy behind the work enqueued so far."""
         ...
 
     def result(self) -> Array:
-        """Waits for the last ``start`` and returns its values."""
+        """Return the values of the last ``start``; waits for that copy only."""
         ...
 
 
 class Device(Protocol):
-    """Where buffers live."""
+    """Memory in which buffers live, and the order in which work on them is done."""
 
     @property
     def kind(self) -> str:
@@ -73,17 +73,20 @@ class Device(Protocol):
     def index(self) -> int: ...
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Buffer:
-        """A buffer of zeros: PNDM gives predictions that are not there yet the weight 0, which NaN would outlive."""
+        """Return a buffer of zeros.
+
+        Not of whatever is there: PNDM gives predictions that are not there yet the weight 0, and 0 times NaN is NaN.
+        """
         ...
 
     def copy(self, source: Buffer, target: Buffer) -> Call:
-        """A call that copies ``source`` to ``target`` (same shape and dtype)."""
+        """Return a call that copies ``source`` to ``target``, which have the same shape and dtype."""
         ...
 
     def readback(self, source: Buffer) -> Readback: ...
 
     def sequence(self, calls: Sequence[Call], name: str = "calls") -> Call:
-        """One call that makes ``calls`` in turn; a device that can, records them and replays.
+        """Return one call that makes ``calls`` in turn; a device that can, records and replays them.
 
         The calls must do the same each time: enqueue engines and copies on the same buffers, and nothing else.
         ``name`` is for error messages.
@@ -91,15 +94,15 @@ class Device(Protocol):
         ...
 
     def free_nbytes(self) -> int | None:
-        """Memory that is not taken; None where nobody knows."""
+        """Return the bytes of memory that are not taken; None = not known."""
         ...
 
     def mark(self) -> object:
-        """A point in the enqueued work, for :meth:`milliseconds`."""
+        """Return a point in the enqueued work, for :meth:`milliseconds`."""
         ...
 
     def milliseconds(self, start: object, stop: object) -> float:
-        """Time between two marks; waits for the second."""
+        """Return the time between two marks, in milliseconds; waits for the second."""
         ...
 
 
@@ -142,7 +145,7 @@ class HostBuffer:
 
 @dataclass(frozen=True)
 class HostReadback:
-    """Host memory needs no copy until somebody asks."""
+    """A readback from host memory, which needs no copy before its result is asked for."""
 
     source: Buffer
 
@@ -155,7 +158,7 @@ class HostReadback:
 
 @dataclass(frozen=True)
 class HostDevice:
-    """The processor's own memory."""
+    """The processor's own memory, on which calls run at once."""
 
     kind: str = "cpu"
     index: int = 0
@@ -180,7 +183,7 @@ class HostDevice:
         return in_turn(calls)
 
     def free_nbytes(self) -> int | None:
-        """What Linux can give without swapping; None on other systems."""
+        """Return the bytes that Linux can give without swapping; None on other systems."""
         if not MEMINFO.is_file():
             return None
         fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
@@ -196,7 +199,7 @@ class HostDevice:
 
 
 def in_turn(calls: Sequence[Call]) -> Call:
-    """One call that makes all of them."""
+    """Return one call that makes all of these, one after another."""
     calls = tuple(calls)
 
     def call() -> None:

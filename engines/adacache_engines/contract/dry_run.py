@@ -1,4 +1,4 @@
-"""A device and engines on paper: what is allocated on them is counted, and nothing runs."""
+"""A dry run: a device that counts allocations, and engines that tell the memory they would need. Nothing runs."""
 
 import math
 from collections.abc import Hashable, Mapping, MutableMapping, Sequence
@@ -11,12 +11,13 @@ from adacache_engines.bundle.manifest import Graph
 from adacache_engines.contract.device import Array, Buffer, Call, in_turn
 from adacache_engines.contract.engine import Backend, Engine, check_binding
 
-Known = MutableMapping[Hashable, int | None]  # an engine and shapes to its need, once it was asked
+# Bytes of activations by graph and shapes of its inputs, as far as engines were loaded and have told them.
+KnownWorkspaces = MutableMapping[Hashable, int | None]
 
 
 @dataclass(frozen=True)
-class Sheet:
-    """A buffer without memory."""
+class DryRunBuffer:
+    """A buffer that has a shape and a dtype and no memory."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -26,62 +27,68 @@ class Sheet:
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def part(self, start: int, stop: int) -> "Sheet":
-        return Sheet((len(range(self.shape[0])[start:stop]), *self.shape[1:]), self.dtype)
+    def part(self, start: int, stop: int) -> "DryRunBuffer":
+        return DryRunBuffer((len(range(self.shape[0])[start:stop]), *self.shape[1:]), self.dtype)
 
-    def row(self, index: int) -> "Sheet":
-        return Sheet(self.shape[1:], self.dtype)
+    def row(self, index: int) -> "DryRunBuffer":
+        return DryRunBuffer(self.shape[1:], self.dtype)
 
     def write(self, array: Array) -> None:
         pass
 
     def read(self) -> Array:
-        raise NotImplementedError("there is nothing to read")
+        raise NotImplementedError("a buffer of a dry run holds no values")
 
 
 @dataclass(frozen=True)
-class NoReadback:
+class DryRunReadback:
+    """A readback that never has a result."""
+
     def start(self) -> None:
         pass
 
     def result(self) -> Array:
-        raise NotImplementedError("there is nothing to read")
+        raise NotImplementedError("a buffer of a dry run holds no values")
 
 
 @dataclass
-class Paper:
-    """A device that only counts."""
+class DryRunDevice:
+    """A device that counts the bytes of the buffers that are asked for.
+
+    Attributes:
+        nbytes: bytes of all buffers so far.
+    """
 
     nbytes: int = 0
-    kind: str = "paper"
+    kind: str = "dry run"
     index: int = 0
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> Sheet:
-        sheet = Sheet(shape, dtype)
-        self.nbytes += sheet.nbytes
-        return sheet
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> DryRunBuffer:
+        buffer = DryRunBuffer(shape, dtype)
+        self.nbytes += buffer.nbytes
+        return buffer
 
     def copy(self, source: Buffer, target: Buffer) -> Call:
         return _nothing
 
-    def readback(self, source: Buffer) -> NoReadback:
-        return NoReadback()
+    def readback(self, source: Buffer) -> DryRunReadback:
+        return DryRunReadback()
 
     def sequence(self, calls: Sequence[Call], name: str = "calls") -> Call:
         return in_turn(calls)
 
     def free_nbytes(self) -> None:
-        """Paper is never short."""
+        """Return None: a dry run is never short of memory."""
 
     def mark(self) -> None:
-        """Nothing runs."""
+        """Return None: no work is enqueued."""
 
     def milliseconds(self, start: object, stop: object) -> float:
         return 0.0
 
 
-class Asks(Protocol):
-    """What can be asked for the activations of a graph: an engine, or what stands for one."""
+class WorkspaceSource(Protocol):
+    """An engine, or an object that tells its activation memory in its stead."""
 
     @property
     def graph(self) -> Graph: ...
@@ -90,38 +97,44 @@ class Asks(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
-    """An engine that is asked for its need instead of being bound."""
+class DryRunEngine:
+    """An engine that tells its activation memory when it is bound, and never runs.
 
-    engine: Asks
-    needs: list[int | None]
+    Attributes:
+        source: object that knows the activation memory.
+        workspaces: list that gets the bytes of activations of each binding; None = they grow as needed.
+    """
+
+    source: WorkspaceSource
+    workspaces: list[int | None]
 
     @property
     def graph(self) -> Graph:
-        return self.engine.graph
+        return self.source.graph
 
     def bind(self, tensors: Mapping[str, Buffer]) -> Call:
         check_binding(self.graph, tensors)
-        self.needs.append(self.workspace_nbytes({spec.name: tensors[spec.name].shape for spec in self.graph.inputs}))
+        shapes = {spec.name: tensors[spec.name].shape for spec in self.graph.inputs}
+        self.workspaces.append(self.workspace_nbytes(shapes))
         return _nothing
 
     def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-        return self.engine.workspace_nbytes(shapes)
+        return self.source.workspace_nbytes(shapes)
 
 
-def arena_nbytes(needs: Sequence[int | None]) -> int | None:
-    """Activations of engines that share them; None = they grow as needed."""
-    known = [need for need in needs if need is not None]
-    return max(known, default=0) if len(known) == len(needs) else None
+def arena_nbytes(workspaces: Sequence[int | None]) -> int | None:
+    """Return the activation memory of engines that share it: the largest; None = it grows as needed."""
+    known = [nbytes for nbytes in workspaces if nbytes is not None]
+    return max(known, default=0) if len(known) == len(workspaces) else None
 
 
 @dataclass
-class _Unloaded:
-    """An engine that is loaded only if it must be asked, and then as long as this is there."""
+class _LoadedOnDemand:
+    """A source that loads its engine only where nobody has asked for these shapes yet, and then keeps it."""
 
     graph: Graph
     backend: Backend
-    known: Known
+    known: KnownWorkspaces
     engine: Engine | None = None
 
     def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -133,42 +146,43 @@ class _Unloaded:
 
 
 @dataclass(frozen=True)
-class _Unknown:
-    """An engine that has no answer, and so is not loaded."""
+class _NeverLoaded:
+    """A source that knows nothing, so that its engine need not be loaded."""
 
     graph: Graph
 
     def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Nobody knows."""
+        """Return None: the activation memory is not known."""
 
 
 @dataclass
-class PaperBackend:
-    """Stands for a back end.
+class DryRunBackend:
+    """A backend whose engines never run.
 
     Attributes:
-        backend: that it stands for.
-        asks: whether its engines are asked for their activations.
-        known: what they said so far.
-        device: counts.
-        needs: of all engines that were bound.
+        backend: the backend in whose stead it stands.
+        loads: whether that backend's engines are loaded to tell their activation memory.
+        known: activation memory that they have told so far; more is added.
+        device: the device that counts.
+        workspaces: activation memory of each binding, in bytes.
     """
 
     backend: Backend
-    asks: bool
-    known: Known
-    device: Paper = field(default_factory=Paper)
-    needs: list[int | None] = field(default_factory=list)
-    name: str = "paper"
+    loads: bool
+    known: KnownWorkspaces
+    device: DryRunDevice = field(default_factory=DryRunDevice)
+    workspaces: list[int | None] = field(default_factory=list)
+    name: str = "dry run"
 
     def weights_nbytes(self, graphs: Sequence[Graph]) -> int | None:
         return self.backend.weights_nbytes(graphs)
 
-    def load(self, graph: Graph) -> Asked:
-        return Asked(_Unloaded(graph, self.backend, self.known) if self.asks else _Unknown(graph), self.needs)
+    def load(self, graph: Graph) -> DryRunEngine:
+        source = _LoadedOnDemand(graph, self.backend, self.known) if self.loads else _NeverLoaded(graph)
+        return DryRunEngine(source, self.workspaces)
 
     def close(self) -> None:
-        """There is nothing to free."""
+        """Do nothing: nothing is held."""
 
 
 def _nothing() -> None:

@@ -15,30 +15,30 @@ from adacache_engines.errors import EngineError
 
 
 class Engine(Protocol):
-    """One compiled graph."""
+    """One graph, loaded and ready to be bound to buffers."""
 
     @property
     def graph(self) -> Graph:
-        """Its inputs and outputs."""
+        """The manifest's entry of the graph, with its inputs and outputs."""
         ...
 
     def bind(self, tensors: Mapping[str, Buffer]) -> Call:
-        """Ties every input and output to a buffer.
+        """Tie every input and output to a buffer, and return the call that runs the engine on them.
 
         An output may share memory with an input only where the graph is element-wise.
 
         Raises:
-            EngineError: a name, dtype or shape does not fit; all of them are listed.
+            EngineError: a name, dtype or shape is not the graph's; all of them are listed.
         """
         ...
 
     def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-        """Activation memory that it takes for inputs of these shapes; None = grows as needed.
+        """Return the bytes of activations for inputs of these shapes; None = they grow as needed.
 
-        Engines of a back end that knows share it: together they take as much as the one that takes most.
+        Engines of a backend that knows them share this memory: together they take as much as the one that takes most.
 
         Raises:
-            EngineError: it cannot run at these shapes.
+            EngineError: the engine cannot run at these shapes.
         """
         ...
 
@@ -48,20 +48,21 @@ class Backend(Protocol):
 
     @property
     def name(self) -> str:
-        """For reports: ``onnxruntime CPUExecutionProvider``."""
+        """Name for reports, such as ``onnxruntime CPUExecutionProvider``."""
         ...
 
     @property
     def device(self) -> Device: ...
 
     def weights_nbytes(self, graphs: Sequence[Graph]) -> int | None:
-        """Device memory for the weights of engines; None = they share the bundle's one file."""
+        """Return the bytes of device memory for these graphs' weights; None = they stay in the bundle's one file."""
         ...
 
     def load(self, graph: Graph) -> Engine:
-        """
+        """Load a graph as an engine.
+
         Raises:
-            EngineError: the back end cannot run the graph; says why.
+            EngineError: the backend cannot run the graph; the message says why.
         """
         ...
 
@@ -87,9 +88,10 @@ class BackendConfig(Protocol):
 
 
 def check_binding(graph: Graph, tensors: Mapping[str, Buffer]) -> None:
-    """
+    """Check that buffers have the names, dtypes and shapes of a graph's inputs and outputs.
+
     Raises:
-        EngineError: ``tensors`` are not what the graph takes and gives.
+        EngineError: they have not; every difference is listed.
     """
     given = {name: (buffer.shape, buffer.dtype) for name, buffer in tensors.items()}
     problems = mismatches((*graph.inputs, *graph.outputs), given)

@@ -1,4 +1,4 @@
-"""A back end whose engines are numpy functions: the loop's tests run on it in milliseconds."""
+"""A fake backend whose engines are numpy functions, on which tests of the loop take milliseconds."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,7 +36,12 @@ class FakeEngine:
 
 @dataclass
 class FakeBackend:
-    """``functions``: graph name -> function of the named inputs; ``log``: names in the order in which they ran."""
+    """A backend that runs a numpy function for each graph.
+
+    Attributes:
+        functions: by a graph's name, a function from its inputs to its outputs, by their names.
+        log: names of the graphs in the order in which they ran.
+    """
 
     functions: Mapping[str, Function]
     name: str = "fake"
@@ -45,11 +50,11 @@ class FakeBackend:
 
     def load(self, graph: Graph) -> FakeEngine:
         if graph.name not in self.functions:
-            raise EngineError(f"the fake back end has no function for {graph.name}")
+            raise EngineError(f"the fake backend has no function for {graph.name}")
         return FakeEngine(graph, self.functions[graph.name], self.log)
 
     def weights_nbytes(self, graphs: Sequence[Graph]) -> None:
-        """In the one file."""
+        """Return None: there are no weights."""
 
     def close(self) -> None:
         pass

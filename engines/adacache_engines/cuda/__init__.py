@@ -1,1 +1,1 @@
-"""A GPU through the CUDA runtime: its stream, memory and graphs."""
+"""An NVIDIA GPU through the CUDA runtime: its stream, memory and graphs."""

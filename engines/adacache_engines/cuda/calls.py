@@ -1,4 +1,4 @@
-"""Calls of the CUDA runtime answer with a status first; here it becomes an error, once."""
+"""The status of a CUDA call as an error of this project."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from adacache_engines.errors import EngineError
 
 
 def checked(api: Any, result: tuple[Any, ...], doing: str) -> Any:
-    """The value of a CUDA call, which returns (status,) or (status, value).
+    """Return the value of a CUDA call, which returns (status,) or (status, value).
 
     Raises:
         EngineError: the status is not success.

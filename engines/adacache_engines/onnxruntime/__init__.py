@@ -1,1 +1,1 @@
-"""Engines on ONNX Runtime, and the graph passes that suit its processors."""
+"""ONNX Runtime as a backend."""

@@ -7,7 +7,7 @@ from adacache_engines.cuda.memory import Memory
 
 
 class Arena:
-    """Memory for the most demanding of the claims that are alive; freed when the last of them is gone."""
+    """Memory for the largest of the living claims; freed when the last of them is gone."""
 
     def __init__(self, device: CudaDevice) -> None:
         self._device = device
@@ -15,14 +15,14 @@ class Arena:
         self._current: weakref.ref[Memory] | None = None
 
     def claim(self, nbytes: int) -> "Claim":
-        """Announces a context that needs so much; nothing is allocated before one of them runs."""
+        """Announce a context that needs so many bytes; nothing is allocated before a context runs."""
         with self._device.turn():
             claim = Claim(self, nbytes)
             self._claims.add(claim)
             return claim
 
     def memory(self) -> Memory:
-        """What there is where it is large enough, else new memory; the old one lives as long as its users."""
+        """Return memory for the largest claim; memory that was too small lives on with its users."""
         with self._device.turn():
             largest = max(claim.nbytes for claim in self._claims)
             memory = self._current() if self._current else None
@@ -41,7 +41,7 @@ class Claim:
         self._memory: Memory | None = None
 
     def memory(self) -> Memory:
-        """At the same place for as long as the claim lives, as recorded graphs need it."""
+        """Return memory that stays at one address as long as the claim lives, because recorded graphs need that."""
         if self._memory is None:
             self._memory = self._arena.memory()
         return self._memory

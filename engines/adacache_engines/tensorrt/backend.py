@@ -1,6 +1,6 @@
 """TensorRT and TensorRT-RTX as backends: what can be chosen, and how they load a bundle's plans.
 
-Contexts have no memory of their own for activations; all of a back end share one arena.
+Contexts have no memory of their own for activations; all contexts of a backend share one arena.
 """
 
 import mmap
@@ -65,15 +65,15 @@ class TrtBackend:
     """TensorRT or TensorRT-RTX, opened on a bundle's plans.
 
     Args:
-        bundle: opened.
-        library: that built the plans, in the same version.
-        device: None = the first GPU.
-        graphs: where ``device`` is None, whether it records CUDA graphs.
+        bundle: the opened bundle.
+        library: the library that built the plans, in the same version.
+        device: device that runs the plans; None = the first GPU.
+        graphs: whether the first GPU records CUDA graphs, where ``device`` is None.
         weight_budget: bytes of device memory for all weights; the others stay in host memory and are copied in when an
             engine runs. None = all of them on the device.
         progress: gets numbers of bytes while the plans are checked.
-        target: take plans that were built for this compute capability, whatever the GPU's own is. The library may then
-            refuse them or fail; this is for finding out whether it runs on a GPU that it does not name.
+        target: compute capability whose plans are taken; None = the GPU's own. The library may refuse plans for
+            another, or fail; this finds out whether it runs on a GPU that it does not name.
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
@@ -119,7 +119,7 @@ class TrtBackend:
 
     @property
     def plans(self) -> PlanSet:
-        """The bundle's set that is in use."""
+        """The bundle's set of plans that is in use."""
         return self._set
 
     def weights_nbytes(self, graphs: Sequence[Graph]) -> int:
@@ -135,11 +135,11 @@ class TrtBackend:
         return TrtEngine(graph, plan, self._library, self.device, self._arena, tuple(self._set.profiles))
 
     def close(self) -> None:
-        """Keeps the compiled kernels; engines and contexts are freed with their holders."""
+        """Save the compiled kernels; engines and contexts are freed with their holders."""
         self._cache.save()
 
     def _entry(self, graph: Graph) -> PlanEntry:
-        """The graph's plan; the ``add`` of all blocks is the plan of their reuse variant."""
+        """Return the graph's plan; that of ``add`` is the plan of all blocks' reuse variant."""
         for entry in self._set.plans:
             if entry.graph == graph.name:
                 return entry
@@ -159,7 +159,7 @@ class TrtBackend:
             return OpenedPlan(engine, self._config(engine) if library.name == "tensorrt-rtx" else None)
 
     def _config(self, engine: Any) -> Any:
-        """How TensorRT-RTX makes contexts of an engine."""
+        """Return the configuration by which TensorRT-RTX makes contexts of an engine."""
         api = self._library.api
         config = done(self._library, engine.create_runtime_config(), "configuring an engine")
         config.set_execution_context_allocation_strategy(api.ExecutionContextAllocationStrategy.USER_MANAGED)

@@ -1,7 +1,7 @@
-"""One ONNX graph into one plan.
+"""Compile one ONNX graph into one plan.
 
 Precision is the graph's own (strongly typed). Attention of half precision must become TensorRT's fused layer; the
-layer has no kernels for float32 and for narrow heads, so there attention is spelled out by onnx before it is parsed.
+layer has no kernels for float32 and for narrow heads, so there attention is written out before it is parsed.
 """
 
 import math
@@ -20,7 +20,7 @@ from adacache_engines.tensorrt.library import InstalledLibrary
 if TYPE_CHECKING:
     import tensorrt as trt
 
-# of TensorRT for RTX, which builds for GPUs that are not there
+# Compute capabilities that TensorRT for RTX builds for, whether or not such a GPU is there, by its own names.
 TARGETS: Mapping[str, str] = {
     "7.5": "SM75",
     "8.0": "SM80",
@@ -38,7 +38,7 @@ USUAL_TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")  # Ampere and newer
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How plans are built; what a library does not have is refused.
+    """Options of a build. A library refuses those that it does not have.
 
     Attributes:
         targets: compute capabilities to build for (TensorRT-RTX), or ``current`` alone for the GPU that is there, as
@@ -59,7 +59,8 @@ class BuildOptions:
 
 
 def check_options(library: Library, options: BuildOptions) -> None:
-    """
+    """Check that a library has the options, and that they are in range.
+
     Raises:
         InputError: an option is out of range, or this library does not have it.
     """
@@ -94,18 +95,18 @@ def build_plan(
     timing_cache: Any = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> memoryview:
-    """Builds the plan of one graph.
+    """Build the plan of one graph, and return its content.
 
     Args:
-        library: that builds it.
-        path: of the ONNX file; its external data lie beside it.
-        graph: its inputs and outputs.
+        library: library that builds it.
+        path: ONNX file, beside its external data.
+        graph: manifest's entry of the graph, with its inputs and outputs.
         profiles: ranges of the dynamic axes; each becomes an optimisation profile, in this order.
-        options: checked.
+        options: options that :func:`check_options` accepts.
         fused: whether attention must become TensorRT's fused layer; it is written out if not, or if a head is
             narrower than its kernels.
-        timing_cache: of TensorRT, shared by builds.
-        stopped: asked now and then; the build ends soon after it says True.
+        timing_cache: TensorRT's timing cache, which builds share; None = none.
+        stopped: function that is called now and then; the build ends soon after it returns True.
 
     Raises:
         EngineError: the graph cannot be parsed or built, has other tensors than ``graph``, an attention that was not
@@ -139,7 +140,7 @@ def build_plan(
 
 
 def _typed(api: Any) -> int:
-    """Flags of a strongly typed network; newer libraries know no other."""
+    """Return the flags of a strongly typed network; newer libraries know no other."""
     flag = getattr(api.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     return 0 if flag is None else 1 << int(flag)
 
@@ -161,7 +162,7 @@ def _network(
 
 
 def _narrowest_head(api: Any, network: "trt.INetworkDefinition") -> float:
-    """Of all attentions that were read as fused layers."""
+    """Return the narrowest width of a head in the attentions that were read as fused layers."""
     kind = getattr(api.LayerType, "ATTENTION_INPUT", None)  # an older library takes attention apart
     layers = [network.get_layer(index) for index in range(network.num_layers)]
     heads = [layer.get_input(0).shape for layer in layers if layer.type == kind]
@@ -169,7 +170,8 @@ def _narrowest_head(api: Any, network: "trt.INetworkDefinition") -> float:
 
 
 def _check_tensors(library: InstalledLibrary, network: "trt.INetworkDefinition", graph: Graph) -> None:
-    """
+    """Check that the library reads the manifest's inputs and outputs.
+
     Raises:
         EngineError: the library reads other inputs or outputs than the manifest has.
     """
@@ -181,7 +183,8 @@ def _check_tensors(library: InstalledLibrary, network: "trt.INetworkDefinition",
 
 
 def _check_attention(api: Any, network: "trt.INetworkDefinition", name: str) -> None:
-    """
+    """Check that every attention has become a fused layer.
+
     Raises:
         EngineError: a softmax is left, so an attention was taken apart.
     """

@@ -1,4 +1,4 @@
-"""Builds plans in worker processes. Each finished plan has a record beside it, so that a build can go on later."""
+"""Build plans in worker processes. Each finished plan has a record beside it, so that a build can go on later."""
 
 import json
 import multiprocessing
@@ -25,15 +25,15 @@ TIMING_CACHE = "timing.cache"  # in the folder of the plans
 
 
 @dataclass(frozen=True)
-class Job:
+class BuildTask:
     """A plan to build.
 
     Attributes:
-        graph: what it computes.
-        onnx: the graph's file.
-        plan: the file to write.
+        graph: graph that the plan computes.
+        onnx: ONNX file of the graph.
+        plan: file to write.
         profiles, options, fused: see :func:`adacache_engines.tensorrt.build.build_plan`.
-        digest: of all that the plan depends on.
+        digest: digest of everything that the plan depends on.
     """
 
     graph: Graph
@@ -47,7 +47,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Built:
-    """A finished plan; its record, a JSON file beside it."""
+    """The record of a finished plan, a JSON file beside it.
+
+    Attributes:
+        digest: digest of everything that the plan depends on.
+        sha256: SHA-256 of the plan.
+        nbytes: size of the plan.
+        build_s: seconds that the build took.
+    """
 
     digest: str
     sha256: str
@@ -55,65 +62,69 @@ class Built:
     build_s: float
 
 
-def run_jobs(jobs: Sequence[Job], library: InstalledLibrary, workers: int, done: Callable[[int], None]) -> list[Built]:
-    """Builds what is not there yet, in ``workers`` processes; ``done`` gets 1 for each plan.
+def run_tasks(
+    tasks: Sequence[BuildTask], library: InstalledLibrary, workers: int, done: Callable[[int], None]
+) -> list[Built]:
+    """Build the plans that are not there yet, in ``workers`` processes; ``done`` gets 1 for each plan.
 
     Raises:
         EngineError: a plan cannot be built, or a worker was killed. Finished plans stay.
     """
-    found = {job.plan: record for job in jobs if (record := finished(job))}
+    found = {task.plan: record for task in tasks if (record := finished(task))}
     done(len(found))
-    missing = [job for job in jobs if job.plan not in found]
+    missing = [task for task in tasks if task.plan not in found]
     if workers == 1:
         cache = _timing_cache(library, missing[0].plan.parent) if missing else None
-        firsts: dict[str, Job] = {}
-        for job in jobs:
-            first = firsts.setdefault(kind_of(job.onnx), job) if job.options.refit else job
-            if job.plan not in found:
-                found[job.plan] = _build(job, library, cache, lambda: False, None if first is job else first)
+        firsts: dict[str, BuildTask] = {}
+        for task in tasks:
+            first = firsts.setdefault(kind_of(task.onnx), task) if task.options.refit else task
+            if task.plan not in found:
+                found[task.plan] = _build(task, library, cache, lambda: False, None if first is task else first)
                 done(1)
     elif missing:
         found |= _in_parallel(missing, library.name, workers, done)
-    return [found[job.plan] for job in jobs]
+    return [found[task.plan] for task in tasks]
 
 
-def finished(job: Job) -> Built | None:
-    """The record of a plan that an earlier build left whole; None if there is none for these settings."""
+def finished(task: BuildTask) -> Built | None:
+    """Return the record of a plan that an earlier build left whole; None = there is none for these settings."""
     try:
-        record = Built(**json.loads(_record(job).read_text()))
-        whole = record.digest == job.digest and sha256_file(job.plan) == record.sha256
+        record = Built(**json.loads(_record(task).read_text()))
+        whole = record.digest == task.digest and sha256_file(task.plan) == record.sha256
     except (OSError, ValueError, TypeError):
         return None
     return record if whole else None
 
 
-def record_finished(job: Job, plan: Path, record: Built) -> None:
-    """Makes a plan that lies elsewhere on this disk the job's."""
-    job.plan.unlink(missing_ok=True)
+def record_finished(task: BuildTask, plan: Path, record: Built) -> None:
+    """Take over a plan that lies elsewhere on this disk."""
+    task.plan.unlink(missing_ok=True)
     try:
-        job.plan.hardlink_to(plan)
+        task.plan.hardlink_to(plan)
     except OSError:  # not on every file system
-        shutil.copyfile(plan, job.plan)
-    _write(_record(job), json.dumps(asdict(record)).encode())
+        shutil.copyfile(plan, task.plan)
+    _write(_record(task), json.dumps(asdict(record)).encode())
 
 
-def _record(job: Job) -> Path:
-    return job.plan.with_suffix(".json")
+def _record(task: BuildTask) -> Path:
+    return task.plan.with_suffix(".json")
 
 
-def _in_parallel(jobs: Sequence[Job], library: Library, workers: int, done: Callable[[int], None]) -> dict[Path, Built]:
+def _in_parallel(
+    tasks: Sequence[BuildTask], library: Library, workers: int, done: Callable[[int], None]
+) -> dict[Path, Built]:
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     found = {}
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, _start_worker, (library, stop)) as pool:
+    with ProcessPoolExecutor(min(workers, len(tasks)), context, _start_worker, (library, stop)) as pool:
         try:
-            futures = {pool.submit(_work, job): job for job in jobs}
+            futures = {pool.submit(_work, task): task for task in tasks}
             for future in as_completed(futures):
                 found[futures[future].plan] = future.result()
                 done(1)
         except BrokenProcessPool as error:
             raise EngineError(
-                "a process that builds plans was killed, perhaps for want of memory; build again with --jobs 1: "
+                "a process that builds plans was killed, perhaps because memory was short; build again with --jobs 1: "
                 "finished plans are kept"
             ) from error
         finally:
@@ -130,30 +141,36 @@ def _start_worker(library: Library, stop: Event) -> None:
     _worker["library"], _worker["stop"] = open_library(library), stop
 
 
-def _work(job: Job) -> Built:
-    return _build(job, _worker["library"], None, _worker["stop"].is_set)
+def _work(task: BuildTask) -> Built:
+    return _build(task, _worker["library"], None, _worker["stop"].is_set)
 
 
 def _build(
-    job: Job, library: InstalledLibrary, timing_cache: Any, stopped: Callable[[], bool], first: Job | None = None
+    task: BuildTask,
+    library: InstalledLibrary,
+    timing_cache: Any,
+    stopped: Callable[[], bool],
+    first: BuildTask | None = None,
 ) -> Built:
-    """Builds a plan, or makes it of that of the ``first`` job of its kind."""
+    """Build a plan, or make it from that of the ``first`` task of its kind."""
     began = time.perf_counter()
     if first is None:
-        plan = build_plan(library, job.onnx, job.graph, job.profiles, job.options, job.fused, timing_cache, stopped)
+        plan = build_plan(
+            library, task.onnx, task.graph, task.profiles, task.options, task.fused, timing_cache, stopped
+        )
     else:
-        plan = refit(library, first.plan.read_bytes(), first.onnx, job.onnx)
+        plan = refit(library, first.plan.read_bytes(), first.onnx, task.onnx)
     build_s = time.perf_counter() - began
-    _write(job.plan, plan)
+    _write(task.plan, plan)
     if timing_cache is not None:
-        _write(job.plan.with_name(TIMING_CACHE), bytes(timing_cache.serialize()))
-    record = Built(job.digest, sha256_file(job.plan), plan.nbytes, round(build_s, 3))
-    _write(_record(job), json.dumps(asdict(record)).encode())
+        _write(task.plan.with_name(TIMING_CACHE), bytes(timing_cache.serialize()))
+    record = Built(task.digest, sha256_file(task.plan), plan.nbytes, round(build_s, 3))
+    _write(_record(task), json.dumps(asdict(record)).encode())
     return record
 
 
 def _write(path: Path, content: bytes | memoryview) -> None:
-    """Whole or not at all."""
+    """Write a file, whole or not at all."""
     partial = path.with_name(f".{path.name}.writing")
     partial.write_bytes(content)
     partial.replace(path)

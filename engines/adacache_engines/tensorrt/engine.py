@@ -1,4 +1,4 @@
-"""One compiled plan as an engine: every binding is an execution context.
+"""A compiled plan as an engine, each of whose bindings is an execution context.
 
 A context is made for one set of buffers: its profile, shapes and addresses are set once, and a call only enqueues.
 """
@@ -26,7 +26,7 @@ Shape = tuple[int, ...]
 
 @contextmanager
 def translated(library: InstalledLibrary, doing: str) -> Iterator[None]:
-    """Whatever the library raises becomes an error of ours, with what it logged."""
+    """Raise the library's errors as the project's own, with what the library has logged."""
     try:
         yield
     except EngineError:
@@ -37,9 +37,10 @@ def translated(library: InstalledLibrary, doing: str) -> Iterator[None]:
 
 
 def done(library: InstalledLibrary, result: Any, doing: str) -> Any:
-    """
+    """Return the result of a call of the library.
+
     Raises:
-        EngineError: the library answered False or None; says what it logged.
+        EngineError: the library answered False or None; the message has what it logged.
     """
     if result is None or result is False:
         raise EngineError(f"{library.name} {library.version} failed {doing}: {library.complaints()}")
@@ -55,30 +56,31 @@ class OpenedPlan:
     """A deserialised plan.
 
     Attributes:
-        config: of contexts; TensorRT-RTX alone has one.
-        lock: contexts are made one at a time.
-        needs: activation memory in bytes by profile and shapes of the inputs, as far as it was asked for.
+        engine: the library's own engine.
+        config: configuration of contexts; None = the library is TensorRT, which has none.
+        lock: lock that is held while a context is made.
+        workspaces: bytes of activations by shapes of the inputs, as far as they are known.
     """
 
     engine: "trt.ICudaEngine"
     config: Any
     lock: threading.Lock = field(default_factory=threading.Lock)
-    needs: dict[object, int] = field(default_factory=dict)
+    workspaces: dict[object, int] = field(default_factory=dict)
 
 
 class TrtEngine:
-    """The plan of one graph.
+    """An engine that runs the plan of one graph.
 
     Args:
-        graph: that it was built from.
-        plan: deserialised.
-        library: that runs it.
-        device: on whose stream it runs.
-        arena: for its activations.
+        graph: graph that the plan was built from.
+        plan: the deserialised plan.
+        library: library that runs it.
+        device: device on whose stream it runs.
+        arena: memory for activations, which engines share.
         profiles: names of the plan's optimisation profiles.
 
     Raises:
-        EngineError: the plan's tensors or profiles are not those of the graph.
+        EngineError: the plan's tensors or profiles are not the graph's.
     """
 
     def __init__(
@@ -97,9 +99,10 @@ class TrtEngine:
             self._tensors = self._check()
 
     def bind(self, tensors: Mapping[str, Buffer]) -> Call:
-        """
+        """Make a context for these buffers, and return the call that enqueues it.
+
         Raises:
-            EngineError: a name, dtype or shape does not fit, or no profile of the plan covers the shapes.
+            EngineError: a name, dtype or shape is not the graph's, or no profile of the plan covers the shapes.
         """
         check_binding(self.graph, tensors)
         name = self.graph.name
@@ -114,18 +117,18 @@ class TrtEngine:
             for tensor in self._tensors:
                 given = context.set_tensor_address(tensor, tensors[tensor].address)
                 done(self._library, given, f"binding {tensor} of {name}")
-        return _Bound(name, context, self._arena.claim(need), self._library, self._device, tensors)
+        return _BoundContext(name, context, self._arena.claim(need), self._library, self._device, tensors)
 
     def workspace_nbytes(self, shapes: Mapping[str, Shape]) -> int:
         key = self._key(shapes)
-        if key not in self._plan.needs:
+        if key not in self._plan.workspaces:
             with translated(self._library, f"measuring {self.graph.name}"):
                 context, _ = self._context(shapes)
             self._device.drop([context].clear, when_idle=True)  # its profile may be on the way
-        return self._plan.needs[key]
+        return self._plan.workspaces[key]
 
     def _context(self, shapes: Mapping[str, Shape]) -> tuple["trt.IExecutionContext", int]:
-        """A context for inputs of these shapes, and its activation memory in bytes."""
+        """Return a context for inputs of these shapes, and its activation memory in bytes."""
         profile, name, library = self._profile(shapes), self.graph.name, self._library
         self._device.use()
         engine, config = self._plan.engine, self._plan.config
@@ -143,7 +146,7 @@ class TrtEngine:
         if unknown:
             raise EngineError(f"{library.name} {library.version} cannot infer {', '.join(unknown)} of {name}")
         need = self._need(context, profile)
-        self._plan.needs[self._key(shapes)] = need
+        self._plan.workspaces[self._key(shapes)] = need
         return context, need
 
     def _need(self, context: "trt.IExecutionContext", profile: int) -> int:
@@ -158,7 +161,7 @@ class TrtEngine:
         return tuple(shapes[spec.name] for spec in self.graph.inputs)
 
     def _profile(self, shapes: Mapping[str, Shape]) -> int:
-        """The first profile that covers shapes of the inputs."""
+        """Return the index of the first profile that covers shapes of the inputs."""
         misfits = []
         for index, profile in enumerate(self._profiles):
             wrong = {}
@@ -180,7 +183,7 @@ class TrtEngine:
         )
 
     def _check(self) -> tuple[str, ...]:
-        """Names of the plan's tensors: the graph's, but for inputs that no value is taken from."""
+        """Return the names of the plan's tensors: the graph's, but for inputs whose values are not used."""
         engine, api = self._plan.engine, self._library.api
         modes = {api.TensorIOMode.INPUT: self.graph.inputs, api.TensorIOMode.OUTPUT: self.graph.outputs}
         specs = {(mode, spec.name): spec for mode, group in modes.items() for spec in group}
@@ -204,8 +207,8 @@ class TrtEngine:
         return tuple(names)
 
 
-class _Bound:
-    """A context with everything set. It ends when the work that was enqueued on it is done."""
+class _BoundContext:
+    """A context with everything set, which is freed when the work that was enqueued on it is done."""
 
     def __init__(
         self,

@@ -18,11 +18,11 @@ LOG = logging.getLogger(__name__)
 
 
 class RuntimeCache:
-    """One cache for all engines of a back end.
+    """One cache of compiled kernels for all engines of a backend.
 
     Args:
-        path: of the file; it need not be there.
-        library: TensorRT-RTX.
+        path: file of the cache; it need not be there.
+        library: the installed TensorRT-RTX.
     """
 
     def __init__(self, path: Path, library: InstalledLibrary) -> None:
@@ -32,10 +32,10 @@ class RuntimeCache:
         self._saved = b""
 
     def attach(self, config: Any) -> None:
-        """Gives the cache to an engine's runtime configuration; the first one reads the file.
+        """Give the cache to an engine's runtime configuration; the first time reads the file.
 
         Raises:
-            EngineError: the library does not take it.
+            EngineError: the library refuses the cache.
         """
         with self._lock:
             if self._cache is None:
@@ -45,7 +45,7 @@ class RuntimeCache:
                 raise EngineError(f"{self._library.name} takes no runtime cache: {self._library.complaints()}")
 
     def save(self) -> None:
-        """Writes the file, whole or not at all, if there is anything new."""
+        """Write the file, whole or not at all, if there is anything new."""
         with self._lock:
             if self._cache is None:
                 return

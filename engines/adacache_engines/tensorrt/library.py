@@ -16,14 +16,14 @@ EXTRAS: Mapping[Library, str] = {"tensorrt-rtx": "trt-rtx", "tensorrt": "trt"}
 
 @dataclass(frozen=True)
 class InstalledLibrary:
-    """An installed library.
+    """A library that compiles and runs plans, as it is installed here.
 
     Attributes:
-        name: which of the two.
-        api: its module.
-        version: as the library tells it.
-        logger: for all objects of the API.
-        errors: what the library has logged as errors; whoever reports them empties the list.
+        name: name of the library.
+        api: the library's Python module.
+        version: version that the library tells.
+        logger: logger for all objects of the API.
+        errors: messages that the library has logged as errors; whoever reports them empties the list.
     """
 
     name: Library
@@ -44,10 +44,11 @@ class InstalledLibrary:
 
 
 def open_library(name: str) -> InstalledLibrary:
-    """
+    """Import one of the two libraries.
+
     Raises:
-        InputError: there is no such library.
-        MissingDependencyError: it is not installed; names the extra that brings it.
+        InputError: there is no library of this name.
+        MissingDependencyError: it is not installed; the message names the extra that brings it.
     """
     known = {library: library for library in LIBRARIES}
     if name not in known:
@@ -63,7 +64,7 @@ def open_library(name: str) -> InstalledLibrary:
 
 
 def _logger(api: Any, errors: list[str]) -> Any:
-    """Errors go to the list, to be raised; warnings to Python's log, at level INFO."""
+    """Return a logger that puts errors into the list, and warnings into Python's log at level INFO."""
     log = logging.getLogger(__name__)
 
     class Logger(api.ILogger):  # type: ignore[misc]
@@ -74,13 +75,13 @@ def _logger(api: Any, errors: list[str]) -> Any:
             if severity in (api.Logger.INTERNAL_ERROR, api.Logger.ERROR):
                 errors.append(message)
             elif severity == api.Logger.WARNING:
-                log.info(message)  # they are meant for who wrote the graph
+                log.info(message)  # they concern the author of the graph
 
     return Logger()
 
 
 def gpu_target(index: int = 0) -> str | None:
-    """Compute capability of a GPU, such as ``8.9``; None if there is none."""
+    """Return the compute capability of a GPU, such as ``8.9``; None = there is no GPU."""
     cuda = require("cuda.bindings.runtime", "gpu")
     attribute = cuda.cudaDeviceAttr
     numbers = []

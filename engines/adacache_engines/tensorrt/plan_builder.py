@@ -1,4 +1,4 @@
-"""Compiles a bundle: one plan for each stage and variant, added to the manifest when all are there.
+"""Compile a bundle: one plan for each stage and variant, added to the manifest when all are there.
 
 Plans are built in a hidden folder of the bundle. An interrupted build goes on from what is finished there; the
 manifest changes at the end, in one step.
@@ -20,14 +20,14 @@ from adacache_engines.bundle.shape_profiles import ShapeProfile, vae_ranges
 from adacache_engines.contract.device import HostDevice
 from adacache_engines.errors import EngineError, InputError
 from adacache_engines.tensorrt.build import CURRENT, USUAL_TARGETS, BuildOptions, check_options
-from adacache_engines.tensorrt.build_tasks import TIMING_CACHE, Built, Job, record_finished, run_jobs
+from adacache_engines.tensorrt.build_tasks import TIMING_CACHE, BuildTask, Built, record_finished, run_tasks
 from adacache_engines.tensorrt.library import InstalledLibrary, gpu_target
 from adacache_engines.tensorrt.plans import ENGINES, check_plans
 
-Phase = Callable[[str, int], Callable[[int], None]]  # begins a phase of so many units; the result counts them
+Phase = Callable[[str, int], Callable[[int], None]]  # begins a phase of a number of units; the result counts them
 
 REUSE = "add"  # the graph of a block's reuse variant
-WORKER_NBYTES = 700e6  # the library, and what it needs for a small graph
+WORKER_NBYTES = 700e6  # memory of a process with the library and a small graph
 WEIGHTS_HELD = 5  # times that a worker holds its graph's weights: read, in the network, compiled, serialised, written
 
 
@@ -40,16 +40,16 @@ def build_plans(
     workers: int = 0,
     force: bool = False,
 ) -> PlanSet:
-    """Compiles every graph of a bundle and records the plans in its manifest.
+    """Compile every graph of a bundle and record the plans in its manifest.
 
     Args:
-        folder: the bundle.
-        library: that compiles.
-        profiles: by name, in order.
-        options: of the build.
-        phase: told of every phase.
-        workers: processes; 0 = as many as cores and memory allow.
-        force: build again what is there already.
+        folder: folder of the bundle.
+        library: library that compiles.
+        profiles: ranges of the dynamic axes by the names of the profiles, in order.
+        options: options of the build.
+        phase: function that is told of every phase.
+        workers: number of processes; 0 = as many as cores and memory allow.
+        force: whether plans that are there already are built again.
 
     Raises:
         InputError: an option that the library does not have; or its plans are there with other settings, and
@@ -82,37 +82,39 @@ def build_plans(
         if not _lacking(bundle.manifest, there):
             return there
     partial = folder / ENGINES / f".{name}.partial"
-    jobs = _jobs(bundle, wanted, options, partial)
+    tasks = _tasks(bundle, wanted, options, partial)
     with _full_disk_told(partial):
         partial.mkdir(parents=True, exist_ok=True)
         if there is not None and not force:
-            _reuse(bundle, there, jobs)
+            _reuse(bundle, there, tasks)
         count = workers or _workers(bundle, library)
-        built = run_jobs(jobs, library, count, phase("building plans", len(jobs)))
-        entries = _entries(bundle.manifest, name, jobs, built)
+        built = run_tasks(tasks, library, count, phase("building plans", len(tasks)))
+        entries = _entries(bundle.manifest, name, tasks, built)
         plans = wanted.model_copy(update={"plans": tuple(entries)})
         _publish(folder, partial, name, plans)
     return plans
 
 
 def _lacking(manifest: Manifest, plans: PlanSet) -> list[str]:
-    """Graphs without a plan in the set, such as those of a text encoder that was added later."""
+    """Return the graphs without a plan in the set, such as those of a text encoder that was added later."""
     hashes = {entry.graph: entry.graph_sha256 for entry in plans.plans}
     return [graph.name for graph in manifest.graphs() if hashes.get(graph.name) != manifest.files[graph.path].sha256]
 
 
-def _reuse(bundle: Bundle, plans: PlanSet, jobs: Sequence[Job]) -> None:
-    """Makes the set's plans finished ones of the build that completes it."""
+def _reuse(bundle: Bundle, plans: PlanSet, tasks: Sequence[BuildTask]) -> None:
+    """Take over the set's plans as finished ones of the build that completes it."""
     there = {entry.graph: entry for entry in plans.plans}
     lacking = _lacking(bundle.manifest, plans)
-    for job in jobs:
-        if job.graph.name not in lacking:
-            entry = there[job.graph.name]
-            record_finished(job, bundle.path(entry.path), Built(job.digest, entry.sha256, entry.nbytes, entry.build_s))
+    for task in tasks:
+        if task.graph.name not in lacking:
+            entry = there[task.graph.name]
+            record_finished(
+                task, bundle.path(entry.path), Built(task.digest, entry.sha256, entry.nbytes, entry.build_s)
+            )
 
 
 def _targets(library: InstalledLibrary, options: BuildOptions) -> tuple[str, ...]:
-    """Compute capabilities that the plans will run on."""
+    """Return the compute capabilities that the plans will run on."""
     if library.name == "tensorrt-rtx" and options.targets != (CURRENT,):
         return options.targets or USUAL_TARGETS
     target = gpu_target()
@@ -126,7 +128,7 @@ def _targets(library: InstalledLibrary, options: BuildOptions) -> tuple[str, ...
 
 
 def _workers(bundle: Bundle, library: InstalledLibrary) -> int:
-    """Processes that cores and memory have room for; TensorRT times kernels on the one GPU, undisturbed."""
+    """Return the number of processes that cores and memory allow; one for TensorRT, which times kernels undisturbed."""
     if library.name == "tensorrt":
         return 1
     blocks = sum(stage.block for stage in bundle.manifest.stages)
@@ -135,16 +137,16 @@ def _workers(bundle: Bundle, library: InstalledLibrary) -> int:
     return max(1, min(os.cpu_count() or 1, int(free / need) if free else 1))
 
 
-def _jobs(bundle: Bundle, wanted: PlanSet, options: BuildOptions, partial: Path) -> list[Job]:
+def _tasks(bundle: Bundle, wanted: PlanSet, options: BuildOptions, partial: Path) -> list[BuildTask]:
     manifest = bundle.manifest
     blocks = {stage.graph.name for stage in manifest.stages if stage.block}
     weights = {name: manifest.files[path].sha256 for name, path in manifest.weight_files().items()}
-    jobs = []
+    tasks = []
     for graph in manifest.graphs():
         profiles = tuple(_ranges(manifest, graph, profile) for profile in wanted.profiles.values())
         content = [wanted.model_dump(mode="json"), profiles, manifest.files[graph.path].sha256, weights[graph.name]]
-        jobs.append(
-            Job(
+        tasks.append(
+            BuildTask(
                 graph=graph,
                 onnx=bundle.path(graph.path),
                 plan=partial / f"{graph.name}.plan",
@@ -154,11 +156,11 @@ def _jobs(bundle: Bundle, wanted: PlanSet, options: BuildOptions, partial: Path)
                 digest=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
             )
         )
-    return jobs
+    return tasks
 
 
 def _ranges(manifest: Manifest, graph: Graph, profile: ShapeProfile) -> ShapeProfile:
-    """A profile's ranges of the axes as one graph has them."""
+    """Return a profile's ranges of the axes, as one graph has them."""
     if graph in manifest.text.encoder_stages:  # reads each prompt once, and by itself
         return {**profile, "batch": (1, 1, 1)}
     if graph in manifest.vae_graphs():
@@ -166,13 +168,13 @@ def _ranges(manifest: Manifest, graph: Graph, profile: ShapeProfile) -> ShapePro
     return profile
 
 
-def _entries(manifest: Manifest, name: str, jobs: Sequence[Job], built: Sequence[Built]) -> Iterator[PlanEntry]:
-    """Of all stages and variants; a file that equals an earlier one is left out in its favour."""
+def _entries(manifest: Manifest, name: str, tasks: Sequence[BuildTask], built: Sequence[Built]) -> Iterator[PlanEntry]:
+    """Return the entries of all stages and variants; of equal files, the first is named for all."""
     first: dict[str, str] = {}
     by_graph = {}
-    for job, record in zip(jobs, built, strict=True):
-        path = first.setdefault(record.sha256, f"{ENGINES}/{name}/{job.plan.name}")
-        by_graph[job.graph.name] = (path, record)
+    for task, record in zip(tasks, built, strict=True):
+        path = first.setdefault(record.sha256, f"{ENGINES}/{name}/{task.plan.name}")
+        by_graph[task.graph.name] = (path, record)
 
     def entry(stage: str, variant: Variant, graph: str) -> PlanEntry:
         path, record = by_graph[graph]
@@ -196,7 +198,7 @@ def _entries(manifest: Manifest, name: str, jobs: Sequence[Job], built: Sequence
 
 
 def _publish(folder: Path, partial: Path, name: str, plans: PlanSet) -> None:
-    """Gives the plans their place, then the manifest, in one step."""
+    """Move the plans to their place, then replace the manifest in one step."""
     used = {Path(entry.path).name for entry in plans.plans} | {TIMING_CACHE}
     place = folder / ENGINES / name
     old = folder / ENGINES / f".{name}.old"

@@ -1,4 +1,4 @@
-"""Which of a bundle's sets of compiled plans runs here, and whether its files are unchanged.
+"""Choose the set of a bundle's compiled plans that runs here, and check that its files are unchanged.
 
 A plan is executable code to the library that opens it, so nothing of a set is opened before all of it is checked.
 """
@@ -14,15 +14,15 @@ ENGINES = "engines"  # folder in a bundle, with a folder for each set of plans
 
 
 def choose(bundle: Bundle, library: Library, version: str, target: str | None) -> tuple[str, PlanSet]:
-    """The name and set of plans that ``library`` can run.
+    """Return the name and the set of plans that a library can run.
 
     Args:
-        bundle: opened.
-        library, version: that are installed.
+        bundle: the opened bundle.
+        library, version: the installed library and its version.
         target: compute capability of the GPU, such as ``8.9``; None = any.
 
     Raises:
-        EngineError: there is none; says for each set what keeps it from running.
+        EngineError: there is none; the message says for each set why it does not run.
     """
     reasons = []
     for name, plans in bundle.manifest.plans.items():
@@ -38,7 +38,7 @@ def choose(bundle: Bundle, library: Library, version: str, target: str | None) -
 
 
 def _unfit(bundle: Bundle, plans: PlanSet, library: Library, version: str, target: str | None) -> str | None:
-    """What keeps a set from running; None = nothing."""
+    """Return the reason why a set does not run here; None = it runs."""
     if plans.library != library:
         return f"built by {plans.library}"
     if plans.version != version:
@@ -52,7 +52,7 @@ def _unfit(bundle: Bundle, plans: PlanSet, library: Library, version: str, targe
 
 
 def find(plans: PlanSet, stage: str, variant: Variant = "full") -> PlanEntry:
-    """The plan of a stage.
+    """Return the plan of a stage.
 
     Raises:
         EngineError: the set has none.
@@ -88,7 +88,7 @@ def resident_share(bundle: Bundle, plans: PlanSet, weight_budget: int | None) ->
 
 
 def check_plans(bundle: Bundle, plans: PlanSet, progress: Callable[[int], None] = lambda _: None) -> None:
-    """Re-hashes every file of a set; ``progress`` gets numbers of bytes.
+    """Hash every file of a set again; ``progress`` gets numbers of bytes.
 
     Raises:
         BundleError: a file is missing or was changed; all of them are named.

@@ -1,4 +1,4 @@
-"""One build for all blocks of a kind: a plan of one block takes the weights of another. TensorRT's alone."""
+"""Make the plan of one block from that of another by replacing its weights, which TensorRT alone can do."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ DTYPES: Mapping[int, DType] = {kind.onnx: name for name, kind in ELEMENT_TYPES.i
 
 
 def kind_of(path: Path) -> str:
-    """A digest that graphs share which differ in nothing but the names and places of their weights.
+    """Return a digest that is the same for graphs that differ only in the names and places of their weights.
 
     Raises:
         MissingDependencyError: onnx is not installed.
@@ -36,11 +36,11 @@ def kind_of(path: Path) -> str:
 
 
 def refit(library: InstalledLibrary, plan: bytes, base: Path, other: Path) -> memoryview:
-    """The plan of ``other``, made of that of ``base``.
+    """Return the plan of ``other``, made from that of ``base``.
 
     Args:
         library: the installed library that built the plan.
-        plan: of ``base``, built to be refitted.
+        plan: plan of ``base``, built to be refitted.
         base, other: ONNX files of one kind; their weights lie beside them.
 
     Raises:
@@ -80,12 +80,12 @@ def _load(path: Path) -> Any:
 
 
 def _weights(model: Any) -> Iterator[Any]:
-    """Initializers that lie in the weights file, in the graph's order; the others are the kind's own constants."""
+    """Return the initializers that lie in the weights file, in the graph's order; the others are constants."""
     return (value for value in model.graph.initializer if value.external_data)
 
 
 def _content(path: Path, weight: Any) -> np.ndarray:
-    """The bytes of a weight, mapped from the file."""
+    """Return the bytes of a weight, mapped from the file."""
     place = {entry.key: entry.value for entry in weight.external_data}
     file, offset, nbytes = path.parent / place["location"], int(place["offset"]), int(place["length"])
     return np.memmap(file, np.uint8, mode="r", offset=offset, shape=(nbytes,))

@@ -1,1 +1,1 @@
-"""The denoising loop and what it binds on a device."""
+"""The denoising loop of one generation, and all that it binds on a device."""

@@ -1,4 +1,4 @@
-"""What a generation allocates and binds: on a device to run it, or in a dry run to know its memory."""
+"""All that a generation allocates and binds: on a device to run it, or in a dry run to know its memory."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

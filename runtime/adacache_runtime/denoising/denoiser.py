@@ -65,7 +65,7 @@ class Denoiser:
         segments: consecutive calls of each expert, in order.
         updates: the sampler's update for each call.
         policy: decides which groups a call computes.
-        scope: whose tensors are summed for a decision: those of the whole ``batch``, or of each ``prompt``.
+        scope: the ``batch`` decides as one, or each ``prompt`` is measured by itself.
         condition: rounds timesteps as the model expects them.
 
     Attributes:

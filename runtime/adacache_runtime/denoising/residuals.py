@@ -1,4 +1,4 @@
-"""What a generation keeps of computed calls, and what a call then consists of: two implementations of one protocol.
+"""Residuals of computed calls, and the steps that a call consists of: two implementations of one protocol.
 
 Either each group of blocks keeps the residual of its state, or the whole model keeps that of its velocity. Both say for
 a choice of computed groups which steps make up a call, so that the loop does not ask which of the two it has.

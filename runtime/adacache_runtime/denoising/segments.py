@@ -20,7 +20,7 @@ class Segment:
         expert: index of the expert.
         guidance: guidance scale of these calls.
         before: number of calls of the generation before them.
-        run: what the policy is told of them, before the first.
+        run: facts about these calls that the policy is told before the first.
     """
 
     expert: int

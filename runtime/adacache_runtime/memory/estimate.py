@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Graph, LatentSpace
-from adacache_engines.contract.dry_run import Asked, Known, Paper, PaperBackend, arena_nbytes
+from adacache_engines.contract.dry_run import DryRunBackend, DryRunDevice, DryRunEngine, KnownWorkspaces, arena_nbytes
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import EngineError, OutOfRangeError
 from adacache_runtime.denoising.assembly import assemble
@@ -117,7 +117,7 @@ def estimate_memory(
     settled: Settled,
     sizes: Mapping[str, int],
     encodes: bool,
-    known: Known,
+    known: KnownWorkspaces,
 ) -> MemoryEstimate:
     """Estimate what a generation takes: assemble it on a device that only counts.
 
@@ -133,15 +133,15 @@ def estimate_memory(
         EngineError: an engine does not run at these sizes.
         OutOfRangeError: nor does the decoder or the encoder at these tiles.
     """
-    device = Paper()
-    needs: list[int | None] = []
-    asked = Engines(
-        {name: Asked(engine, needs) for name, engine in engines.stages.items()},
-        {name: Asked(engine, needs) for name, engine in engines.arithmetic.items()},
-        {name: Asked(engine, needs) for name, engine in engines.signals.items()},
+    device = DryRunDevice()
+    workspaces: list[int | None] = []
+    dry = Engines(
+        {name: DryRunEngine(engine, workspaces) for name, engine in engines.stages.items()},
+        {name: DryRunEngine(engine, workspaces) for name, engine in engines.arithmetic.items()},
+        {name: DryRunEngine(engine, workspaces) for name, engine in engines.signals.items()},
     )
     manifest = bundle.manifest
-    assembly = assemble(manifest, asked, device, request, settled, sizes)
+    assembly = assemble(manifest, dry, device, request, settled, sizes)
     stages = assembly.stages
     probes = [*assembly.probed.values(), *(probe.cached for probe in assembly.probes)]
     if stages.unwatched is not None:
@@ -160,14 +160,14 @@ def estimate_memory(
         pixel_encoder_arena=encoder.arena,
         decoder=decoder.held,
         decoder_arena=decoder.arena,
-        arena=arena_nbytes(needs),
+        arena=arena_nbytes(workspaces),
         **nbytes,
         latents=device.nbytes - sum(nbytes.values()),
     )
 
 
 def encoder_memory(
-    bundle: Bundle, backend: Backend, references: Sequence[Sequence[int]], tile: int | None, known: Known
+    bundle: Bundle, backend: Backend, references: Sequence[Sequence[int]], tile: int | None, known: KnownWorkspaces
 ) -> PartMemory:
     """Estimate what :func:`adacache_runtime.vae.encode.encode` takes for pixels of these shapes, one after another.
 
@@ -183,7 +183,7 @@ def encoder_memory(
 
 
 def _decoder_memory(
-    space: LatentSpace, backend: Backend, request: Request, settled: Settled, known: Known
+    space: LatentSpace, backend: Backend, request: Request, settled: Settled, known: KnownWorkspaces
 ) -> PartMemory:
     """Estimate what :func:`adacache_runtime.vae.decode.decode` takes for one prompt; videos are decoded one by one."""
     if not space.decoding:
@@ -198,7 +198,7 @@ def _part_memory(
     backend: Backend,
     steps: Sequence[tuple[Graph, Sequence[Mapping[str, int]]]],
     tile: int | None,
-    known: Known,
+    known: KnownWorkspaces,
 ) -> PartMemory:
     """Estimate the memory of graphs of the VAE that are loaded together, each at its sizes.
 
@@ -207,11 +207,11 @@ def _part_memory(
     """
     graphs = [graph for graph, _ in steps]
     weights, free = _weights(backend, graphs), backend.device.free_nbytes()
-    asks = backend.weights_nbytes(graphs) is not None and (free is None or weights <= free)
-    paper = PaperBackend(backend, asks, known)
+    loads = backend.weights_nbytes(graphs) is not None and (free is None or weights <= free)
+    dry_run = DryRunBackend(backend, loads, known)
     try:
         for graph, at in steps:
-            VaeGraph(graph, paper, at)
+            VaeGraph(graph, dry_run, at)
     except EngineError as error:
         if tile is None or space.tile is None or tile <= space.tile:
             raise
@@ -219,7 +219,7 @@ def _part_memory(
             f"the compiled plans of this bundle's VAE take tiles of {space.tile} pixels at most, and not {tile}: "
             f"choose --tile {space.tile} or less, or leave it out"
         ) from error
-    return PartMemory(weights + paper.device.nbytes, arena_nbytes(paper.needs))
+    return PartMemory(weights + dry_run.device.nbytes, arena_nbytes(dry_run.workspaces))
 
 
 def _most_weights(backend: Backend, graphs: Sequence[Graph]) -> int:

@@ -15,7 +15,7 @@ from adacache_runtime.samplers.update import Update
 
 @dataclass(frozen=True)
 class Sampling:
-    """What a generation asks of its sampler.
+    """A generation's demands on its sampler.
 
     Attributes:
         steps: number of steps.

@@ -12,7 +12,7 @@ Duties = Mapping[Callable[[], None], float]
 
 
 class Housekeeper:
-    """Runs groups of duties, each group in a thread, so that a group whose duty blocks does not delay the others."""
+    """Groups of duties, each group in a thread, so that a group whose duty blocks does not delay the others."""
 
     def __init__(self, *groups: Duties) -> None:
         """

@@ -107,7 +107,7 @@ class flipped:  # noqa: N801 - reads as a verb
     ("before", "after"), [("\n", " "), ("\n ", "\n\t"), ('"files"', '"\\u0066iles"'), ("\n}", "}"), ("}\n", "}")]
 )
 def test_a_manifest_in_another_spelling_is_refused(copy: Path, before: str, after: str) -> None:
-    """What it says is the same, and its bytes are not."""
+    """The content is the same, and the bytes are not."""
     text = (copy / MANIFEST).read_text(encoding="utf-8")
     changed = text.replace(before, after, 1)
     assert changed != text

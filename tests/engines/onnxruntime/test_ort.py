@@ -1,4 +1,4 @@
-"""The ONNX Runtime back end, and the exported reference model on it in each precision."""
+"""The ONNX Runtime backend, and the exported reference model on it in each precision."""
 
 import subprocess
 import sys

@@ -21,8 +21,7 @@ from adacache_engines.bundle.shape_profiles import ShapeProfile, fixed_profile, 
 from adacache_engines.errors import BundleError, EngineError, InputError
 from adacache_engines.passes.graph_pass import rewritten
 from adacache_engines.tensorrt import build as trt_build
-from adacache_engines.tensorrt import build_tasks as plan_jobs
-from adacache_engines.tensorrt import plan_builder
+from adacache_engines.tensorrt import build_tasks, plan_builder
 from adacache_engines.tensorrt.build import BuildOptions, build_plan, check_options
 from adacache_engines.tensorrt.library import InstalledLibrary, open_library
 from adacache_engines.tensorrt.plan_builder import build_plans
@@ -130,7 +129,7 @@ def test_what_a_set_lacks_is_built(bundle: Path, rtx: InstalledLibrary, monkeypa
         built.append(onnx.stem)
         return build_plan(library, onnx, *options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(plan_jobs, "build_plan", build)
+    monkeypatch.setattr(build_tasks, "build_plan", build)
     after = build_plans(bundle, rtx, profiles(bundle), BuildOptions(), workers=1)
     assert set(built) == lacking
     assert_complete(bundle, rtx)
@@ -262,12 +261,12 @@ def test_the_gpu_that_is_there(bare: Path, rtx: InstalledLibrary, monkeypatch: p
         build_plans(bare, rtx, profiles(bare), options)
     asked: list[tuple[str, ...]] = []
 
-    def stopped(jobs: Sequence[plan_jobs.Job], *_: object) -> list[plan_jobs.Built]:
-        asked.extend(job.options.targets for job in jobs)
+    def stopped(tasks: Sequence[build_tasks.BuildTask], *_: object) -> list[build_tasks.Built]:
+        asked.extend(task.options.targets for task in tasks)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(plan_builder, "gpu_target", lambda: "9.0")
-    monkeypatch.setattr(plan_builder, "run_jobs", stopped)
+    monkeypatch.setattr(plan_builder, "run_tasks", stopped)
     with pytest.raises(KeyboardInterrupt):
         build_plans(bare, rtx, profiles(bare), options)
     assert set(asked) == {("current",)}
@@ -368,7 +367,7 @@ def test_a_process_that_is_killed(bare: Path, rtx: InstalledLibrary) -> None:
 
 
 def test_a_full_disk(bare: Path, rtx: InstalledLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
-    write, written = plan_jobs._write, []
+    write, written = build_tasks._write, []
 
     def full(path: Path, content: bytes) -> None:
         written.append(path)
@@ -376,7 +375,7 @@ def test_a_full_disk(bare: Path, rtx: InstalledLibrary, monkeypatch: pytest.Monk
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         write(path, content)
 
-    monkeypatch.setattr(plan_jobs, "_write", full)
+    monkeypatch.setattr(build_tasks, "_write", full)
     with pytest.raises(EngineError, match=r"the disk is full.*make room"):
         build_plans(bare, rtx, profiles(bare), BuildOptions(), workers=1)
     monkeypatch.undo()
@@ -391,7 +390,7 @@ def test_a_full_disk(bare: Path, rtx: InstalledLibrary, monkeypatch: pytest.Monk
 def test_the_same_plans_are_not_built_again(
     bundle: Path, rtx: InstalledLibrary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_jobs, "build_plan", None)
+    monkeypatch.setattr(build_tasks, "build_plan", None)
     before = (bundle / "manifest.json").read_bytes()
     assert build_plans(bundle, rtx, profiles(bundle), BuildOptions()) == only(bundle)
     assert (bundle / "manifest.json").read_bytes() == before

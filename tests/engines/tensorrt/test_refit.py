@@ -15,9 +15,9 @@ from adacache_engines.bundle.files import read_manifest
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.bundle.shape_profiles import fixed_profile, shape_profile
 from adacache_engines.errors import EngineError
-from adacache_engines.tensorrt import build_tasks as plan_jobs
+from adacache_engines.tensorrt import build_tasks
 from adacache_engines.tensorrt.build import BuildOptions
-from adacache_engines.tensorrt.build_tasks import Job, run_jobs
+from adacache_engines.tensorrt.build_tasks import BuildTask, run_tasks
 from adacache_engines.tensorrt.library import InstalledLibrary
 from adacache_engines.tensorrt.refit import kind_of, refit
 
@@ -86,12 +86,12 @@ def folder(request: pytest.FixtureRequest, exported: Callable[..., Path]) -> Pat
     return exported(request.param)
 
 
-def jobs(folder: Path, place: Path) -> list[Job]:
+def tasks(folder: Path, place: Path) -> list[BuildTask]:
     manifest: Manifest = read_manifest(folder)
     profiles = (shape_profile(manifest, fixed_profile(manifest)),)
     options = BuildOptions(refit=True)
     return [
-        Job(graph, folder / graph.path, place / f"{graph.name}.plan", profiles, options, False, "digest")
+        BuildTask(graph, folder / graph.path, place / f"{graph.name}.plan", profiles, options, False, "digest")
         for graph in manifest.graphs()
     ]
 
@@ -119,17 +119,17 @@ def test_a_kind_is_built_once_and_every_plan_has_its_own_weights(
         built.append(graph.name)
         return memoryview(json.dumps(weights_of(path)).encode())
 
-    monkeypatch.setattr(plan_jobs, "build_plan", build)
-    monkeypatch.setattr(plan_jobs, "_timing_cache", lambda _library, _folder: None)
-    todo = jobs(folder, tmp_path)
-    run_jobs(todo, library(), 1, lambda _units: None)
-    kinds = {job.graph.name: kind_of(job.onnx) for job in todo}
+    monkeypatch.setattr(build_tasks, "build_plan", build)
+    monkeypatch.setattr(build_tasks, "_timing_cache", lambda _library, _folder: None)
+    todo = tasks(folder, tmp_path)
+    run_tasks(todo, library(), 1, lambda _units: None)
+    kinds = {task.graph.name: kind_of(task.onnx) for task in todo}
     assert len(built) == len(set(kinds.values())) < len(todo)
-    for job in todo:
-        content = json.loads(job.plan.read_bytes())
-        first = next(other for other in todo if kinds[other.graph.name] == kinds[job.graph.name])
+    for task in todo:
+        content = json.loads(task.plan.read_bytes())
+        first = next(other for other in todo if kinds[other.graph.name] == kinds[task.graph.name])
         assert list(content) == list(weights_of(first.onnx))
-        assert list(content.values()) == list(weights_of(job.onnx).values())
+        assert list(content.values()) == list(weights_of(task.onnx).values())
     assert set(BLOCKS) <= kinds.keys()
 
 

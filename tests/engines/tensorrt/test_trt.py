@@ -82,7 +82,7 @@ def machine(folder: Path, cuda: FakeCuda) -> Callable[..., Machine]:
 
 
 def expected(tmp_path: Path, **options: Any) -> Denoised:
-    """The same generation on the host."""
+    """Return what the same request gives on the host."""
     return fake_pipeline(tmp_path / "host", functions())[0].generate(request(**options))
 
 
@@ -207,7 +207,7 @@ def test_every_path_is_replayed(machine: Callable[..., Machine]) -> None:
 
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
 def test_generations_in_turn(machine: Callable[..., Machine], tmp_path: Path, graphs: bool) -> None:
-    """Of other sizes and numbers of prompts, call by call: each has its own buffers, contexts and graphs."""
+    """They have other sizes and numbers of prompts, call by call: each has its own buffers, contexts and graphs."""
     made = machine(graphs)
     several = [
         {"steps": 7, "policy": ADACACHE, "seed": 1},
@@ -313,7 +313,7 @@ def test_one_arena_as_large_as_the_largest_need(machine: Callable[..., Machine])
 
 
 def test_a_later_context_may_need_more(machine: Callable[..., Machine]) -> None:
-    """What ran before keeps its memory, where its graph was recorded; memory is freed with its users."""
+    """A graph that was recorded before keeps its memory; memory is freed with its users."""
     made = machine()
     small = made.pipeline.calls(request(steps=8, prompts_count=1, seed=1))
     for _ in range(4):
@@ -360,10 +360,9 @@ def test_plans_are_opened_once_and_equal_ones_shared(machine: Callable[..., Mach
 def test_an_engine_that_nobody_holds_is_let_go(machine: Callable[..., Machine]) -> None:
     """The text encoder is loaded for each use."""
     made = machine()
-    pipeline, backend = made.pipeline, made.pipeline.backend
+    backend = made.pipeline.backend
     before = len(made.module.engines)
     graph = made.bundle.manifest.stages[0].graph
-    del pipeline
     made.pipeline.__dict__.clear()
     assert len(made.module.engines) == 0 < before
     tensors = {

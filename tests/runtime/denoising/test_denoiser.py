@@ -308,7 +308,7 @@ def test_a_call_is_observed_before_the_next_one_is_decided(fake) -> None:
 
 
 def test_a_whole_call_is_enqueued_before_its_numbers_are_read(fake) -> None:
-    """What a call measured comes back only when its update, too, is under way."""
+    """Measurements come back only when the call's update, too, is under way."""
     pipeline, log = fake
     options = script("CCC")
     lengths: list[tuple[str, int, list[str]]] = []
@@ -427,7 +427,7 @@ SEVERAL = [
 
 
 def latents_of(folder: Path) -> list[NDArray[np.float32]]:
-    """Of each generation in a process of its own, as it were."""
+    """Return the latents of each generation, on a pipeline of its own."""
     return [fake_pipeline(folder, functions())[0].generate(request(**options)).latents for options in SEVERAL]
 
 

@@ -176,7 +176,7 @@ def test_teacache(pipeline: Pipeline) -> None:
 
 
 def probe_by_hand(result: Denoised, call: int) -> Any:
-    """What the torch stage shows of a call's latents, both branches."""
+    """Return the tensor that the torch stage shows for a call's latents, of both branches."""
     assert result.calls is not None
     latents = np.concatenate([result.calls[call]] * 2)
     batch = len(latents)

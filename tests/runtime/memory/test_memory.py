@@ -84,6 +84,21 @@ def trt_pipeline(folder: Path, cuda: FakeCuda, **options: Any) -> Pipeline:
     return Pipeline(bundle, TrtBackend(bundle, library(Module(cuda)), CudaDevice(api=cuda)))
 
 
+def test_closing_the_events_frees_what_a_run_holds(tmp_path: Path) -> None:
+    cuda = FakeCuda(capacity=1 << 24)
+    pipeline = trt_pipeline(tmp_path / "bundle", cuda)
+    prepared = pipeline.prepare(request())
+    pipeline.backend.device.synchronize()
+    before = set(cuda.blocks)
+    events = prepared.events()
+    for _ in range(3):
+        next(events)
+    assert set(cuda.blocks) > before
+    events.close()
+    pipeline.backend.device.synchronize()
+    assert set(cuda.blocks) == before
+
+
 @pytest.mark.parametrize("case", REQUESTS)
 def test_a_run_on_a_gpu_takes_what_was_planned(tmp_path: Path, case: str) -> None:
     """The arena, too; and no more at any time."""

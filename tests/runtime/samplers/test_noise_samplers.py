@@ -58,7 +58,7 @@ def test_every_call_is_the_originals(name: str) -> None:
 @pytest.mark.parametrize("steps", [4, 5, 7, 33, 40, 150, 333])
 @pytest.mark.parametrize("name", RUNS)
 def test_any_number_of_steps_is_as_in_diffusers(name: str, steps: int) -> None:
-    """Whose schedulers the originals use, with the arguments that they give."""
+    """The originals use diffusers' schedulers, with these arguments."""
     theirs = {"ddim": DDIMScheduler(clip_sample=False), "pndm": PNDMScheduler()}[name]
     theirs.set_timesteps(steps)
     sampler, history, *_ = RUNS[name]
@@ -90,8 +90,10 @@ MIDDLE = 200  # timestep; nearer to 0 the noise falls as a root, which no order 
 
 
 def error(sampler: Sampler, history: int, steps: int) -> float:
-    """Of the latent that reaches ``MIDDLE``, where the data are normal numbers of deviation 1/2, so that the noise in
-    a latent is known: e(z, t) = z sqrt(1 - abar) / (1 - abar + abar / 4), and z grows with that denominator's root.
+    """Return the error of the latent that reaches ``MIDDLE``.
+
+    The data are normal numbers of deviation 1/2, so that the noise in a latent is known:
+    e(z, t) = z sqrt(1 - abar) / (1 - abar + abar / 4), and z grows with that denominator's root.
     """
     variances = signal_variances().astype(np.float64)
 

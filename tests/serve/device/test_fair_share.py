@@ -1,4 +1,4 @@
-"""Stride scheduling: shares by weight, nobody starves, newcomers need not wait."""
+"""Stride scheduling: shares follow weights, no member starves, and new members need not wait."""
 
 import itertools
 from collections import Counter
@@ -18,7 +18,7 @@ def weight(priority: int) -> float:
 
 
 def run(turns: Turns[int], costs: dict[int, float], until: float) -> dict[int, float]:
-    """Seconds that each had when all had ``until`` together."""
+    """Return the seconds that each member had when all together had ``until``."""
     had = dict.fromkeys(costs, 0.0)
     while sum(had.values()) < until:
         who = turns.next()
@@ -30,7 +30,7 @@ def run(turns: Turns[int], costs: dict[int, float], until: float) -> dict[int, f
 @given(st.lists(PRIORITIES, min_size=1, max_size=6), st.lists(SECONDS, min_size=50, max_size=200))
 @settings(max_examples=40)
 def test_shares_are_proportional_to_weights_up_to_one_turn(priorities: list[int], costs: list[float]) -> None:
-    """However long each turn is: by what it had over its weight, nobody is more than a turn ahead of another."""
+    """Turns may have any length: by time over weight, no member is more than a turn ahead of another."""
     turns: Turns[int] = Turns()
     for who, priority in enumerate(priorities):
         turns.add(who, priority)
@@ -73,7 +73,7 @@ def test_one_with_long_turns_gets_no_more_time_than_one_with_short_ones() -> Non
 def test_a_newcomer_has_its_turn_before_anybody_has_a_second(
     those: list[tuple[int, float]], before: int, priority: int, during: bool
 ) -> None:
-    """Whether it comes between two turns or during one, and however long the others have been there."""
+    """It may come between two turns or during one, however long the others have been there."""
     turns: Turns[int] = Turns()
     for who, (theirs, _) in enumerate(those):
         turns.add(who, theirs)
@@ -96,7 +96,7 @@ def test_a_newcomer_has_its_turn_before_anybody_has_a_second(
 def test_nobody_starves_under_a_stream_of_newcomers_that_take_one_turn_each(
     own: int, theirs: int, cost: float, passing: float
 ) -> None:
-    """Each newcomer's first turn comes at once; but for that it has its share, or a turn for each of them."""
+    """The first turn of each new member comes at once; beside that, the long one has its share."""
     turns: Turns[int] = Turns()
     turns.add(-1, own)
     had, count = 0.0, 300

@@ -30,6 +30,7 @@ from adacache_serve.orders import images
 from adacache_serve.orders.images import decode_image
 from adacache_serve.settings import Settings
 from tests.helpers.fake_server import functions, served, service, write_model
+from tests.helpers.http_jobs import ended
 from tests.helpers.waiting import HANG_SECONDS, until
 
 
@@ -152,14 +153,9 @@ def test_a_picture_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPat
         decode_image(GOOD["grey"])
 
 
-def ended(client: httpx.Client, answer: httpx.Response) -> dict[str, Any]:
+def accepted(answer: httpx.Response) -> str:
     assert answer.status_code == 202, answer.text
-
-    def look() -> dict[str, Any] | None:
-        video = client.get(f"/v1/videos/{answer.json()['id']}").json()
-        return video if video["status"] in ("completed", "failed", "cancelled") else None
-
-    return until(look)
+    return str(answer.json()["id"])
 
 
 @pytest.mark.parametrize(("way", "at"), [("base64", 0), ("url", -1), ("form", 0)])
@@ -175,7 +171,7 @@ def test_the_video_begins_with_the_picture(
     else:
         image = text if way == "base64" else f"data:image/png;base64,{text}"
         answer = client.post("/v1/videos", json={**order, "image": image})
-    video = ended(client, answer)
+    video = ended(client, accepted(answer))
     assert (video["status"], video["error"]) == ("completed", None)
     assert "image" not in video["request"]
 
@@ -241,7 +237,7 @@ def test_statuses_are_told_while_many_pictures_are_read(client: httpx.Client, mo
 def test_nothing_is_left_of_pictures(client: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -> None:
     order = {"prompt": "a", "image": base64.b64encode(GOOD["grey"]).decode()}
     for _ in range(3):
-        ended(client, client.post("/v1/videos", json=order))
+        ended(client, accepted(client.post("/v1/videos", json=order)))
     until(lambda: not client.get("/v1/videos", params={"status": "queued"}).json()["data"])
     pictures = next(iter(tmp_path_factory.getbasetemp().glob("data*/images")))
     until(lambda: not list(pictures.iterdir()))

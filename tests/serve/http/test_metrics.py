@@ -1,4 +1,4 @@
-"""What operators see: metrics, logs with their job, and traces."""
+"""Metrics, logs and traces for operators."""
 
 import json
 import logging
@@ -26,6 +26,7 @@ from adacache_serve.logs import Lines, about
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
 from tests.helpers.fake_server import served, service, write_model
+from tests.helpers.http_jobs import ended
 from tests.helpers.waiting import until
 from tools.speed.serving import status_load
 
@@ -35,7 +36,7 @@ CLIENT = f"00-{TRACE}-{PARENT}-01"
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[tuple[str, list[Any]]]:
-    """An OpenTelemetry collector: where it listens, and the spans that came."""
+    """An OpenTelemetry collector: its URL, and the spans that it received."""
     spans: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -62,7 +63,7 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
 def made(
     tmp_path_factory: pytest.TempPathFactory, collector: tuple[str, list[Any]]
 ) -> Iterator[tuple[httpx.Client, Service, dict[str, dict[str, Any]]]]:
-    """A server that has made some videos, traced, and what became of them."""
+    """A traced server that has made some videos, and these videos."""
     folder = tmp_path_factory.mktemp("metrics")
     write_model(folder / "fake")
     with pytest.MonkeyPatch.context() as patch:
@@ -84,13 +85,8 @@ def made(
             if name == "cancelled":
                 until(lambda video=answer: client.get(f"/v1/videos/{video['id']}").json()["trace"])
                 client.delete(f"/v1/videos/{answer['id']}")
-            videos[name] = until(lambda video=answer: ended(client, video["id"]))
+            videos[name] = ended(client, answer["id"])
         yield client, made, videos
-
-
-def ended(client: httpx.Client, name: str) -> dict[str, Any] | None:
-    video: dict[str, Any] = client.get(f"/v1/videos/{name}").json()
-    return video if video["status"] in ("completed", "failed", "cancelled") else None
 
 
 def samples(client: httpx.Client) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -137,7 +133,7 @@ def test_metrics_are_those_of_what_was_made(made: tuple[httpx.Client, Service, d
 
 
 def test_no_series_is_of_a_job_or_a_client(made: tuple[httpx.Client, Service, dict[str, dict[str, Any]]]) -> None:
-    """What clients choose makes no series: their number stays as it is, however much is asked for."""
+    """Clients' choices make no series: their number stays the same, however many different requests come."""
     client, _, videos = made
     before = samples(client).keys()
     labels = {key for _, pairs in before for key, _ in pairs}
@@ -146,14 +142,14 @@ def test_no_series_is_of_a_job_or_a_client(made: tuple[httpx.Client, Service, di
     for seed in range(3):
         order = {"prompt": f"boat {seed}", "policy": "interval-2", "steps": 2 + seed}
         video = client.post("/v1/videos", json=order).json()
-        until(lambda name=video["id"]: ended(client, name))
+        ended(client, video["id"])
     assert samples(client).keys() == before
 
 
 def test_a_trace_has_what_became_of_the_job(
     made: tuple[httpx.Client, Service, dict[str, dict[str, Any]]], collector: tuple[str, list[Any]]
 ) -> None:
-    """One trace a job, over the client's own where it sent one, from the submission to the result."""
+    """Each job has one trace, from its submission to its result, below the client's own span where it sent one."""
     _, _, videos = made
 
     def of(name: str) -> dict[str, Any]:
@@ -190,7 +186,7 @@ def test_a_trace_has_what_became_of_the_job(
 
 
 def test_a_trace_goes_on_after_a_restart(tmp_path: Path) -> None:
-    """By what is stored with the job, with another process's SDK."""
+    """The trace context is stored with the job, so that another process continues the trace."""
     first, second = InMemorySpanExporter(), InMemorySpanExporter()
     order, url = CreateVideo(prompt="boat"), f"sqlite:///{tmp_path / 'jobs.sqlite'}"
     before, after = Traced(first), Traced(second)
@@ -252,7 +248,7 @@ def test_tracing_is_configured_as_usual(monkeypatch: pytest.MonkeyPatch) -> None
 
 @contextmanager
 def logged(name: str) -> Iterator[list[dict[str, Any]]]:
-    """Lines of a logger, as they would be written."""
+    """Collect the lines that a logger would write."""
     lines: list[dict[str, Any]] = []
 
     class Handler(logging.Handler):
@@ -268,7 +264,7 @@ def logged(name: str) -> Iterator[list[dict[str, Any]]]:
 
 
 def test_a_line_has_the_job_that_it_is_about() -> None:
-    """Those of libraries and warnings, too, and of no other job's."""
+    """Libraries' records and warnings have it too, and those of other jobs do not."""
     log = logging.getLogger("some.library")
     with logged("some.library") as lines:
         log.warning("before")

@@ -1,4 +1,4 @@
-"""The page at /: what it is made of, and what it does in a browser, on the fake model."""
+"""The page at /: its files, and its behaviour in a browser, on the fake model."""
 
 import re
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def driver() -> Iterator[Chrome]:
 
 
 class Page:
-    """What a person does with it, and sees."""
+    """The page in a browser, as a person uses it."""
 
     def __init__(self, driver: Chrome, client: httpx.Client) -> None:
         self.driver, self.client = driver, client
@@ -72,7 +72,7 @@ class Page:
         return any(element.is_displayed() for element in self.driver.find_elements(By.CSS_SELECTOR, selector))
 
     def write(self, **fields: object) -> None:
-        """Once there is a form."""
+        """Open the page, and wait for its form."""
         until(lambda: self.seen("#order"))
         if not self.seen("#size"):
             self.find("summary").click()
@@ -91,7 +91,7 @@ class Page:
         return [badge.text for badge in self.driver.find_elements(By.CSS_SELECTOR, ".badge")]
 
     def made(self, **fields: object) -> list[dict[str, Any]]:
-        """Videos of an order, as the server has them, once the page shows all of them."""
+        """Submit an order; return its videos once the page shows all of them."""
         self.write(**fields)
         before = self.shown()
         self.make()
@@ -102,7 +102,7 @@ class Page:
         return str(self.driver.current_url).partition("#")[2].split(",")
 
     def bars(self, column: int = 1) -> list[str]:
-        """Kind of each."""
+        """Return the kind of each call."""
         found: list[str] = self.driver.execute_script(BARS % column)
         return found
 
@@ -113,7 +113,7 @@ class Page:
 
 @contextmanager
 def watched(driver: Chrome, client: httpx.Client) -> Iterator[Page]:
-    """A page that asks nobody else for anything, and of which the browser does not complain."""
+    """The opened page; at the end, the browser has reported no errors and connected to no other server."""
     console(driver), servers(driver)  # of the test before
     page = Page(driver, client)
     page.open()

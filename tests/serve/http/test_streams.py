@@ -1,4 +1,4 @@
-"""Who listens, reads slowly or goes away: it costs little while it lasts, and leaves nothing behind."""
+"""Clients that follow events, read slowly or disconnect cost little, and leave nothing behind."""
 
 import asyncio
 import gc
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -21,6 +20,7 @@ from adacache_serve.http import events as events_module
 from adacache_serve.jobs.service import Service
 from adacache_serve.settings import Settings
 from tests.helpers.fake_server import events, served, service, write_model
+from tests.helpers.http_jobs import create
 from tests.helpers.waiting import HANG_SECONDS, until
 
 SLOW = {"prompt": "slow", "steps": 30}
@@ -43,12 +43,6 @@ def client(made: Service) -> Iterator[httpx.Client]:
         yield client
 
 
-def video(client: httpx.Client, **order: Any) -> str:
-    answer = client.post("/v1/videos", json={"prompt": "boat", **order})
-    assert answer.status_code == 202, answer.text
-    return str(answer.json()["id"])
-
-
 def completed(client: httpx.Client, name: str) -> str:
     until(lambda: client.get(f"/v1/videos/{name}").json()["status"] == "completed")
     return name
@@ -57,14 +51,14 @@ def completed(client: httpx.Client, name: str) -> str:
 @pytest.fixture(scope="module")
 def large(client: httpx.Client, made: Service) -> str:
     """A video of 64 MB, as far as the server can tell."""
-    name = completed(client, video(client))
+    name = completed(client, create(client))
     with (made.settings.data / "results" / f"{name}.mp4").open("r+b") as file:
         file.truncate(NBYTES)
     return name
 
 
 def connected(client: httpx.Client, request: str, body: bytes = b"") -> socket.socket:
-    """A connection with a request on it, whose kernel takes in little."""
+    """Send a request over a connection with a small receive buffer."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.settimeout(HANG_SECONDS)
@@ -74,7 +68,7 @@ def connected(client: httpx.Client, request: str, body: bytes = b"") -> socket.s
 
 
 def state() -> dict[str, int]:
-    """What could be left behind: connections, open videos, tasks."""
+    """Count what could be left behind: connections, open videos, tasks."""
     gc.collect()
     tasks = [found for found in gc.get_objects() if issubclass(type(found), asyncio.Task) and not found.done()]
     files = []
@@ -96,7 +90,7 @@ def leaving_nothing(client: httpx.Client) -> Iterator[None]:
 
 @pytest.mark.parametrize("what", ["events", "content"])
 def test_who_goes_away_in_the_middle_leaves_nothing(client: httpx.Client, large: str, what: str) -> None:
-    name = video(client, **SLOW) if what == "events" else large
+    name = create(client, **SLOW) if what == "events" else large
     with leaving_nothing(client):
         connections = [connected(client, f"GET /v1/videos/{name}/{what} HTTP/1.1") for _ in range(20)]
         for connection in connections:
@@ -177,7 +171,7 @@ def test_ranges(client: httpx.Client, large: str, asked: str, status: int, told:
 
 
 def test_content_that_was_deleted_is_gone(client: httpx.Client) -> None:
-    name = completed(client, video(client))
+    name = completed(client, create(client))
     assert client.delete(f"/v1/videos/{name}").json()["content"] is None
     answer = client.get(f"/v1/videos/{name}/content")
     assert (answer.status_code, answer.headers["content-type"]) == (410, "application/problem+json")
@@ -185,7 +179,7 @@ def test_content_that_was_deleted_is_gone(client: httpx.Client) -> None:
 
 @contextmanager
 def counted(made: Service) -> Iterator[Callable[[], int]]:
-    """How often a job was looked up."""
+    """Count the queries for a job."""
     looks: list[str] = []
     get = made.store.get
     with pytest.MonkeyPatch.context() as context:
@@ -194,7 +188,7 @@ def counted(made: Service) -> Iterator[Callable[[], int]]:
 
 
 def test_listeners_to_a_running_job_do_not_ask_the_database(client: httpx.Client, made: Service) -> None:
-    name = video(client, **SLOW)
+    name = create(client, **SLOW)
     until(lambda: client.get(f"/v1/videos/{name}").json()["status"] == "in_progress")
     listeners = 12
     with counted(made) as looks, ThreadPoolExecutor(listeners) as pool:
@@ -214,8 +208,8 @@ def test_a_listener_hears_all_of_a_job_from_queue_to_end(
     client: httpx.Client, made: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(events_module, "QUIET_SECONDS", 0.1)
-    blocking = [video(client, prompt="slow", steps=900) for _ in range(made.settings.in_flight)]
-    name = video(client)
+    blocking = [create(client, prompt="slow", steps=900) for _ in range(made.settings.in_flight)]
+    name = create(client)
     lines = []
     with httpx.stream("GET", f"{client.base_url}/v1/videos/{name}/events", timeout=HANG_SECONDS) as stream:
         for line in stream.iter_lines():
@@ -229,13 +223,13 @@ def test_a_listener_hears_all_of_a_job_from_queue_to_end(
     assert statuses[0] == "queued"
     assert statuses[-1] == "completed"
     assert [data["call"] for kind, data in told if kind == "call"] == list(range(1, 7))
-    cancelled = video(client, prompt="slow", steps=900)
+    cancelled = create(client, prompt="slow", steps=900)
     threading.Timer(0.5, lambda: client.delete(f"/v1/videos/{cancelled}")).start()
     assert events(client.get(f"/v1/videos/{cancelled}/events").text)[-1][1]["status"] == "cancelled"
 
 
 def test_who_comes_back_hears_what_is_new(client: httpx.Client) -> None:
-    name = completed(client, video(client))
+    name = completed(client, create(client))
     path = f"/v1/videos/{name}/events"
     whole = client.get(path)
     assert whole.headers["content-type"].startswith("text/event-stream")
@@ -256,7 +250,7 @@ def test_who_comes_back_hears_what_is_new(client: httpx.Client) -> None:
 
 
 def test_a_listener_of_a_job_that_is_made_again_hears_the_new_calls(client: httpx.Client, made: Service) -> None:
-    name = video(client, prompt="slow", steps=12)
+    name = create(client, prompt="slow", steps=12)
     heard: list[str] = []
     with httpx.stream("GET", f"{client.base_url}/v1/videos/{name}/events", timeout=HANG_SECONDS) as stream:
         for line in stream.iter_lines():

@@ -1,83 +1,16 @@
-"""What becomes of jobs when something comes between: on workers that do what the test says."""
+"""Jobs that are cancelled, expire, or lose their worker or server, on workers that do what the test says."""
 
-import os
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from adacache_engines.errors import InputError
-from adacache_serve.jobs import publishing, service
-from adacache_serve.jobs.results import Folder
 from adacache_serve.jobs.service import BusyError, StoppingError
-from adacache_serve.jobs.store import Job
 from adacache_serve.keys import Client
-from tests.helpers.fake_server import write_model
-from tests.helpers.fake_workers import Bench, FakeWorker
+from tests.helpers.fake_workers import Bench, Benches, FakeWorker
+from tests.helpers.gated_results import gated, left_alone
 from tests.helpers.waiting import HANG_SECONDS, until
-
-Benches = Callable[..., Bench]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models") / "fake"
-    write_model(folder, conditioned=True)
-    return folder
-
-
-@pytest.fixture
-def benches(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Benches]:
-    made = []
-    monkeypatch.setattr(service, "WATCH_SECONDS", 0.05)
-    monkeypatch.setattr(publishing, "PAUSES", (0.01, 0.01, 0.01))
-    monkeypatch.setattr(publishing, "LEAVE_SECONDS", 0.5)
-
-    def make(**settings: Any) -> Bench:
-        made.append(Bench(tmp_path, model, monkeypatch, **settings))
-        return made[-1]
-
-    yield make
-    for bench in made:
-        bench.service.settings = bench.settings
-        bench.service.stop()
-
-
-@pytest.fixture
-def bench(benches: Benches) -> Bench:
-    return benches()
-
-
-class Gate(Folder):
-    """A folder that takes nothing until it is opened, and fails first."""
-
-    def __init__(self, folder: Path, failures: int = 0) -> None:
-        super().__init__(folder)
-        self.open, self.failures = threading.Event(), failures
-        self.tries = 0
-
-    def put(self, file: Path, name: str) -> None:
-        self.tries += 1
-        assert self.open.wait(HANG_SECONDS)
-        if self.failures:
-            self.failures -= 1
-            raise OSError("no room")
-        super().put(file, name)
-
-
-def gated(bench: Bench, failures: int = 0) -> Gate:
-    gate = Gate(bench.settings.data / "results", failures)
-    bench.service.publisher._results = bench.service.results = gate
-    return gate
-
-
-def left_alone(bench: Bench) -> None:
-    """Nothing waits, runs or lies about."""
-    until(lambda: bench.service.store.count("queued", "in_progress") == 0)
-    until(lambda: len(bench.service.dispatcher) + len(bench.service.publisher) == 0)
-    assert bench.files("spool") == []
 
 
 def test_a_worker_has_so_many_jobs_at_once(benches: Benches) -> None:
@@ -132,24 +65,6 @@ def test_a_video_that_comes_after_the_cancel_is_dropped(bench: Bench) -> None:
     bench.worker.completes(begin)
     assert bench.status(job) == "cancelled"
     assert bench.files("results") == []
-    left_alone(bench)
-
-
-@pytest.mark.parametrize("how", ["cancelled", "deadline"])
-def test_a_job_that_ends_while_its_video_is_put_away_leaves_nothing(bench: Bench, how: str) -> None:
-    gate = gated(bench)
-    job = bench.submit(deadline_seconds=3600)
-    bench.worker.completes(bench.worker.begun()[0])
-    until(lambda: gate.tries)
-    if how == "cancelled":
-        assert bench.service.cancel(job.id)
-    else:
-        bench.age(job, 3600)
-        assert bench.becomes(job, "failed").error["code"] == "deadline"
-    gate.open.set()
-    until(lambda: not bench.files("spool"))
-    assert bench.files("results") == []
-    assert bench.job(job).content is None
     left_alone(bench)
 
 
@@ -266,63 +181,6 @@ def test_a_killed_server_leaves_everything_to_the_next(benches: Benches) -> None
     assert [(begin.job, begin.attempt) for begin in bench.worker.begun()] == [(running.id, 2), (waiting.id, 1)]
 
 
-def test_a_video_that_was_put_before_the_server_was_killed_is_completed(bench: Bench) -> None:
-    job = bench.submit()
-    bench.service.publisher._store = Deaf()  # the server is killed before it can say so
-    bench.worker.completes(bench.worker.begun()[0])
-    until(lambda: bench.files("results") == [f"{job.id}.mp4"])
-    bench.crash()
-    bench.start()
-    assert bench.becomes(job, "completed").content == f"{job.id}.mp4"
-    assert bench.worker.begun() == []
-    left_alone(bench)
-
-
-class Deaf:
-    """A database that is gone."""
-
-    def get(self, name: str) -> Job:
-        return Job(**{**dict.fromkeys(Job.__dataclass_fields__), "id": name, "status": "in_progress"})
-
-    def complete(self, *_: object) -> bool:
-        raise OSError("gone")
-
-
-def test_a_video_that_vanished_is_made_again(bench: Bench) -> None:
-    gate = gated(bench)
-    gate.failures = 1
-    job = bench.submit()
-    (begin,) = bench.worker.begun()
-    bench.worker.completes(begin)
-    until(lambda: gate.tries)
-    Path(f"{begin.output}.mp4").unlink()
-    gate.open.set()
-    until(lambda: len(bench.worker.begun()) == 2)
-    assert bench.job(job).attempts == 2
-    bench.worker.completes(bench.worker.begun()[1])
-    bench.becomes(job, "completed")
-
-
-def test_what_cannot_be_put_is_tried_again(bench: Bench) -> None:
-    gate = gated(bench, failures=3)
-    gate.open.set()
-    job = bench.submit()
-    bench.worker.completes(bench.worker.begun()[0])
-    bench.becomes(job, "completed")
-    assert gate.tries == 4
-    left_alone(bench)
-
-
-def test_what_can_never_be_put_fails_its_job(bench: Bench) -> None:
-    gate = gated(bench, failures=99)
-    gate.open.set()
-    job = bench.submit()
-    bench.worker.completes(bench.worker.begun()[0])
-    assert bench.becomes(job, "failed").error["code"] == "storage"
-    assert gate.tries == 4
-    left_alone(bench)
-
-
 def test_a_job_that_is_nobodys_is_found(bench: Bench) -> None:
     job = bench.submit()
     # as after an error of the database in the middle of a worker's death
@@ -413,67 +271,3 @@ def test_two_servers_cannot_have_the_same_data(bench: Bench) -> None:
         bench.start()
     bench.service, bench.worker = service, FakeWorker.made[0] if FakeWorker.made else bench.worker
     assert bench.service.ready
-
-
-def test_results_are_deleted_by_age(benches: Benches) -> None:
-    bench = benches(keep_seconds=60)
-    job = bench.submit()
-    bench.worker.completes(bench.worker.begun()[0])
-    bench.becomes(job, "completed")
-    bench.service.retention.retain()
-    assert bench.files("results") == [f"{job.id}.mp4"]
-    bench.age(job, 61)
-    bench.service.retention.retain()
-    assert bench.files("results") == []
-    assert (bench.status(job), bench.job(job).content) == ("completed", None)
-
-
-def test_the_oldest_results_are_deleted_beyond_a_size(benches: Benches) -> None:
-    bench = benches(keep_nbytes=250)
-    jobs = [bench.submit() for _ in range(4)]
-    for job in jobs:
-        bench.worker.completes(bench.worker.begun(job)[0], bytes(100))
-        bench.becomes(job, "completed")
-    bench.service.retention.retain()
-    assert [bench.job(job).content is not None for job in jobs] == [False, False, True, True]
-    assert bench.files("results") == sorted(f"{job.id}.mp4" for job in jobs[2:])
-
-
-def test_jobs_are_forgotten_with_their_results(benches: Benches) -> None:
-    bench = benches(forget_seconds=60)
-    old, cancelled, running = (bench.submit() for _ in range(3))
-    bench.worker.completes(bench.worker.begun(old)[0])
-    bench.service.cancel(cancelled.id)
-    bench.becomes(old, "completed")
-    bench.service.retention.forget()
-    assert bench.service.store.get(old.id) is not None
-    for job in (old, cancelled, running):
-        bench.age(job, 61)
-    bench.service.retention.forget()
-    assert [bench.service.store.get(job.id) is None for job in (old, cancelled, running)] == [True, True, False]
-    assert bench.files("results") == []
-
-
-def test_files_that_belong_to_no_job_are_swept(bench: Bench) -> None:
-    data = bench.settings.data
-    kept, cancelled, running = bench.submit(), bench.submit(), bench.submit(image=True)
-    bench.worker.completes(bench.worker.begun(kept)[0])
-    bench.becomes(kept, "completed")
-    bench.service.cancel(cancelled.id)
-    bench.worker.lets_go(bench.worker.begun(cancelled)[0])
-    unknown = f"video_{'0' * 32}"
-    for name in (f"{unknown}-1", f"{kept.id}-1", f"{running.id}-0"):
-        (data / "spool" / name).mkdir()
-        (data / "spool" / name / "video.mp4").write_bytes(b"left")
-    for name in (cancelled.id, unknown):
-        (data / "images" / f"{name}.npy").write_bytes(b"left")
-    (data / "images" / "video_old.npy").write_bytes(b"left")
-    os.utime(data / "images" / "video_old.npy", (0, 0))
-    for name in (f"{cancelled.id}.mp4", f".{cancelled.id}.mp4.part", f"{unknown}.mp4", "holiday.mp4"):
-        (data / "results" / name).write_bytes(b"left")
-    bench.service.retention.sweep()
-    assert bench.files("spool") == [f"{running.id}-1"]
-    # one that is not known may be of a job that is about to be stored
-    assert bench.files("images") == sorted([f"{running.id}.npy", f"{unknown}.npy"])
-    # and results that are not known may be another server's
-    assert bench.files("results") == sorted([f"{kept.id}.mp4", f"{unknown}.mp4", "holiday.mp4"])

@@ -47,7 +47,7 @@ def process(tmp_path: Path, model: Path) -> Iterator[ServerProcess]:
 
 
 def expected(model: Path, folder: Path) -> list[bytes]:
-    """The videos of the orders, made by the runtime alone."""
+    """Return the videos of the orders, made by the runtime alone."""
     found = []
     for order in ORDERS:
         asked = {key: value for key, value in order.items() if key not in ("prompt", "policy")}
@@ -59,7 +59,7 @@ def expected(model: Path, folder: Path) -> list[bytes]:
 
 
 class Clients:
-    """Who ask for videos and delete some, and do not mind a server that is away."""
+    """Clients that create videos and delete some, and try again while the server is away."""
 
     def __init__(self, server: ServerProcess, jobs: int, deleting: float, seed: int, number: int = 1) -> None:
         self.server, self.jobs, self.deleting = server, jobs, deleting
@@ -99,7 +99,7 @@ class Clients:
 
 
 def rows(server: ServerProcess) -> dict[str, sqlite3.Row]:
-    """Of the database, past the server."""
+    """Read the jobs from the database, without the server."""
     with closing(sqlite3.connect(server.folder / "data" / "jobs.sqlite")) as database:
         database.row_factory = sqlite3.Row
         return {row["id"]: row for row in database.execute("SELECT * FROM jobs")}
@@ -110,7 +110,7 @@ def open_jobs(server: ServerProcess) -> int:
 
 
 def check(server: ServerProcess, clients: Clients, alone: list[bytes]) -> None:
-    """After the end of all, by the database, the files and the workers' log."""
+    """Check the database, the files and the workers' log after everything has ended."""
     found = rows(server)
     assert set(found) == set(clients.names)
     assert len(found) == clients.jobs

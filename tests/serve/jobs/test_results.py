@@ -1,4 +1,4 @@
-"""Where videos are kept: a folder, and an S3-compatible store on this machine."""
+"""The places where videos are kept: a folder, and an S3-compatible store on this machine."""
 
 import errno
 import logging
@@ -20,7 +20,7 @@ CONTENT = bytes(range(256)) * 8
 
 @pytest.fixture(scope="module")
 def s3_url() -> Iterator[str]:
-    """Of a bucket."""
+    """The URL of a bucket."""
     from moto.moto_server.threaded_moto_server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -55,7 +55,7 @@ def video(tmp_path: Path) -> Path:
 
 
 def read(results: Results, name: str, **headers: str) -> httpx.Response:
-    """Through the link; a folder has none, so as a server would answer."""
+    """Read a result through its link, or from its file where it has no link."""
     link = results.link(name)
     if link is None:
         path = results.path(name)

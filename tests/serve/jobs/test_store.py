@@ -1,4 +1,4 @@
-"""The jobs' table, on SQLite and on PostgreSQL: what happens when many change it at once, and what is remembered."""
+"""The table of jobs on SQLite and PostgreSQL: concurrent changes, and what is remembered."""
 
 import fcntl
 import threading
@@ -65,7 +65,7 @@ def add(store: Store, name: str, client: str = "somebody", key: str | None = Non
 
 
 def at_once(number: int, work: Callable[[int], object]) -> list[object]:
-    """What ``work`` gives in so many threads that begin together."""
+    """Run ``work`` in several threads that start together; return the results."""
     barrier = threading.Barrier(number)
 
     def begin(index: int) -> object:
@@ -273,7 +273,7 @@ def test_a_server_waits_for_the_workers_of_the_one_before(tmp_path: Path, monkey
     looks: list[None] = []
 
     def look(file: BinaryIO) -> bool:
-        """Whether the lock is free, as the server finds out again and again."""
+        """Note the server's repeated checks of the lock."""
         looks.append(None)
         return locked(file)
 

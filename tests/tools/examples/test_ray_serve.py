@@ -19,6 +19,7 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_serve.device.video_file import write_events
 from tests.helpers.fake_server import functions, write_model
+from tests.helpers.http_jobs import create, ended
 from tests.helpers.waiting import HANG_SECONDS, until
 
 pytest.importorskip("ray", reason="ray[serve] is not installed")
@@ -67,20 +68,6 @@ def client(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[h
         process.stdout.close()
 
 
-def begun(client: httpx.Client, **order: Any) -> str:
-    answer = client.post(VIDEOS, json=order)
-    assert answer.status_code == 202, answer.text
-    return answer.json()["id"]
-
-
-def ended(client: httpx.Client, name: str) -> dict:
-    def look() -> dict | None:
-        job = client.get(f"{VIDEOS}/{name}").json()
-        return job if job["status"] in ("completed", "failed", "cancelled") else None
-
-    return until(look)
-
-
 def alone(bundle: Path, output: Path, **asked: Any) -> bytes:
     pipeline = Pipeline(open_bundle(bundle), FakeBackend(functions()))
     for _ in write_events(pipeline.prepare(Request(**asked)), output):
@@ -91,7 +78,7 @@ def alone(bundle: Path, output: Path, **asked: Any) -> bytes:
 def test_jobs_spread_over_both_replicas_and_equal_the_runtime(
     client: httpx.Client, bundle: Path, tmp_path: Path
 ) -> None:
-    names = [begun(client, prompt="slow", seed=seed, steps=10, policy="interval-2") for seed in range(6)]
+    names = [create(client, prompt="slow", seed=seed, steps=10, policy="interval-2") for seed in range(6)]
     jobs = [ended(client, name) for name in names]
     assert [job["status"] for job in jobs] == ["completed"] * 6
     assert len({job["replica"] for job in jobs}) == 2
@@ -105,13 +92,13 @@ def test_jobs_spread_over_both_replicas_and_equal_the_runtime(
 
 def test_a_job_may_take_longer_than_the_proxy_waits(client: httpx.Client) -> None:
     began = time.monotonic()
-    job = ended(client, begun(client, prompt="slow", steps=100))
+    job = ended(client, create(client, prompt="slow", steps=100))
     assert job["status"] == "completed"
     assert time.monotonic() - began > TIMEOUT_SECONDS
 
 
 def test_a_job_is_cancelled_and_its_replica_is_free(client: httpx.Client) -> None:
-    names = [begun(client, prompt="slow", steps=900) for _ in range(3)]  # both replicas, and one that waits
+    names = [create(client, prompt="slow", steps=900) for _ in range(3)]  # both replicas, and one that waits
 
     def calls() -> list[int]:
         return [len(client.get(f"{VIDEOS}/{name}").json()["calls"]) for name in names]
@@ -119,9 +106,9 @@ def test_a_job_is_cancelled_and_its_replica_is_free(client: httpx.Client) -> Non
     until(lambda: sorted(map(bool, calls())) == [False, True, True])
     for name in names:
         assert client.delete(f"{VIDEOS}/{name}").json()["status"] == "cancelled"
-    assert ended(client, begun(client, prompt="boat"))["status"] == "completed"
+    assert ended(client, create(client, prompt="boat"))["status"] == "completed"
     after = calls()
-    assert ended(client, begun(client, prompt="bird"))["status"] == "completed"
+    assert ended(client, create(client, prompt="bird"))["status"] == "completed"
     assert calls() == after
     assert client.get(f"{VIDEOS}/{names[0]}/content").status_code == 409
 
@@ -136,13 +123,13 @@ def test_a_refusal_names_the_field(client: httpx.Client, order: dict, field: str
 
 
 def test_an_error_is_that_of_its_job(client: httpx.Client) -> None:
-    job = ended(client, begun(client, prompt="break"))
+    job = ended(client, create(client, prompt="break"))
     assert (job["status"], job["error"].splitlines()[-1]) == ("failed", "the fake encoder breaks at this prompt")
 
 
 def test_a_replica_that_dies_fails_its_job_alone(client: httpx.Client) -> None:
-    deadly = begun(client, prompt="die")
+    deadly = create(client, prompt="die")
     job = ended(client, deadly)
     assert job["status"] == "failed"
     assert job["error"]
-    assert ended(client, begun(client, prompt="boat"))["status"] == "completed"
+    assert ended(client, create(client, prompt="boat"))["status"] == "completed"
