@@ -1,6 +1,7 @@
 """The models that can be exported: one module a family, and the registry that recognises a checkpoint's family."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -33,13 +34,15 @@ class Family(Protocol):
     """What a family's module provides. ``config`` is the family's own frozen dataclass.
 
     Attributes:
-        NAME: of the family, as the manifest records it.
+        NAME: name of the family, as the manifest records it.
+        FOLDER: folder of the family, with the presets of its policies.
         SIGNATURE_KEYS: tensors that every checkpoint of the family has, and no other family has all of.
         OPTIONAL_KEYS: tensors that a checkpoint may lack.
         PARTS: kind of a block -> the residual parts of such a block, in order.
     """
 
     NAME: str
+    FOLDER: Path
     SIGNATURE_KEYS: tuple[str, ...]
     OPTIONAL_KEYS: tuple[str, ...]
     PARTS: Mapping[str, tuple[str, ...]]

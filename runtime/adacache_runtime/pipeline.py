@@ -11,9 +11,10 @@ from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.contract.engine import Backend, BackendConfig
 from adacache_engines.errors import InputError
 from adacache_engines.onnxruntime.backend import OnnxRuntime
+from adacache_runtime.checking import Checked, check
 from adacache_runtime.denoising.stages import Engines
 from adacache_runtime.events import Called, Decoded, Denoised, Event
-from adacache_runtime.generation import Checked, Model, Prepared, check
+from adacache_runtime.generation import Model, Prepared
 from adacache_runtime.media.frames import Frames
 from adacache_runtime.policy_names import PolicyInfo, available_policies
 from adacache_runtime.request import Request
@@ -126,7 +127,7 @@ class Pipeline:
         """Check a request once, tokenise it once, and estimate its memory once; nothing is allocated.
 
         Args:
-            request: a request, or one that :func:`adacache_runtime.generation.check` has checked against this bundle.
+            request: a request, or one that :func:`adacache_runtime.checking.check` has checked against this bundle.
 
         Raises:
             OutOfRangeError: a number or size is outside what the model or the bundle allows.

@@ -10,7 +10,8 @@ import numpy as np
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.fake import FakeBackend, Function
-from adacache_runtime.generation import Checked, Prepared
+from adacache_runtime.checking import Checked
+from adacache_runtime.generation import Prepared
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Captions, Request
 from tests.helpers import fake_model

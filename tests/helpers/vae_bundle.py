@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,14 @@ from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from adacache_engines.bundle.files import MANIFEST, Bundle, dump_manifest
+from adacache_engines.bundle.files import MANIFEST, Bundle, dump_manifest, read_manifest
 from adacache_engines.bundle.latent_space import VaePrecision
 from adacache_engines.bundle.manifest import LatentSpace
+from adacache_engines.bundle.shape_profiles import shape_profile
 from adacache_engines.onnxruntime.backend import OrtBackend
+from adacache_engines.tensorrt.build import BuildOptions
+from adacache_engines.tensorrt.library import open_library
+from adacache_engines.tensorrt.plan_builder import build_plans
 from adacache_export.frame_rules import CHUNKS_OF_17, FIRST_THEN_FOURS
 from adacache_export.parts.vae import add_decoder
 from adacache_export.phases import Progress
@@ -32,6 +37,12 @@ CONFIG = "config.json"
 OPEN_SORA_LATENT = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=2, frames=CHUNKS_OF_17, decoder="none")
 LATTE_LATENT = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=8, decoder="none")
 OPEN_SORA_PLAN_LATENT = LATTE_LATENT.model_copy(update={"frames": FIRST_THEN_FOURS})
+LATENTS = {  # of the VAEs that the fixture ``vae_of`` gives, by the same names
+    "stable-diffusion": LATTE_LATENT,
+    "open-sora": OPEN_SORA_LATENT,
+    "causal": OPEN_SORA_PLAN_LATENT.model_copy(update={"spatial_factor": 2}),
+    "temporal-decoder": LATTE_LATENT.model_copy(update={"spatial_factor": 2}),
+}
 SHIFT, SCALE = (-0.10, 0.34, 0.27, 0.98), (3.85, 2.32, 2.33, 3.06)  # as published
 
 
@@ -123,7 +134,7 @@ def write_temporal_decoder(folder: Path, levels: int) -> None:
 
 
 def write_vae_bundle(output: Path, source: Path, latent: LatentSpace, precision: VaePrecision = "fp32") -> None:
-    """Of the VAE in a folder, written as export does it."""
+    """Write a bundle with nothing but the VAE in a folder, as export writes it."""
     folder = output.with_suffix(".part")
     folder.mkdir(parents=True)
     logging.disable()
@@ -136,6 +147,7 @@ def write_vae_bundle(output: Path, source: Path, latent: LatentSpace, precision:
             "latent": made,
             "stages": (),
             "arithmetic": {},
+            "signals": {},
             "weights": part.weights,
             "part_weights": {"vae": part.weights},
         }
@@ -172,3 +184,11 @@ def alone(bundle: Bundle, **changes: object) -> Bundle:
     """With another latent space."""
     latent = bundle.manifest.latent.model_copy(update=changes)
     return replace(bundle, manifest=bundle.manifest.model_copy(update={"latent": latent}))
+
+
+def build_vae_plans(bundle: Path, tmp_path: Path, profile: str) -> set[str]:
+    """Compile a copy of a bundle for TensorRT-RTX; return the names of the graphs whose plans are files."""
+    folder = Path(shutil.copytree(bundle, tmp_path / "compiled"))
+    profiles = {"any": shape_profile(read_manifest(folder), profile)}
+    plans = build_plans(folder, open_library("tensorrt-rtx"), profiles, BuildOptions(), workers=1)
+    return {entry.graph for entry in plans.plans if folder.joinpath(entry.path).stat().st_size == entry.nbytes > 0}

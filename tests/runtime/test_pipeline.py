@@ -12,7 +12,7 @@ from PIL import Image
 
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError, OutOfRangeError
-from adacache_runtime import generation, policies, policy
+from adacache_runtime import checking, generation, policies, policy
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.wrappers import MaxReuses
 from adacache_runtime.events import Called, Decoded, Denoised, ImagesEncoded, TextEncoded
@@ -217,17 +217,19 @@ def test_one_settling_one_tokenising_and_two_assemblies(tmp_path: Path, monkeypa
     pipeline, _ = fake_pipeline(tmp_path / "bundle", functions())
     counted: list[str] = []
 
-    def count(name: str) -> None:
-        plain = getattr(generation, name)
+    def count(module: Any, name: str) -> None:
+        plain = getattr(module, name)
 
         def counting(*given: Any, **named: Any) -> Any:
             counted.append(name)
             return plain(*given, **named)
 
-        monkeypatch.setattr(generation, name, counting)
+        monkeypatch.setattr(module, name, counting)
 
-    for name in ("settle", "read_text", "estimate_memory", "assemble", "initial_noise"):
-        count(name)
+    for name in ("settle", "read_text"):
+        count(checking, name)
+    for name in ("estimate_memory", "assemble", "initial_noise"):
+        count(generation, name)
     prepared = pipeline.prepare(request(seed=3))
     assert counted == ["settle", "read_text", "estimate_memory"]
     assert list(prepared.events())

@@ -16,6 +16,7 @@ from adacache_export.families.open_sora_plan import family as open_sora_plan
 from adacache_export.frame_rules import EACH_FRAME
 
 NAME = "latte-1"
+FOLDER = Path(__file__).parent
 SIGNATURE_KEYS = latte_t2v.SIGNATURE_KEYS
 OPTIONAL_KEYS = latte_t2v.OPTIONAL_KEYS
 PARTS = latte_t2v.PARTS
@@ -51,6 +52,4 @@ def describe(
     latent = latte_t2v.latent_space(config, EACH_FRAME)
     height, width = (latent.spatial_factor * side for side in config.sample_size)
     video = VideoDefaults(height=height, width=width, frames=config.video_length, fps=8, image_fps=8)
-    return latte_t2v.describe(
-        Path(__file__).parent, config, video, latent, latte_t2v.sampler(scheduler, "DDIMScheduler"), image=True
-    )
+    return latte_t2v.describe(FOLDER, config, video, latent, latte_t2v.sampler(scheduler, "DDIMScheduler"), image=True)

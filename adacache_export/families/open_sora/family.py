@@ -44,6 +44,7 @@ from adacache_export.stages import (
 Shape = tuple[int, ...]
 
 NAME = "open-sora-1.2"
+FOLDER = Path(__file__).parent
 SIGNATURE_KEYS: tuple[str, ...] = (
     "fps_embedder.mlp.0.weight",
     "t_block.1.weight",
@@ -257,7 +258,7 @@ def describe(config: OpenSoraConfig, scheduler: Mapping[str, Any] | None, precis
         ),
         profiles={"default": {axis: (1, size) for axis, size in upper.items()}},
         probe=f"temporal.{(config.depth - 1) // 2}.attn",
-        policies=presets(Path(__file__).parent),
+        policies=presets(FOLDER),
     )
 
 

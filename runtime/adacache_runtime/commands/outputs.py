@@ -11,9 +11,9 @@ import numpy as np
 
 from adacache_engines.bundle.manifest import LatentSpace
 from adacache_engines.errors import InputError
+from adacache_runtime.checking import VideoShape
 from adacache_runtime.commands.progress import frame_progress
 from adacache_runtime.events import Decoded, Denoised
-from adacache_runtime.generation import VideoShape
 from adacache_runtime.media.files import check_folder, writing
 from adacache_runtime.media.raw_frames import STANDARD_OUTPUT, check_standard_output, write_raw
 from adacache_runtime.media.video import Frames, check_video, writing_video

@@ -8,6 +8,7 @@ from contextlib import closing
 from rich.console import Console
 
 from adacache_engines.bundle.files import open_bundle
+from adacache_runtime.checking import Checked, check
 from adacache_runtime.commands.memory_table import memory_table
 from adacache_runtime.commands.options import opening_from
 from adacache_runtime.commands.outputs import check_outputs, output_files, write_latents, write_reports, write_videos
@@ -15,7 +16,7 @@ from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import call_progress
 from adacache_runtime.commands.run_options import request_from, run_parser
 from adacache_runtime.events import Called, Decoded, Denoised, Event
-from adacache_runtime.generation import Checked, Prepared, check
+from adacache_runtime.generation import Prepared
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.summary import summary
 

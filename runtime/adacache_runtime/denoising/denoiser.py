@@ -83,6 +83,7 @@ class Denoiser:
     ) -> None:
         self.assembly = assembly
         self._updates, self._policy, self._scope, self._condition = updates, policy, scope, condition
+        self._wholes: dict[int, Choice] = {}  # by expert, the choice that computes everything
         self._segments = [segment for segment in segments for _ in range(segment.run.calls)]
         self._everywhere = (True,) * assembly.stages.branches
         self._reads_back = bool(assembly.probes)  # whether anything comes back from the device between two calls
@@ -141,12 +142,14 @@ class Denoiser:
         """Make an expert ready for its calls; nothing of another expert's calls is compared with its own."""
         self.assembly.guidance.write(segment.guidance)
         self.assembly.plan.begin(segment.expert)
+        groups, branches = segment.run.groups, self.assembly.stages.branches
+        self._wholes[segment.expert] = Choice.alike((True,) * groups, branches, segment.expert)
         for probe in self.assembly.probes:
             probe.forget()
 
     def _call(self, number: int, segment: Segment, update: Update) -> _Call:
         context = segment.context(number)
-        whole = Choice.alike((True,) * segment.run.groups, self.assembly.stages.branches, segment.expert)
+        whole = self._wholes[segment.expert]
         return _Call(number, segment, context, update, whole, None, {}, [], [])
 
     def _enter(self, call: _Call) -> None:
@@ -173,7 +176,8 @@ class Denoiser:
         assembly, plan, slot = self.assembly, self.assembly.plan, call.update.slot
         assert call.decision is not None
         assembly.residuals.weigh(call.decision.weights_by_branch(assembly.stages.branches))
-        assembly.guidance.rebuild(call.decision.rebuild)
+        if call.decision.rebuild:
+            assembly.guidance.rebuild(call.decision.rebuild)
         assembly.latents.write(call.update)
         whole = tuple(map(all, call.choice.rows))
         due = [

@@ -33,36 +33,42 @@ class DevicePlan:
 
     def begin(self, expert: int) -> None:
         """Run the stages that run once a generation, for the calls of an expert."""
-        self._once(("begin", expert), lambda: [step.call for step in self._stages.begin(expert)], "begin")()
+        self._once(("begin", expert), lambda: self._sequence(self._stages.begin(expert)))()
 
     def open(self, part: str, choice: Choice) -> Call:
         """Return what runs of a part before a call is decided, which is as in a call that computes everything."""
-        return self._call(part, choice.whole(), part in self._opening)
+        return self._once(("open", part, choice), lambda: self._part(part, choice.whole(), part in self._opening))
 
     def embed(self, choice: Choice) -> Call:
         """Return what spreads the latents to the branches that run, and embeds them."""
-        runs = bool(self.parts(choice, 0)["embed"])
-        return self._call("embed", choice.whole(), runs and "embed" not in self._opening)
+
+        def make() -> Call:
+            runs = bool(self.parts(choice, 0)["embed"]) and "embed" not in self._opening
+            return self._part("embed", choice.whole(), runs)
+
+        return self._once(("embed", choice), make)
 
     def blocks(self, choice: Choice) -> Call:
         """Return what computes or reuses the groups of blocks."""
-        return self._call("blocks", choice)
+        return self._once(("blocks", choice), lambda: self._sequence(self.parts(choice, 0)["blocks"]))
 
     def velocity(self, choice: Choice, slot: int) -> Call:
         """Return what turns the state into the call's velocity: final stage, guidance, and residuals of the model."""
-        return self._once(("velocity", choice, slot), lambda: self._ending(choice, slot), "final to guidance")
+        return self._once(("velocity", choice, slot), lambda: self._sequence(self._ending(choice, slot)))
 
     def advance(self, slot: int) -> Call:
         """Return what takes the velocity into the sampler's history and moves the latents on."""
-        return self._once(("advance", slot), lambda: self._latents.advance(slot), "the sampler's update")
+        made = self._latents.advance
+        return self._once(("advance", slot), lambda: self._device.sequence(made(slot), "the sampler's update"))
 
     def finish(self, choice: Choice, slot: int) -> Call:
         """Return :meth:`velocity` and :meth:`advance` as one, for calls in which nothing comes between them."""
-        return self._once(
-            ("finish", choice, slot),
-            lambda: [*self._ending(choice, slot), *self._latents.advance(slot)],
-            "final to the sampler's update",
-        )
+
+        def make() -> Call:
+            calls = [*(step.call for step in self._ending(choice, slot)), *self._latents.advance(slot)]
+            return self._device.sequence(calls, "final to the sampler's update")
+
+        return self._once(("finish", choice, slot), make)
 
     def model_steps(self, choice: Choice) -> Sequence[Step]:
         """Return the steps of the model alone, from the latents that entered it, for repeating a call."""
@@ -76,24 +82,28 @@ class DevicePlan:
             self._parts[key] = self._residuals.parts(choice, slot)
         return self._parts[key]
 
-    def _ending(self, choice: Choice, slot: int) -> list[Call]:
+    def _ending(self, choice: Choice, slot: int) -> list[Step]:
         parts = self.parts(choice, slot)
-        return [step.call for part in PARTS[-2:] for step in parts[part]]
+        return [step for part in PARTS[-2:] for step in parts[part]]
 
-    def _call(self, part: str, choice: Choice, runs: bool = True) -> Call:
-        steps = self.parts(choice, 0)[part] if runs else ()
-        if not steps:
+    def _part(self, part: str, choice: Choice, runs: bool) -> Call:
+        """Return a part that several choices share, so that it is recorded once; or nothing."""
+        if not runs:
             return in_turn([])
         before = self._spread(choice) if part == "embed" else []
-        name = f"{steps[0].name} to {steps[-1].name}"
-        return self._once((part, choice), lambda: [*before, *(step.call for step in steps)], name)
+        return self._once(("part", part, choice), lambda: self._sequence(self.parts(choice, 0)[part], before))
 
     def _spread(self, choice: Choice) -> list[Call]:
         target, samples = self._stages.tensors["latents"], self._stages.samples
         return [call for span in choice.spans(apart=False) for call in self._latents.spread(span.of(target, samples))]
 
-    def _once(self, key: Hashable, calls: Callable[[], Sequence[Call]], name: str) -> Call:
-        if key not in self._calls:
-            made = calls()
-            self._calls[key] = self._device.sequence(made, name) if made else in_turn([])
-        return self._calls[key]
+    def _sequence(self, steps: Sequence[Step], before: Sequence[Call] = ()) -> Call:
+        if not steps:
+            return in_turn([])
+        return self._device.sequence([*before, *(step.call for step in steps)], f"{steps[0].name} to {steps[-1].name}")
+
+    def _once(self, key: Hashable, make: Callable[[], Call]) -> Call:
+        call = self._calls.get(key)
+        if call is None:
+            call = self._calls[key] = make()
+        return call

@@ -41,6 +41,13 @@ class Choice:
     rebuilt: tuple[bool, ...]
     expert: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.rows, self.rebuilt, self.expert)))  # looked up in every call
+
+    def __hash__(self) -> int:
+        made: int = self.__dict__["_hash"]
+        return made
+
     @classmethod
     def alike(cls, compute: Sequence[bool], branches: int, expert: int = 0) -> "Choice":
         """Return the choice that treats all branches alike."""

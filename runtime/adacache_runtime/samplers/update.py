@@ -42,6 +42,8 @@ class Update:
     @property
     def keeps_velocity(self) -> bool:
         """Whether the history receives the velocity as it is, so that nothing has to be computed for it."""
+        if self.kept_latents is None and self.kept_velocity is None:
+            return True
         c, d = self.entry()
         return not c.any() and bool((d == 1).all())
 

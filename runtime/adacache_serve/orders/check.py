@@ -14,9 +14,9 @@ from adacache_engines.bundle.video_sizes import frames_of, size_of
 from adacache_engines.errors import AdaCacheError, InputError
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.caching.presets import PRESETS, policy_from
+from adacache_runtime.checking import Checked
+from adacache_runtime.checking import check as check_request
 from adacache_runtime.conditioning.given_frames import check_accepts_images
-from adacache_runtime.generation import Checked
-from adacache_runtime.generation import check as check_request
 from adacache_runtime.media.video import Frames
 from adacache_runtime.request import Request
 from adacache_runtime.settled import settle

@@ -1,6 +1,5 @@
 """Text encoders and VAEs in half precision, and compiled: what stays float32, and that all plans build."""
 
-import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,13 +9,10 @@ import torch
 import transformers
 from diffusers import AutoencoderKL
 
-from adacache_engines.bundle.files import open_bundle, read_manifest, replace_manifest
-from adacache_engines.bundle.latent_space import LatentSpace, VaePrecision
-from adacache_engines.bundle.manifest import DTYPES, Graph, Precision, TextRule
+from adacache_engines.bundle.files import open_bundle
+from adacache_engines.bundle.manifest import DTYPES, Graph, TextRule
 from adacache_engines.errors import ExportError
 from adacache_export.commands.export import main as export
-from adacache_export.options import PartOptions
-from adacache_export.parts.add_parts import add_parts
 from adacache_export.parts.text_encoder import add_encoder
 from adacache_export.phases import Progress
 from adacache_export.stages import Stage, run_stages
@@ -24,42 +20,9 @@ from adacache_export.text_encoders.registry import TextEncoder, open_text_encode
 from adacache_export.vaes.precision import NARROW, TOLERANCE
 from adacache_export.vaes.registry import Vae, open_vae
 from adacache_export.writing.weights_file import TORCH_DTYPES
-from tests.helpers.vae_bundle import (
-    LATTE_LATENT,
-    OPEN_SORA_LATENT,
-    OPEN_SORA_PLAN_LATENT,
-    set_weights,
-    write_causal_vae,
-    write_temporal_decoder,
-    write_vae_bundle,
-)
+from tests.helpers.vae_bundle import LATENTS, LATTE_LATENT, set_weights, write_vae_bundle
 
-PROFILE = "16x16..32x32..48x64:1f..17f..34f"
 SIZES = {"images": 2, "frames": 3, "pixel_frames": 9, "height": 4, "width": 4, "pixel_height": 8, "pixel_width": 8}
-LATENTS = {
-    "stable-diffusion": LATTE_LATENT,
-    "open-sora": OPEN_SORA_LATENT,
-    "causal": OPEN_SORA_PLAN_LATENT.model_copy(update={"spatial_factor": 2}),
-    "temporal-decoder": LATTE_LATENT.model_copy(update={"spatial_factor": 2}),
-}
-T5_GRAPHS = {"encoder.embed", "encoder.00", "encoder.01", "encoder.final"}
-OPEN_SORA_GRAPHS = {"decoder.temporal", "decoder.spatial", "vae_encoder.spatial", "vae_encoder.temporal"}
-
-
-@pytest.fixture(scope="module")
-def vae_of(
-    once: Callable[[str, Callable[[Path], object]], Path], vae_folder: Path, open_sora_vae_folder: Path
-) -> Callable[[str], Path]:
-    """The folder of a VAE of each kind."""
-
-    def folder(kind: str) -> Path:
-        if kind == "causal":
-            return once("small-causal-vae", lambda folder: write_causal_vae(folder, levels=2))
-        if kind == "temporal-decoder":
-            return once("small-temporal-decoder", lambda folder: write_temporal_decoder(folder, levels=2))
-        return vae_folder if kind == "stable-diffusion" else open_sora_vae_folder
-
-    return folder
 
 
 def with_weights(stage: Stage, part: Vae | TextEncoder, wide: bool = False) -> Stage:
@@ -176,62 +139,3 @@ def test_a_text_encoder_with_weights_that_float16_cannot_hold(t5_folder: Path, t
     with pytest.raises(ExportError, match=rf"{name} has values beyond 65504, .*: use bf16 or fp32"):
         add_encoder(tmp_path / "bundle", encoder, rule, "fp16", Progress())
     assert not list(tmp_path.glob("bundle/*"))
-
-
-# compiled
-
-
-def bundle_of_parts(
-    folder: Path, vae: Path, latent: LatentSpace, precision: VaePrecision, t5: Path, text: Precision
-) -> None:
-    """A bundle of parts alone."""
-    write_vae_bundle(folder, vae, latent, precision)
-    manifest = read_manifest(folder)
-    changes = {"text": manifest.text.model_copy(update={"width": 24}), "profiles": {"any": {}}}
-    replace_manifest(folder, manifest.model_copy(update=changes))
-    logging.disable()  # as in conftest
-    try:
-        add_parts(folder, PartOptions(text_encoder=t5, text_precision=text), Progress())
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "precision", "text"),
-    [
-        ("open-sora", "fp32", "fp32"),
-        ("open-sora", "bf16", "fp16"),
-        ("stable-diffusion", "bf16", "bf16"),
-        ("causal", "bf16", "fp16"),
-        ("temporal-decoder", "bf16", "fp16"),
-    ],
-)
-def test_plans_of_parts_build(
-    kind: str,
-    precision: VaePrecision,
-    text: Precision,
-    vae_of: Callable[[str], Path],
-    tmp_path: Path,
-    t5_folder: Path,
-) -> None:
-    folder = tmp_path / "bundle"
-    bundle_of_parts(folder, vae_of(kind), LATENTS[kind], precision, t5_folder, text)
-    manifest = open_bundle(folder).manifest
-    assert (manifest.latent.precision, manifest.text.precision) == (precision, text)
-    assert export([str(folder), "--backend", "tensorrt-rtx", "--profile", PROFILE, "--jobs", "1"]) == 0
-    (plans,) = read_manifest(folder).plans.values()
-    built = {entry.graph: entry for entry in plans.plans}
-    assert set(built) == T5_GRAPHS | (OPEN_SORA_GRAPHS if kind == "open-sora" else {"decoder"})
-    for graph in manifest.graphs():
-        assert folder.joinpath(built[graph.name].path).stat().st_size == built[graph.name].nbytes > 0
-        assert graph.check
-        assert graph.check.error <= graph.check.tolerance
-    for graph in manifest.vae_graphs():
-        assert set(graph.weight_dtypes) == {"float32", DTYPES[precision]}
-        assert dtypes_outside(graph) == {"float32"}
-        assert graph.check
-        assert (graph.check.error > 1e-4) == (precision == "bf16")
-    for graph in manifest.text.encoder_stages[1:-1]:
-        assert set(graph.weight_dtypes) == {DTYPES[text], DTYPES["fp32" if text == "fp16" else text]}
-        assert dtypes_outside(graph) == {DTYPES[text] if text == "bf16" else "float32"}

@@ -2,33 +2,22 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
-from adacache_engines.bundle.files import Bundle, open_bundle, read_manifest
-from adacache_engines.bundle.shape_profiles import shape_profile
-from adacache_engines.errors import AdaCacheError, CheckpointError, InputError, OutOfRangeError
+from adacache_engines.bundle.files import Bundle, open_bundle
+from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.onnxruntime.backend import OrtBackend
-from adacache_engines.tensorrt.build import BuildOptions
-from adacache_engines.tensorrt.library import open_library
-from adacache_engines.tensorrt.plan_builder import build_plans
-from adacache_export.commands.export import main as export
 from adacache_export.vaes.open_sora.temporal import TemporalConfig, TemporalDecoder, TemporalEncoder
 from adacache_export.vaes.registry import open_vae
-from adacache_runtime.commands.run import main as run
-from adacache_runtime.media.pictures import read_image, read_last_frames, resize_to_fill
-from adacache_runtime.media.video import write_video
 from adacache_runtime.samplers.update import Floats
-from adacache_runtime.vae.decode import decode, render
+from adacache_runtime.vae.decode import decode
 from adacache_runtime.vae.encode import drawn, encode
-from tests.helpers.exporting import convert_quietly
 from tests.helpers.reference import OPEN_SORA, arrays, worst
 from tests.helpers.vae_bundle import (
     OPEN_SORA_LATENT,
@@ -37,8 +26,6 @@ from tests.helpers.vae_bundle import (
     alone,
     random_spatial_vae,
     set_config,
-    set_weights,
-    write_open_sora_vae,
 )
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -272,149 +259,3 @@ def test_sizes_follow_from_the_tensors(open_sora_vae_folder: Path) -> None:
 def test_other_configs(named: dict[str, object], folder: Path) -> None:
     set_config(folder, **named)
     open_vae(folder, OPEN_SORA_LATENT)
-
-
-TEMPORAL, SPATIAL = "temporal_vae.", "spatial_vae.module."
-CONV = f"{TEMPORAL}decoder.conv1.conv.weight"
-SPOILED: dict[str, tuple[Callable[[Path], object], type[AdaCacheError], str]] = {
-    "missing in both halves": (
-        lambda folder: set_weights(
-            folder,
-            lambda tensors: [tensors.pop(name) for name in ("scale", CONV, f"{SPATIAL}quant_conv.bias")],
-        ),
-        CheckpointError,
-        rf"(?s)3 tensors missing.*vae\.scale, expected \(1, 4, 1, 1, 1\).*vae\.{CONV}, expected \(16, 4, 3, 3, 3\)",
-    ),
-    "only the spatial half": (
-        lambda folder: set_weights(
-            folder, lambda tensors: [tensors.pop(name) for name in list(tensors) if name.startswith(TEMPORAL)]
-        ),
-        CheckpointError,
-        r"(?s)267 tensors missing.*temporal_vae\.decoder\.conv1\.conv\.weight, expected \(512, 4, 3, 3, 3\)",
-    ),
-    "another shape": (
-        lambda folder: set_weights(folder, lambda tensors: tensors.update({CONV: torch.zeros(16, 4, 1, 3, 3)})),
-        CheckpointError,
-        rf"{CONV} is \(16, 4, 1, 3, 3\), expected \(16, 4, 3, 3, 3\)",
-    ),
-    "unexpected": (
-        lambda folder: set_weights(folder, lambda tensors: tensors.update({"disc.weight": torch.zeros(2)})),
-        CheckpointError,
-        r"(?s)1 tensor unexpected.*vae\.disc\.weight",
-    ),
-    "NaN": (
-        lambda folder: set_weights(folder, lambda tensors: tensors["shift"].fill_(torch.nan)),
-        CheckpointError,
-        "vae.shift has 4 NaN",
-    ),
-    "usual groups": (
-        lambda folder: set_config(folder, vae_temporal={}, vae_2d={}),
-        CheckpointError,
-        "vae_2d.norm_num_groups 32: expected a divisor of the channels 8, 8; vae_temporal.num_groups 32: .* 16",
-    ),
-    "other chunks": (lambda folder: set_config(folder, micro_frame_size=33), CheckpointError, "micro_frame_size"),
-    "another class": (
-        lambda folder: set_config(folder, architectures=["AutoencoderKL"]),
-        InputError,
-        "other latent frames to AutoencoderKL than to this model; pass a folder with OpenSoraVAE_V1_2",
-    ),
-    "three halvings": (
-        lambda folder: set_weights(
-            folder,
-            lambda tensors: tensors.update(
-                {f"{TEMPORAL}encoder.conv_blocks.0.conv.weight": torch.zeros(4, 4, 3, 3, 3)}
-            ),
-        ),
-        CheckpointError,
-        "3 levels of the temporal VAE halve the frames: expected 2",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", SPOILED)
-def test_spoiled_folder(case: str, folder: Path) -> None:
-    spoil, kind, message = SPOILED[case]
-    spoil(folder)
-    with pytest.raises(kind, match=message) as raised:
-        open_vae(folder, OPEN_SORA_LATENT)
-    assert str(folder) in str(raised.value)
-
-
-# from a prompt's embeddings to a file
-
-
-@pytest.fixture(scope="module")
-def exported_whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole")
-    write_open_sora_vae(folder / "vae", levels=4)
-    convert_quietly(checkpoint, folder / "bundle", vae=folder / "vae", conditioning=True)
-    return folder / "bundle"
-
-
-@pytest.mark.slow
-def test_a_run_ends_in_a_video(exported_whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    inputs = arrays(OPEN_SORA / "inputs_A.npz")
-    np.savez(tmp_path / "text.npz", embeddings=inputs["y"][:1, 0], mask=inputs["mask"][:1])
-    saved, clip, picture = tmp_path / "latents.npz", tmp_path / "clip.mp4", tmp_path / "picture.png"
-    command = [str(exported_whole), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "80x48", "--steps", "2"]
-    assert run([*command, "--frames", "19", "--save-latents", str(saved), "-o", str(clip)]) == 0
-    assert "decoded frame 19/19" in capsys.readouterr().err
-    with av.open(str(clip)) as container:
-        assert container.streams.video[0].average_rate == 24
-        shown = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
-    assert shown.shape == (19, 48, 80, 3)
-    latents = arrays(saved)["latents"]
-    assert latents.shape == (1, 4, 6, 6, 10)
-    bundle = open_bundle(exported_whole)
-    pixels = render(bundle, OrtBackend(exported_whole), latents[0], 19)
-    assert run([*command, "--frames", "19", "-o", str(tmp_path / "clip.npz")]) == 0
-    np.testing.assert_array_equal(arrays(tmp_path / "clip.npz")["frames"], pixels)
-    assert run([*command, "--frames", "1", "-o", str(picture)]) == 0
-    with av.open(str(picture)) as container:
-        assert [frame.to_ndarray(format="rgb24").shape for frame in container.decode(video=0)] == [(48, 80, 3)]
-
-
-@pytest.mark.slow
-def test_a_run_starts_from_a_picture_and_a_clip(exported_whole: Path, tmp_path: Path) -> None:
-    """They come back as the encoder has them, clips in a row are one video, and the same command gives the same."""
-    inputs = arrays(OPEN_SORA / "inputs_A.npz")
-    np.savez(tmp_path / "text.npz", embeddings=inputs["y"][:1, 0], mask=inputs["mask"][:1])
-    shown = np.random.default_rng(0).integers(0, 256, (20, 60, 90, 3), np.uint8)
-    write_video(tmp_path / "clip.mp4", shown, 24)
-    write_video(tmp_path / "picture.png", shown[:1], 24)
-    command = [str(exported_whole), "--text-embeddings", str(tmp_path / "text.npz"), "--size", "80x48", "--steps", "2"]
-    command += ["--frames", "51", "--video", str(tmp_path / "clip.mp4"), "--image", str(tmp_path / "picture.png")]
-    command += ["--image-at", "34", "--loops", "2", "--save-latents", str(tmp_path / "latents.npz")]
-    assert run([*command, "-o", str(tmp_path / "video.npz")]) == 0
-    latents, frames = arrays(tmp_path / "latents.npz")["latents"], arrays(tmp_path / "video.npz")["frames"]
-    assert latents.shape == (1, 4, 15 + 10, 6, 10)
-    assert frames.shape == (51 + 34, 48, 80, 3)
-    bundle, noise = open_bundle(exported_whole), drawn(0)
-    given = (
-        resize_to_fill(read_last_frames(tmp_path / "clip.mp4", 17), 48, 80),
-        resize_to_fill(read_image(tmp_path / "picture.png"), 48, 80),
-    )
-    clip, picture = (encode(bundle, OrtBackend(exported_whole), pixels, noise) for pixels in given)
-    np.testing.assert_array_equal(latents[0, :, :5], clip)
-    np.testing.assert_array_equal(latents[0, :, 10:11], picture)
-    assert run([*command, "-o", str(tmp_path / "again.npz")]) == 0
-    np.testing.assert_array_equal(arrays(tmp_path / "again.npz")["frames"], frames)
-
-
-@pytest.mark.slow
-def test_inspect_and_verify(exported_whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert export(["--inspect", str(exported_whole)]) == 0
-    assert "open-sora-vae" in capsys.readouterr().out
-    assert export(["--verify", str(exported_whole)]) == 0
-    shown = capsys.readouterr().out
-    assert all(name in shown for name in ("decoder.temporal", "decoder.spatial", "vae_encoder.spatial"))
-
-
-@pytest.mark.slow
-def test_plans_of_the_vae(exported_whole: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(exported_whole, tmp_path / "bundle"))
-    profile = shape_profile(read_manifest(folder), "64x64..128x96:17f..34f")
-    plans = build_plans(folder, open_library("tensorrt-rtx"), {"any": profile}, BuildOptions(), workers=1)
-    built = {entry.graph: entry for entry in plans.plans}
-    for graph in read_manifest(folder).vae_graphs():
-        assert folder.joinpath(built[graph.name].path).stat().st_size == built[graph.name].nbytes > 0

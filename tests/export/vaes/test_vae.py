@@ -4,7 +4,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
 from adacache_engines.bundle.files import open_bundle
-from adacache_engines.errors import AdaCacheError, CheckpointError, InputError, MissingDependencyError
+from adacache_engines.errors import InputError, MissingDependencyError
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.commands.export import main as export
 from adacache_export.convert import convert
@@ -161,116 +160,6 @@ def test_without_the_convolution_before(folder: Path, reference: AutoencoderKL) 
 
 
 # what is refused
-
-
-class Evil:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (print, ("code of a checkpoint was run",))
-
-
-def pickled(folder: Path) -> None:
-    (folder / WEIGHTS).unlink()
-    torch.save({"decoder.conv_in.weight": Evil()}, folder / "diffusion_pytorch_model.bin")
-
-
-def add(name: str) -> Callable[[Path], None]:
-    return lambda folder: set_weights(folder, lambda tensors: tensors.update({name: torch.zeros(2)}))
-
-
-CONV = "decoder.conv_in.weight"
-SPOILED: dict[str, tuple[Callable[[Path], object], type[AdaCacheError], str]] = {
-    "no folder": (shutil.rmtree, CheckpointError, r"no config\.json; expected the folder of a VAE"),
-    "no config": (lambda folder: (folder / CONFIG).unlink(), CheckpointError, r"no config\.json"),
-    "damaged config": (lambda folder: (folder / CONFIG).write_text("{"), CheckpointError, "not valid JSON"),
-    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), CheckpointError, "no weights"),
-    "pickled code": (pickled, CheckpointError, "needs code to be run"),
-    "missing": (
-        lambda folder: set_weights(folder, lambda tensors: tensors.pop(CONV)),
-        CheckpointError,
-        rf"(?s)1 tensor missing.*vae\.{CONV}, expected \(8, 4, 3, 3\)",
-    ),
-    "of another shape": (
-        lambda folder: set_weights(folder, lambda tensors: tensors.update({CONV: torch.zeros(8, 4, 1, 1)})),
-        CheckpointError,
-        rf"vae\.{CONV} is \(8, 4, 1, 1\), expected \(8, 4, 3, 3\)",
-    ),
-    "attention of another shape": (
-        lambda folder: set_weights(
-            folder, lambda tensors: tensors.update({f"{ATTENTION}to_q.weight": torch.zeros(8, 8, 3, 3)})
-        ),
-        CheckpointError,
-        r"to_q\.weight is \(8, 8, 3, 3\), expected \(8, 8\)",
-    ),
-    "unexpected": (add("decoder.more"), CheckpointError, r"(?s)1 tensor unexpected.*vae\.decoder\.more"),
-    "NaN": (
-        lambda folder: set_weights(folder, lambda tensors: tensors[CONV][0, 0, 0].fill_(torch.nan)),
-        CheckpointError,
-        f"{CONV} has 3 NaN",
-    ),
-    "another class": (
-        lambda folder: set_config(folder, _class_name="VQModel"),
-        CheckpointError,
-        "describes VQModel; expected AutoencoderKL",
-    ),
-    "no class": (lambda folder: set_config(folder, _class_name="absent"), CheckpointError, "describes no class"),
-    "Latte's other VAE": (
-        lambda folder: set_config(folder, _class_name="AutoencoderKLTemporalDecoder", block_out_channels=[32] * 4),
-        CheckpointError,
-        r"(?s)missing.*vae\.decoder\.mid_block\.resnets\.0\.temporal_res_block\.norm1\.weight, expected \(32,\)",
-    ),
-    "Open-Sora-Plan's VAE": (
-        lambda folder: set_config(folder, _class_name="CausalVAEModel"),
-        InputError,
-        "other latent frames to CausalVAEModel than to this model; pass a folder with AutoencoderKL or AutoencoderKLT",
-    ),
-    "Open-Sora's VAE": (
-        lambda folder: set_config(folder, _class_name="absent", architectures=["VideoAutoencoderPipeline"]),
-        InputError,
-        "other latent frames to VideoAutoencoderPipeline than to this model; pass a folder with AutoencoderKL",
-    ),
-    "Open-Sora's VAE by another name": (
-        lambda folder: set_config(folder, _class_name="absent", model_type="OpenSoraVAE_V1_2"),
-        InputError,
-        "other latent frames to OpenSoraVAE_V1_2 than to this model",
-    ),
-    "another activation": (lambda folder: set_config(folder, act_fn="tanh"), CheckpointError, "act_fn"),
-    "several faults": (
-        lambda folder: set_config(folder, layers_per_block=0, latents_mean=[0.0] * 4),
-        CheckpointError,
-        "(?s)layers_per_block.*latents_mean",
-    ),
-    "other blocks": (
-        lambda folder: set_config(folder, up_block_types=["AttnUpDecoderBlock2D"] * 4),
-        CheckpointError,
-        "up_block_types",
-    ),
-    "fewer blocks": (
-        lambda folder: set_config(folder, up_block_types=["UpDecoderBlock2D"]),
-        CheckpointError,
-        "as many as block_out_channels",
-    ),
-    "groups": (lambda folder: set_config(folder, norm_num_groups=3), CheckpointError, "multiples of norm_num_groups"),
-    "channels": (
-        lambda folder: set_config(folder, latent_channels=16),
-        InputError,
-        "decodes latents of 16 channels, 8 pixels a row; the model makes 4 channels, 8 pixels a row",
-    ),
-    "factor": (
-        lambda folder: set_config(folder, block_out_channels=[8] * 3, up_block_types=["UpDecoderBlock2D"] * 3),
-        InputError,
-        "decodes latents of 4 channels, 4 pixels a row",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", SPOILED)
-def test_spoiled_folder(case: str, folder: Path, capsys: Capture) -> None:
-    spoil, kind, message = SPOILED[case]
-    spoil(folder)
-    with pytest.raises(kind, match=message) as raised:
-        open_vae(folder, LATTE_LATENT)
-    assert str(folder) in str(raised.value)
-    assert "was run" not in capsys.readouterr().out
 
 
 def test_models_that_no_autoencoder_kl_belongs_to(vae_folder: Path) -> None:

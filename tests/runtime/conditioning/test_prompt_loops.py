@@ -2,8 +2,8 @@ import pytest
 
 from adacache_engines.bundle.manifest import TextRule
 from adacache_engines.errors import InputError
+from adacache_runtime.checking import loop_prompts
 from adacache_runtime.conditioning.prompt_loops import prompts_by_loop
-from adacache_runtime.generation import _prompts
 from adacache_runtime.request import Request
 
 
@@ -47,11 +47,11 @@ def test_each_clip_gets_its_text_and_scores() -> None:
     rule = TextRule(max_length=9, width=3, scores=("motion",))
     request = Request(prompts=("|0|rain|2|sun", "a boat"), motion=3)
     score = " motion score: 3.0."
-    assert _prompts(rule, request, 0) == (f"rain{score}", f"a boat{score}")
-    assert [_prompts(rule, request, loop)[0] for loop in range(4)] == [f"rain{score}"] * 2 + [f"sun{score}"] * 2
+    assert loop_prompts(rule, request, 0) == (f"rain{score}", f"a boat{score}")
+    assert [loop_prompts(rule, request, loop)[0] for loop in range(4)] == [f"rain{score}"] * 2 + [f"sun{score}"] * 2
 
 
 def test_a_score_that_the_model_does_not_read() -> None:
     rule = TextRule(max_length=9, width=3, scores=("motion",))
     with pytest.raises(InputError, match=r"aesthetic 6\.5: this model was not trained to read that score; it reads mo"):
-        _prompts(rule, Request(prompts=("rain",), aesthetic=6.5), 0)
+        loop_prompts(rule, Request(prompts=("rain",), aesthetic=6.5), 0)
