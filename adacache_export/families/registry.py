@@ -51,7 +51,7 @@ class Family(Protocol):
         """Whether ``config.json`` (None without one) is the family's, where others have the same tensors."""
 
     def config_from(self, given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> Any:
-        """The configuration, from ``config.json`` (None without one) and the shapes of the checkpoint's tensors.
+        """Return the configuration, from ``config.json`` (None without one) and the shapes of the tensors.
 
         Raises:
             CheckpointError: the two contradict each other, or the model is a variant that cannot be exported.
@@ -70,7 +70,7 @@ class Family(Protocol):
         precision: DType = "float32",
         granularity: ExportGranularity = "block",
     ) -> list[Stage]:
-        """The model's stages in the order in which a call runs them, with zero weights."""
+        """Return the model's stages in the order in which a call runs them, with zero weights."""
 
     @property
     def conditioned_stages(self) -> "MakeStages | None":
@@ -97,7 +97,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def maker(family: Family, conditioned: bool) -> MakeStages:
-    """What makes a family's stages, ``conditioned``: those that may keep frames.
+    """Return the function that makes a family's stages, ``conditioned`` those that may keep frames.
 
     Raises:
         InputError: the family has none that may.
@@ -113,7 +113,7 @@ def maker(family: Family, conditioned: bool) -> MakeStages:
 
 
 def recognise(names: Iterable[str], config: Mapping[str, Any] | None = None, asked: str | None = None) -> Family:
-    """The family of a checkpoint.
+    """Return the family of a checkpoint.
 
     Args:
         names: of its tensors.

@@ -32,7 +32,7 @@ def told_by(config: Mapping[str, Any] | None) -> bool:
 
 
 def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]) -> LatteT2VConfig:
-    """The configuration, from ``config.json`` where there is one and from the shapes of the tensors.
+    """Return the configuration, from ``config.json`` where there is one and from the shapes of the tensors.
 
     Raises:
         CheckpointError: see :func:`adacache_export.families.latte_t2v.family.config_from`.
@@ -45,7 +45,8 @@ def describe(
     scheduler: Mapping[str, Any] | None,
     precision: DType = "float32",  # noqa: ARG001 - conditions stay float32
 ) -> Description:
-    """
+    """Describe clips of the length that the temporal positions are for, and images.
+
     Raises:
         CheckpointError: ``scheduler_config.json`` asks for what the family has not.
     """

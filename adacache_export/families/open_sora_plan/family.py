@@ -44,7 +44,7 @@ def told_by(config: Mapping[str, Any] | None) -> bool:
 
 
 def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]) -> LatteT2VConfig:
-    """The configuration, from ``config.json`` where there is one and from the shapes of the tensors.
+    """Return the configuration, from ``config.json`` where there is one and from the shapes of the tensors.
 
     Raises:
         CheckpointError: see :func:`adacache_export.families.latte_t2v.family.config_from`.
