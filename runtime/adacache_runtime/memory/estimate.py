@@ -202,7 +202,7 @@ def _part_memory(
 ) -> PartMemory:
     """Estimate the memory of graphs of the VAE that are loaded together, each at its sizes.
 
-    A back end that knows its weights knows its activations, too; engines of another are not loaded to be asked, and
+    A backend that knows its weights knows its activations, too; engines of another are not loaded to be asked, and
     neither is what does not fit anyway.
     """
     graphs = [graph for graph, _ in steps]

@@ -1,7 +1,7 @@
 """Prompt embeddings on the disk, by content: what a text encoder made of a prompt once need not be made again.
 
 A file's name is the digest of all that its content depends on: the encoder's graphs and weights, its precision, and
-the prompt's tokens after cleaning. So a folder may serve any bundles, back ends and processes at once; it only ever
+the prompt's tokens after cleaning. So a folder may serve any bundles, backends and processes at once; it only ever
 grows, and any file of it may be deleted at any time. A file that is damaged is not used, and written anew.
 """
 

@@ -44,7 +44,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 HALVED = OPEN_SORA_PLAN_LATENT.model_copy(update={"spatial_factor": 2})
 SMALL = {"hidden_size": 32, "hidden_size_mult": [1, 1, 2, 2], "num_res_blocks": 1}
 SHAPES = {"published": PUBLISHED, "release.json": RELEASE}
-TOLERANCE = 1e-5
+TOLERANCE = 2e-5  # two float32 implementations, whose rounding also depends on the processor
 
 
 def small(shape: str) -> CausalVaeConfig:

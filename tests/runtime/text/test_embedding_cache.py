@@ -243,7 +243,7 @@ def test_no_memory_is_planned_for_an_encoder_that_is_elsewhere(decoding_folder: 
 
 
 class Gpu:
-    """A back end whose device is not the host."""
+    """A backend whose device is not the host."""
 
     device = object()
 

@@ -87,7 +87,7 @@ def weights(folder: Path) -> Mapping[str, Any]:
 
 
 def test_a_deep_model_runs_its_pairs_again_and_again(large: Path) -> None:
-    """On two back ends, so what PyTorch is measured on is what the engines are."""
+    """On two backends, so what PyTorch is measured on is what the engines are."""
     deepen(large, 5)
     bundle = open_bundle(large)
     blocks = [stage.graph for stage in bundle.manifest.stages if stage.block]
@@ -146,7 +146,7 @@ def test_the_model_is_prepared_from_a_pack(packed: Path, tmp_path: Path) -> None
 def test_the_benchmark_measures_in_turn(
     large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On the CPU, where its numbers mean nothing; back ends that cannot be opened are skipped with the reason."""
+    """On the CPU, where its numbers mean nothing; backends that cannot be opened are skipped with the reason."""
 
     def opened(bundle: Any, _names: Any, _targets: Any, skipped: list[dict[str, str]]) -> dict[str, Any]:
         skipped.append({"what": "tensorrt", "why": "not here"})
@@ -213,7 +213,7 @@ def test_a_back_end_that_fails_is_out_and_the_others_go_on(large: Path, monkeypa
 
     def failing(run: _Generation) -> bool:
         count[0] += 1
-        if count[0] == 7:  # the third call of the second back end's first generation
+        if count[0] == 7:  # the third call of the second backend's first generation
             raise EngineError("out of memory")
         return advance(run)
 

@@ -331,7 +331,7 @@ def test_a_bfloat16_bundle(exported: Callable[..., Path], tmp_path: Path, capsys
     assert "graphs as exported cannot load" in capsys.readouterr().err
 
 
-# two back ends
+# two backends
 
 
 def test_the_rewritten_graphs_compute_what_the_exported_ones_do(bundle_folder: Path, tmp_path: Path) -> None:
