@@ -54,7 +54,7 @@ def convert(
     progress: Progress | None = None,
     note: Callable[[str], None] = lambda _: None,
 ) -> Manifest:
-    """Exports a checkpoint.
+    """Export a checkpoint.
 
     Args:
         source: a checkpoint file or folder.

@@ -53,7 +53,7 @@ def attention(queries: Axes, keys: str, width: int) -> Term:
 
 
 def total(*terms: Term) -> tuple[Term, ...]:
-    """The sum, with one term for each product of axes."""
+    """Return the sum of terms, with one term for each product of axes."""
     sums: Counter[Axes] = Counter()
     for term in terms:
         sums[tuple(sorted(term.axes))] += term.flops

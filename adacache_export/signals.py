@@ -13,9 +13,9 @@ from adacache_export.stages import Stage
 from adacache_runtime.caching.signals.signal import Signal, graph_name
 
 # how the independent axes of a signal are called in the tensors of a space
-AXES: Mapping[Space, Mapping[str, str]] = {
-    "hidden": {"patch_frames": "patch_frames", "tokens": "tokens"},
-    "latents": {"patch_frames": "frames"},
+AXES: Mapping[Space, Mapping[str, tuple[str, ...]]] = {
+    "hidden": {"patch_frames": ("patch_frames",), "tokens": ("tokens",)},
+    "latents": {"patch_frames": ("frames",), "tokens": ("height", "width")},
 }
 
 
@@ -63,7 +63,7 @@ def _stage(signal: Signal, space: Space, tensor: TensorSpec) -> Stage:
     inputs = tuple(map(given, signal.inputs))
     outputs = tuple(TensorSpec(name=number, dtype="float32", axes=tensor.axes[:1]) for number in signal.numbers)
     reference, nodes = Reference(signal, space), signal.nodes_in(space)
-    axes = tuple(axis for axis in (AXES[space].get(axis) for axis in signal.independent_axes) if axis)
+    axes = tuple(axis for independent in signal.independent_axes for axis in AXES[space][independent])
     return Stage(name, name, reference, "", inputs, outputs, nodes=nodes, independent_axes=axes)
 
 

@@ -5,9 +5,11 @@ from collections.abc import Callable
 
 from rich.console import Console
 
+from adacache_engines.bundle.files import read_manifest
 from adacache_export.commands.checkpoints import require_exporter
 from adacache_export.commands.progress import PhaseProgress
 from adacache_export.commands.tables import errors_table
+from adacache_runtime.caching.signals.registry import SIGNALS, signal_from
 
 
 def verify_bundle(options: argparse.Namespace, check: Callable[[], None]) -> None:
@@ -17,7 +19,10 @@ def verify_bundle(options: argparse.Namespace, check: Callable[[], None]) -> Non
     from adacache_export.verification.verify import verify
 
     with PhaseProgress(check=check) as progress:
-        graphs = verify(options.source, progress)
+        own = [signal_from(choice) for choice in options.signals or ()]
+        graphs = verify(options.source, progress, own)
     Console().print(errors_table(graphs))
     check_errors(graphs)
-    print(f"{options.source}: every file is unchanged and every engine agrees with its torch stage")
+    unknown = ", ".join({*read_manifest(options.source).signals} - {*SIGNALS, *(signal.name for signal in own)})
+    others = f" but those of the signals {unknown}, which --signal MODULE:NAME lets it compare" if unknown else ""
+    print(f"{options.source}: every file is unchanged and every engine agrees with its torch stage{others}")

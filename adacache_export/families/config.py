@@ -14,7 +14,7 @@ def settle(
     inferred: Mapping[str, Any],
     required: Mapping[str, tuple[Any, str]],
 ) -> dict[str, Any]:
-    """The value of every field: as the shapes say, else as given, else the default.
+    """Return the value of every field: as the shapes say, else as given, else the default.
 
     Args:
         defaults: all fields; a given value must be of the default's type. Positive numbers, tuples of them, booleans.
@@ -52,7 +52,7 @@ def settle(
 
 
 def _read(value: Any, default: Any) -> tuple[Any, str]:
-    """The value as the default's type, None where it is not one; and that type in words."""
+    """Return a value as the default's type, None where it is of another type; and that type in words."""
     if isinstance(default, bool):
         return (value if isinstance(value, bool) else None), "true or false"
     if isinstance(default, int):

@@ -17,6 +17,7 @@ from adacache_engines.bundle.manifest import (
 
 PIXEL_CHANNELS = 3  # a model of three channels is one of pixels
 VAE_SPATIAL_FACTOR = 8
+PRESETS = "policies.json"  # in a family's folder
 PROMPTS = 4  # that a bundle takes at once
 
 
@@ -49,5 +50,5 @@ class Description:
 
 def presets(family: Path) -> dict[str, Preset]:
     """Read the policies in a family's folder: published settings, and those that ``tools/demo/fit.py`` fitted."""
-    content = json.loads((family / "policies.json").read_text(encoding="utf-8"))
+    content = json.loads((family / PRESETS).read_text(encoding="utf-8"))
     return {name: Preset.model_validate(preset) for name, preset in content["presets"].items()}

@@ -28,7 +28,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def add_residual(x: Tensor, residual: Tensor) -> Tensor:
-    """The sum x + residual in float32, returned in the precision of ``x``."""
+    """Return x + residual, added in float32, in the precision of ``x``."""
     return (x.float() + residual).to(x.dtype)
 
 

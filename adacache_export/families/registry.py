@@ -1,6 +1,7 @@
 """The models that can be exported: one module a family, and the registry that recognises a checkpoint's family."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -33,13 +34,15 @@ class Family(Protocol):
     """What a family's module provides. ``config`` is the family's own frozen dataclass.
 
     Attributes:
-        NAME: of the family, as the manifest records it.
+        NAME: name of the family, as the manifest records it.
+        FOLDER: folder of the family, with the presets of its policies.
         SIGNATURE_KEYS: tensors that every checkpoint of the family has, and no other family has all of.
         OPTIONAL_KEYS: tensors that a checkpoint may lack.
         PARTS: kind of a block -> the residual parts of such a block, in order.
     """
 
     NAME: str
+    FOLDER: Path
     SIGNATURE_KEYS: tuple[str, ...]
     OPTIONAL_KEYS: tuple[str, ...]
     PARTS: Mapping[str, tuple[str, ...]]
@@ -48,7 +51,7 @@ class Family(Protocol):
         """Whether ``config.json`` (None without one) is the family's, where others have the same tensors."""
 
     def config_from(self, given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> Any:
-        """The configuration, from ``config.json`` (None without one) and the shapes of the checkpoint's tensors.
+        """Return the configuration, from ``config.json`` (None without one) and the shapes of the tensors.
 
         Raises:
             CheckpointError: the two contradict each other, or the model is a variant that cannot be exported.
@@ -67,7 +70,7 @@ class Family(Protocol):
         precision: DType = "float32",
         granularity: ExportGranularity = "block",
     ) -> list[Stage]:
-        """The model's stages in the order in which a call runs them, with zero weights."""
+        """Return the model's stages in the order in which a call runs them, with zero weights."""
 
     @property
     def conditioned_stages(self) -> "MakeStages | None":
@@ -94,7 +97,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def maker(family: Family, conditioned: bool) -> MakeStages:
-    """What makes a family's stages, ``conditioned``: those that may keep frames.
+    """Return the function that makes a family's stages, ``conditioned`` those that may keep frames.
 
     Raises:
         InputError: the family has none that may.
@@ -110,7 +113,7 @@ def maker(family: Family, conditioned: bool) -> MakeStages:
 
 
 def recognise(names: Iterable[str], config: Mapping[str, Any] | None = None, asked: str | None = None) -> Family:
-    """The family of a checkpoint.
+    """Return the family of a checkpoint.
 
     Args:
         names: of its tensors.

@@ -36,11 +36,11 @@ class ResidualBlock(nn.Module):
         self.conditions = tuple(dict.fromkeys(name for part in parts for name in conditions[part]))
 
     def residual(self, part: str, hidden: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        """What ``part`` adds to ``hidden`` (B, T, S, D), given the conditions by name."""
+        """Return what ``part`` adds to ``hidden`` (B, T, S, D), given the conditions by name."""
         raise NotImplementedError
 
     def part_flops(self, part: str) -> tuple[Term, ...]:
-        """What ``part`` computes."""
+        """Return the operations of ``part``."""
         raise NotImplementedError
 
     def part_axes(self, part: str) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,19 @@ from adacache_export.vaes.registry import coding_of
 from adacache_export.verification.parity import verified
 from adacache_export.verification.sizes import check_sizes, decoder_sizes, encoder_sizes, vae_encoder_sizes
 from adacache_runtime.caching.signals.registry import SIGNALS
+from adacache_runtime.caching.signals.signal import Signal
 
 
-def verify(folder: Path, progress: Progress) -> list[Graph]:
-    """Check a bundle again, and return all its graphs, each with the result of the new check.
+def verify(folder: Path, progress: Progress, own: Sequence[Signal] = ()) -> list[Graph]:
+    """Check a bundle again, and return its graphs, each with the result of the new check.
 
-    Torch stages get the bundle's own weights.
+    Torch stages get the bundle's own weights. Signals from outside the project are compared with their reference where
+    that is given; else their files' hashes are checked only.
 
     Args:
         folder: folder of the bundle.
         progress: object that is told of every phase.
+        own: signals from outside the project.
 
     Raises:
         BundleError: a file or a plan is missing or changed, or the family is not known to this version.
@@ -52,7 +56,8 @@ def verify(folder: Path, progress: Progress) -> list[Graph]:
         paths = {path: bundle.path(path) for path in {*manifest.weight_files().values()}}
         opened = {path: stack.enter_context(safe_open(str(file), framework="pt")) for path, file in paths.items()}
         model = opened[manifest.weights]
-        jobs = _jobs(manifest, {name: tuple(model.get_slice(name).get_shape()) for name in model.keys()})  # noqa: SIM118
+        shapes = {name: tuple(model.get_slice(name).get_shape()) for name in model.keys()}  # noqa: SIM118
+        jobs = _jobs(manifest, shapes, own)
         step = progress.phase("verifying", len(jobs))
         graphs = []
         for stage, graph, precision, sizes in jobs:
@@ -68,7 +73,7 @@ def _read(file: Any, key: str) -> Tensor:
 
 
 def _jobs(
-    manifest: Manifest, shapes: dict[str, tuple[int, ...]]
+    manifest: Manifest, shapes: dict[str, tuple[int, ...]], own: Sequence[Signal]
 ) -> list[tuple[Stage, Graph, Precision, list[dict[str, int]]]]:
     """Return every graph with the stage that it was made from, its precision, and sizes to compare both at."""
     family = FAMILIES[manifest.family]
@@ -77,7 +82,7 @@ def _jobs(
         make_stages = maker(family, manifest.conditioned())
         stages = make_stages(config, tuple(manifest.probes()), DTYPES[manifest.precision], manifest.granularity)
         sums = arithmetic(stages, manifest.latent, manifest.guidance)
-        known = [signal for name, signal in SIGNALS.items() if name in manifest.signals]
+        known = [signal for signal in (*SIGNALS.values(), *own) if signal.name in manifest.signals]
         sums += signal_stages(known, hidden_of(stages), manifest.latent)
     graphs = {graph.name: graph for graph in manifest.loop_graphs()}
     sizes = check_sizes(manifest.latent)

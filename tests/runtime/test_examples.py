@@ -1,4 +1,4 @@
-"""The lines of the README and the examples, on the demo's bundle and on one with a VAE; slow, for they export both."""
+"""The lines of the README and the examples, on the demo's bundle and on one with a VAE."""
 
 import asyncio
 import re
@@ -28,7 +28,7 @@ def demo_folder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
     return once("bundle-demo", lambda folder: convert_quietly(DEMO, folder, text_encoder=DEMO / "text_encoder"))
 
 
-@pytest.fixture(params=["demo", "vae"])
+@pytest.fixture(params=[pytest.param("demo", marks=pytest.mark.slow), "vae"])
 def folder(request: pytest.FixtureRequest) -> Path:
     """A bundle of pixels, and one whose frames a VAE decodes."""
     made: Path = request.getfixturevalue("demo_folder" if request.param == "demo" else "decoding_folder")
@@ -63,8 +63,8 @@ def test_the_readme_s_python(folder: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "api.mp4").stat().st_size > 0
 
 
-def test_the_asynchronous_example(demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Pipeline.open(demo_folder) as pipeline:
+def test_the_asynchronous_example(decoding_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with Pipeline.open(decoding_folder) as pipeline:
         asyncio.run(make(pipeline, PROMPT, tmp_path / "async.mp4"))
         assert "call 1 of " in capsys.readouterr().out
         assert (tmp_path / "async.mp4").stat().st_size > 0

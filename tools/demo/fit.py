@@ -17,17 +17,15 @@ which are fitted to the LatteT2V of ``tools/demo/latte`` because their own weigh
 """
 
 import argparse
-import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from types import ModuleType
-from typing import cast
 
 from rich.progress import track
 
+from adacache_export.families.description import PRESETS
 from adacache_export.families.latte import family as latte
 from adacache_export.families.open_sora import family as open_sora
 from adacache_export.families.open_sora_plan import family as open_sora_plan
@@ -94,7 +92,7 @@ def main() -> None:
         return
     counts = ", ".join(f"{count:g} ({name})" for name, count in goal.computed.items())
     note = NOTE.format(computed=counts, calls=len(traces[0].calls))
-    replace_presets(Path(inspect.getfile(cast("ModuleType", FAMILIES[family]))).parent / "policies.json", fitted, note)
+    replace_presets(FAMILIES[family].FOLDER / PRESETS, fitted, note)
 
 
 def replace_presets(path: Path, fitted: Mapping[str, object], note: str) -> None:

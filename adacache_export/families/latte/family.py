@@ -16,6 +16,7 @@ from adacache_export.families.open_sora_plan import family as open_sora_plan
 from adacache_export.frame_rules import EACH_FRAME
 
 NAME = "latte-1"
+FOLDER = Path(__file__).parent
 SIGNATURE_KEYS = latte_t2v.SIGNATURE_KEYS
 OPTIONAL_KEYS = latte_t2v.OPTIONAL_KEYS
 PARTS = latte_t2v.PARTS
@@ -31,7 +32,7 @@ def told_by(config: Mapping[str, Any] | None) -> bool:
 
 
 def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]) -> LatteT2VConfig:
-    """The configuration, from ``config.json`` where there is one and from the shapes of the tensors.
+    """Return the configuration, from ``config.json`` where there is one and from the shapes of the tensors.
 
     Raises:
         CheckpointError: see :func:`adacache_export.families.latte_t2v.family.config_from`.
@@ -44,13 +45,12 @@ def describe(
     scheduler: Mapping[str, Any] | None,
     precision: DType = "float32",  # noqa: ARG001 - conditions stay float32
 ) -> Description:
-    """
+    """Describe clips of the length that the temporal positions are for, and images.
+
     Raises:
         CheckpointError: ``scheduler_config.json`` asks for what the family has not.
     """
     latent = latte_t2v.latent_space(config, EACH_FRAME)
     height, width = (latent.spatial_factor * side for side in config.sample_size)
     video = VideoDefaults(height=height, width=width, frames=config.video_length, fps=8, image_fps=8)
-    return latte_t2v.describe(
-        Path(__file__).parent, config, video, latent, latte_t2v.sampler(scheduler, "DDIMScheduler"), image=True
-    )
+    return latte_t2v.describe(FOLDER, config, video, latent, latte_t2v.sampler(scheduler, "DDIMScheduler"), image=True)

@@ -95,7 +95,7 @@ def config_from(
     usual: LatteT2VConfig,
     temporal_scale: Callable[[int], float],
 ) -> LatteT2VConfig:
-    """The configuration, from ``config.json`` where there is one and from the shapes of the tensors.
+    """Return the configuration, from ``config.json`` where there is one and from the shapes of the tensors.
 
     Args:
         given: ``config.json``, or None.
@@ -129,7 +129,7 @@ def config_from(
 
 
 def _infer(given: Mapping[str, Any], shapes: Mapping[str, Shape], usual: LatteT2VConfig) -> dict[str, Any]:
-    """The fields that the shapes determine; as :func:`adacache_export.families.config.settle` wants them."""
+    """Return the fields that the shapes determine, for :func:`adacache_export.families.config.settle`."""
 
     def axes(key: str, count: int) -> Shape:
         shape = shapes.get(key, ())
@@ -162,7 +162,7 @@ def _infer(given: Mapping[str, Any], shapes: Mapping[str, Shape], usual: LatteT2
 
 
 def expected(config: LatteT2VConfig) -> dict[str, Shape]:
-    """Name and shape of all tensors of a checkpoint."""
+    """Return name and shape of all tensors of a checkpoint."""
     with torch.device("meta"):
         return weight_shapes(stages(config))
 
@@ -178,7 +178,7 @@ def stages(
     granularity: ExportGranularity = "block",
     masked: bool = False,
 ) -> list[Stage]:
-    """The model's stages in the order in which a call runs them, with zero weights.
+    """Return the model's stages in the order in which a call runs them, with zero weights.
 
     Args:
         config: of the model.
@@ -264,7 +264,7 @@ def latent_space(config: LatteT2VConfig, frames: FrameRule) -> LatentSpace:
 
 
 def sampler(scheduler: Mapping[str, Any] | None, usual: str) -> SamplerDefaults:
-    """The sampler that ``scheduler_config.json`` names, by default the class ``usual``.
+    """Return the sampler that ``scheduler_config.json`` names, by default the class ``usual``.
 
     ``clip_sample`` does not count: the original scripts switch it off, whatever the file says.
 

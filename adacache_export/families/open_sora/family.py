@@ -44,6 +44,7 @@ from adacache_export.stages import (
 Shape = tuple[int, ...]
 
 NAME = "open-sora-1.2"
+FOLDER = Path(__file__).parent
 SIGNATURE_KEYS: tuple[str, ...] = (
     "fps_embedder.mlp.0.weight",
     "t_block.1.weight",
@@ -70,7 +71,7 @@ TIME_OF_KEPT = "time_of_kept"  # the embedding of timestep 0
 
 
 def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> OpenSoraConfig:
-    """The configuration, from ``config.json`` where there is one and from the shapes of the tensors.
+    """Return the configuration, from ``config.json`` where there is one and from the shapes of the tensors.
 
     Raises:
         CheckpointError: the two contradict each other, a value makes no sense, or the variant is not supported.
@@ -120,7 +121,7 @@ def _infer(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> dict
 
 
 def _ratio(rows: int, width: int, given: Mapping[str, Any] | None) -> float:
-    """The ratio of which ``int(width * ratio)`` is the number of rows: the given one where it is one of them."""
+    """Return a ratio of which ``int(width * ratio)`` is the number of rows: the given one where it is such a ratio."""
     ratio = (given or {}).get("mlp_ratio")
     if isinstance(ratio, int | float) and 0 < ratio < 1e9 and int(width * ratio) == rows:
         return float(ratio)
@@ -129,7 +130,7 @@ def _ratio(rows: int, width: int, given: Mapping[str, Any] | None) -> float:
 
 
 def expected(config: OpenSoraConfig) -> dict[str, Shape]:
-    """Name and shape of all tensors of a checkpoint, the optional one included."""
+    """Return name and shape of all tensors of a checkpoint, the optional one included."""
     with torch.device("meta"):
         weights = weight_shapes(stages(config))
     null_captions = (config.model_max_length, config.caption_channels)
@@ -137,7 +138,7 @@ def expected(config: OpenSoraConfig) -> dict[str, Shape]:
 
 
 def constants(config: OpenSoraConfig) -> dict[str, Tensor]:
-    """What a checkpoint may carry and the stages compute: the angles a frame by which temporal attention rotates."""
+    """Return what a checkpoint may carry and the stages compute: the angles by which temporal attention rotates."""
     pairs = torch.arange(config.head_width // 2, dtype=torch.float64)
     return {ROPE: 10000.0 ** (-2 * pairs / config.head_width)}
 
@@ -149,7 +150,7 @@ def stages(
     granularity: ExportGranularity = "block",
     conditioned: bool = False,
 ) -> list[Stage]:
-    """The model's stages in the order in which a call runs them, with zero weights.
+    """Return the model's stages in the order in which a call runs them, with zero weights.
 
     Args:
         config: of the model.
@@ -195,7 +196,7 @@ def stages(
 
 
 def _of_frames(config: OpenSoraConfig, spec: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-    """What a model takes that may keep frames, where it differs from ``spec``."""
+    """Return the tensors of a model that may keep frames, where they differ from ``spec``."""
     if config.patch_size[0] != 1:
         raise InputError(
             f"a token of this model spans {config.patch_size[0]} latent frames, so that single frames cannot be kept; "
@@ -257,7 +258,7 @@ def describe(config: OpenSoraConfig, scheduler: Mapping[str, Any] | None, precis
         ),
         profiles={"default": {axis: (1, size) for axis, size in upper.items()}},
         probe=f"temporal.{(config.depth - 1) // 2}.attn",
-        policies=presets(Path(__file__).parent),
+        policies=presets(FOLDER),
     )
 
 

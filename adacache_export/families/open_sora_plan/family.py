@@ -16,6 +16,7 @@ from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
 from adacache_export.frame_rules import FIRST_THEN_FOURS
 
 NAME = "open-sora-plan-1.1"
+FOLDER = Path(__file__).parent
 SIGNATURE_KEYS = latte_t2v.SIGNATURE_KEYS
 OPTIONAL_KEYS = latte_t2v.OPTIONAL_KEYS
 PARTS = latte_t2v.PARTS
@@ -43,7 +44,7 @@ def told_by(config: Mapping[str, Any] | None) -> bool:
 
 
 def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int, ...]]) -> LatteT2VConfig:
-    """The configuration, from ``config.json`` where there is one and from the shapes of the tensors.
+    """Return the configuration, from ``config.json`` where there is one and from the shapes of the tensors.
 
     Raises:
         CheckpointError: see :func:`adacache_export.families.latte_t2v.family.config_from`.
@@ -70,6 +71,4 @@ def describe(
     height, width = (latent.spatial_factor * side for side in config.sample_size)
     frames = latent.frames.frames_of(config.video_length)
     video = VideoDefaults(height=height, width=width, frames=frames)
-    return latte_t2v.describe(
-        Path(__file__).parent, config, video, latent, latte_t2v.sampler(scheduler, "PNDMScheduler"), image=False
-    )
+    return latte_t2v.describe(FOLDER, config, video, latent, latte_t2v.sampler(scheduler, "PNDMScheduler"), image=False)

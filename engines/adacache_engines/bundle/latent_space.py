@@ -35,7 +35,7 @@ class FrameRule(Entry):
     first_alone: Literal["never", "odd", "always"] = "never"
 
     def latent_frames(self, frames: int) -> int:
-        """Number of latent frames of a video of ``frames``."""
+        """Return the number of latent frames of a video of ``frames``."""
         alone = {"never": 0, "odd": frames % 2, "always": 1}[self.first_alone]
         chunks, rest = self._chunks(frames - alone)
         return alone + chunks * self.chunk_latents + math.ceil(rest / self.stretch)
@@ -46,7 +46,7 @@ class FrameRule(Entry):
         return chunk * self.chunk_latents + math.ceil(rest / self.stretch)
 
     def frames_of(self, latents: int) -> int:
-        """Number of frames that the first ``latents`` latent frames of a video stand for."""
+        """Return the number of frames that the first ``latents`` latent frames of a video stand for."""
         if self.chunk_frames is not None:
             chunks, rest = divmod(latents, self.chunk_latents)
             return chunks * self.chunk_frames + min(rest * self.stretch, self.chunk_frames)
@@ -54,7 +54,7 @@ class FrameRule(Entry):
         return alone + (latents - alone) * self.stretch
 
     def _chunks(self, frames: int) -> tuple[int, int]:
-        """Number of whole chunks in ``frames``, and of frames beyond them."""
+        """Return the number of whole chunks in ``frames``, and of frames beyond them."""
         return (0, frames) if self.chunk_frames is None else divmod(frames, self.chunk_frames)
 
 
@@ -132,7 +132,7 @@ class LatentSpace(Entry):
     tiles_chunks: bool = False
 
     def latent_frames(self, frames: int) -> int:
-        """Number of latent frames of a video of ``frames``."""
+        """Return the number of latent frames of a video of ``frames``."""
         return self.frames.latent_frames(frames)
 
     def token_axes(self, frames: int, height: int, width: int) -> dict[str, int]:
@@ -147,7 +147,7 @@ class LatentSpace(Entry):
         return {"images": images, "height": height, "width": width, **pixels}
 
     def chunk_axes(self, latents: int, height: int, width: int, images: int = 1) -> dict[str, int]:
-        """The same for a chunk of so many latent frames."""
+        """Return the sizes of a graph's axes for a chunk of ``latents`` latent frames."""
         time = {"frames": latents, "pixel_frames": self.chunks.decoded(latents)}
         return {**self.image_axes(height, width, images), **time}
 

@@ -9,6 +9,7 @@ from adacache_runtime.events import Event
 from adacache_runtime.generation import Prepared
 from adacache_runtime.memory.estimate import MemoryEstimate
 from adacache_runtime.pipeline import Pipeline
+from adacache_runtime.trace import Trace
 from adacache_serve.device.messages import Begin, Phase
 
 
@@ -28,6 +29,7 @@ class Attempt:
         arena: size of the memory for activations that the attempt keeps alive in this phase, in bytes. It is shared
             with others, so it is another attempt's size where that one needs more.
         entries: records of the calls so far.
+        trace: trace of all calls, once they are over.
     """
 
     begin: Begin
@@ -40,6 +42,7 @@ class Attempt:
     seconds: float = 0.0
     arena: int = 0
     entries: list[dict[str, Any]] = field(default_factory=list)
+    trace: Trace | None = None
 
     @property
     def memory(self) -> MemoryEstimate:

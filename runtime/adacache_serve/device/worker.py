@@ -200,13 +200,17 @@ class Worker:
             call = entry(event.record)
             attempt.entries.append(call)
             return Called(job=begin.job, attempt=begin.attempt, model=begin.model, of=event.total, call=call)
+        if isinstance(event, events.Denoised):
+            attempt.trace = event.trace
         if isinstance(event, events.Decoded):
             return Decoded(job=begin.job, attempt=begin.attempt, frames=event.done, of=event.total)
         return None
 
     def _complete(self, attempt: Attempt) -> Completed:
         begin, output = attempt.begin, attempt.output
-        finish(output, attempt.prepared.calls, attempt.entries)
+        trace = attempt.trace
+        assert trace is not None
+        finish(output, attempt.prepared.calls, attempt.entries, trace.sizes, trace.granularity)
         return Completed(job=begin.job, attempt=begin.attempt, file=output.name, nbytes=output.stat().st_size)
 
     def _enter(self, attempt: Attempt, phase: Phase) -> None:

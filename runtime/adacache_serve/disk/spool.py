@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +28,43 @@ class Record:
         nbytes: size of that file.
         of: number of denoiser calls that were planned.
         calls: records of the calls, as :func:`adacache_runtime.trace.entry` writes them.
+        sizes: sizes of the dynamic axes.
+        granularity: granularity of the groups of blocks.
     """
 
     file: str
     nbytes: int
     of: int
     calls: Sequence[Mapping[str, Any]]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    granularity: str = "stack"
+
+    def trace(self) -> str:
+        """Return the trace as JSON, in the form of :meth:`adacache_runtime.trace.Trace.to_json`."""
+        return json.dumps({"sizes": self.sizes, "granularity": self.granularity, "calls": self.calls})
 
 
-def finish(video: Path, of: int, calls: Sequence[Mapping[str, Any]]) -> None:
+def finish(
+    video: Path,
+    of: int,
+    calls: Sequence[Mapping[str, Any]],
+    sizes: Mapping[str, int] | None = None,
+    granularity: str = "stack",
+) -> None:
     """Write the record of an attempt whose video is written.
 
     Args:
         video: the file of the video.
         of: number of denoiser calls that were planned.
         calls: records of the calls, as :func:`adacache_runtime.trace.entry` writes them.
+        sizes: sizes of the dynamic axes.
+        granularity: granularity of the groups of blocks.
 
     Raises:
         InputError: the record cannot be written, for instance because the disk is full.
     """
     sync(video)
-    record = Record(video.name, video.stat().st_size, of, calls)
+    record = Record(video.name, video.stat().st_size, of, calls, sizes or {}, granularity)
     with writing(video.with_suffix(RECORD)) as file:
         file.write(json.dumps(asdict(record)).encode())
         file.flush()

@@ -15,7 +15,8 @@ class Housekeeper:
     """Groups of duties, each group in a thread, so that a group whose duty blocks does not delay the others."""
 
     def __init__(self, *groups: Duties) -> None:
-        """
+        """Describe the threads; :meth:`start` starts them.
+
         Args:
             groups: for each thread, its duties and their periods in seconds.
         """

@@ -246,13 +246,14 @@ class TritonPythonModel:
         elif isinstance(message, Completed):
             file = self._path(message.file)
             record = read_record(file)
+            assert record is not None
             self._send(
                 pending.sender,
                 last=True,
                 video=np.fromfile(file, np.uint8),
                 media_type=MEDIA_TYPES[file.suffix],
                 seed=np.array([pending.seed]),
-                trace=json.dumps({"calls": record.calls if record else []}),
+                trace=record.trace(),
             )
 
     def _forget(self, name: str) -> None:

@@ -1,6 +1,7 @@
 """Signals and policies from outside the project, on a bundle that was exported before anyone thought of them."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def test_a_policy_from_outside_brings_a_signal_of_its_own(folder: Path, monkeypa
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     enqueue = Probe.enqueue
 
-    def spy(probe: Probe) -> bool:
-        done = enqueue(probe)
+    def spy(probe: Probe, parts: Sequence[int]) -> bool:
+        done = enqueue(probe, parts)
         if done:
             pairs.append((probe.cached.read().astype(np.float64), probe.new.read().astype(np.float64)))
         return done
@@ -107,3 +108,15 @@ def test_a_signal_that_cannot_be_leaves_the_bundle_as_it_was(folder: Path, case:
         add_signals(folder, [signal], Progress())
     assert contents(folder) == before
     assert read_manifest(folder) == open_bundle(folder).manifest
+
+
+def test_verify_compares_own_signals_where_they_are_given(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    add_signals(folder, [COSINE], Progress())
+    assert export([str(folder), "--verify"]) == 0
+    told = capsys.readouterr().out
+    assert "hidden_cosine" not in told
+    assert "but those of the signals cosine" in told.replace("\n", " ")
+    assert export([str(folder), "--verify", "--signal", "tests.helpers.cosine:COSINE"]) == 0
+    told = capsys.readouterr().out
+    assert "hidden_cosine" in told
+    assert "but those" not in told

@@ -231,6 +231,19 @@ def test_the_reuse_variant_is_the_plan_that_blocks_share(bundle: Bundle, trt: tu
     assert target.plan_nbytes() == sum(len(name) for name in {graph.name for graph in bundle.manifest.graphs()})
 
 
+def test_a_weight_budget_reaches_the_engines(bundle: Bundle, trt: tuple[FakeTrt, FakeMemory]) -> None:
+    plans = bundle.manifest.plans["rtx"]
+    budget = sum({entry.path: entry.nbytes for entry in plans.plans}.values()) // 2
+    chosen = TensorRT("tensorrt-rtx", weight_budget=budget)
+    with pytest.raises(EngineError, match="keep all weights on the GPU"):
+        TrtTarget(bundle, chosen, SIZES)
+    streaming = plans.model_copy(update={"options": {"weight_streaming": True}})
+    manifest = bundle.manifest.model_copy(update={"plans": {"rtx": streaming}})
+    target = TrtTarget(Bundle(bundle.folder, manifest), chosen, SIZES)
+    measure_engine(target, manifest, subject(bundle, "add"), SIZES, 1, 0, False)
+    assert trt[0].resident == [pytest.approx(50, abs=1)]  # percent
+
+
 def test_results_come_back_and_bfloat16_is_float32_outside(
     trt: tuple[FakeTrt, FakeMemory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
