@@ -1,4 +1,4 @@
-"""From a checkpoint to a bundle, in one line: load, check, write weights, trace, verify, publish."""
+"""Convert a checkpoint to a bundle, in one line of steps: load, check, write weights, trace, verify, publish."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
@@ -57,11 +57,11 @@ def convert(
     """Export a checkpoint.
 
     Args:
-        source: a checkpoint file or folder.
-        output: the bundle's folder.
-        options: what the user chose.
-        progress: told of every phase.
-        note: gets sentences about what was found, such as which of several sets of weights is taken.
+        source: file or folder of the checkpoint.
+        output: folder of the bundle, which must not exist unless ``options.force`` is set.
+        options: choices of the user.
+        progress: object that is told of every phase.
+        note: function that gets sentences about the checkpoint, such as which of several sets of weights is taken.
 
     Raises:
         CheckpointError: the checkpoint cannot be read, is of no known family, or is damaged.
@@ -87,7 +87,7 @@ def convert(
     check_names(own, {})
     signals = {**SIGNALS, **{signal.name: signal for signal in own}}
     asked = tuple(MODULATED if probe == BLOCK_INPUT else probe for probe in options.probes)
-    # the probe of that role comes beside the default one, not in its place
+    # the block input's probe comes beside the default probe, not in its place
     probes = asked if {*asked} - {MODULATED} else (described.probe, *asked)
     default = {described.probe} if described.probe in probes else {*probes} - {MODULATED}
     expected = family.expected(config)
@@ -165,7 +165,7 @@ def convert(
 
 
 def stage_entry(stage: Stage, graph: Graph, default: Collection[str]) -> StageEntry:
-    """Return what the manifest says about a stage; the sites of ``default`` are those that policies measure."""
+    """Return the manifest's entry on a stage; policies measure the sites of ``default`` unless they name others."""
     assert stage.role is not None
 
     def role(site: str) -> ProbeRole | None:

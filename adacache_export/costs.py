@@ -1,4 +1,4 @@
-"""What a stage computes: floating-point operations as a polynomial in the sizes of its dynamic axes.
+"""Count a stage's floating-point operations, as a polynomial in the sizes of its dynamic axes.
 
 Matrix products, attention and convolutions count, two operations for each product of two numbers. Elementwise work
 does not: norms, activations, softmax, modulation, rotations and residual sums are far less.
@@ -8,8 +8,8 @@ A module that becomes a stage says its cost next to ``forward`` (:class:`Counted
     def flops(self) -> tuple[Term, ...]:
         return total(layers(self.attn, TOKENS), attention(TOKENS, "tokens", self.width), layers(self.mlp, TOKENS))
 
-What the published model does once a sample, and not once a frame, counts over that sample's axes: keys and values of
-Open-Sora's text over ``TEXT``.
+Work that the published model does once for each sample, and not for each frame, counts over the sample's axes: the
+keys and values of Open-Sora's text, for example, count over ``TEXT``.
 """
 
 from collections import Counter
@@ -28,26 +28,31 @@ TOKENS: Axes = ("batch", "patch_frames", "tokens")
 
 @runtime_checkable
 class Counted(Protocol):
-    """A module that says what one call of it computes."""
+    """A module that counts the floating-point operations of one call."""
 
     def flops(self) -> tuple[Term, ...]: ...
 
 
 def layers(module: nn.Module, positions: Axes) -> Term:
-    """All linear layers and convolutions of ``module``, itself included, if each of them is applied at the same
-    positions of its output: every weight then multiplies once at each.
+    """Count the linear layers and convolutions of ``module``, itself included, all applied at the same positions.
+
+    Every weight then multiplies once at each position of the output.
+
+    Args:
+        module: the module whose layers are counted.
+        positions: axes of the layers' outputs, without the channels.
     """
     kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
     return Term(axes=positions, flops=2 * sum(m.weight.numel() for m in module.modules() if isinstance(m, kinds)))
 
 
 def attention(queries: Axes, keys: str, width: int) -> Term:
-    """Scores and weighted values: every query meets the keys on one axis.
+    """Count the scores and the weighted values of an attention in which every query meets the keys on one axis.
 
     Args:
-        queries: axes of the queries, those over which attention goes in parallel included.
-        keys: axis of the keys; for self-attention one of ``queries``.
-        width: of all heads together; that of queries and keys, which the values share.
+        queries: axes of the queries, including those along which separate attentions run in parallel.
+        keys: axis of the keys; in self-attention it is one of ``queries``.
+        width: width of the queries, of all heads together; keys and values have the same width.
     """
     return Term(axes=(*queries, keys), flops=2 * 2 * width)
 

@@ -17,22 +17,22 @@ OUT = "_out"  # the output "hidden_out" is the next stage's "hidden"
 
 @dataclass(frozen=True)
 class Stage:
-    """A module that becomes one graph, and what it is to the model.
+    """A module that becomes one graph, with its place in the model.
 
     Attributes:
         name: a label for people: ``text``, ``embed``, ``spatial.00``, ..., ``final``.
-        traced_as: stages that share this name differ in their weights only, and are traced once.
-        module: called with the inputs in the order of ``inputs``, returns the outputs in the order of ``outputs``.
-        prefix: goes before a parameter's name to make the checkpoint's key.
-        inputs, outputs: names, dtypes and axes.
+        traced_as: name of the traced graph; stages that share it differ only in their weights, and are traced once.
+        module: the module, which takes tensors in the order of ``inputs`` and returns them in that of ``outputs``.
+        prefix: text before a parameter's name in the checkpoint's key.
+        inputs, outputs: names, dtypes and axes of the tensors that the module takes and returns.
         probes: site (``temporal.13.attn``) -> the output that carries it.
-        tolerance: largest error of the stage's engine, where it is not that of the precision.
-        nodes: the graph's body in ONNX's textual form, where it is written down; else the module is traced.
-        independent_axes: axes along which the stage's work is independent, as of
+        tolerance: largest error that the stage's engine may have; None = the precision's own.
+        nodes: the graph's body in ONNX's textual form; None = the module is traced.
+        independent_axes: axes along which the stage's work is independent; see
             :class:`adacache_engines.bundle.entries.Graph`.
-        role: what the stage is to the transformer, as of :class:`adacache_engines.bundle.stages.StageEntry`; None = a
-            graph of arithmetic, of the text encoder or of the VAE.
-        per_generation: runs once a generation; else in each call.
+        role: the stage's role in the transformer, see :class:`adacache_engines.bundle.stages.StageEntry`; None = the
+            stage is arithmetic, or belongs to the text encoder or the VAE.
+        per_generation: whether the stage runs once in a generation; else it runs in each call.
         kind, index, part: kind and number of a block, and the part of it where the stage is not the whole block.
     """
 
@@ -63,12 +63,12 @@ class Stage:
         return self.module.flops() if isinstance(self.module, Counted) else ()
 
     def keys(self) -> dict[str, str]:
-        """Parameter name of the module -> key in the checkpoint."""
+        """Return the key in the checkpoint of each parameter, by the parameter's name in the module."""
         return {name: self.prefix + name for name, _ in self.module.named_parameters()}
 
 
 def hidden_of(stages: Iterable[Stage]) -> TensorSpec:
-    """Return name, dtype and axes of the hidden state between blocks."""
+    """Return name, dtype and axes of the hidden state that blocks hand on."""
     return next(spec for stage in stages if stage.block for spec in stage.inputs if spec.name == "hidden")
 
 
@@ -86,7 +86,7 @@ def tensor_specs(
 ) -> dict[str, TensorSpec]:
     """Return the tensors that stages of all families exchange, by name.
 
-    Those that carry the model's activations have its precision, the others are float32: latents, timesteps, modulation
+    The tensors of the model's activations have its precision. The others are float32: latents, timesteps, modulation
     (B, 6, D) of the blocks, time (B, D) of the final layer, and captions as a text encoder gives them.
     """
     size = ("frames", "height", "width")
@@ -120,11 +120,11 @@ def block_stages(
         kind: kind of the block, such as ``spatial``.
         index: number of the block among those of its kind.
         parts: residual parts of the block, in order.
-        make: makes a stage's module of these parts, with these probes.
+        make: function that makes a stage's module, from the stage's parts and the sites to probe.
         prefix: prefix of the block's tensors in the checkpoint.
         spec: the tensors that stages exchange, by name.
         sites: sites to probe, such as ``temporal.13.attn``; those of other blocks are ignored.
-        granularity: ``block`` for one stage, ``module`` for one a part.
+        granularity: ``block`` for one stage, ``module`` for one stage for each part.
     """
     hidden, made = spec["hidden"], []
     for some in [parts] if granularity == "block" else [(part,) for part in parts]:
@@ -158,14 +158,15 @@ def embed_stage(
     sites: Collection[str],
     names: Iterable[str] = ("hidden", "modulation", "time"),
 ) -> Stage:
-    """Make the stage that turns latents into the state.
+    """Make the stage that turns latents into the hidden state.
 
     Args:
-        make: makes the stage's module, which also shows the modulated input of the first block if it gets True.
-        inputs: what the module takes.
+        make: function that makes the stage's module; True asks for one that also returns the modulated input of the
+            first block.
+        inputs: tensors that the module takes.
         spec: the tensors that stages exchange, by name.
-        sites: sites to probe; all but that of the modulated input are ignored.
-        names: names of the tensors that the module gives.
+        sites: sites to probe; all but the site of the modulated input are ignored.
+        names: names of the tensors that the module returns.
     """
     probed = MODULATED in sites
     outputs = [spec[name] for name in names]
@@ -177,7 +178,7 @@ def embed_stage(
 
 
 def text_stage(module: nn.Module, prefix: str, spec: Mapping[str, TensorSpec]) -> Stage:
-    """Make the stage that projects captions, once a generation."""
+    """Make the stage that projects captions, once in a generation."""
     inputs, outputs = (spec["captions"],), (spec["text"],)
     return Stage(
         "text", "text", module, prefix, inputs, outputs, independent_axes=("text",), role="text", per_generation=True
@@ -187,7 +188,7 @@ def text_stage(module: nn.Module, prefix: str, spec: Mapping[str, TensorSpec]) -
 def final_stage(
     module: nn.Module, prefix: str, inputs: tuple[TensorSpec, ...], spec: Mapping[str, TensorSpec]
 ) -> Stage:
-    """Make the stage that turns the state into a prediction; ``inputs`` are what the module takes."""
+    """Make the stage that turns the hidden state into a prediction; ``inputs`` are the tensors that it takes."""
     given = (spec["prediction"],)
     return Stage("final", "final", module, prefix, inputs, given, independent_axes=WITHIN_FRAMES, role="final")
 

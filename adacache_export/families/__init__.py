@@ -1,1 +1,1 @@
-"""The models that can be exported: one folder a family; :mod:`adacache_export.families.registry` knows them all."""
+"""The families of models that can be exported, each in a folder; the registry lists them all."""

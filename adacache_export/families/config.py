@@ -1,4 +1,4 @@
-"""Settles a model's configuration between its ``config.json`` and the shapes of its tensors."""
+"""Settle a model's configuration between its ``config.json`` and the shapes of its tensors."""
 
 import json
 import re
@@ -14,16 +14,17 @@ def settle(
     inferred: Mapping[str, Any],
     required: Mapping[str, tuple[Any, str]],
 ) -> dict[str, Any]:
-    """Return the value of every field: as the shapes say, else as given, else the default.
+    """Return the value of every field: from the shapes, else from ``config.json``, else the default.
 
     Args:
-        defaults: all fields; a given value must be of the default's type. Positive numbers, tuples of them, booleans.
-        given: ``config.json``; keys that are no fields are ignored.
-        inferred: the fields that the shapes determine.
+        defaults: default of every field: a positive number, a tuple of positive whole numbers, or a boolean. A value of
+            ``given`` must have the default's type.
+        given: content of ``config.json``, None without one; keys that are no fields are ignored.
+        inferred: values of the fields that the shapes determine.
         required: key of ``given`` -> the one value that can be exported, and why no other; the key may be missing.
 
     Raises:
-        CheckpointError: lists all values that are refused, of a wrong type, or contradicted by the shapes.
+        CheckpointError: values are refused, of a wrong type, or contradicted by the shapes; it lists all of them.
     """
     given = given or {}
     problems = [
@@ -52,7 +53,7 @@ def settle(
 
 
 def _read(value: Any, default: Any) -> tuple[Any, str]:
-    """Return a value as the default's type, None where it is of another type; and that type in words."""
+    """Return a value in the default's type, or None where it has another type, and the default's type in words."""
     if isinstance(default, bool):
         return (value if isinstance(value, bool) else None), "true or false"
     if isinstance(default, int):
@@ -72,8 +73,13 @@ def _is_count(value: Any) -> bool:
 
 
 def count_blocks(names: Iterable[str], lists: Iterable[str]) -> int:
-    """How many blocks there are, from names such as ``spatial_blocks.27.mlp.fc1.bias``: the last index and one, so
-    that a gap shows as missing tensors.
+    """Return the number of blocks, from tensor names such as ``spatial_blocks.27.mlp.fc1.bias``.
+
+    It is one more than the last index, so that a gap shows as missing tensors.
+
+    Args:
+        names: names of all tensors.
+        lists: names of the lists of blocks, such as ``spatial_blocks``.
     """
     pattern = re.compile(rf"(?:{'|'.join(map(re.escape, lists))})\.(\d{{1,3}})\.")
     return max((int(match[1]) + 1 for name in names if (match := pattern.match(name))), default=0)

@@ -15,10 +15,10 @@ from adacache_engines.bundle.manifest import (
     VideoNames,
 )
 
-PIXEL_CHANNELS = 3  # a model of three channels is one of pixels
+PIXEL_CHANNELS = 3  # a model of three channels works on pixels, not on latents
 VAE_SPATIAL_FACTOR = 8
-PRESETS = "policies.json"  # in a family's folder
-PROMPTS = 4  # that a bundle takes at once
+PRESETS = "policies.json"  # the file with presets in a family's folder
+PROMPTS = 4  # largest number of prompts that a bundle takes at once
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Description:
     Attributes:
         sampler: the sampler with its published settings, or those of ``scheduler_config.json``.
         video: the video that a request makes unless it says otherwise.
-        guidance: which conditionings a call evaluates.
-        latent: what latents stand for; the graphs to pixels come with a VAE.
-        text: what text the model takes.
+        guidance: rule by which a call evaluates conditionings.
+        latent: relation between pixels and latents; the graphs between them come with a VAE.
+        text: rule by which a prompt becomes captions.
         profiles: name -> axis -> smallest and largest size; a request must be within one of them.
-        probe: the site that is probed where the user asks for none.
+        probe: site that is probed where the user asks for none.
         names: sizes and durations that have a name; those that no profile covers are left out of the manifest.
-        policies: presets of this model by name.
+        policies: presets for this model, by name.
     """
 
     sampler: SamplerDefaults

@@ -18,12 +18,12 @@ FREQUENCY_BASE = 10000.0
 
 
 def layer_norm(x: Tensor) -> Tensor:
-    """LayerNorm without affine parameters over the last axis; returns float32."""
+    """Normalise the last axis to mean 0 and variance 1, without affine parameters; return float32."""
     return F.layer_norm(x.float(), (x.shape[-1],), eps=NORM_EPS)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """adaLN, LN(x) * (1 + scale) + shift, in the precision of ``x`` (DiT, arXiv 2212.09748, section 3.2)."""
+    """Return adaLN, LN(x) * (1 + scale) + shift, in the precision of ``x`` (DiT, arXiv 2212.09748, section 3.2)."""
     return (layer_norm(x) * (1.0 + scale) + shift).to(x.dtype)
 
 
@@ -33,21 +33,23 @@ def add_residual(x: Tensor, residual: Tensor) -> Tensor:
 
 
 def sinusoid_frequencies(half: int) -> tuple[float, ...]:
-    """Those of :func:`sinusoid`: numbers, because an exporter folds the exponential with another library's, and at
-    timestep 1000 its last bit moves the embedding by 6e-5.
+    """Return the ``half`` frequencies of :func:`sinusoid`, falling geometrically from 1.
+
+    They are numbers, not a tensor, because an exporter folds the exponential with another library's, and at timestep
+    1000 a difference in the last bit moves the embedding by 6e-5.
     """
     index = torch.arange(half, dtype=torch.float32, device="cpu")
     return tuple(torch.exp(index * (-math.log(FREQUENCY_BASE) / half)).tolist())
 
 
 def sinusoid(value: Tensor, frequencies: tuple[float, ...]) -> Tensor:
-    """Embedding of numbers (B,) as (B, 2 * len(frequencies)), float32: all cosines, then all sines."""
+    """Embed numbers (B,) as (B, 2 * len(frequencies)), float32: all cosines, then all sines."""
     angle = value.float()[:, None] * torch.tensor(frequencies, dtype=torch.float32, device=value.device)
     return torch.cat([torch.cos(angle), torch.sin(angle)], dim=1)
 
 
 def sincos_1d(position: Tensor, width: int) -> Tensor:
-    """Embedding of coordinates (n,) as (n, width), float32: all sines, then all cosines."""
+    """Embed coordinates (n,) as (n, width), float32: all sines, then all cosines."""
     half = width // 2
     index = torch.arange(half, dtype=torch.float32, device=position.device)
     angle = position[:, None] * torch.pow(FREQUENCY_BASE, -index / half)
@@ -55,7 +57,7 @@ def sincos_1d(position: Tensor, width: int) -> Tensor:
 
 
 def rotate_pairs(x: Tensor) -> Tensor:
-    """Rotary embedding of (..., T, h, K) by position on axis T, interleaved pairs (arXiv 2104.09864, eq. 34)."""
+    """Rotate interleaved pairs of (..., T, h, K) by their position on axis T (RoPE, arXiv 2104.09864, eq. 34)."""
     frames, width = x.shape[-3], x.shape[-1]
     index = torch.arange(width // 2, dtype=torch.float32, device=x.device)
     frequency = torch.pow(FREQUENCY_BASE, -index / (width // 2))
@@ -68,32 +70,45 @@ def rotate_pairs(x: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention of ``q`` (n, queries, h, K) to ``k`` and ``v`` (n, keys, h, K), scaled by K^-0.5, with ``mask`` as
-    :func:`torch.nn.functional.scaled_dot_product_attention` takes it -> (n, queries, h K).
+    """Return the attention of ``q`` to ``k`` and ``v``, scaled by K^-0.5, with the heads joined: (n, queries, h * K).
+
+    Args:
+        q: queries (n, queries, h, K).
+        k, v: keys and values (n, keys, h, K).
+        mask: mask or bias, as :func:`torch.nn.functional.scaled_dot_product_attention` takes it.
     """
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(-2)
 
 
 def adaln_single(table: Tensor, modulation: Tensor) -> tuple[Tensor, ...]:
-    """A block's own ``table`` (6, D) on top of the ``modulation`` (B, 6, D) that all blocks share (PixArt-alpha, arXiv
-    2310.00426, section 2.3): shift, scale and gate of the attention, then of the MLP, each (B, 1, 1, D) float32; of a
-    ``modulation`` a frame (B, T, 6, D), each (B, T, 1, D).
+    """Return a block's modulation: its own table, added to the modulation that all blocks share.
+
+    Source: adaLN-single, PixArt-alpha, arXiv 2310.00426, section 2.3.
+
+    Args:
+        table: the block's own table (6, D).
+        modulation: modulation of all blocks, (B, 6, D), or (B, T, 6, D) where each frame has its own.
+
+    Returns:
+        shift, scale and gate of the attention, then of the MLP, float32: each (B, 1, 1, D), or (B, T, 1, D) where each
+        frame has its own.
     """
     own = table.float() + modulation
     return own[:, :, :, None, :].unbind(2) if modulation.ndim == 4 else own[:, :, None, None, :].unbind(1)
 
 
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """``layer`` over the last axis of ``x`` (..., D), as a product of two matrices: ONNX takes a bias along, and the
-    weights as they lie, only in that one.
+    """Apply ``layer`` to the last axis of ``x`` (..., D), as a product of two matrices.
+
+    Only for two matrices has ONNX an operator that adds the bias, too, and takes the weights as they are stored.
     """
     out: Tensor = layer(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
     return out
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis; statistics in float32 (arXiv 1910.07467, eq. 4)."""
+    """RMSNorm, x / rms(x) * weight over the last axis; statistics in float32 (arXiv 1910.07467, eq. 4)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -106,7 +121,7 @@ class RMSNorm(nn.Module):
 
 
 class Mlp(nn.Module):
-    """fc2(GELU(fc1(x))) with the tanh form of GELU."""
+    """Two linear layers around the tanh form of GELU: fc2(GELU(fc1(x)))."""
 
     def __init__(self, width_in: int, hidden: int, width_out: int) -> None:
         super().__init__()
@@ -120,7 +135,7 @@ class Mlp(nn.Module):
 
 
 class ScalarEmbedder(nn.Module):
-    """Sinusoid of a number (B,), then Linear-SiLU-Linear: (B, D)."""
+    """Embedding of numbers (B,) as (B, D): their sinusoid, then Linear, SiLU, Linear."""
 
     SINUSOID_WIDTH = 256
     FREQUENCIES = sinusoid_frequencies(SINUSOID_WIDTH // 2)

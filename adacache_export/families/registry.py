@@ -1,4 +1,4 @@
-"""The models that can be exported: one module a family, and the registry that recognises a checkpoint's family."""
+"""The registry of the families that can be exported, which recognises a checkpoint's family."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 
 class MakeStages(Protocol):
-    """What :meth:`Family.stages` is."""
+    """The signature of :meth:`Family.stages`."""
 
     def __call__(
         self,
@@ -31,13 +31,13 @@ class MakeStages(Protocol):
 
 
 class Family(Protocol):
-    """What a family's module provides. ``config`` is the family's own frozen dataclass.
+    """The interface of a family's module; each ``config`` is an instance of the family's own frozen dataclass.
 
     Attributes:
         NAME: name of the family, as the manifest records it.
         FOLDER: folder of the family, with the presets of its policies.
-        SIGNATURE_KEYS: tensors that every checkpoint of the family has, and no other family has all of.
-        OPTIONAL_KEYS: tensors that a checkpoint may lack.
+        SIGNATURE_KEYS: names of tensors by which a checkpoint of the family is recognised: it has all of them.
+        OPTIONAL_KEYS: names of tensors that a checkpoint may lack.
         PARTS: kind of a block -> the residual parts of such a block, in order.
     """
 
@@ -48,7 +48,7 @@ class Family(Protocol):
     PARTS: Mapping[str, tuple[str, ...]]
 
     def told_by(self, config: Mapping[str, Any] | None) -> bool:
-        """Whether ``config.json`` (None without one) is the family's, where others have the same tensors."""
+        """Return whether ``config.json`` (None without one) is the family's, where others have the same tensors."""
 
     def config_from(self, given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> Any:
         """Return the configuration, from ``config.json`` (None without one) and the shapes of the tensors.
@@ -58,10 +58,10 @@ class Family(Protocol):
         """
 
     def expected(self, config: Any) -> dict[str, Shape]:
-        """Name and shape of all tensors of a checkpoint, the optional ones included."""
+        """Return the shape of every tensor of a checkpoint by its name, including the optional tensors."""
 
     def constants(self, config: Any) -> dict[str, Tensor]:
-        """Tensors that a checkpoint may have and the stages compute themselves."""
+        """Return the tensors that a checkpoint may have although the stages compute them themselves."""
 
     def stages(
         self,
@@ -74,18 +74,18 @@ class Family(Protocol):
 
     @property
     def conditioned_stages(self) -> "MakeStages | None":
-        """Makes the same stages for generations that may keep frames; None where the model was not trained for it."""
+        """Function that makes the stages of a model that may keep frames; None = the model was not trained for it."""
 
     def describe(self, config: Any, scheduler: Mapping[str, Any] | None, precision: DType = "float32") -> Description:
-        """Return all else that the manifest says about the model.
+        """Return the rest of the manifest's description of the model.
 
         Args:
             config: configuration of the model.
-            scheduler: ``scheduler_config.json``, None without one.
+            scheduler: content of ``scheduler_config.json``, None without one.
             precision: precision of the weights.
 
         Raises:
-            CheckpointError: the file asks for what the family has not.
+            CheckpointError: ``scheduler_config.json`` asks for a sampler or a setting that the family does not have.
         """
 
 
@@ -97,10 +97,10 @@ FAMILIES: dict[str, Family] = {
 
 
 def maker(family: Family, conditioned: bool) -> MakeStages:
-    """Return the function that makes a family's stages, ``conditioned`` those that may keep frames.
+    """Return the function that makes a family's stages; ``conditioned`` asks for stages that may keep frames.
 
     Raises:
-        InputError: the family has none that may.
+        InputError: the family was not trained to keep frames.
     """
     if not conditioned:
         return family.stages
@@ -116,13 +116,14 @@ def recognise(names: Iterable[str], config: Mapping[str, Any] | None = None, ask
     """Return the family of a checkpoint.
 
     Args:
-        names: of its tensors.
-        config: its ``config.json``, which decides where the tensors fit several families.
-        asked: the family that the user named, which then decides.
+        names: names of the checkpoint's tensors.
+        config: content of ``config.json``, which decides where several families have these tensors; None without one.
+        asked: name of the family that the user asks for; None = any.
 
     Raises:
-        CheckpointError: none; says which are known and what each would need, the closest first. Or several.
-        InputError: the family that was asked for is unknown.
+        CheckpointError: no family has these tensors, and the message lists the tensors that each known family would
+            need, the closest first; or several have them, and ``config`` does not tell which.
+        InputError: ``asked`` is no known family.
     """
     if asked is not None and asked not in FAMILIES:
         raise InputError(f"no family is called {asked}; there are {', '.join(FAMILIES)}")

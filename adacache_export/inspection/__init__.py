@@ -1,1 +1,1 @@
-"""What a bundle holds and computes, as tables for people."""
+"""Tables, for people, of a bundle's content and of the work that it does."""

@@ -1,4 +1,4 @@
-"""The parts of a bundle, its text encoder and its VAE: each has a folder with its graphs and weights.
+"""Write the parts of a bundle, its text encoder and its VAE, each to a folder with its graphs and weights.
 
 So a part is the same whether it was exported with the model or added later, and replacing one touches no other file.
 The folder's name ends in a digest of its content: a new part has another name than the one that it replaces, and the
@@ -29,7 +29,7 @@ SMALL_FILES = 1 << 24  # bytes; more than all graphs and a tokenizer take
 
 @dataclass(frozen=True)
 class Part:
-    """A part that was written.
+    """The result of writing a part.
 
     Attributes:
         folder: name of the part's folder in the bundle.
@@ -61,14 +61,14 @@ def write_part(
 
     Args:
         bundle: folder of the bundle, which gets a folder with the part.
-        name: which part it is.
+        name: name of the part.
         stages: stages with modules on the meta device, each list of them with the sizes of dynamic axes that its
             engines are verified at.
         tensors: weights under the stages' keys, mapped from their files.
         dtypes: dtypes to write the weights in, by key.
         precision: precision of the stages, which decides how much an engine may differ from its stage.
         progress: object that is told of every phase.
-        others: content of further files of the part, by name.
+        others: content of the part's further files, by name.
 
     Raises:
         ExportError: a stage cannot be traced, an engine disagrees with its stage, or the disk is full; nothing is left.
@@ -100,9 +100,9 @@ def place_folder(bundle: Path, name: str, building: Path, entries: Mapping[str, 
 
     Args:
         bundle: folder of the bundle.
-        name: how the folder's name begins.
+        name: beginning of the folder's name.
         building: the built folder.
-        entries: its files; where an equal folder is there already, that stays.
+        entries: hash and size of its files, by name; an equal folder that is there already stays.
     """
     place = bundle / f"{name}-{_digest(entries)[:DIGITS]}"
     if place.is_dir() and file_entries(place, lambda _: None) != entries:
@@ -114,7 +114,7 @@ def place_folder(bundle: Path, name: str, building: Path, entries: Mapping[str, 
 
 
 def weights_nbytes(tensors: Mapping[str, Tensor], dtypes: Mapping[str, DType]) -> int:
-    """Return the size of tensors in bytes, each in the dtype that it is to have."""
+    """Return the size in bytes of all ``tensors`` together, each stored in its dtype of ``dtypes``."""
     return sum(tensor.numel() * TORCH_DTYPES[dtypes[key]].itemsize for key, tensor in tensors.items())
 
 

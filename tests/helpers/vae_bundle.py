@@ -83,7 +83,7 @@ def write_open_sora_vae(folder: Path, levels: int) -> None:
 
 
 def random_weights(module: torch.nn.Module) -> torch.nn.Module:
-    """That keep the scale of what they are given, so that each part counts."""
+    """Give a module random weights that keep the scale of its inputs, so that each part counts."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -108,7 +108,7 @@ def causal_vae_config(levels: int) -> dict[str, Any]:
 
 
 def write_causal_vae(folder: Path, levels: int, **changes: object) -> None:
-    """Of Open-Sora-Plan in the published layout, with a few of the tensors that its decoder does not need."""
+    """Write a VAE of Open-Sora-Plan as published, with a few tensors that its decoder does not need."""
     config = causal_vae_config(levels) | changes
     decoder = random_weights(ClipDecoder(CausalVaeConfig.from_json(config)))
     others = ("encoder.conv_in.weight", "quant_conv.conv.bias", "loss.discriminator.main.0.bias")

@@ -79,6 +79,7 @@ def server(bundle: Path, folder: Path, in_flight: int) -> Iterator[httpx.Client]
     )
     assert process.stderr is not None
     lines: list[str] = []
+    drain = threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True)
     try:
         for line in process.stderr:
             lines.append(line)
@@ -86,7 +87,7 @@ def server(bundle: Path, folder: Path, in_flight: int) -> Iterator[httpx.Client]
                 break
         else:
             raise RuntimeError("the server ended: " + "".join(lines))
-        threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True).start()
+        drain.start()
         with httpx.Client(base_url=found.group(), timeout=60) as client:
             while not ready(client):
                 time.sleep(POLL_SECONDS)
@@ -94,6 +95,9 @@ def server(bundle: Path, folder: Path, in_flight: int) -> Iterator[httpx.Client]
     finally:
         process.terminate()
         process.wait()
+        if drain.ident is not None:  # it was started
+            drain.join()
+        process.stderr.close()
 
 
 def ready(client: httpx.Client) -> bool:

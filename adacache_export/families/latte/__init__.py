@@ -1,1 +1,1 @@
-"""Latte-1."""
+"""The family of Latte-1."""

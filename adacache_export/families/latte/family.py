@@ -45,10 +45,10 @@ def describe(
     scheduler: Mapping[str, Any] | None,
     precision: DType = "float32",  # noqa: ARG001 - conditions stay float32
 ) -> Description:
-    """Describe clips of the length that the temporal positions are for, and images.
+    """Describe a model that makes images, and clips of the one length that it was trained on.
 
     Raises:
-        CheckpointError: ``scheduler_config.json`` asks for what the family has not.
+        CheckpointError: ``scheduler_config.json`` asks for a sampler or a setting that is not supported.
     """
     latent = latte_t2v.latent_space(config, EACH_FRAME)
     height, width = (latent.spatial_factor * side for side in config.sample_size)

@@ -1,4 +1,4 @@
-"""What Latte-1 and Open-Sora-Plan 1.1 share: tensors, configuration and stages of LatteT2V.
+"""Tensors, configuration and stages of LatteT2V, which Latte-1 and Open-Sora-Plan 1.1 share.
 
 Their checkpoints have the same tensors, so that only ``config.json`` tells them apart.
 """
@@ -54,7 +54,7 @@ SIGNATURE_KEYS: tuple[str, ...] = (
     "transformer_blocks.0.attn2.to_q.weight",
     "temporal_transformer_blocks.0.attn1.to_q.weight",
 )
-OPTIONAL_KEYS: tuple[str, ...] = ("caption_projection.y_embedding",)  # of training; of any length
+OPTIONAL_KEYS: tuple[str, ...] = ("caption_projection.y_embedding",)  # used in training only; it may have any length
 PARTS = Block.PARTS
 BLOCK_LISTS = {"spatial": "transformer_blocks", "temporal": "temporal_transformer_blocks"}
 REQUIRED = {
@@ -68,8 +68,8 @@ REQUIRED = {
     "double_self_attention": (False, "blocks with two self-attentions are not supported"),
     "patch_size_t": (1, "patches of several frames are not supported"),
 }
-LARGEST = 240  # latent rows and columns: 1920 pixels
-SCHEDULER = {  # in the words of diffusers; what another value would change is not supported
+LARGEST = 240  # largest number of latent rows or columns: 1920 pixels
+SCHEDULER = {  # the supported values, under their names in diffusers
     "num_train_timesteps": 1000,
     "beta_start": 1e-4,
     "beta_end": 2e-2,
@@ -81,7 +81,7 @@ SCHEDULER = {  # in the words of diffusers; what another value would change is n
     "thresholding": False,
     "rescale_betas_zero_snr": False,
 }
-# class -> sampler, its published steps, and what the class calls "set_alpha_to_one" and "skip_prk_steps"
+# class -> sampler, its published number of steps, and the supported values of settings that only this class has
 SAMPLERS: Mapping[str, tuple[str, int, Mapping[str, bool]]] = {
     "DDIMScheduler": ("ddim", 50, {"set_alpha_to_one": True}),
     "PNDMScheduler": ("pndm", 150, {"set_alpha_to_one": False, "skip_prk_steps": False}),
@@ -98,10 +98,11 @@ def config_from(
     """Return the configuration, from ``config.json`` where there is one and from the shapes of the tensors.
 
     Args:
-        given: ``config.json``, or None.
-        shapes: of the checkpoint's tensors.
+        given: content of ``config.json``, None without one.
+        shapes: shapes of the checkpoint's tensors, by name.
         usual: the released configuration.
-        temporal_scale: from the number of latent frames, where the file has no ``interpolation_scale_1d``.
+        temporal_scale: function from a clip's number of latent frames to ``interpolation_scale_1d``, used where
+            ``config.json`` does not give that.
 
     Raises:
         CheckpointError: the two contradict each other, a value makes no sense, or the variant is not supported; or
@@ -162,7 +163,7 @@ def _infer(given: Mapping[str, Any], shapes: Mapping[str, Shape], usual: LatteT2
 
 
 def expected(config: LatteT2VConfig) -> dict[str, Shape]:
-    """Return name and shape of all tensors of a checkpoint."""
+    """Return the shape of every tensor of a checkpoint, by name."""
     with torch.device("meta"):
         return weight_shapes(stages(config))
 
@@ -181,12 +182,12 @@ def stages(
     """Return the model's stages in the order in which a call runs them, with zero weights.
 
     Args:
-        config: of the model.
-        sites: probes to add, such as ``temporal.13.attn``.
-        precision: of the activations.
-        granularity: of the stages.
-        masked: spatial attention takes ``token_mask`` (B, T, S), as in Open-Sora-Plan's training; in inference it is
-            all ones there, and bundles do without.
+        config: configuration of the model.
+        sites: sites to probe, such as ``temporal.13.attn``.
+        precision: dtype of the activations.
+        granularity: whether a stage is a whole block or one of its residual parts.
+        masked: whether spatial attention takes ``token_mask`` (B, T, S), as in Open-Sora-Plan's training; in inference
+            all of it would be True, so that bundles do without.
     """
     spec = tensor_specs(config.in_channels, config.out_channels, config.width, config.caption_channels, precision)
     spec["token_mask"] = TensorSpec(name="token_mask", dtype="bool", axes=TOKENS)
@@ -218,10 +219,18 @@ def describe(
     sampler: SamplerDefaults,
     image: bool,
 ) -> Description:
-    """Clips of the one length that the temporal positions are for, and of any size; ``image``: single frames, too.
+    """Describe a model that makes clips of any size, of the one length that its temporal positions are for.
 
     Guidance is [negative prompt; prompt], on T5 states that are cut to the prompt's tokens; the probe is the temporal
     attention of the middle block.
+
+    Args:
+        family: folder of the family, with its presets.
+        config: configuration of the model.
+        video: the video that a request makes unless it says otherwise.
+        latent: latent space of the model.
+        sampler: the sampler and its settings.
+        image: whether the model also makes single frames.
     """
     patch = config.patch_size
     sizes = {"height": (patch, LARGEST), "width": (patch, LARGEST)}
@@ -246,12 +255,12 @@ def describe(
 
 
 def names(video: VideoDefaults) -> VideoNames:
-    """Name the size that the model was trained at; its temporal positions are for one length, which is the usual."""
+    """Return a name for the size that the model was trained at; there is one length only, which needs no name."""
     return VideoNames(sizes={f"{video.height}p": {"1:1": (video.width, video.height)}}, aspect="1:1")
 
 
 def latent_space(config: LatteT2VConfig, frames: FrameRule) -> LatentSpace:
-    """Of the family's VAE, whose ``frames`` rule is given; a model of three channels is one of pixels."""
+    """Return the latent space of a VAE with this ``frames`` rule; a model of three channels works on pixels."""
     pixels = config.in_channels == PIXEL_CHANNELS
     return LatentSpace(
         channels=config.in_channels,
@@ -264,12 +273,12 @@ def latent_space(config: LatteT2VConfig, frames: FrameRule) -> LatentSpace:
 
 
 def sampler(scheduler: Mapping[str, Any] | None, usual: str) -> SamplerDefaults:
-    """Return the sampler that ``scheduler_config.json`` names, by default the class ``usual``.
+    """Return the sampler that ``scheduler_config.json`` names; without the file, the sampler of the class ``usual``.
 
-    ``clip_sample`` does not count: the original scripts switch it off, whatever the file says.
+    ``clip_sample`` is ignored: the original scripts switch it off, whatever the file says.
 
     Raises:
-        CheckpointError: the file asks for another sampler or noise schedule; lists all that differs.
+        CheckpointError: the file asks for another sampler or noise schedule; the message lists every difference.
     """
     given = scheduler or {}
     name = given.get("_class_name", usual)

@@ -1,4 +1,4 @@
-"""LatteT2V, the transformer of Latte-1 and of Open-Sora-Plan 1.1, as one module a stage.
+"""LatteT2V, the transformer of Latte-1 and of Open-Sora-Plan 1.1, as one module for each stage.
 
 Source: Vchitect/Latte, ``models/latte_t2v.py``, and PKU-YuanGroup/Open-Sora-Plan v1.1.0,
 ``opensora/models/diffusion/latte``; Latte, arXiv 2401.03048.
@@ -43,10 +43,10 @@ class LatteT2VConfig:
     num_layers: int = 28
     patch_size: int = 2
     caption_channels: int = 4096
-    sample_size: tuple[int, int] = (64, 64)  # latent rows and columns that positions refer to
+    sample_size: tuple[int, int] = (64, 64)  # latent rows and columns of the size that positions are for
     video_length: int = 16  # latent frames
     model_max_length: int = 120  # text tokens
-    interpolation_scale_1d: float = 1.0  # frames to a unit of the temporal positions
+    interpolation_scale_1d: float = 1.0  # latent frames in a unit of the temporal positions
 
     @property
     def width(self) -> int:
@@ -54,7 +54,7 @@ class LatteT2VConfig:
 
 
 class CaptionProjection(nn.Module):
-    """``text`` stage: encoder states (B, L, caption_channels) -> (B, L, D)."""
+    """The ``text`` stage: encoder states (B, L, caption_channels) -> (B, L, D)."""
 
     def __init__(self, config: LatteT2VConfig) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class CaptionProjection(nn.Module):
 
 
 class TimestepEmbedding(nn.Module):
-    """Sinusoid of the timestep (B,), then Linear-SiLU-Linear: (B, D)."""
+    """Embedding of timesteps (B,) as (B, D): their sinusoid, then Linear, SiLU, Linear."""
 
     FREQUENCIES = sinusoid_frequencies(SINUSOID_WIDTH // 2)
 
@@ -86,7 +86,7 @@ class TimestepEmbedding(nn.Module):
 
 
 class AdaLayerNormSingle(nn.Module):
-    """Timestep (B,) -> modulation of the blocks (B, 6, D), of the final layer (B, D)."""
+    """Modulation of the blocks (B, 6, D), and of the final layer (B, D), from timesteps (B,)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -99,8 +99,9 @@ class AdaLayerNormSingle(nn.Module):
 
 
 class Embed(nn.Module):
-    """``embed`` stage: latents and timestep -> tokens, modulation of the blocks, modulation of the final layer; and,
-    if it is ``probed``, the modulated input of the first block.
+    """The ``embed`` stage: latents and timestep -> tokens, and modulation of the blocks and of the final layer.
+
+    If it is ``probed``, it also returns the modulated input of the first block.
     """
 
     def __init__(self, config: LatteT2VConfig, probed: bool = False) -> None:
@@ -114,7 +115,7 @@ class Embed(nn.Module):
         self.probed = probed
 
     def position(self, rows: int, columns: int) -> Tensor:
-        """Spatial position embedding (rows * columns, D), float32: any size is interpolated onto that of training."""
+        """Return the spatial position embedding (rows * columns, D), float32, interpolated from training's size."""
         half, (height, _) = self.config.width // 2, self.config.sample_size
         scale = max(height // LARGEST_SAMPLE, 1)
         base = height // self.config.patch_size
@@ -125,13 +126,15 @@ class Embed(nn.Module):
         return torch.cat([by_column, by_row], dim=-1).reshape(rows * columns, 2 * half)
 
     def forward(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
-        """
+        """Embed the latents and the timestep.
+
         Args:
-            latents: (B, C, T, H, W) float32; H and W multiples of the patch.
-            timestep: (B,) float32, 0 to 999.
+            latents: latents (B, C, T, H, W) float32; H and W are multiples of the patch.
+            timestep: timesteps (B,) float32, 0 to 999.
 
         Returns:
-            hidden (B, T, S, D); modulation (B, 6, D) float32; time (B, D) float32; if probed, also (B, T, S, D).
+            hidden (B, T, S, D); modulation (B, 6, D) float32; time (B, D) float32; and, if probed, the modulated input
+            of the first block (B, T, S, D).
         """
         batch, _, frames, _, _ = latents.shape
         pictures = latents.to(self.adaln_single.linear.weight.dtype).transpose(1, 2).flatten(0, 1)
@@ -147,7 +150,7 @@ class Embed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Of ``x`` (n, queries, D) to ``keys`` (n, length, D), both float of the weights' precision."""
+    """Attention of ``x`` (n, queries, D) to ``keys`` (n, length, D), both in the precision of the weights."""
 
     def __init__(self, config: LatteT2VConfig) -> None:
         super().__init__()
@@ -163,14 +166,14 @@ class Attention(nn.Module):
         return linear(self.to_out[0], attend(q, k, v, mask))  # type: ignore[arg-type]
 
     def flops(self, queries: Axes, keys: Axes) -> tuple[Term, ...]:
-        """Every query meets the keys on the last axis of ``keys``, which lie along the others."""
+        """Return the operations where every query meets the keys on the last of the axes ``keys``."""
         made = [layers(layer, queries) for layer in (self.to_q, self.to_out)]
         met = [layers(layer, keys) for layer in (self.to_k, self.to_v)]
         return total(*made, *met, attention(queries, keys[-1], self.to_q.out_features))
 
 
 class FeedForward(nn.Module):
-    """Linear, the tanh form of GELU, Linear."""
+    """The MLP of a block: Linear, the tanh form of GELU, Linear."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -185,19 +188,20 @@ class FeedForward(nn.Module):
 
 
 class Block(ResidualBlock):
-    """A block, or one of its parts: gated attention within frames (spatial) or across them (temporal), in spatial
-    blocks cross attention, gated MLP.
+    """A block, or one of its parts: gated self-attention, in spatial blocks cross attention, and a gated MLP.
 
-    Takes hidden (B, T, S, D); modulation (B, 6, D) float32, from ``embed``; text (B, L, D), from ``text``; text_mask
-    (B, L) bool, True = attend.
+    Self-attention is within frames in spatial blocks, and across frames in temporal ones. The block takes hidden
+    (B, T, S, D); modulation (B, 6, D) float32, from ``embed``; text (B, L, D), from ``text``; text_mask (B, L) bool,
+    True = attend.
 
     Args:
-        config: of the model.
+        config: configuration of the model.
         kind: ``spatial`` or ``temporal``.
         parts, sites: see :class:`ResidualBlock`.
-        positions: the temporal position embedding is a part of the residual, as in the first temporal attention.
-        masked: spatial attention takes token_mask (B, T, S) bool, True = attend, as in Open-Sora-Plan's training on
-            padded videos.
+        positions: whether the temporal position embedding is added to the hidden state first, as it is in the first
+            temporal block.
+        masked: whether spatial attention takes token_mask (B, T, S) bool, True = attend, as in Open-Sora-Plan's
+            training on padded videos.
     """
 
     CONDITIONS: Mapping[str, tuple[str, ...]] = {
@@ -229,7 +233,7 @@ class Block(ResidualBlock):
             self.ff = FeedForward(config.width)
 
     def position(self, frames: int) -> Tensor:
-        """Temporal position embedding (frames, D), float32; zeros for a single frame."""
+        """Return the temporal position embedding (frames, D), float32; zeros for a single frame."""
         index = torch.arange(frames, dtype=torch.float32)
         table = sincos_1d(index / self.config.interpolation_scale_1d, self.config.width)
         return table * index[-1:].clamp(max=1.0)
@@ -253,7 +257,7 @@ class Block(ResidualBlock):
         return gated
 
     def _attention(self, x: Tensor, token_mask: Tensor | None) -> Tensor:
-        """(B, T, S, D) -> (B, T, S, D)."""
+        """Return the self-attention (B, T, S, D) of ``x`` (B, T, S, D); ``token_mask`` is (B, T, S)."""
         lines = x.transpose(1, 2) if self.temporal else x
         sequences, bias = lines.flatten(0, 1), None
         if token_mask is not None:
@@ -266,8 +270,10 @@ class Block(ResidualBlock):
         return ATTENTION_AXES["temporal" if self.temporal else "spatial"] if part == "attn" else EVERYWHERE
 
     def part_flops(self, part: str) -> tuple[Term, ...]:
-        """As published counts have it: with the text's keys and values made anew for every frame, which the original
-        does and this one does not. At 300 tokens of text that is 2 % of a call.
+        """Return the floating-point operations of ``part``, as published counts have them.
+
+        They count the text's keys and values for every frame: the original makes them anew for each, this module once.
+        At 300 tokens of text the difference is 2 % of a call.
         """
         if part == "mlp":
             return (layers(self.ff, TOKENS),)
@@ -278,7 +284,7 @@ class Block(ResidualBlock):
 
 
 class Final(nn.Module):
-    """``final`` stage: tokens -> prediction."""
+    """The ``final`` stage: tokens -> prediction."""
 
     def __init__(self, config: LatteT2VConfig) -> None:
         super().__init__()
@@ -287,8 +293,12 @@ class Final(nn.Module):
         self.proj_out = nn.Linear(config.width, config.patch_size**2 * config.out_channels)
 
     def forward(self, hidden: Tensor, time: Tensor, latents: Tensor) -> Tensor:
-        """``hidden`` (B, T, S, D), ``time`` (B, D), ``latents`` (B, C, T, H, W; only its shape counts) ->
-        (B, C_out, T, H, W) float32, the noise in the first C channels.
+        """Return the prediction (B, C_out, T, H, W) float32, with the noise in the first C channels.
+
+        Args:
+            hidden: hidden state (B, T, S, D).
+            time: modulation (B, D) of this layer.
+            latents: latents (B, C, T, H, W), of which only the shape is used.
         """
         patch, (_, _, _, height, width) = self.config.patch_size, latents.shape
         shift, scale = (self.scale_shift_table.float()[None] + time[:, None])[:, :, None, None, :].unbind(1)

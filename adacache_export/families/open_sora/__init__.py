@@ -1,1 +1,1 @@
-"""Open-Sora 1.2."""
+"""The family of Open-Sora 1.2."""

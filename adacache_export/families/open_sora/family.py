@@ -1,4 +1,4 @@
-"""Open-Sora 1.2: how a checkpoint is recognised, its configuration, its stages, and how it is sampled.
+"""Open-Sora 1.2: its tensors, its configuration, its stages, and its sampler.
 
 Source: hpcaitech/Open-Sora v1.2.0, ``configs/opensora-v1-2/inference`` and ``opensora/models/stdit/stdit3.py``.
 """
@@ -52,7 +52,7 @@ SIGNATURE_KEYS: tuple[str, ...] = (
     "spatial_blocks.0.scale_shift_table",
     "temporal_blocks.0.scale_shift_table",
 )
-ROPE = "rope.freqs"  # a constant that the published files carry along
+ROPE = "rope.freqs"  # a constant that the published files contain
 OPTIONAL_KEYS: tuple[str, ...] = (ROPE,)
 
 PARTS: Mapping[str, Parts] = {"spatial": Block.PARTS, "temporal": Block.PARTS}
@@ -86,8 +86,10 @@ def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) ->
 
 
 def _infer(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """The fields that the shapes determine. What a missing or odd tensor leaves open keeps its given or default value:
-    the comparison of all tensors then names that tensor.
+    """Return the fields that the shapes determine.
+
+    A field that a missing or odd tensor leaves open keeps its given or default value: the comparison of all tensors
+    then names that tensor.
     """
 
     def axes(key: str, count: int) -> Shape:
@@ -121,7 +123,7 @@ def _infer(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> dict
 
 
 def _ratio(rows: int, width: int, given: Mapping[str, Any] | None) -> float:
-    """Return a ratio of which ``int(width * ratio)`` is the number of rows: the given one where it is such a ratio."""
+    """Return a ratio with ``int(width * ratio) == rows``: the one in ``given`` where that holds for it."""
     ratio = (given or {}).get("mlp_ratio")
     if isinstance(ratio, int | float) and 0 < ratio < 1e9 and int(width * ratio) == rows:
         return float(ratio)
@@ -130,7 +132,7 @@ def _ratio(rows: int, width: int, given: Mapping[str, Any] | None) -> float:
 
 
 def expected(config: OpenSoraConfig) -> dict[str, Shape]:
-    """Return name and shape of all tensors of a checkpoint, the optional one included."""
+    """Return the shape of every tensor of a checkpoint by its name, including the optional tensor."""
     with torch.device("meta"):
         weights = weight_shapes(stages(config))
     null_captions = (config.model_max_length, config.caption_channels)
@@ -138,7 +140,7 @@ def expected(config: OpenSoraConfig) -> dict[str, Shape]:
 
 
 def constants(config: OpenSoraConfig) -> dict[str, Tensor]:
-    """Return what a checkpoint may carry and the stages compute: the angles by which temporal attention rotates."""
+    """Return the frequencies of temporal rotation, which a checkpoint may have although the stages compute them."""
     pairs = torch.arange(config.head_width // 2, dtype=torch.float64)
     return {ROPE: 10000.0 ** (-2 * pairs / config.head_width)}
 
@@ -153,15 +155,15 @@ def stages(
     """Return the model's stages in the order in which a call runs them, with zero weights.
 
     Args:
-        config: of the model.
-        sites: probes to add, such as ``temporal.13.attn``.
-        precision: of the activations.
-        granularity: of the stages.
-        conditioned: frames may be given and kept: ``embed`` and ``final`` take ``x_mask`` (B, T'), and modulation is
-            one of each frame. Blocks do the same work with it, so that the same ones serve with and without a mask.
+        config: configuration of the model.
+        sites: sites to probe, such as ``temporal.13.attn``.
+        precision: dtype of the activations.
+        granularity: whether a stage is a whole block or one of its residual parts.
+        conditioned: whether frames may be given and kept: ``embed`` and ``final`` then take ``x_mask`` (B, T'), and
+            each frame has a modulation of its own.
 
     Raises:
-        InputError: conditioned, and a token spans several frames.
+        InputError: ``conditioned`` is set, and a token spans several frames.
     """
     spec = tensor_specs(config.in_channels, config.out_channels, config.hidden_size, config.caption_channels, precision)
     spec["fps"] = TensorSpec(name="fps", dtype="float32", axes=("batch",))
@@ -196,7 +198,7 @@ def stages(
 
 
 def _of_frames(config: OpenSoraConfig, spec: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
-    """Return the tensors of a model that may keep frames, where they differ from ``spec``."""
+    """Return the tensors of a model that may keep frames, as far as they differ from ``spec``."""
     if config.patch_size[0] != 1:
         raise InputError(
             f"a token of this model spans {config.patch_size[0]} latent frames, so that single frames cannot be kept; "
@@ -216,7 +218,7 @@ def conditioned_stages(
     precision: DType = "float32",
     granularity: ExportGranularity = "block",
 ) -> list[Stage]:
-    """Those that may keep frames, see :func:`stages`."""
+    """Return the stages of a model that may keep frames, see :func:`stages`."""
     return stages(config, sites, precision, granularity, conditioned=True)
 
 
@@ -225,12 +227,14 @@ def told_by(config: Mapping[str, Any] | None) -> bool:  # noqa: ARG001 - no othe
 
 
 def describe(config: OpenSoraConfig, scheduler: Mapping[str, Any] | None, precision: DType = "float32") -> Description:
-    """480p landscape for 2 s; for a model of pixels, a short clip of the size that its positions refer to. Guidance
-    is [prompt; null caption], a tensor of the checkpoint; captions are T5 states; AdaCache measures the temporal
+    """Describe a model whose default video is 480p landscape of 2 s.
+
+    A model that works on pixels makes a short clip of the size that its positions refer to. Guidance is [prompt; null
+    caption], where the null caption is a tensor of the checkpoint; captions are T5 states; the probe is the temporal
     attention of the middle block, 13 of 28.
 
     Raises:
-        CheckpointError: the scheduler's file names another one or a value of a wrong kind.
+        CheckpointError: ``scheduler_config.json`` asks for a sampler or a setting that is not supported.
     """
     pixels = config.in_channels == PIXEL_CHANNELS
     side = config.input_sq_size
@@ -263,10 +267,10 @@ def describe(config: OpenSoraConfig, scheduler: Mapping[str, Any] | None, precis
 
 
 def _sampler(scheduler: Mapping[str, Any] | None, precision: DType) -> SamplerDefaults:
-    """Return the published inference settings, or those of a ``scheduler_config.json`` in Open-Sora's own words.
+    """Return the published inference settings, changed by a ``scheduler_config.json`` with Open-Sora's own keys.
 
-    The original has sizes and timesteps in its weights' type. float16 could not hold height x width, so there, unlike
-    the original, they stay float32.
+    The original holds sizes and timesteps in the dtype of its weights. float16 cannot hold height x width, so that they
+    stay float32 here where the weights are float16.
     """
     given = dict(scheduler or {})
     if given.get("type", "rflow") != "rflow" or given.get("num_timesteps", TIMESTEPS) != TIMESTEPS:

@@ -1,7 +1,8 @@
-"""The sizes and durations that Open-Sora was trained with, and the names that it has for them.
+"""The sizes and durations that Open-Sora was trained with, and their names in the original.
 
-Source: hpcaitech/Open-Sora v1.2.0, ``opensora/datasets/aspect.py``, which says height:width and heights x widths; here
-all is WIDTH:HEIGHT. All sizes of a name have about as many pixels. What the original calls 50:27 is 2.08 to 1.
+Source: hpcaitech/Open-Sora v1.2.0, ``opensora/datasets/aspect.py``, which gives aspects and sizes with
+the height first; here the width is first. All sizes of a name have about as many pixels. The aspect that the original
+calls 50:27 is 2.08 to 1.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""STDiT3, Open-Sora 1.2's transformer, as one module a stage.
+"""STDiT3, Open-Sora 1.2's transformer, as one module for each stage.
 
 Source: hpcaitech/Open-Sora v1.2.0, ``opensora/models/stdit/stdit3.py``; Open-Sora report, arXiv 2412.20404.
 Axes as in :mod:`adacache_export.families.layers`; H x W is the latent size, C its channels.
@@ -54,7 +54,7 @@ class OpenSoraConfig:
 
 
 class CaptionEmbedder(nn.Module):
-    """``text`` stage: encoder states (B, L, caption_channels) -> (B, L, D)."""
+    """The ``text`` stage: encoder states (B, L, caption_channels) -> (B, L, D)."""
 
     def __init__(self, config: OpenSoraConfig) -> None:
         super().__init__()
@@ -70,10 +70,10 @@ class CaptionEmbedder(nn.Module):
 
 
 class Embed(nn.Module):
-    """``embed`` stage: latents and conditions -> tokens, modulation of the blocks, modulation of the final layer; and,
-    if it is ``probed``, the modulated input of the first block.
+    """The ``embed`` stage: latents and conditions -> tokens, and modulation of the blocks and of the final layer.
 
-    If it is ``conditioned``, some frames may be given and are to be kept: these are modulated as at timestep 0.
+    If it is ``probed``, it also returns the modulated input of the first block. If it is ``conditioned``, some frames
+    may be given and are to be kept: these are modulated as at timestep 0.
     """
 
     def __init__(self, config: OpenSoraConfig, probed: bool = False, conditioned: bool = False) -> None:
@@ -91,7 +91,7 @@ class Embed(nn.Module):
         self.probed, self.conditioned = probed, conditioned
 
     def position(self, rows: int, columns: int, height: Tensor, width: Tensor) -> Tensor:
-        """Spatial position embedding (rows * columns, D), float32; ``height`` and ``width`` (1,) in pixels."""
+        """Return the spatial position embedding (rows * columns, D), float32; ``height``, ``width`` (1,) are pixels."""
         # float32 is enough to round sqrt(tokens): an integer's root is never within 1e-7 of a half for any size in use
         base = torch.round(torch.sqrt(torch.scalar_tensor(rows * columns, dtype=torch.float32)))
         scale = torch.sqrt(height.float() * width.float()) / self.config.input_sq_size
@@ -103,7 +103,7 @@ class Embed(nn.Module):
         return torch.cat([by_column, by_row], dim=-1).reshape(rows * columns, 2 * half)
 
     def patches(self, latents: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, D, T', H', W'), padded with zeros at the far ends to whole patches."""
+        """Turn (B, C, T, H, W), padded with zeros at the far ends to whole patches, into (B, D, T', H', W')."""
         proj = self.x_embedder["proj"]
         pad: list[int] = []
         for size, patch in zip(reversed(latents.shape[2:]), reversed(self.config.patch_size), strict=True):
@@ -112,7 +112,7 @@ class Embed(nn.Module):
         return out
 
     def modulation(self, time: Tensor) -> Tensor:
-        """Of the blocks (B, 6, D) float32, from the embedding ``time`` (B, D)."""
+        """Return the modulation of the blocks (B, 6, D) float32, from the embedding ``time`` (B, D)."""
         of_blocks: Tensor = self.t_block(time).unflatten(1, (6, self.config.hidden_size)).float()
         return of_blocks
 
@@ -125,17 +125,19 @@ class Embed(nn.Module):
         width: Tensor,
         x_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """
+        """Embed the latents and the conditions.
+
         Args:
-            latents: (B, C, T, H, W) float32.
-            timestep: (B,) float32, 1000 is pure noise.
-            fps: (B,) float32, frames per second.
-            height, width: (1,) float32, requested size in pixels.
-            x_mask: if conditioned, (B, T') bool, False = a frame that is kept.
+            latents: latents (B, C, T, H, W) float32.
+            timestep: timesteps (B,) float32; 1000 is pure noise.
+            fps: frames per second (B,) float32.
+            height, width: requested size in pixels, each (1,) float32.
+            x_mask: mask (B, T') bool, False = a frame that is kept; None unless conditioned.
 
         Returns:
-            hidden (B, T', S, D); modulation (B, 6, D) float32, if conditioned of each frame (B, T', 6, D); time (B, D)
-            float32, if conditioned also that of timestep 0; if probed, also (B, T', S, D).
+            hidden (B, T', S, D); modulation (B, 6, D) float32, or (B, T', 6, D) if conditioned; time (B, D) float32; if
+            conditioned, the time of timestep 0 (B, D) float32; and, if probed, the modulated input of the first block
+            (B, T', S, D).
         """
         grid = self.patches(latents)
         rows, columns = grid.shape[3], grid.shape[4]
@@ -159,7 +161,7 @@ class Embed(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention of a frame's tokens with each other (spatial) or of a position's frames (temporal, rotary)."""
+    """Self-attention among the tokens of a frame (spatial), or among the frames at a position (temporal, rotary)."""
 
     def __init__(self, config: OpenSoraConfig, kind: str) -> None:
         super().__init__()
@@ -171,7 +173,7 @@ class SelfAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, S, D) -> (B, T, S, D)."""
+        """Return the self-attention (B, T, S, D) of ``x`` (B, T, S, D)."""
         x = x.transpose(1, 2) if self.temporal else x
         qkv = linear(self.qkv, x).unflatten(-1, (3, self.heads, x.shape[-1] // self.heads))
         q, k, v = qkv.unbind(-3)  # each (B, sequences, length, h, K)
@@ -188,7 +190,7 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Every token attends to its own sample's text."""
+    """Attention of every token to the text of its own sample."""
 
     def __init__(self, config: OpenSoraConfig) -> None:
         super().__init__()
@@ -199,7 +201,10 @@ class CrossAttention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """``x`` (B, T, S, D), ``text`` (B, L, D), ``text_mask`` (B, L) bool, True = attend -> (B, T, S, D)."""
+        """Return the attention (B, T, S, D) of ``x`` (B, T, S, D) to ``text`` (B, L, D).
+
+        ``text_mask`` is (B, L) bool, True = attend.
+        """
         heads = (self.heads, x.shape[-1] // self.heads)
         q = linear(self.q_linear, x.flatten(1, 2)).unflatten(-1, heads)
         k, v = linear(self.kv_linear, text).unflatten(-1, (2, *heads)).unbind(2)
@@ -212,10 +217,11 @@ class CrossAttention(nn.Module):
 
 
 class Block(ResidualBlock):
-    """A block, or one of its parts: gated attention of the ``kind`` spatial or temporal, cross attention, gated MLP.
+    """A block, or one of its parts: gated self-attention, cross attention, and a gated MLP.
 
-    Takes hidden (B, T, S, D); modulation (B, 6, D) float32, or of each frame (B, T, 6, D), from ``embed``; text
-    (B, L, D), from ``text``; text_mask (B, L) bool, True = attend.
+    The ``kind`` of the self-attention is spatial or temporal. The block takes hidden (B, T, S, D); modulation (B, 6, D)
+    float32, or (B, T, 6, D) where each frame has its own, from ``embed``; text (B, L, D), from ``text``; text_mask
+    (B, L) bool, True = attend.
     """
 
     CONDITIONS: Mapping[str, tuple[str, ...]] = {
@@ -255,7 +261,7 @@ class Block(ResidualBlock):
 
 
 class Final(nn.Module):
-    """``final`` stage: tokens -> prediction."""
+    """The ``final`` stage: tokens -> prediction."""
 
     def __init__(self, config: OpenSoraConfig) -> None:
         super().__init__()
@@ -264,7 +270,7 @@ class Final(nn.Module):
         self.linear = nn.Linear(config.hidden_size, math.prod(config.patch_size) * config.out_channels)
 
     def modulate(self, hidden: Tensor, time: Tensor) -> Tensor:
-        """``hidden`` (B, T', S, D) by ``time`` (B, D), of that shape."""
+        """Modulate ``hidden`` (B, T', S, D) by ``time`` (B, D); return (B, T', S, D)."""
         shift, scale = (self.scale_shift_table.float()[None] + time[:, None])[:, :, None, None, :].unbind(1)
         return modulate(hidden, shift, scale)
 
@@ -276,17 +282,18 @@ class Final(nn.Module):
         time_of_kept: Tensor | None = None,
         x_mask: Tensor | None = None,
     ) -> Tensor:
-        """
+        """Turn the hidden state into the prediction.
+
         Args:
-            hidden: (B, T', S, D).
-            time: (B, D).
-            latents: (B, C, T, H, W), only its shape counts.
-            time_of_kept: if conditioned, (B, D) of timestep 0.
-            x_mask: if conditioned, (B, T') bool, False = a frame that is kept. As in the original, these are modulated
-                twice; a sampler ignores what is predicted for them.
+            hidden: hidden state (B, T', S, D).
+            time: modulation (B, D) of this layer.
+            latents: latents (B, C, T, H, W), of which only the shape is used.
+            time_of_kept: modulation (B, D) of this layer at timestep 0; None unless conditioned.
+            x_mask: mask (B, T') bool, False = a frame that is kept; None unless conditioned. As in the original, kept
+                frames are modulated twice; samplers ignore the prediction for them.
 
         Returns:
-            (B, C_out, T, H, W) float32, the velocity in the first C channels.
+            the prediction (B, C_out, T, H, W) float32, with the velocity in the first C channels.
         """
         _, _, frames, height, width = latents.shape
         patch_t, patch_h, patch_w = self.config.patch_size

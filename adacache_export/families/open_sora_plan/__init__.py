@@ -1,1 +1,1 @@
-"""Open-Sora-Plan 1.1."""
+"""The family of Open-Sora-Plan 1.1."""

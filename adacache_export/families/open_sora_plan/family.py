@@ -23,7 +23,7 @@ PARTS = latte_t2v.PARTS
 
 RELEASED = replace(LatteT2VConfig(), video_length=17, model_max_length=300)
 TRAINED_FRAMES = 16  # latent frames, besides the first one, to a unit of the temporal positions' scale
-OWN_FIELDS = (  # of config.json, which Latte's has not
+OWN_FIELDS = (  # fields of config.json that Latte's does not have
     "attention_mode",
     "compress_kv_factor",
     "interpolation_scale_1d",
@@ -53,7 +53,10 @@ def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, tuple[int,
 
 
 def temporal_scale(frames: int) -> float:
-    """By how much temporal positions are squeezed for clips longer than the first that the model was trained on."""
+    """Return the scale by which temporal positions are divided, for clips of ``frames`` latent frames.
+
+    It is 1 at the length that the model was first trained on, and grows with longer clips.
+    """
     return float(max((frames - frames % 2) // TRAINED_FRAMES, 1))
 
 
@@ -62,10 +65,10 @@ def describe(
     scheduler: Mapping[str, Any] | None,
     precision: DType = "float32",  # noqa: ARG001 - conditions stay float32
 ) -> Description:
-    """Clips only: for an image the original leaves out all temporal blocks.
+    """Describe a model that makes clips only: for an image, the original leaves out all temporal blocks.
 
     Raises:
-        CheckpointError: ``scheduler_config.json`` asks for what the family has not.
+        CheckpointError: ``scheduler_config.json`` asks for a sampler or a setting that is not supported.
     """
     latent = latte_t2v.latent_space(config, FIRST_THEN_FOURS)
     height, width = (latent.spatial_factor * side for side in config.sample_size)

@@ -1,1 +1,1 @@
-"""The bundle: its manifest, its tensors and sizes, and how it is opened."""
+"""The format of a bundle: its manifest, its tensors and its sizes, and the functions that open it."""

@@ -1,4 +1,4 @@
-"""The base of all parts of a manifest, and the entry of one graph."""
+"""The base class of all entries of a manifest, and the entry of one graph."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -6,16 +6,17 @@ from adacache_engines.bundle.tensors import DType, TensorSpec
 
 
 class Entry(BaseModel):
-    """Base of the manifest's parts: frozen, and without unknown fields."""
+    """Base class of a manifest's entries, which are frozen and refuse unknown fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Check(Entry):
-    """The comparison of an engine's outputs with its torch stage's at export.
+    """The comparison, at export, of an engine's outputs with those of its torch stage.
 
-    Both use the bundle's weights. Torch computes in float32 where none of the graph's inputs and outputs is narrower,
-    so that the error of a graph that is narrower inside is that of its precision; else it computes as the engine does.
+    Both use the bundle's weights. Where all inputs and outputs of the graph are float32, torch computes in float32, so
+    that the error of a graph that computes in less precision inside is the error of that precision; elsewhere torch
+    computes in the engine's precision.
 
     Attributes:
         error: max |engine - torch| / max(1, rms(torch)).
@@ -29,18 +30,18 @@ class Check(Entry):
 
 
 class Graph(Entry):
-    """The entry of one ONNX file.
+    """The manifest's entry for one ONNX file.
 
     Attributes:
         name: name of the graph, unique in the bundle.
         path: path of the file in the bundle.
-        inputs, outputs: tensors in the order in which the graph has them.
+        inputs, outputs: the graph's tensors, in its own order.
         check: comparison with the graph's torch stage; None = there is none.
         weights_nbytes: bytes of the graph's weights in the weights file; None = they were not counted.
         weight_dtypes: dtypes of the graph's weights, each once; empty = the graph has none, or they were not noted.
-        independent_axes: axes along which the work can be cut, each device getting a part of every tensor that has the
-            axis, without an exchange: ``patch_frames`` or ``frames``, ``tokens``, ``text``. Along the batch all work is
-            independent.
+        independent_axes: axes along which the work can be divided among devices without an exchange, each device
+            getting a part of every tensor that has the axis: ``patch_frames`` or ``frames``, ``tokens``, ``text``.
+            Along the batch all work is independent.
     """
 
     name: str

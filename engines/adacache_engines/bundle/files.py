@@ -17,12 +17,12 @@ from adacache_engines.bundle.manifest import SCHEMA_VERSION, Manifest
 from adacache_engines.errors import BundleError
 
 MANIFEST = "manifest.json"
-HASHED_NBYTES = 1 << 22  # read and hashed at once
+HASHED_NBYTES = 1 << 22  # size of the pieces that are read and hashed
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle, all of whose files were there and unchanged.
+    """An opened bundle, whose files were all found unchanged.
 
     Attributes:
         folder: folder of the bundle.
@@ -33,12 +33,12 @@ class Bundle:
     manifest: Manifest
 
     def path(self, name: str) -> Path:
-        """Return the place of a file that the manifest names."""
+        """Return the path of a file that the manifest names."""
         return self.folder / name
 
 
 def sha256_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits; ``progress`` gets the number of bytes of each piece."""
+    """Return the SHA-256 of a file in hexadecimal digits; ``progress`` gets the size in bytes of each piece."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while content := file.read(HASHED_NBYTES):
@@ -48,7 +48,7 @@ def sha256_file(path: Path, progress: Callable[[int], None] = lambda _: None) ->
 
 
 def dump_manifest(manifest: Manifest) -> str:
-    """Return the manifest's text, its digest included."""
+    """Return the manifest's text, including its digest."""
     content = manifest.model_dump(mode="json")
     return _canonical({**content, "digest": _digest(content)})
 
@@ -62,10 +62,10 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a bundle; the other files are not looked at.
+    """Read the manifest of a bundle, without looking at the other files.
 
     Raises:
-        BundleError: no bundle is there, or its manifest was changed or is of another version.
+        BundleError: the folder holds no bundle, or its manifest was changed or has another schema version.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -95,7 +95,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def replace_manifest(folder: Path, manifest: Manifest) -> None:
-    """Put a manifest in the place of a bundle's own, in one step.
+    """Replace a bundle's manifest in one step.
 
     Raises:
         BundleError: the folder cannot be written, or the disk is full; the old manifest stays.
@@ -110,10 +110,10 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
 
 
 def open_bundle(folder: Path | str, progress: Callable[[int], None] = lambda _: None) -> Bundle:
-    """Read the manifest and hash every file again; ``progress`` gets numbers of bytes.
+    """Open a bundle: read its manifest, and hash every file again; ``progress`` gets numbers of hashed bytes.
 
     Raises:
-        BundleError: there is no unchanged bundle; every missing or changed file is named.
+        BundleError: the folder holds no bundle, or files are missing or changed; the message names all of them.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)

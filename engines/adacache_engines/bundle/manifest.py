@@ -1,7 +1,7 @@
-"""The manifest's schema: all that a bundle says about its model.
+"""The manifest's schema: the whole description of a bundle's model.
 
-Everything that distinguishes one family of models from another is a value here, so that what runs a bundle needs to
-know no family. Within schema version 1, fields may be added with a default; anything else makes a new version.
+Everything that distinguishes one family of models from another is a value here, so that a program that runs a bundle
+needs to know no family. Within schema version 1, fields may be added with a default; anything else makes a new version.
 """
 
 from collections.abc import Mapping
@@ -34,8 +34,8 @@ from adacache_engines.bundle.tensors import Precision as Precision
 
 SCHEMA_VERSION = 1
 
-ExportGranularity = Literal["block", "module"]  # of stages: a transformer block, or its attention, MLP, ... each
-X_MASK = "x_mask"  # input (batch, patch_frames) of a model that may keep frames: False = this one is given, and kept
+ExportGranularity = Literal["block", "module"]  # a stage is a transformer block, or its attention, MLP, ... alone
+X_MASK = "x_mask"  # input (batch, patch_frames) of a model that may keep frames: False = a given frame, to be kept
 # largest Check.error of a graph: rounding of the precision, through one stage
 TOLERANCES: Mapping[Precision, float] = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1.5e-1}
 
@@ -44,7 +44,7 @@ class VideoDefaults(Entry):
     """The video that a request makes unless it says otherwise.
 
     Attributes:
-        height, width: pixels.
+        height, width: size in pixels.
         frames: number of frames.
         fps: frames per second of a video.
         image_fps: frames per second that a single frame is said to have, where the model takes them as a condition.
@@ -58,14 +58,14 @@ class VideoDefaults(Entry):
 
 
 class VideoNames(Entry):
-    """Sizes and durations that users may call by a name. All of them are possible with the model.
+    """Sizes and durations that users may call by a name, all of them possible with the model.
 
     Attributes:
         sizes: name, such as ``480p`` -> aspect, WIDTH:HEIGHT -> width and height in pixels.
-        aspect: aspect of a named size unless a request says otherwise, where the size has it; else its first one.
-        durations: name, such as ``2s`` -> number of frames. The first name of several for one number is the usual one.
-        only_named_durations: the model was trained for these durations, and seconds stand for no other number of
-            frames; else seconds are multiplied by frames per second.
+        aspect: aspect of a named size unless a request says otherwise; a size without it has its first aspect.
+        durations: name, such as ``2s`` -> number of frames. Of several names for one number, the first is the usual.
+        only_named_durations: whether the model makes no other durations than these, which it was trained for; else
+            seconds are multiplied by frames per second.
     """
 
     sizes: dict[str, dict[str, tuple[int, int]]] = Field(default_factory=dict)
@@ -79,15 +79,15 @@ Score = Literal["aesthetic", "motion", "camera"]
 
 
 class TextRule(Entry):
-    """From a prompt to captions (length, width).
+    """The rule by which a prompt becomes captions (length, width).
 
     Attributes:
         max_length: largest number of tokens.
         width: width of a caption's tokens.
         cleaning: procedure that a prompt goes through before it is tokenised, by its name in the runtime's registry.
         scores: scores that the model was trained to read at the end of a prompt.
-        masking: what hides the padding behind a prompt: a ``mask``; or nothing does: the captions of a single prompt
-            are ``cut`` to its tokens, with several prompts those of the padding are zeros.
+        masking: ``mask`` = a mask hides the padding behind a prompt; ``cut`` = nothing hides it: the captions of a
+            single prompt are cut to its tokens, and among several prompts the captions of padding are zeros.
         tokenizer: path of the tokenizer's file.
         encoder_config: configuration of the text encoder.
         encoder_stages: the text encoder, a chain of graphs from ``tokens`` and ``mask`` to ``captions``: ``hidden_out``
@@ -110,10 +110,10 @@ class Preset(Entry):
     """A caching policy with constants for this model.
 
     Attributes:
-        policy: as its JSON file describes it.
-        note: where the constants come from, for people; empty where there is nothing to say.
-        measured: what ``adacache-calibrate`` measured with it: ``psnr_db`` or ``latents_db``, ``speed_up``,
-            ``computed_calls``, ``calls``, ``prompts``; empty for others.
+        policy: the policy, in the form of its JSON file.
+        note: source of the constants, for people; empty where there is nothing to say.
+        measured: results that ``adacache-calibrate`` measured with it: ``psnr_db`` or ``latents_db``, ``speed_up``,
+            ``computed_calls``, ``calls``, ``prompts``; empty for presets from elsewhere.
     """
 
     policy: dict[str, Any]
@@ -129,7 +129,7 @@ class FileEntry(Entry):
 
 
 class CheckpointEntry(Entry):
-    """Where the weights came from."""
+    """The files that the weights came from, and their hash."""
 
     files: tuple[str, ...]
     sha256: str
@@ -147,24 +147,24 @@ class Manifest(Entry):
         family: name of the model's family, for people.
         config: the model's configuration, as its family reads it.
         precision: precision of the weights and matrix products.
-        granularity: of the stages, a block each or a residual part of a block each.
+        granularity: whether a stage is a whole block or a residual part of one.
         profiles: name -> axis -> smallest and largest size; a request must be within one of them.
         stages: the stages of all experts, in the order of execution.
-        experts: the model's transformers; one, unless different timesteps have different ones.
+        experts: the model's transformers; there are several where different timesteps have different ones.
         arithmetic: name -> graph that all stages share, such as ``add``.
         signals: name -> signal that policies can measure.
-        policies: name -> preset; they come before the program's own of that name.
-        sampler: how the model is sampled.
+        policies: name -> preset, which replaces the program's own preset of that name.
+        sampler: the sampler and its settings.
         video: the video that a request makes unless it says otherwise.
         names: sizes and durations that have a name.
-        guidance: which conditionings a call evaluates.
-        latent: what latents stand for, and the graphs between them and pixels.
-        text: from a prompt to captions.
+        guidance: rule by which a call evaluates conditionings.
+        latent: relation between pixels and latents, and the graphs between them.
+        text: rule by which a prompt becomes captions, and the text encoder.
         weights: path of the model's weights file.
         part_weights: part -> path of its weights file.
-        checkpoint: where the weights came from.
+        checkpoint: files that the weights came from.
         files: path -> hash and size.
-        plans: folder under engines/ -> what is in it.
+        plans: folder under ``engines/`` -> the compiled plans in it.
     """
 
     schema_version: int
@@ -200,31 +200,31 @@ class Manifest(Entry):
         return [*(stage.graph for stage in self.stages), *self.arithmetic.values(), *self.signal_graphs()]
 
     def graphs(self) -> list[Graph]:
-        """Graphs of the loop, and of the text encoder and the VAE where the bundle has them."""
+        """Return the graphs of the loop, and of the text encoder and the VAE where the bundle has them."""
         return [*self.loop_graphs(), *self.part_graphs("text_encoder"), *self.part_graphs("vae")]
 
     def vae_graphs(self) -> list[Graph]:
-        """Graphs of the decoder and the encoder of pixels."""
+        """Return the graphs of the VAE's decoder, then of its encoder."""
         return [*self.latent.decoding, *self.latent.encoding]
 
     def part_graphs(self, part: PartName) -> list[Graph]:
-        """Graphs of the text encoder or the VAE; none where the bundle has none."""
+        """Return the graphs of the text encoder or the VAE; none where the bundle has no such part."""
         return [*self.text.encoder_stages] if part == "text_encoder" else self.vae_graphs()
 
     def weight_files(self) -> dict[str, str]:
-        """Graph -> path of the file with its weights."""
+        """Return the path of the file with each graph's weights, by the graph's name."""
         parts = {graph.name: path for part, path in self.part_weights.items() for graph in self.part_graphs(part)}
         return dict.fromkeys((graph.name for graph in self.loop_graphs()), self.weights) | parts
 
     def conditioned(self) -> bool:
-        """Whether some frames may be given and kept."""
+        """Return whether some frames may be given and kept."""
         return any(spec.name == X_MASK for stage in self.stages for spec in stage.graph.inputs)
 
     def expert_at(self, timestep: float) -> int:
-        """Index of the expert that runs at a timestep.
+        """Return the index of the expert that runs at a timestep.
 
         Raises:
-            ValueError: no expert covers it.
+            ValueError: no expert covers the timestep.
         """
         for index, expert in enumerate(self.experts):
             lowest, highest = expert.timesteps
@@ -234,15 +234,15 @@ class Manifest(Entry):
         raise ValueError(f"timestep {timestep:g} has no expert; this model's are for {ranges}")
 
     def stages_of(self, *roles: Role, expert: int = 0) -> tuple[StageEntry, ...]:
-        """Stages of an expert with these roles, in the order of execution."""
+        """Return the stages of an expert that have one of these roles, in the order of execution."""
         return tuple(stage for stage in self.stages if stage.expert == expert and stage.role in roles)
 
     def probes(self) -> dict[str, StageEntry]:
-        """Site -> stage, in the order of execution."""
+        """Return the stage that shows each probe, by the probe's site, in the order of execution."""
         return {site: stage for stage in self.stages for site in stage.probes}
 
     def sites(self, role: str) -> tuple[str, ...]:
-        """Sites of the probes with a role, in the order of execution."""
+        """Return the sites of the probes that have a role, in the order of execution."""
         return tuple(site for stage in self.stages for site, probe in stage.probes.items() if probe.role == role)
 
     @model_validator(mode="after")

@@ -12,13 +12,13 @@ Variant = Literal["full", "reuse"]
 
 
 class PlanEntry(Entry):
-    """One compiled plan of TensorRT.
+    """A compiled plan of TensorRT.
 
     Attributes:
         stage: name of the graph that the plan runs.
-        variant: ``full``, or for a block ``reuse``: hidden' = hidden + residual, one plan that all blocks share.
+        variant: ``full``, or ``reuse`` of a block: hidden' = hidden + residual, a plan that all blocks share.
         graph: name of the graph that the plan was built from: the stage's own, or ``add``.
-        path: path in the bundle; plans of equal content have one file.
+        path: path of the file in the bundle; plans of equal content share a file.
         nbytes, sha256: size and hash of that file, which ``Manifest.files`` does not list.
         graph_sha256: hash of the graph's file.
         build_s: seconds that building took; 0 where the content was there already.
@@ -41,10 +41,10 @@ class PlanSet(Entry):
         library, version: the library that built the plans; no other version may open them.
         targets: compute capabilities, such as ``8.9``, that the plans run on.
         precision: precision of the graphs.
-        profiles: name -> dynamic axis -> smallest, usual and largest size; the order is that of the plans' own
-            optimisation profiles.
+        profiles: name -> dynamic axis -> smallest, usual and largest size, in the order of the optimisation profiles
+            in the plans.
         options: options of the build, as the user gave them.
-        plans: one for each graph, and one for the reuse variant of each block.
+        plans: the plans: one for each graph, and one for the reuse variant of each block.
     """
 
     library: Library

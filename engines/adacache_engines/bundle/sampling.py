@@ -1,4 +1,4 @@
-"""The manifest's entries on sampling: which timesteps, which guidance branches, which of several transformers."""
+"""The manifest's entries on sampling: timesteps, guidance branches, and the transformers of a model."""
 
 from typing import Literal, Self
 
@@ -11,13 +11,16 @@ PURE_NOISE = 1000.0  # timestep
 
 
 class TimestepShift(Entry):
-    """How the size of a video moves the timesteps towards noise: t' = r t / (1 + (r - 1) t), with t from 0 to 1 and
+    """The shift of timesteps towards noise, by the size of a video.
+
+    t' = r t / (1 + (r - 1) t), with t from 0 to 1 and
     r = sqrt(height * width / reference_pixels) * sqrt(latent frames of whole chunks).
 
     Attributes:
-        reference_pixels: area of a frame, in pixels, at which r is that of the length alone.
-        chunk_frames: frames of a chunk; a video that is shorter than one, and no single frame, has no timesteps.
-        chunk_latents: latent frames of a chunk; a single frame counts as one.
+        reference_pixels: area of a frame, in pixels, at which r depends on the length alone.
+        chunk_frames: number of frames of a chunk; a video shorter than a chunk, unless it is a single frame, has no
+            timesteps.
+        chunk_latents: number of latent frames of a chunk; a single frame counts as one.
     """
 
     reference_pixels: int = Field(ge=1)
@@ -26,15 +29,15 @@ class TimestepShift(Entry):
 
 
 class SamplerDefaults(Entry):
-    """How the model is sampled; steps and guidance unless a request says otherwise.
+    """The model's sampler and its settings; a request may choose other steps and guidance.
 
     Attributes:
         name: sampler, by its name in the runtime's registry.
         steps: number of steps.
         guidance: guidance scale; 1 = none.
-        timestep_shift: how timesteps depend on the size of a video; None = not at all.
-        condition_dtype: timesteps, sizes in pixels and frames per second are rounded to this type, as they were when
-            the model was trained, and then passed as float32.
+        timestep_shift: shift of timesteps by the size of a video; None = they do not depend on it.
+        condition_dtype: dtype to which timesteps, sizes in pixels and frames per second are rounded, as they were when
+            the model was trained; they are then passed as float32.
     """
 
     name: Literal["rflow", "ddim", "pndm"]
@@ -45,10 +48,10 @@ class SamplerDefaults(Entry):
 
 
 class GuidanceRule(Entry):
-    """Which conditionings a call evaluates, and how the unconditional one is made.
+    """The rule by which a call evaluates conditionings, and by which the unconditional one is made.
 
     Attributes:
-        order: branches in a batch, each over all samples. One branch, the conditional: the model is guided already.
+        order: branches in a batch, each over all samples; the conditional one alone = the model needs no guidance.
         null_captions: name of a tensor (length, width) in the weights file, which is the caption of the unconditional
             branch; None = that branch gets a negative prompt.
     """
@@ -64,13 +67,13 @@ class GuidanceRule(Entry):
 
 
 class Expert(Entry):
-    """One of several transformers of a model, for a range of timesteps.
+    """A transformer that runs in a range of timesteps, where a model may have several.
 
     Attributes:
         name: a label for people.
-        timesteps: smallest and largest timestep at which the expert runs, both included; where two experts share one,
-            the one that is listed first runs.
-        guidance: guidance scale in these calls; None = that of the request.
+        timesteps: smallest and largest timestep at which the expert runs, both included; where two experts share a
+            timestep, the first in the list runs.
+        guidance: guidance scale in these calls; None = the request's.
     """
 
     name: str = "model"

@@ -1,8 +1,8 @@
-"""Shape profiles by name: ``854x480:2s`` to the ranges of a bundle's dynamic axes.
+"""Turn the name of a shape profile, such as ``854x480:2s``, into ranges of a bundle's dynamic axes.
 
     SIZE:LENGTH[:PROMPTS]     480p:2s   854x480:51f   240p..480p..720p:2s..4s:1..4
 
-A size is WIDTHxHEIGHT in pixels or a name of the bundle's, a length is a number of frames or a duration.
+A size is WIDTHxHEIGHT in pixels or a name from the bundle; a length is a number of frames or a duration.
 
 Each part is one value, MIN..MAX, or MIN..USUAL..MAX. Plans run at every size in between, fastest at the usual one.
 """
@@ -17,7 +17,7 @@ from adacache_engines.errors import InputError, OutOfRangeError
 Range = tuple[int, int, int]  # smallest, usual, largest
 ShapeProfile = dict[str, Range]  # by axis
 
-REMEMBERED = 6  # predictions that PNDM, with its Runge-Kutta start, keeps
+REMEMBERED = 6  # number of predictions that PNDM keeps, with Runge-Kutta steps at its beginning
 
 T = TypeVar("T")
 
@@ -26,14 +26,14 @@ def shape_profile(manifest: Manifest, name: str) -> ShapeProfile:
     """Return the ranges of all dynamic axes.
 
     Raises:
-        InputError: the name is not of the form above, or its ranges go down.
-        OutOfRangeError: the model does not go that far.
+        InputError: the name has another form than SIZE:LENGTH[:PROMPTS], or its ranges go down.
+        OutOfRangeError: the ranges exceed those of the model.
     """
     points = [_point(manifest, *values) for values in parse_profile(manifest, name)]
     profile = {axis: (points[0][axis], points[1][axis], points[2][axis]) for axis in points[0]}
     # a call may evaluate one guidance branch alone
     profile["batch"] = (points[0]["samples"], *profile["batch"][1:])
-    # what a generation chooses within any size
+    # axes that are independent of the video's size
     longest = manifest.text.max_length
     pairs = max(profile["patch_frames"][2] - 1, 1)
     profile |= {"text": (1, longest, longest), "calls": (1, 1, REMEMBERED), "pairs": (1, pairs, pairs)}
@@ -98,10 +98,10 @@ def video_sizes(manifest: Manifest, video: VideoDefaults) -> dict[str, int]:
 
 
 def check_profiles(manifest: Manifest, sizes: Mapping[str, int]) -> None:
-    """Check that a profile of the bundle covers sizes of the axes.
+    """Check that a profile of the bundle covers these sizes of the axes.
 
     Raises:
-        OutOfRangeError: none does; says for each what is wrong.
+        OutOfRangeError: no profile covers them; the message lists the wrong sizes for each profile.
     """
     misfits = []
     for name, profile in manifest.profiles.items():
@@ -121,8 +121,8 @@ def check_profiles(manifest: Manifest, sizes: Mapping[str, int]) -> None:
 def vae_ranges(latent: LatentSpace, graph: Graph, profile: ShapeProfile) -> ShapeProfile:
     """Return a profile's ranges of the axes that a graph of the VAE has.
 
-    A graph works on chunks of a video, or on some of its images. What makes or takes pixels also does so with tiles of
-    any size up to those of the bundle.
+    A graph works on chunks of a video, or on some of its images. A graph that makes or takes pixels also works on tiles
+    of any size up to the bundle's.
     """
     chunks, factor = latent.chunks, latent.spatial_factor
     ranges = {**profile, "images": (1, latent.images, latent.images)}
@@ -132,13 +132,13 @@ def vae_ranges(latent: LatentSpace, graph: Graph, profile: ShapeProfile) -> Shap
         if graph in (*latent.decoding[-1:], *latent.encoding[:1]):
             largest = latent.tile // factor if latent.tile else most
             least, usual, most = ranges[axis] = (1, min(usual, largest), min(most, largest))
-        # an encoder leaves what is no whole latent row or column
+        # an encoder ignores pixels beyond the last whole latent row or column
         ranges[f"pixel_{axis}"] = (least * factor, usual * factor, most * factor + factor - 1)
     return ranges
 
 
 def covers(profile: Mapping[str, Sequence[int]], sizes: Mapping[str, int]) -> bool:
-    """Return whether sizes of axes lie within a profile's ranges."""
+    """Return whether all sizes of axes lie within a profile's ranges."""
     return all(profile[axis][0] <= size <= profile[axis][-1] for axis, size in sizes.items() if axis in profile)
 
 

@@ -1,6 +1,6 @@
-"""The manifest's entries on stages: what each is to the model, what it computes, and what it shows.
+"""The manifest's entries on stages: the role, the operations and the probes of each.
 
-A stage's name is a label for people. Whoever needs to know what a stage is reads its role, kind, index and part.
+A stage's name is a label for people. Programs read its role, kind, index and part instead.
 """
 
 from typing import Literal, Self
@@ -15,9 +15,9 @@ ProbeRole = Literal["default", "block_input"]
 
 
 class Term(Entry):
-    """A part of a stage's work: so many ``flops`` for each element of the product of the axes' sizes."""
+    """A term of a stage's work: ``flops`` operations, times the product of the sizes of ``axes``."""
 
-    axes: tuple[str, ...]  # one may come twice: every token attends to every token
+    axes: tuple[str, ...]  # an axis may come twice: every token attends to every token
     flops: int
 
 
@@ -26,8 +26,8 @@ class ProbeEntry(Entry):
 
     Attributes:
         output: name of the stage's output that carries it.
-        role: what policies ask for instead of a site's name: ``default``, the residual that they measure where they
-            name none; ``block_input``, the modulated input of the first block; None = asked for by its site only.
+        role: role by which policies find the probe without its site: ``default`` is the residual that they measure
+            where they name no site; ``block_input`` is the modulated input of the first block; None = it has no role.
     """
 
     output: str
@@ -35,19 +35,19 @@ class ProbeEntry(Entry):
 
 
 class StageEntry(Entry):
-    """A stage of the model. A manifest lists them in the order of execution.
+    """A stage of the model; a manifest lists stages in the order of execution.
 
     Attributes:
         graph: the stage's graph. Its ``independent_axes`` say how the stage's work can be divided.
-        role: ``text`` projects captions; ``positions`` makes what depends on sizes only; ``embed`` turns latents into
-            the state; a ``block`` has the form hidden' = hidden + r(hidden, ...), so that a policy may reuse its
-            residual; ``final`` turns the state into a prediction.
-        per_generation: runs once a generation; else in each call.
+        role: ``text`` projects captions; ``positions`` makes tensors that depend on sizes only; ``embed`` turns latents
+            into the hidden state; a ``block`` has the form hidden' = hidden + r(hidden, ...), so that a policy may
+            reuse its residual; ``final`` turns the hidden state into a prediction.
+        per_generation: whether the stage runs once in a generation; else it runs in each call.
         kind: kind of a block, such as ``spatial``; None for other roles.
         index: number of the block among those of its kind, from 0; None for other roles.
-        part: residual part of the block, such as ``attn``, where the stage is one of several; None = the whole block.
+        part: residual part of the block that the stage computes, such as ``attn``; None = the whole block.
         expert: number of the transformer that the stage belongs to, an index of ``Manifest.experts``.
-        probes: site -> what is shown there.
+        probes: site -> the probe there.
         flops: floating-point operations of one call, the sum of these terms.
     """
 
@@ -80,5 +80,5 @@ class StageEntry(Entry):
         return self.graph.independent_axes
 
     def probe_spec(self, site: str) -> TensorSpec:
-        """Name, dtype and axes of the output that carries a probe."""
+        """Return name, dtype and axes of the output that carries a probe."""
         return next(spec for spec in self.graph.outputs if spec.name == self.probes[site].output)

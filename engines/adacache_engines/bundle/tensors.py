@@ -15,12 +15,12 @@ Precision = Literal["fp32", "fp16", "bf16"]
 
 @dataclass(frozen=True)
 class ElementType:
-    """The names that everybody has for one type of a tensor's elements.
+    """The names that libraries have for a type of a tensor's elements.
 
-    torch and onnx_ir are not imported here; their objects are found by the names: ``getattr(torch, name)``.
+    torch and onnx_ir are not imported here; their objects are found by name: ``getattr(torch, name)``.
 
     Attributes:
-        numpy: numpy's dtype, or that of ``ml_dtypes``.
+        numpy: dtype of numpy or of ``ml_dtypes``.
         onnx: number in ``onnx.TensorProto``.
         onnx_text: name in ONNX's textual form.
         tensorrt: name in ``tensorrt.DataType``.
@@ -84,7 +84,7 @@ class TensorSpec(BaseModel):
 
 
 def mismatches(specs: Iterable[TensorSpec], given: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> list[str]:
-    """Return what is wrong with tensors, given as name -> (shape, dtype), for ``specs``: a phrase for each problem."""
+    """Return a phrase for each problem of tensors, given as name -> (shape, dtype), that should match ``specs``."""
     problems: list[str] = []
     sizes: dict[str, tuple[int, str]] = {}
     specs = list(specs)

@@ -1,7 +1,7 @@
-"""Sizes and durations of videos as users write them: ``854x480``, ``480p`` with an aspect, ``4s``.
+"""Read sizes and durations of videos as users write them: ``854x480``, ``480p`` with an aspect, ``4s``.
 
-Sizes are width and height everywhere, aspects WIDTH:HEIGHT. The names are those of the bundle's manifest, which lists
-none that the model refuses.
+The width comes first in all sizes and aspects. The names come from the bundle's manifest, which lists none that the
+model refuses.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ from adacache_engines.errors import InputError, OutOfRangeError
 Size = tuple[int, int]  # width and height, pixels
 
 IMAGE = "image"  # the duration of a single frame
-MOST_FRAMES = 2000  # largest number of frames that anybody asks for
-SECONDS = (1, 2, 4, 8, 16, 32)  # durations that are offered where a model has no names for its own
+MOST_FRAMES = 2000  # largest number of frames that is considered
+SECONDS = (1, 2, 4, 8, 16, 32)  # durations that are offered where a model names none
 
 
 def pixels(text: str) -> Size:
@@ -36,13 +36,13 @@ def size_of(
     height: int | None = None,
     aspect: str | None = None,
 ) -> Size:
-    """Return width and height in pixels of what a user asks for, by default the bundle's.
+    """Return the width and height in pixels that a user asks for, by default the bundle's.
 
     Args:
         manifest: the bundle's manifest.
-        size: ``WIDTHxHEIGHT``, or a name of the bundle's.
-        width, height: pixels, instead of a size; the bundle's where only the other one is given.
-        aspect: WIDTH:HEIGHT of a named size; by default the usual one of the bundle.
+        size: ``WIDTHxHEIGHT``, or a name from the bundle.
+        width, height: size in pixels, instead of ``size``; the one that is not given is the bundle's.
+        aspect: WIDTH:HEIGHT of a named size; by default the bundle's.
 
     Raises:
         InputError: a size or an aspect is unknown, or two arguments say the same in different ways.
@@ -107,12 +107,12 @@ def frames_of(manifest: Manifest, duration: str, fps: float | None = None) -> in
 
     Args:
         manifest: the bundle's manifest.
-        duration: ``image``, seconds such as ``2s``, or another name of the bundle's.
+        duration: ``image``, seconds such as ``2s``, or another name from the bundle.
         fps: frames per second; None = the bundle's.
 
     Raises:
-        InputError: the duration is not of that form.
-        OutOfRangeError: the model makes no video of that duration; says which it makes.
+        InputError: the duration has another form.
+        OutOfRangeError: the model makes no video of that duration; the message lists the durations that it makes.
     """
     names, rate = manifest.names, manifest.video.fps if fps is None else fps
     if duration == IMAGE:
@@ -161,7 +161,7 @@ def possible_frames(manifest: Manifest) -> list[int]:
 def possible_names(
     names: VideoNames, latent: LatentSpace, profiles: Mapping[str, Mapping[str, tuple[int, int]]]
 ) -> VideoNames:
-    """Return the names that are possible with a model: what a profile covers, in whole patches where it needs these.
+    """Return the names that are possible with a model: a profile covers them, in whole patches where it needs them.
 
     Args:
         names: sizes and durations of a family.

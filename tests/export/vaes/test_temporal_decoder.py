@@ -48,7 +48,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of two levels, because every node costs time to export. Not to be changed."""
+    """Return a VAE of two levels, because every node costs time to export; it must not be changed."""
     folder = tmp_path_factory.mktemp("published") / "vae_temporal_decoder"
     write_temporal_decoder(folder, levels=2)
     return folder

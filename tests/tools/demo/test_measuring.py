@@ -56,7 +56,7 @@ def test_the_frontier_and_what_is_searched_on_its_records(
     for name, value in (
         ("TARGETS", (30,)),
         ("RECORDED", 2),
-        ("HELD_OUT", 2),
+        ("HELD_OUT", 3),  # one of each speed
         ("PUBLISHED", {"fixed interval": ("interval-2",), "AdaCache": ("adacache-fast",)}),
         ("CALIBRATED", {"adacache-scaled": "AdaCache, published codebook scaled"}),
     ):
