@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE:LENGTH[:PROMPTS]",
         action="append",
         default=[],
-        help="range of videos that plans run at, repeatable: 480p:2s, 480x854:51f, 240p..480p..720p:2s..4s:1..4 "
+        help="range of videos that plans run at, repeatable: 480p:2s, 854x480:51f, 240p..480p..720p:2s..4s:1..4 "
         "(default: the bundle's default video)",
     )
     add(

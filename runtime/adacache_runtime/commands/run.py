@@ -32,7 +32,7 @@ def _run(options: argparse.Namespace) -> None:
     bundle = open_bundle(options.bundle)
     checked = check(bundle, request_from(options, bundle.manifest))
     outputs = output_files(options, len(checked.video.fps))
-    if not options.plan_memory:
+    if not options.estimate_memory:
         check_outputs(options, outputs, bundle.manifest.latent, checked.video)
     if (preset := bundle.manifest.policies.get(options.policy.partition("+")[0])) and preset.note:
         print(f"policy {options.policy}: {preset.note}", file=sys.stderr)
@@ -40,7 +40,7 @@ def _run(options: argparse.Namespace) -> None:
         prepared = pipeline.prepare(checked)
         for note in prepared.notes:
             print(note, file=sys.stderr)
-        if options.plan_memory:
+        if options.estimate_memory:
             Console().print(memory_table(prepared.memory, pipeline.backend.device.free_nbytes(), pipeline.backend.name))
             return
         print(_description(checked, options.policy), file=sys.stderr)

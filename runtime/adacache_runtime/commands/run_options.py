@@ -92,7 +92,7 @@ def run_parser() -> argparse.ArgumentParser:
     output("--trace", metavar="FILE.json", type=Path, help="what happened at each call")
     output("--plot", metavar="FILE.png", type=Path, help="distance, motion, rate and time a step")
     backend = add_opening(parser).add_argument
-    backend("--plan-memory", action="store_true", help="print what the run would take, by kind, and stop")
+    backend("--estimate-memory", action="store_true", help="print what the run would take, by kind, and stop")
     return parser
 
 

@@ -214,7 +214,7 @@ def test_the_commands_take_names(decoding_folder: Path, capsys: Capture) -> None
     shown = capsys.readouterr().out
     assert "128x64 pixels, 1 frames" in shown
     assert f"{size} (" in shown
-    asked = [str(decoding_folder), "--prompt", "a", "--plan-memory", "--size"]
+    asked = [str(decoding_folder), "--prompt", "a", "--estimate-memory", "--size"]
     assert run([*asked, size, "--aspect", "1:1"]) == 0
     capsys.readouterr()
     assert run([*asked, "480p"]) == 1

@@ -131,11 +131,11 @@ def test_refused_before_anything_runs(
 def test_memory_is_told_and_nothing_is_written(
     bundle_folder: Path, inputs: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
-    assert run([str(bundle_folder), *inputs, "--plan-memory", "--save-latents", str(tmp_path / "o.npz")]) == 0
+    assert run([str(bundle_folder), *inputs, "--estimate-memory", "--save-latents", str(tmp_path / "o.npz")]) == 0
     out = capsys.readouterr().out
     assert "grows as needed" in out
     assert not (tmp_path / "o.npz").exists()
-    assert run([str(bundle_folder), *inputs, "--plan-memory"]) == 0
+    assert run([str(bundle_folder), *inputs, "--estimate-memory"]) == 0
     assert "cached residuals" in capsys.readouterr().out
 
 

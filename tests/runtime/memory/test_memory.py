@@ -296,7 +296,7 @@ def command(tmp_path: Path) -> list[str]:
 def test_the_plan_is_printed_and_nothing_runs(
     gpu: Module, command: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run([*command, "--backend", "tensorrt-rtx", "--plan-memory", "--policy", "adacache-fast"]) == 0
+    assert run([*command, "--backend", "tensorrt-rtx", "--estimate-memory", "--policy", "adacache-fast"]) == 0
     out = capsys.readouterr().out
     for text in ("weights of the engines", "activations", "cached residuals", "free now", "16.8"):
         assert text in out
@@ -323,5 +323,5 @@ def test_a_backend_that_cannot_be(
     bundle = write_bundle(tmp_path / "other")
     with pytest.raises(MissingDependencyError, match=r"tensorrt is not installed .*adacache-export\[trt\]"):
         TensorRT("tensorrt").open(bundle)
-    assert run([*command, "--backend", "tensorrt", "--plan-memory"]) == 1
+    assert run([*command, "--backend", "tensorrt", "--estimate-memory"]) == 1
     assert "adacache-export[trt]" in capsys.readouterr().err

@@ -208,7 +208,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
 
 
 def test_a_picture_is_planned_and_not_encoded(command: list[str], backend: FakeBackend, capsys: Capture) -> None:
-    assert cli.main([*command, "--plan-memory"]) == 0
+    assert cli.main([*command, "--estimate-memory"]) == 0
     cells = [line.split("│") for line in capsys.readouterr().out.splitlines() if "│" in line]
     rows = {name.strip(): value.strip() for _, name, value, _ in cells}
     assert backend.log == []
