@@ -108,13 +108,17 @@ def test_source_roots_are_no_packages() -> None:
 
 
 def required() -> Iterator[tuple[str, str]]:
-    """Module and extra of every ``require(module, extra)`` that names them."""
+    """Module and extra of every ``require(module, extra)`` that names both, and of graph passes, which need onnx."""
     for _, path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "require":
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+                continue
+            if node.func.id == "rewritten":
+                yield "onnx", ast.literal_eval(node.args[-1])
+            elif node.func.id == "require":
                 module, extra = node.args
-                if isinstance(module, ast.Constant):
-                    choices = (extra.body, extra.orelse) if isinstance(extra, ast.IfExp) else (extra,)
+                choices = (extra.body, extra.orelse) if isinstance(extra, ast.IfExp) else (extra,)
+                if isinstance(module, ast.Constant) and all(isinstance(choice, ast.Constant) for choice in choices):
                     yield from ((str(ast.literal_eval(module)), ast.literal_eval(choice)) for choice in choices)
 
 

@@ -433,7 +433,7 @@ def test_the_exported_model_is_guarded(bundle_folder: Path, tmp_path: Path) -> N
 def test_every_engine_was_verified(bundle_folder: Path) -> None:
     manifest = open_bundle(bundle_folder).manifest
     graphs = manifest.loop_graphs()
-    assert len(graphs) == 9 + 5 + 4
+    assert len(graphs) == 9 + 6 + 4  # stages, arithmetic, signals
     for graph in graphs:
         assert graph.check is not None
         assert graph.check.error <= graph.check.tolerance == 2e-5

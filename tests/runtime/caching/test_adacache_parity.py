@@ -126,10 +126,10 @@ def test_several_sites_average_their_distances_and_the_last_one_moves(pipeline) 
     for given in (sites, sites[::-1]):  # the order of execution counts, not that of the list
         both = observations(pipeline, given)
         for one, other, mean in zip(first, last, both, strict=True):
-            assert mean.distance == pytest.approx((one.distance + other.distance) / 2, rel=1e-6)
-            assert mean.motion == other.motion
-            assert mean.metric / mean.distance == pytest.approx(other.metric / other.distance, rel=1e-6)
-    assert any(one.motion != other.motion for one, other in zip(first, last, strict=True))
+            assert mean["distance"] == pytest.approx((one["distance"] + other["distance"]) / 2, rel=1e-6)
+            assert mean["motion"] == other["motion"]
+            assert mean["metric"] / mean["distance"] == pytest.approx(other["metric"] / other["distance"], rel=1e-6)
+    assert any(one["motion"] != other["motion"] for one, other in zip(first, last, strict=True))
 
 
 def test_the_scope_of_a_prompt_is_the_prompt_alone(pipeline) -> None:

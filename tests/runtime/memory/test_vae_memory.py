@@ -54,7 +54,7 @@ def coding_bundle(folder: Path, **latent: object) -> Bundle:
         path = bundle.path(graph.path)
         path.write_bytes(f"the graph of {graph.name}".encode())
         files[graph.path] = FileEntry(sha256=sha256_file(path), nbytes=path.stat().st_size)
-    whole = bundle.manifest.model_copy(update={"files": files})
+    whole = bundle.manifest.model_copy(update={"files": files, "part_weights": {"vae": bundle.manifest.weights}})
     (folder / MANIFEST).write_text(dump_manifest(whole))
     return Bundle(folder, whole)
 

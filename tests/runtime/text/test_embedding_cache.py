@@ -235,11 +235,11 @@ def test_no_memory_is_planned_for_an_encoder_that_is_elsewhere(decoding_folder: 
     asked = request(PROMPTS[0])
     here = Pipeline(bundle, backend, embedding_cache=tmp_path)
     largest = max(graph.weights_nbytes or 0 for graph in bundle.manifest.text.encoder_stages)
-    assert here.memory(asked).encoder == largest > 0
-    assert Pipeline(bundle, backend, text_backend=OrtBackend(decoding_folder)).memory(asked).encoder == 0
+    assert here.prepare(asked).memory.encoder == largest > 0
+    assert Pipeline(bundle, backend, text_backend=OrtBackend(decoding_folder)).prepare(asked).memory.encoder == 0
     here.generate(asked)
-    assert here.memory(asked).encoder == 0
-    assert here.memory(request("a blue circle")).encoder == largest
+    assert here.prepare(asked).memory.encoder == 0
+    assert here.prepare(request("a blue circle")).memory.encoder == largest
 
 
 class Gpu:

@@ -114,7 +114,7 @@ def test_psnr_and_latents_by_hand() -> None:
     assert 0 < ssim < 1
     assert similarity(light, light) == (float("inf"), 1.0)
     assert relative_l2(np.full((3, 4), 2, np.float32), np.full((3, 4), 3, np.float32)) == pytest.approx(0.5)
-    with pytest.raises(InputError, match="6x9 pixels are too small for SSIM; choose at least 7"):
+    with pytest.raises(InputError, match="frames of 9x6 pixels are too small for SSIM; choose at least 7 each way"):
         similarity(dark[:, :6], light[:, :6])
     with pytest.raises(InputError, match="the same shape"):
         similarity(dark, light[:1])

@@ -26,7 +26,7 @@ def test_lpips_goes_over_all_frames(tmp_path: Path) -> None:
     [
         ({"outputs": 2}, "expected two inputs .* and one output: make one with tools/lpips_onnx.py"),
         ({"keep": True}, "expected one finite number an image"),
-        ({"smallest": 9}, "takes frames of at least 9 pixels each way, not 7x8; choose a larger --size"),
+        ({"smallest": 9}, "takes frames of at least 9 pixels each way, not 8x7; choose a larger --size"),
     ],
 )
 def test_another_model_than_lpips(tmp_path: Path, options: dict[str, Any], message: str) -> None:

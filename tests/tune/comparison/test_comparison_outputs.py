@@ -52,7 +52,7 @@ def run(folder: Path, *options: str, **changes: Any) -> int:
         patch.setattr(cli.Pipeline, "open", lambda *_, **__: prompted(folder / "fake.adacache", **changes))
         (folder / "prompts.txt").write_text("\n".join(PROMPTS))
         (folder / "scoring_of_tests.py").write_text(SCORING)
-        usual = ["--prompts", "prompts.txt", "--size", "7x8", "--policies", "interval-2", "interval-3", "every.json"]
+        usual = ["--prompts", "prompts.txt", "--size", "8x7", "--policies", "interval-2", "interval-3", "every.json"]
         (folder / "every.json").write_text('{"name": "interval", "every": 1}')
         return main(["fake.adacache", *usual, *options])
 
