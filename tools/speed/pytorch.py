@@ -41,7 +41,7 @@ ROUNDS = 5  # generations of each kind that count; one more before them touches 
 REST_S = 0.3  # between two generations, for the threads of the other library to stop spinning
 EVERY_THIRD = AdaCache(codebook=((1.0, 3),))  # the same schedule whatever it measures
 GUIDANCE = 7.0
-PROBES = ("temporal.1.attn",)
+PROBES = ("temporal.0.attn",)
 KINDS = ("PyTorch eager", "PyTorch eager with caching", "bundle", "bundle with caching")
 
 
@@ -188,7 +188,7 @@ def markdown(comparison: Comparison, size: Size, threads: int) -> str:
         "with the same noise, guidance and schedule on both sides.",
         "",
         f"- Calls: {STEPS}, of which {comparison.computed} are computed with caching.",
-        f"- Model: an STDiT3 with random weights in float32, {size.depth} blocks of each kind, {size.width} wide;",
+        f"- Model: an STDiT3 with random weights in float32, {size.depth} block(s) of each kind, {size.width} wide;",
         "  without text encoder and VAE.",
         f"- Tokens: 2 guidance branches x {size.frames} frames x {size.tokens}; threads: {threads}.",
         f"- Final latents of the two sides differ by at most {comparison.difference:.0e} of their root mean square.",
