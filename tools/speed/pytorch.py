@@ -12,7 +12,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,9 +25,10 @@ from rich.table import Table
 from safetensors.torch import load_file
 from torch import Tensor
 
-from adacache_export.convert import Options, convert
+from adacache_export.convert import convert
 from adacache_export.families.open_sora.family import stages
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
+from adacache_export.options import Options
 from adacache_export.stages import Stage, run_stages
 from adacache_runtime import OnnxRuntime, Pipeline, Request
 from adacache_runtime.caching.policies.adacache import AdaCache
@@ -145,9 +146,10 @@ def compare(folder: Path, threads: int, rounds: int, size: Size) -> Comparison:
 
         def in_pytorch(calls: Sequence[bool]) -> NDArray[np.float32]:
             with torch.inference_mode():
-                return eager.generate(noise, timesteps, calls).numpy()
+                latents: NDArray[np.float32] = eager.generate(noise, timesteps, calls).numpy()
+            return latents
 
-        kinds = (
+        kinds: tuple[Callable[[], NDArray[np.float32]], ...] = (
             lambda: in_pytorch(whole),
             lambda: in_pytorch(computed),
             lambda: pipeline.generate(never).latents,
