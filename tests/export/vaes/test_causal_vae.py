@@ -246,7 +246,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.mark.slow
 @torch.no_grad()
 def test_engine_decodes_clips_of_any_length(exported: tuple[Path, Bundle]) -> None:
-    """Of one frame, of 65 and of 221, in the original's chunks and tiles, which here are of 8 latent columns."""
+    """Videos of one frame, of 65 and of 221, in the original's chunks and tiles, which here are of 8 latent columns."""
     folder, bundle = exported
     module = stage_of(open_vae(folder, HALVED))
     tiled = alone(bundle, tile=16)

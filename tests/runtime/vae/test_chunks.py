@@ -23,7 +23,7 @@ def space(frames: str, chunks: ChunkRule) -> LatentSpace:
 
 
 def decoded(frames: str, chunks: ChunkRule, latents: int, count: int | None = None) -> list[tuple[int, int, int, int]]:
-    """Of each chunk the latent frames, and which of the frames that come out are kept."""
+    """The latent frames of each chunk, and which of the frames that come out are kept."""
     return [
         (chunk.start, chunk.stop, chunk.kept.start, chunk.kept.stop)
         for chunk in decoded_chunks(space(frames, chunks), latents, count)
