@@ -202,7 +202,7 @@ def test_the_memory_of_a_decoder_is_planned(
 
 
 def test_tiles_of_a_bundle(in_a_row: tuple[Pipeline, list[str]]) -> None:
-    """Of Open-Sora-Plan's kind: one chunk of one tile is decoded whole, several are not."""
+    """A VAE of Open-Sora-Plan's kind decodes one chunk of one tile whole, and several by tiles."""
     pipeline, log = in_a_row
     bundle = alone(pipeline.bundle, tile=8, tiles_chunks=True)  # of 4 latent columns, a step of 3
 
