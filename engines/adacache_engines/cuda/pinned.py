@@ -51,8 +51,9 @@ class Pinned:
             if stream.is_recording:
                 raise EngineError("values cannot be read or written while a graph is recorded")
             blocks = self._blocks.setdefault(size, deque())
-            enough = self.nbytes + size > ENOUGH_NBYTES
-            if not (blocks and (enough or stream.reached(blocks[0].copied))):
+            if blocks and stream.reached(blocks[0].copied):
+                return blocks.popleft()
+            if not blocks or self.nbytes + size <= ENOUGH_NBYTES:
                 return self._new(stream, size)
             block = blocks.popleft()
         stream.wait(block.copied)  # outside the turn, so that other threads may enqueue
