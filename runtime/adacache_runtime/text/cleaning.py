@@ -14,10 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from urllib.parse import unquote_plus
 
-import ftfy
-from bs4 import BeautifulSoup
-from bs4.builder import ParserRejectedMarkup
-
 DEFAULT_AESTHETIC_SCORE = 6.5
 
 
@@ -109,6 +105,9 @@ def _apply(rules: tuple[Rule, ...], text: str) -> str:
 
 
 def _without_markup(text: str) -> str:
+    from bs4 import BeautifulSoup  # only here, so that who gives captions needs no such library
+    from bs4.builder import ParserRejectedMarkup
+
     try:
         # Behind an empty tag, because the parser warns about strings that begin like a link, a file name or XML.
         return BeautifulSoup("<hr>" + text, features="html.parser").text
@@ -135,10 +134,14 @@ def with_scores(
 
 
 def clean(prompt: str, trims: bool = True) -> str:
-    """One pass of the cleaning, in lower case. A second pass can change the text again: see :data:`CLEANINGS`.
+    """Clean a prompt once, in lower case. A second pass can change the text again: see :data:`CLEANINGS`.
 
-    ``trims``: also take away the white space at both ends before the last group of rules.
+    Args:
+        prompt: the prompt with its scores.
+        trims: whether the white space at both ends goes before the last group of rules, too.
     """
+    import ftfy  # only here, as above
+
     text = _apply(BEFORE_MARKUP, unquote_plus(prompt).strip().lower())
     text = _apply(BEFORE_REPAIR, _without_markup(text))
     if len(JOINERS.findall(text)) > MAX_JOINERS:  # this-is-my-cute-cat
