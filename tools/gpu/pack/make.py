@@ -77,10 +77,7 @@ def pack(
     for part in parts:
         (piece,) = (path.name for path in (folder / part.name).iterdir() if path.suffix not in (".py", ".json"))
         print(f"{folder / part.name}: {nbytes_of(folder / part.name) / 1e6:.1f} MB, {piece}")
-    print(
-        "copy each part to the machine with the GPU and type: python3 part-1/unpack.py FOLDER, for each of them; then:"
-    )
-    print("sh FOLDER/run.sh --out results")
+    print("on the machine with the GPU, for each part: python3 part-1/unpack.py FOLDER; then: sh FOLDER/run.sh")
 
 
 def _bundles(made: Path, given: Path | None, capability: str | None) -> str:

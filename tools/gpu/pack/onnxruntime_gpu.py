@@ -5,17 +5,19 @@ the CUDA provider with the code of one architecture, and the licences.
 """
 
 import zipfile
-from pathlib import Path, PurePosixPath
+from fnmatch import fnmatchcase
+from pathlib import Path
 
 from adacache_engines.errors import InputError
 from tools.gpu.pack.fatbin import trim
 
 WHEEL = "onnxruntime_gpu-*.whl"
 PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
-# tools that import it, another provider, and header files
+# tools that import it, the library for programs in C, and another provider
 LEFT_OUT = (
     *("onnxruntime/backend/*", "onnxruntime/datasets/*", "onnxruntime/quantization/*", "onnxruntime/tools/*"),
-    *("onnxruntime/transformers/*", "onnxruntime/capi/libonnxruntime_providers_tensorrt.so"),
+    *("onnxruntime/transformers/*", "onnxruntime/capi/libonnxruntime.so.*"),
+    "onnxruntime/capi/libonnxruntime_providers_tensorrt.so",
 )
 NOTE = """\
 This copy of onnxruntime-gpu was changed: in {provider}, machine code
@@ -41,7 +43,7 @@ def trimmed(wheel: Path, folder: Path, capability: str) -> str:
         if PROVIDER not in names:
             raise InputError(f"{wheel.name} has no {PROVIDER}; expected a wheel of onnxruntime-gpu for Linux")
         for name in names:
-            if not any(PurePosixPath(name).is_relative_to(left.removesuffix("/*")) for left in LEFT_OUT):
+            if not any(fnmatchcase(name, pattern) for pattern in LEFT_OUT):
                 content.extract(name, folder)
     result = trim(folder / PROVIDER, capability)
     (folder / "onnxruntime" / "CHANGED.txt").write_text(NOTE.format(provider=PROVIDER, capability=capability))

@@ -94,10 +94,10 @@ def test_what_keeps_a_pack_from_being_made(tmp_path: Path) -> None:
     provider = tmp_path / "onnxruntime_gpu-1.0-cp312-cp312-linux_x86_64.whl"
     with pytest.raises(InputError, match=r"onnxruntime_gpu-1.0.* is trimmed for one GPU; add its --capability"):
         pack(tmp_path / "pack", [*wheels, provider], tmp_path / "bundles")
-    for name in (*PRECISIONS, LARGE):
-        write_bundle(tmp_path / "bundles" / name)
-    with pytest.raises(InputError, match=r"project has .* one part of at most 0.1 MB .* The largest, not compressed: "):
-        pack(tmp_path / "pack", wheels, tmp_path / "bundles", limit_mb=0.1)
+    with pytest.raises(InputError, match="the wheels of .* are missing"):
+        pack(tmp_path / "pack", wheels[1:], tmp_path / "bundles")
+    with pytest.raises(InputError, match="wheels exists already; choose another place"):
+        pack(tmp_path / "wheels", wheels, tmp_path / "bundles")
     assert not (tmp_path / "pack").exists()
 
 
