@@ -5,11 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adacache_engines.bundle.files import read_manifest, replace_manifest
-from adacache_engines.bundle.shape_profiles import fixed_profile, shape_profile
-from adacache_engines.errors import AdaCacheError
-from adacache_engines.tensorrt.build import TARGETS, BuildOptions
-from adacache_engines.tensorrt.library import open_library
-from adacache_engines.tensorrt.plan_builder import build_plans
 from adacache_engines.tensorrt.plans import ENGINES
 from tools.gpu.model import ROOT
 
@@ -25,7 +20,6 @@ SOURCES = (
 # the demo models, of which bundles travel; results; examples, which need a web framework
 LEFT_OUT = ("tools/demo/model", "tools/demo/latte", "tools/results", "tools/examples")
 MARK = "mark.gpu"  # in a file of tests that need a GPU
-RTX = "tensorrt-rtx"
 
 
 def copy_sources(target: Path, root: Path = ROOT) -> None:
@@ -62,31 +56,10 @@ def _copy(source: Path, target: Path, ignored: Callable[[str, list[str]], list[s
 
 
 def drop_plans(bundle: Path, capability: str | None) -> None:
-    """Delete a bundle's plans, but for those that run on this compute capability."""
+    """Delete a bundle's plans, but for those that run on this compute capability; None = delete all."""
     manifest = read_manifest(bundle)
     kept = {name: plans for name, plans in manifest.plans.items() if capability in plans.targets}
     for name in manifest.plans.keys() - kept.keys():
         shutil.rmtree(bundle / ENGINES / name, ignore_errors=True)
     if kept.keys() != manifest.plans.keys():
         replace_manifest(bundle, manifest.model_copy(update={"plans": kept}))
-
-
-def add_plans(bundle: Path, capability: str | None) -> str:
-    """Build the plans of a bundle's default video where that is possible here; return a line on them."""
-    there = "are built on the machine with the GPU"
-    if capability is None:
-        return f"plans {there}, because the pack is for no GPU in particular"
-    if capability not in TARGETS:
-        return f"plans {there}, because {RTX} builds for compute capability {', '.join(TARGETS)} and not {capability}"
-    if any(plans.library == RTX for plans in read_manifest(bundle).plans.values()):
-        return f"plans of {bundle.name} for compute capability {capability} are in the pack"
-    try:
-        library = open_library(RTX)
-        manifest = read_manifest(bundle)
-        ranges = {name: shape_profile(manifest, name) for name in [fixed_profile(manifest)]}
-        build_plans(bundle, library, ranges, BuildOptions(targets=(capability,)), workers=1)
-    except AdaCacheError as error:
-        return f"plans {there}: {error}"
-    return (
-        f"{library.name} {library.version} plans of {bundle.name} for compute capability {capability} are in the pack"
-    )

@@ -14,11 +14,11 @@ from adacache_engines.errors import InputError, MissingDependencyError
 from tools.gpu.machine import exporter_missing
 from tools.gpu.model import LARGE, PRECISIONS, make_bundles
 from tools.gpu.pack import contents, onnxruntime_gpu
+from tools.gpu.pack.fatbin import architecture
 from tools.gpu.pack.packages import check_wheels
 from tools.gpu.pack.parts import LIMIT_MB, Archive, nbytes_of, write_parts
 from tools.gpu.skeleton import HEADER, strip
 
-PLANNED = "fp16"  # the bundle whose plans are built here where that is possible
 PROVIDER_PARTS = 2  # that a trimmed onnxruntime-gpu may take
 RUN = Path(__file__).with_name("run.sh")
 
@@ -41,12 +41,14 @@ def pack(
         limit_mb: largest size of a part.
 
     Raises:
-        InputError: the folder exists, a wheel is missing or of another Python, onnxruntime-gpu has no code for the GPU
-            or no capability is given for it, or a part would be too large.
+        InputError: the folder exists, ``capability`` is none, a wheel is missing or of another Python, onnxruntime-gpu
+            has no code for the GPU or no capability is given for it, or a part would be too large.
         MissingDependencyError: there are no bundles, and none can be exported.
     """
     if folder.exists():
         raise InputError(f"{folder} exists already; choose another place for the pack")
+    if capability is not None:
+        architecture(capability)
     check_wheels(wheels)
     providers = [wheel for wheel in wheels if wheel.match(onnxruntime_gpu.WHEEL)]
     if providers and capability is None:
@@ -64,24 +66,23 @@ def pack(
             if wheel not in providers:
                 with zipfile.ZipFile(wheel) as files:
                     files.extractall(project / "site")
-        told = [_bundles(project / "bundles", bundles, capability)]
+        _bundles(project / "bundles", bundles, capability)
         archives = [Archive("project", project)]
         for wheel in providers[:1]:
             provider = work / "provider"
-            told.append(onnxruntime_gpu.trimmed(wheel, provider / "onnxruntime-gpu", capability or ""))
+            print(onnxruntime_gpu.trimmed(wheel, provider / "onnxruntime-gpu", capability or ""))
             archives.append(Archive("onnxruntime-gpu", provider, PROVIDER_PARTS))
         (work / "parts").mkdir()
         parts = write_parts(work / "parts", archives, limit_mb)
         (work / "parts").rename(folder)
-    print("\n".join(told))
     for part in parts:
         (piece,) = (path.name for path in (folder / part.name).iterdir() if path.suffix not in (".py", ".json"))
         print(f"{folder / part.name}: {nbytes_of(folder / part.name) / 1e6:.1f} MB, {piece}")
     print("on the machine with the GPU, for each part: python3 part-1/unpack.py FOLDER; then: sh FOLDER/run.sh")
 
 
-def _bundles(made: Path, given: Path | None, capability: str | None) -> str:
-    """Make or copy the bundles without plans and weights that need not travel; return a line on their plans."""
+def _bundles(made: Path, given: Path | None, capability: str | None) -> None:
+    """Make or copy the bundles, without plans for other GPUs and without weights that are drawn there."""
     made.mkdir()
     if given is None:
         make_bundles(made)
@@ -90,7 +91,5 @@ def _bundles(made: Path, given: Path | None, capability: str | None) -> str:
             shutil.copytree(given / name, made / name)
     for name in (*PRECISIONS, LARGE):
         contents.drop_plans(made / name, capability)
-    told = contents.add_plans(made / PLANNED, capability)
     if not list((made / LARGE).rglob(f"*{HEADER}")):
         strip(made / LARGE)
-    return told
