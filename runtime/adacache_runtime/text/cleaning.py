@@ -115,6 +115,12 @@ def _without_markup(text: str) -> str:
         return text
 
 
+def _repaired(text: str) -> str:
+    import ftfy  # only here, as above
+
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
 def with_scores(
     prompt: str, aesthetic: float | None = None, motion: float | None = None, camera: str | None = None
 ) -> str:
@@ -140,13 +146,11 @@ def clean(prompt: str, trims: bool = True) -> str:
         prompt: the prompt with its scores.
         trims: whether the white space at both ends goes before the last group of rules, too.
     """
-    import ftfy  # only here, as above
-
     text = _apply(BEFORE_MARKUP, unquote_plus(prompt).strip().lower())
     text = _apply(BEFORE_REPAIR, _without_markup(text))
     if len(JOINERS.findall(text)) > MAX_JOINERS:  # this-is-my-cute-cat
         text = JOINERS.sub(" ", text)
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    text = _repaired(text)
     return _apply(AFTER_REPAIR, text.strip() if trims else text).strip()
 
 
@@ -155,7 +159,7 @@ def repair(prompt: str) -> str:
 
     Source: diffusers, ``pipelines/wan/pipeline_wan.py`` (``prompt_clean``).
     """
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
+    return " ".join(_repaired(prompt).split())
 
 
 # what the tokenizer gets; the cleaning of captions is applied to its own result
