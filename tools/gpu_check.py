@@ -24,10 +24,10 @@ from types import FrameType
 from typing import Any
 
 from adacache_engines.errors import AdaCacheError, InputError
-from tools.gpu.phases import LARGE, MACHINE, PRECISIONS, SIZES, STEPS, Plan, phases
+from tools.gpu.phases import LARGE, MACHINE, PRECISIONS, SIZES, STEPS, Setup, phases
 from tools.gpu.report import markdown
 from tools.gpu.running import dry_run
-from tools.gpu.running.phase import Phase, plan
+from tools.gpu.running.phase import Phase, overview
 from tools.gpu.running.results import Record, read, write_json, write_text
 from tools.gpu.running.runner import is_done, is_well, run_phases
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made.error(str(error))
     command = shlex.join(["python", "tools/gpu_check.py", *(sys.argv[1:] if arguments is None else arguments)])
     if options.plan:
-        print(plan((MACHINE, *chosen)), end="")
+        print(overview((MACHINE, *chosen)), end="")
         return 0
     if options.pack is not None:
         return _pack(options)
@@ -113,7 +113,7 @@ def _chosen(options: argparse.Namespace) -> Sequence[Phase]:
     """
     out, bundles = options.out.resolve(), options.bundles and options.bundles.resolve()
     work = options.work.resolve() if options.work else out.with_name(f"{out.name}.work")
-    given = Plan(out / RECORDS, work, bundles, tuple(options.size) or SIZES, options.steps)
+    given = Setup(out / RECORDS, work, bundles, tuple(options.size) or SIZES, options.steps)
     all_phases = dry_run.PHASES if options.dry_run else phases(given)
     unknown = [name for name in options.only if not any(phase.name.startswith(name) for phase in all_phases)]
     if unknown:

@@ -10,7 +10,7 @@ import pytest
 from adacache_engines.errors import MissingDependencyError
 from tools import gpu_check
 from tools.gpu import gpu_tests, libraries
-from tools.gpu.phases import BACKENDS, LARGE, MACHINE, PRECISIONS, Plan, phases
+from tools.gpu.phases import BACKENDS, LARGE, MACHINE, PRECISIONS, Setup, phases
 from tools.gpu.running.phase import Phase
 from tools.gpu.running.results import Report, read, write_json
 
@@ -20,7 +20,7 @@ GPU = {"name": "Some GPU", "capability": "9.0", "memory_mb": 1.0, "multiprocesso
 
 
 def test_the_phases_are_in_the_order_that_keeps_most() -> None:
-    names = [phase.name for phase in phases(Plan(Path("r"), Path("w"), Path("b")))]
+    names = [phase.name for phase in phases(Setup(Path("r"), Path("w"), Path("b")))]
     assert [name for name in names if "tensorrt" not in name] == [
         *("bindings", "scenarios", "scenarios-rest", "libraries"),
         *("onnxruntime-cuda-fp32", "onnxruntime-cuda-fp16", "onnxruntime-cuda-bf16", "torch-recorded-fp16", "model"),
@@ -31,7 +31,7 @@ def test_the_phases_are_in_the_order_that_keeps_most() -> None:
 
 def test_every_need_is_met_by_an_earlier_phase_or_a_known_backend() -> None:
     done: set[str] = set()
-    for phase in phases(Plan(Path("r"), Path("w"))):
+    for phase in phases(Setup(Path("r"), Path("w"))):
         assert set(phase.after) <= done
         assert set(phase.backends) <= set(BACKENDS)
         assert 0 < phase.least_s <= phase.cap_s
@@ -42,7 +42,7 @@ def test_every_need_is_met_by_an_earlier_phase_or_a_known_backend() -> None:
 
 def test_a_quarter_of_an_hour_is_enough_without_tensorrt_whatever_hangs() -> None:
     """Each phase can start, though all before it took all that they may."""
-    of_one = [one for one in phases(Plan(Path("r"), Path("w"), Path("b"))) if "tensorrt" not in one.name]
+    of_one = [one for one in phases(Setup(Path("r"), Path("w"), Path("b"))) if "tensorrt" not in one.name]
     assert sum(phase.least_s for phase in of_one) < 0.5 * 15 * 60
 
 
@@ -157,7 +157,7 @@ def test_a_pack_does_not_replace(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "exists already" in capsys.readouterr().err
 
 
-def test_a_plan_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_overview_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert gpu_check.main(["--plan", "--out", str(tmp_path / "out"), "--size", "64x64:1f"]) == 0
     told = capsys.readouterr().out
     assert "| torch-64x64-1f " in told
@@ -200,7 +200,7 @@ def checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
 def test_all_phases_run_and_the_report_is_of_all(checked: Callable[..., Any], tmp_path: Path) -> None:
     status, records = checked(told={}, machine={"told": {"gpu": GPU}})
     assert status == 0
-    assert set(records) == {phase.name for phase in (MACHINE, *phases(Plan(Path("r"), Path("w"), Path("b"))))}
+    assert set(records) == {phase.name for phase in (MACHINE, *phases(Setup(Path("r"), Path("w"), Path("b"))))}
     report = (tmp_path / "out" / "gpu.md").read_text()
     assert "Some GPU" in report
     assert "| compile-720p-2s | done |" in report

@@ -46,11 +46,11 @@ def open_backend(bundle: Bundle, name: str) -> Backend:
         return OnnxRuntime(provider="cuda").open(bundle)
     if plain == RECORDED:
         from adacache_engines.cuda.device import CudaDevice
-        from tools.gpu.torch_recorded import TorchOnBuffers  # here: torch need not be there
+        from tools.gpu.pytorch.recorded import TorchOnBuffers  # here: torch need not be there
 
         return TorchOnBuffers(bundle, CudaDevice(graphs=graphs))
     if name in (EAGER, COMPILED):
-        from tools.gpu.torch_backend import TorchBackend
+        from tools.gpu.pytorch.eager import TorchBackend
 
         return TorchBackend(bundle, compiled=name == COMPILED)
     raise InputError(f"backend {name!r} is unknown; known: {', '.join(BACKENDS)}")

@@ -32,7 +32,7 @@ MACHINE = Phase("machine", "tools.gpu.machine", 60, 2, "the GPU, and the version
 
 
 @dataclass(frozen=True)
-class Plan:
+class Setup:
     """What the phases of a check are made from.
 
     Attributes:
@@ -60,29 +60,32 @@ class Plan:
         return ("bundles",) if self.bundles is None else ()
 
 
-def phases(plan: Plan) -> tuple[Phase, ...]:
+def phases(setup: Setup) -> tuple[Phase, ...]:
     """Return all phases but :data:`MACHINE`, which comes before them."""
     found = [
-        *_scenarios(plan),
+        *_scenarios(setup),
         Phase(LIBRARIES, "tools.gpu.libraries", 90, 5, "which backends can be used, and why the others cannot"),
-        *([_bundles(plan)] if plan.bundles is None else []),
-        *(_agreement(plan, ONNXRUNTIME, precision, "every graph") for precision in PRECISIONS),
-        _agreement(plan, RECORDED, "fp16", "every graph of the loop, recorded"),
-        *(_tests(plan, library) for library in TENSORRT),
-        _model(plan, "model"),
-        *_measured(plan, "torch", "model", (RECORDED, RECORDED + NO_GRAPHS), 90),
-        *_measured(plan, "onnxruntime", "model", (ONNXRUNTIME, RECORDED), 120),
+        *([_bundles(setup)] if setup.bundles is None else []),
+        *(
+            _agreement(setup, ONNXRUNTIME, precision, "every graph, and generations of the demo model")
+            for precision in PRECISIONS
+        ),
+        _agreement(setup, RECORDED, "fp16", "every graph of the loop, and recorded generations of the demo model"),
+        *(_tests(setup, library) for library in TENSORRT),
+        _model(setup, "model"),
+        *_measured(setup, "torch", "model", (RECORDED, RECORDED + NO_GRAPHS), 90),
+        *_measured(setup, "onnxruntime", "model", (ONNXRUNTIME, RECORDED), 120),
     ]
     for library in TENSORRT:
         name = f"model-{library}"
         contenders = (library, library + NO_GRAPHS, RECORDED, ONNXRUNTIME)
-        found += [_model(plan, name, library), *_measured(plan, library, name, contenders, 180)]
-    found += _measured(plan, "eager", "model", (EAGER, RECORDED), 90)
-    found += _measured(plan, "compile", "model", (COMPILED, RECORDED), 150)
+        found += [_model(setup, name, library), *_measured(setup, library, name, contenders, 180)]
+    found += _measured(setup, "eager", "model", (EAGER, RECORDED), 90)
+    found += _measured(setup, "compile", "model", (COMPILED, RECORDED), 150)
     return tuple(found)
 
 
-def _scenarios(plan: Plan) -> list[Phase]:
+def _scenarios(setup: Setup) -> list[Phase]:
     module = "tools.gpu.scenario_phases"
     rest = {"without": [FIRST]}
     return [
@@ -101,41 +104,41 @@ def _scenarios(plan: Plan) -> list[Phase]:
             20,
             2,
             "the scenarios that follow one that hung or ended its process",
-            {**rest, "records": str(plan.records), "behind": "scenarios"},
+            {**rest, "records": str(setup.records), "behind": "scenarios"},
         ),
     ]
 
 
-def _bundles(plan: Plan) -> Phase:
-    folder = str(plan.folder)
+def _bundles(setup: Setup) -> Phase:
+    folder = str(setup.folder)
     shows = "the demo model and blocks of STDiT3-XL/2, exported with torch"
     return Phase("bundles", "tools.gpu.model", 1800, 60, shows, {"make": folder}, leaves=folder)
 
 
-def _agreement(plan: Plan, backend: str, precision: str, what: str) -> Phase:
-    arguments = {"bundle": str(plan.folder / precision), "precision": precision, "backend": backend}
-    shows = f"{what} and generations of the demo model against the processor, {precision}"
-    return Phase(f"{backend}-{precision}", "tools.gpu.agreement", 60, 15, shows, arguments, plan.after, (backend,))
+def _agreement(setup: Setup, backend: str, precision: str, what: str) -> Phase:
+    arguments = {"bundle": str(setup.folder / precision), "precision": precision, "backend": backend}
+    shows = f"{what}, against the processor, in {precision}"
+    return Phase(f"{backend}-{precision}", "tools.gpu.agreement", 60, 15, shows, arguments, setup.after, (backend,))
 
 
-def _tests(plan: Plan, library: str) -> Phase:
-    arguments = {"bundles": str(plan.folder), "library": library}
+def _tests(setup: Setup, library: str) -> Phase:
+    arguments = {"bundles": str(setup.folder), "library": library}
     shows = f"{library} against the processor and against itself: the tests marked gpu"
-    return Phase(f"tests-{library}", "tools.gpu.gpu_tests", 900, 60, shows, arguments, plan.after, (library,))
+    return Phase(f"tests-{library}", "tools.gpu.gpu_tests", 900, 60, shows, arguments, setup.after, (library,))
 
 
-def _model(plan: Plan, name: str, library: str | None = None) -> Phase:
-    work = str(plan.work / name)
-    arguments: dict[str, Any] = {"source": str(plan.folder), "work": work}
+def _model(setup: Setup, name: str, library: str | None = None) -> Phase:
+    work = str(setup.work / name)
+    arguments: dict[str, Any] = {"source": str(setup.folder), "work": work}
     if library is None:
         shows = "STDiT3-XL/2 with random weights, made for the phases that measure it"
-        return Phase(name, "tools.gpu.model", 90, 10, shows, arguments, plan.after, leaves=work)
-    arguments |= {"library": library, "profiles": list(plan.sizes)}
+        return Phase(name, "tools.gpu.model", 90, 10, shows, arguments, setup.after, leaves=work)
+    arguments |= {"library": library, "profiles": list(setup.sizes)}
     shows = f"the same with plans of {library}: number, size, time of their builds"
-    return Phase(name, "tools.gpu.model", 1800, 60, shows, arguments, plan.after, (library,), leaves=work)
+    return Phase(name, "tools.gpu.model", 1800, 60, shows, arguments, setup.after, (library,), leaves=work)
 
 
-def _measured(plan: Plan, name: str, model: str, contenders: Sequence[str], cap_s: float) -> list[Phase]:
+def _measured(setup: Setup, name: str, model: str, contenders: Sequence[str], cap_s: float) -> list[Phase]:
     """Return a phase for each size, which measures contenders in turn; the phase needs the first of them."""
     first, *others = contenders
     shows = f"full and cached calls of {first}, beside {', '.join(others)}"
@@ -147,14 +150,14 @@ def _measured(plan: Plan, name: str, model: str, contenders: Sequence[str], cap_
             20,
             shows,
             {
-                "bundle": str(plan.work / model),
+                "bundle": str(setup.work / model),
                 "size": size,
                 "backends": list(contenders),
-                "steps": plan.steps,
+                "steps": setup.steps,
                 "rounds": ROUNDS,
             },
             (model,),
             (first.removesuffix(NO_GRAPHS),),
         )
-        for size in plan.sizes
+        for size in setup.sizes
     ]

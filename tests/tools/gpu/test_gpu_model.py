@@ -31,12 +31,12 @@ from tools.gpu.measure import _Generation, measure_calls
 from tools.gpu.model import LARGE, PRECISIONS, PROBE, prepare, run
 from tools.gpu.pack import pack
 from tools.gpu.phases import BACKENDS
+from tools.gpu.pytorch.eager import TorchBackend
+from tools.gpu.pytorch.recorded import TorchOnBuffers
 from tools.gpu.report import markdown
 from tools.gpu.requests import sized_request
 from tools.gpu.running.results import Report, read_part
 from tools.gpu.skeleton import deepen, fill, strip
-from tools.gpu.torch_backend import TorchBackend
-from tools.gpu.torch_recorded import TorchOnBuffers
 from tools.speed.calls import EVERY_THIRD
 from tools.speed.checkpoint import config_of, write_checkpoint
 from tools.speed.size import Size

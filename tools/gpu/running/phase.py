@@ -1,4 +1,4 @@
-"""The phases of a check as values, the time that each may take, and the table of ``--plan``."""
+"""The phases of a check as values, the time that each may take, and their overview."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +58,7 @@ def cap_within(phase: Phase, later: Sequence[Phase], left_s: float) -> float | N
     return min(phase.cap_s, left_s - reserved_s)
 
 
-def plan(phases: Sequence[Phase]) -> str:
+def overview(phases: Sequence[Phase]) -> str:
     """Return the phases as a table for people: order, name, cap and least time, what each needs and shows."""
     columns = ("", "phase", "cap", "least", "needs", "shows")
     rows = [

@@ -1,4 +1,4 @@
-"""The time that phases get of a budget, and the table of a plan."""
+"""The time that phases get of a budget, and their overview."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tools.gpu.running.phase import Phase, cap_within, plan
+from tools.gpu.running.phase import Phase, cap_within, overview
 
 
 def phase(cap_s: float, least_s: float = 0.0, name: str = "it") -> Phase:
@@ -51,9 +51,9 @@ def test_phases_that_hang_stay_within_the_budget_and_the_last_are_given_up_first
         assert not skipped
 
 
-def test_a_plan_names_caps_and_needs() -> None:
+def test_an_overview_names_caps_and_needs() -> None:
     phases = (phase(60, 5, "first"), Phase("second", "m", 30, 1, "more", after=("first",), backends=("torch-eager",)))
-    told = plan(phases)
+    told = overview(phases)
     assert "| 1 | first  | 60 s | 5 s   | nothing            | something |" in told
     assert "| 2 | second | 30 s | 1 s   | first, torch-eager | more      |" in told
     assert told.endswith("All caps together: 90 s.\n")

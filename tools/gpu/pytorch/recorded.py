@@ -22,8 +22,8 @@ from adacache_engines.contract.engine import check_binding
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import EngineError
 from adacache_export.arithmetic import Add, Subtract
+from tools.gpu.pytorch.stages import modules_of
 from tools.gpu.skeleton import source_of
-from tools.gpu.torch_stages import modules_of
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 BITS = np.dtype(np.int16)  # as which bfloat16 goes between numpy and PyTorch

@@ -19,8 +19,8 @@ from adacache_engines.contract.device import Array, Buffer, Call, in_turn
 from adacache_engines.contract.engine import check_binding
 from adacache_engines.errors import EngineError
 from adacache_export.writing.weights_file import TORCH_DTYPES
+from tools.gpu.pytorch.stages import modules_of
 from tools.gpu.skeleton import source_of
-from tools.gpu.torch_stages import modules_of
 
 DTYPE_OF = {NUMPY_DTYPES[name]: dtype for name, dtype in TORCH_DTYPES.items()}
 NUMPY_OF = {dtype: numpy for numpy, dtype in DTYPE_OF.items()}

@@ -10,7 +10,7 @@ from tests.helpers.fake_cuda import FakeCuda
 
 torch = pytest.importorskip("torch")
 
-from tools.gpu.torch_recorded import Constants, CudaArray, tensor_on  # noqa: E402 - it imports torch
+from tools.gpu.pytorch.recorded import Constants, CudaArray, tensor_on  # noqa: E402 - it imports torch
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int64", "float16", "float32", ml_dtypes.bfloat16])
