@@ -147,9 +147,18 @@ def clean(prompt: str, trims: bool = True) -> str:
     return _apply(AFTER_REPAIR, text.strip() if trims else text).strip()
 
 
-# what the tokenizer gets: the cleaning applied to its own result
+def repair(prompt: str) -> str:
+    """Return a prompt with broken Unicode and escaped characters repaired, and runs of white space folded to a space.
+
+    Source: diffusers, ``pipelines/wan/pipeline_wan.py`` (``prompt_clean``).
+    """
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
+
+
+# what the tokenizer gets; the cleaning of captions is applied to its own result
 CLEANINGS: Mapping[str, Callable[[str], str]] = {
     "plain": lambda prompt: prompt,
+    "repaired": repair,
     "html-and-captions-trimmed": lambda prompt: clean(clean(prompt)),
     "html-and-captions": lambda prompt: clean(clean(prompt, trims=False), trims=False),
 }
