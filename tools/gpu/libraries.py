@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from adacache_engines.errors import InputError, require
+from adacache_engines.onnxruntime.provider import check_starts, import_onnxruntime, settings, shared_device
 from adacache_engines.tensorrt.build import CURRENT, TARGETS
 from adacache_engines.tensorrt.library import gpu_target, open_library
 from tools.gpu.phases import BACKENDS, COMPILED, EAGER, ONNXRUNTIME, RECORDED, TENSORRT
@@ -44,9 +45,9 @@ def _tensorrt(name: str) -> None:
 
 
 def _onnxruntime() -> None:
-    runtime = require("onnxruntime", "gpu")
-    if "CUDAExecutionProvider" not in runtime.get_available_providers():
-        raise InputError("the onnxruntime that is installed has no CUDAExecutionProvider; onnxruntime-gpu has it")
+    """Open a session: a provider that ONNX Runtime lists need not start."""
+    runtime = import_onnxruntime("cuda")
+    check_starts(runtime, "cuda", settings("cuda", shared_device()), runtime.SessionOptions())
 
 
 def _torch() -> None:
