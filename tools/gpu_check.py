@@ -4,7 +4,7 @@
     python tools/gpu_check.py --plan              the phases, what each may take and needs
     python tools/gpu_check.py --dry-run           made-up phases that hang, fail and are killed; needs no GPU
     python tools/gpu_check.py --report            gpu.md and gpu.json once more, from the records in --out
-    python tools/gpu_check.py --pack DIR [--wheel FILE ...]     a folder for a machine without a registry: DIR/run.sh
+    python tools/gpu_check.py --pack DIR [--capability 9.0] [--wheel FILE ...]     for a machine without a registry
 
 Each phase is a process of its own, which is ended at its cap, and its record is in --out as soon as it ends. A second
 run with the same --out continues: a phase that is done is not run again, and one that was tried in vain comes last. It
@@ -40,13 +40,7 @@ def parser() -> argparse.ArgumentParser:
     add = made.add_argument
     add("--out", type=Path, metavar="DIR", default=Path("out/gpu"), help="folder of the results (%(default)s)")
     add("--budget", type=float, metavar="SECONDS", help="time for all phases: caps shrink, and the last are skipped")
-    add(
-        "--only",
-        action="append",
-        metavar="PHASE",
-        default=[],
-        help="a phase, or all whose names begin so, and what they need",
-    )
+    add("--only", action="append", metavar="PHASE", default=[], help="phases whose names begin so, with their needs")
     add("--size", action="append", metavar="SIZE:LENGTH", default=[], help=f"repeatable ({', '.join(SIZES)})")
     add("--steps", type=int, metavar="N", default=STEPS, help="calls of a measured generation (%(default)s)")
     add("--bundles", type=Path, metavar="DIR", help="made by --pack; else they are exported here, which takes torch")
@@ -54,8 +48,9 @@ def parser() -> argparse.ArgumentParser:
     add("--plan", action="store_true", help="print the phases, and stop")
     add("--dry-run", action="store_true", help="run made-up phases, which needs no GPU")
     add("--report", action="store_true", help="write gpu.md and gpu.json from the records that are there, and stop")
-    add("--pack", type=Path, metavar="DIR", help="make a folder to copy to another machine, and stop")
+    add("--pack", type=Path, metavar="DIR", help="make a folder of parts to copy to another machine, and stop")
     add("--wheel", type=Path, action="append", metavar="FILE", default=[], help="to take along in the pack, repeatable")
+    add("--capability", metavar="X.Y", help="the other machine's GPU: the pack has code and plans for no other kind")
     return made
 
 
@@ -88,6 +83,8 @@ def _check(options: argparse.Namespace) -> None:
     """
     if options.wheel and options.pack is None:
         raise InputError("--wheel belongs to --pack")
+    if options.capability is not None and options.pack is None:
+        raise InputError("--capability belongs to --pack")
     if options.budget is not None and options.budget <= 0:
         raise InputError(f"a budget of {options.budget:g} seconds is not possible; give a positive number")
     if options.size:
@@ -126,10 +123,10 @@ def _chosen(options: argparse.Namespace) -> Sequence[Phase]:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from tools.gpu.pack import pack  # here: it imports what exports bundles
+    from tools.gpu.pack.make import pack  # here: it imports what exports bundles
 
     try:
-        pack(options.pack, options.wheel, options.bundles)
+        pack(options.pack, options.wheel, options.bundles, options.capability)
     except AdaCacheError as error:
         print(f"gpu_check: {error}", file=sys.stderr)
         return 1

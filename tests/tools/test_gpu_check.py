@@ -140,6 +140,7 @@ def test_the_command_says_that_there_is_no_gpu(tmp_path: Path, capsys: pytest.Ca
         (["--size", "240p..480p:2s"], "is a range; a benchmark needs one size"),
         (["--wheel", "x.whl"], "--wheel belongs to --pack"),
         (["--pack", "p", "--wheel", "x.whl"], "x.whl is not a wheel"),
+        (["--capability", "9.0"], "--capability belongs to --pack"),
         (["--only", "jax"], "no phase is called jax; known: bindings, scenarios,"),
         (["--budget", "0"], "a budget of 0 seconds is not possible"),
         (["--bundles", "nowhere"], "nowhere has no bundle fp32, fp16, bf16, xl2"),

@@ -1,9 +1,6 @@
-"""The model that tools/gpu_check.py measures, the measuring on a CPU, and the pack that travels."""
+"""The model that tools/gpu_check.py measures, and the measuring on a CPU."""
 
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,8 +25,7 @@ from tools.gpu import benchmark as benchmark_module
 from tools.gpu.benchmark import Run, benchmark
 from tools.gpu.contenders import open_contenders
 from tools.gpu.measure import _Generation, measure_calls
-from tools.gpu.model import LARGE, PRECISIONS, PROBE, prepare, run
-from tools.gpu.pack import pack
+from tools.gpu.model import LARGE, PROBE, prepare, run
 from tools.gpu.phases import BACKENDS
 from tools.gpu.pytorch.eager import TorchBackend
 from tools.gpu.pytorch.recorded import TorchOnBuffers
@@ -41,7 +37,6 @@ from tools.speed.calls import EVERY_THIRD
 from tools.speed.checkpoint import config_of, write_checkpoint
 from tools.speed.size import Size
 
-ROOT = Path(__file__).parents[3]
 TINY = Size(depth=2, width=32, heads=2, caption_width=8, tokens=16, text=3)
 pytestmark = pytest.mark.slow  # an export
 Once = Callable[[str, Callable[[Path], object]], Path]
@@ -65,7 +60,7 @@ def pairs(once: Once) -> Path:
 @pytest.fixture
 def large(pairs: Path, tmp_path: Path) -> Path:
     """One to change."""
-    return Path(shutil.copytree(pairs, tmp_path / "large"))
+    return Path(shutil.copytree(pairs, tmp_path / LARGE))
 
 
 def test_weights_are_drawn_again_where_the_model_is_run(large: Path) -> None:
@@ -114,24 +109,12 @@ def test_only_two_pairs_can_be_deepened(large: Path) -> None:
         deepen(large, 4)
 
 
-@pytest.fixture(scope="session")
-def packed(once: Once, pairs: Path) -> Path:
-    """A pack of tiny bundles."""
-
-    def build(folder: Path) -> None:
-        bundles = folder.with_suffix(".bundles")
-        for name in (*PRECISIONS, LARGE):
-            shutil.copytree(pairs, bundles / name)
-        wheel = folder.with_suffix(".whl")
-        subprocess.run([sys.executable, "-m", "zipfile", "-c", str(wheel), str(ROOT / "Makefile")], check=True)
-        pack(folder, [wheel], bundles)
-
-    return once("pack", build)
-
-
-def test_the_model_is_prepared_from_a_pack(packed: Path, tmp_path: Path) -> None:
+def test_the_model_is_prepared_from_a_pack(large: Path, tmp_path: Path) -> None:
+    """Its weights are drawn where it is run."""
+    strip(large)
     work = tmp_path / "model"
-    told = prepare(str(packed / "bundles"), str(work), "tensorrt-rtx", ("64x64:1f",), depth=3)
+    assert large.name == LARGE
+    told = prepare(str(large.parent), str(work), "tensorrt-rtx", ("64x64:1f",), depth=3)
     assert told["config"]["depth"] == 3
     plans = told["plans"]["tensorrt-rtx"]
     assert plans["plans"] == 17  # stages and reuse, arithmetic and signals
@@ -147,13 +130,14 @@ def test_the_model_is_prepared_from_a_pack(packed: Path, tmp_path: Path) -> None
     assert all(hashes[entry.graph] == entry.graph_sha256 for entry in made.plans)
 
 
-def test_a_preparation_that_was_ended_is_made_again(packed: Path, tmp_path: Path) -> None:
+def test_a_preparation_that_was_ended_is_made_again(pairs: Path, tmp_path: Path) -> None:
+    shutil.copytree(pairs, tmp_path / "bundles" / LARGE)
     work = tmp_path / "model"
     left = tmp_path / ".model.part"
     left.mkdir()
     (left / "manifest.json").write_text("half")
     report = Report(tmp_path / "model.part.json")
-    run({"source": str(packed / "bundles"), "work": str(work), "depth": 3}, report)
+    run({"source": str(tmp_path / "bundles"), "work": str(work), "depth": 3}, report)
     assert open_bundle(work).manifest.config["depth"] == report.told["model"]["config"]["depth"] == 3
     assert report.told["model"]["plans"] == {}
     assert not left.exists()
@@ -200,22 +184,6 @@ def test_the_benchmark_measures_in_turn(
     assert capsys.readouterr().out == ""
 
 
-def test_a_pack_starts_and_says_that_there_is_no_gpu(packed: Path, tmp_path: Path) -> None:
-    assert {path.name for path in packed.iterdir()} == {"project", "bundles", "wheels", "run.sh"}
-    assert not (packed / "bundles" / LARGE / "onnx" / "weights.safetensors").exists()
-    assert "tensorrt-rtx" in next(iter(read_manifest(packed / "bundles" / "fp16").plans))
-    here = Path(shutil.copytree(packed, tmp_path / "elsewhere"))
-    surroundings = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": ""}
-    done = subprocess.run(
-        ["sh", str(here / "run.sh"), "--out", "results"], cwd=tmp_path, env=surroundings, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("gpu_check: this machine has no GPU that can be used, so nothing was run or written")
-    assert "cudaError" in done.stderr
-    assert not (tmp_path / "results").exists()
-    assert (here / "site" / "Makefile").is_file(), "wheels are unpacked"
-
-
 def test_contenders_that_cannot_be_opened_are_left_out(pairs: Path, tmp_path: Path) -> None:
     report = Report(tmp_path / "it.part.json")
     names = ("tensorrt-rtx", "tensorrt-rtx, no graphs", "onnxruntime-cuda", "torch-recorded", "torch-eager", "jax")
@@ -223,9 +191,8 @@ def test_contenders_that_cannot_be_opened_are_left_out(pairs: Path, tmp_path: Pa
     report.keep()
     kept = read_part(tmp_path, "it")
     assert sorted(one["what"] for one in (*kept["skips"], *kept["failures"])) == sorted(names)
-    assert {"what": "jax", "why": "InputError: backend 'jax' is unknown; known: " + ", ".join(BACKENDS)} in kept[
-        "skips"
-    ]
+    why = f"InputError: backend 'jax' is unknown; known: {', '.join(BACKENDS)}"
+    assert {"what": "jax", "why": why} in kept["skips"]
 
 
 @pytest.mark.parametrize("error", [EngineError("out of memory"), AssertionError("of torch's compiler")])
@@ -267,14 +234,9 @@ def test_calls_are_kept_while_they_are_measured(large: Path, monkeypatch: pytest
 
     monkeypatch.setattr(_Generation, "advance", interrupted)
     sizes = {**settle(bundle, request).sizes, "text": TINY.text}
+    pipelines, report = {"it": Pipeline(bundle, OrtBackend(large))}, Report(tmp_path / "it.part.json")
     with pytest.raises(KeyboardInterrupt):
-        measure_calls(
-            {"it": Pipeline(bundle, OrtBackend(large))},
-            bundle.manifest,
-            request,
-            sizes,
-            Report(tmp_path / "it.part.json"),
-        )
+        measure_calls(pipelines, bundle.manifest, request, sizes, report)
     kept = read_part(tmp_path, "it")["told"]["calls"]["backends"]["it"]
     assert kept["full_ms"]["median"] > 0
     assert kept["calls"] == 4
