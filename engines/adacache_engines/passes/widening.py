@@ -16,10 +16,11 @@ from adacache_engines.passes.graph_pass import GraphPass
 TYPELESS = ("Cast", "Constant")  # operators that take and give bfloat16 everywhere
 # Operators for which the CUDA provider of onnxruntime-gpu 1.31.1 takes float32 and float16 and not bfloat16, found by
 # opening a session with each of them. Where neither provider has a kernel, a graph cannot be loaded.
-NOT_ON_CUDA = frozenset(
-    """Ceil ConvTranspose CumSum Einsum Equal Floor Greater GreaterOrEqual InstanceNormalization Less LessOrEqual Log
-    Pad Reciprocal ReduceL2 ReduceLogSumExp ReduceMax ReduceMin ReduceProd Resize Round TopK""".split()
-)
+NOT_ON_CUDA = frozenset((
+    "Ceil", "ConvTranspose", "CumSum", "Einsum", "Equal", "Floor", "Greater", "GreaterOrEqual", "InstanceNormalization",
+    "Less", "LessOrEqual", "Log", "Pad", "Reciprocal", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMin",
+    "ReduceProd", "Resize", "Round", "TopK",
+))  # fmt: skip
 
 Widened = Callable[[str], bool]  # whether operators of a type compute in float32
 
