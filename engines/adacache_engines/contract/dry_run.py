@@ -10,6 +10,7 @@ import numpy as np
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.contract.device import Array, Buffer, Call, in_turn
 from adacache_engines.contract.engine import Backend, Engine, check_binding
+from adacache_engines.contract.staging import staged
 
 # Bytes of activations by graph and shapes of its inputs, as far as engines were loaded and have told them.
 KnownWorkspaces = MutableMapping[Hashable, int | None]
@@ -17,7 +18,7 @@ KnownWorkspaces = MutableMapping[Hashable, int | None]
 
 @dataclass(frozen=True)
 class DryRunBuffer:
-    """A buffer that has a shape and a dtype and no memory."""
+    """A buffer that has a shape and a dtype and no memory; its address is that of a buffer that begins at 0."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -28,10 +29,15 @@ class DryRunBuffer:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def part(self, start: int, stop: int) -> "DryRunBuffer":
-        return DryRunBuffer((len(range(self.shape[0])[start:stop]), *self.shape[1:]), self.dtype)
+        entries = range(self.shape[0])[start:stop]
+        return self._view(entries.start, (len(entries), *self.shape[1:]))
 
     def row(self, index: int) -> "DryRunBuffer":
-        return DryRunBuffer(self.shape[1:], self.dtype)
+        return self._view(index, self.shape[1:])
+
+    def _view(self, start: int, shape: tuple[int, ...]) -> "DryRunBuffer":
+        step = math.prod(self.shape[1:]) * self.dtype.itemsize
+        return DryRunBuffer(shape, self.dtype, self.address + start * step)
 
     def write(self, array: Array) -> None:
         pass
@@ -115,7 +121,8 @@ class DryRunEngine:
     def bind(self, tensors: Mapping[str, Buffer]) -> Call:
         check_binding(self.graph, tensors)
         shapes = {spec.name: tensors[spec.name].shape for spec in self.graph.inputs}
-        self.workspaces.append(self.workspace_nbytes(shapes))
+        nbytes = self.workspace_nbytes(shapes)
+        self.workspaces.append(None if nbytes is None else staged(self.graph, tensors, nbytes)[1])
         return _nothing
 
     def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:

@@ -111,6 +111,11 @@ class Stream:
             finally:
                 self._recording = False
 
+    @property
+    def is_recording(self) -> bool:
+        """Whether work that is enqueued now is recorded; asked within a turn."""
+        return self._recording
+
     def drop(self, release: Callable[[], object], when_idle: bool = False) -> None:
         """Free something as soon as nothing is recorded; for finalisers, so on any thread and at any point.
 
