@@ -19,7 +19,7 @@ from adacache_runtime.conditioning.masks import Masking, check_mask, masking
 from adacache_runtime.conditioning.references import Placement, alignment, mask_of
 from adacache_runtime.denoising.segments import Segment, segments
 from adacache_runtime.request import MAX_SEED, Request
-from adacache_runtime.samplers.registry import updates
+from adacache_runtime.samplers.registry import sampler_name, updates
 from adacache_runtime.samplers.update import Update, check_guidance, check_steps
 from adacache_runtime.text.captions import check_captions, fits_float32
 from adacache_runtime.vae.tiles import check_tile
@@ -99,11 +99,12 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
     shape = continues or _latent_shape(manifest, request, samples, **video)
     axes = dict(zip(("frames", "height", "width"), shape[2:], strict=True))
     check_profiles(manifest, {"samples": samples, **axes})
-    calls = updates(manifest, steps, samples, **video, idle_call=request.idle_call)
+    sampler = sampler_name(manifest, request.sampler)
+    calls = updates(manifest, steps, samples, **video, idle_call=request.idle_call, sampler=sampler)
     given = None if continues else place_given(manifest, request, video["frames"], axes["frames"])
     mask = _mask(manifest, request, given, shape, bool(continues))
     if mask is not None:
-        check_mask(manifest, mask, request.noise, shape, len(calls))
+        check_mask(manifest, sampler, mask, request.noise, shape, len(calls))
     elif request.noise is not None:
         raise InputError("the noise of each step is for a generation with a mask: give that, too, or leave it out")
     units = samples if request.scope == "prompt" else 1

@@ -13,6 +13,7 @@ from adacache_engines.bundle.tensors import DType
 from adacache_export.families.description import Description
 from adacache_export.families.latte_t2v import family as latte_t2v
 from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
+from adacache_export.families.schedulers import sampler_of
 from adacache_export.frame_rules import FIRST_THEN_FOURS
 
 NAME = "open-sora-plan-1.1"
@@ -74,4 +75,5 @@ def describe(
     height, width = (latent.spatial_factor * side for side in config.sample_size)
     frames = latent.frames.frames_of(config.video_length)
     video = VideoDefaults(height=height, width=width, frames=frames)
-    return latte_t2v.describe(FOLDER, config, video, latent, latte_t2v.sampler(scheduler, "PNDMScheduler"), image=False)
+    sampler = sampler_of(scheduler, {"_class_name": "PNDMScheduler"}, latte_t2v.GUIDANCE)
+    return latte_t2v.describe(FOLDER, config, video, latent, sampler, image=False)

@@ -125,6 +125,7 @@ class Stream:
         self._dropped.append((release, when_idle))
         if self._lock.acquire(blocking=False):
             try:
+                self.use()  # a thread that drops may never have chosen a GPU
                 self._sweep()
             finally:
                 self._lock.release()
