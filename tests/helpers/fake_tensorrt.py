@@ -25,6 +25,7 @@ from adacache_engines.bundle.tensors import ELEMENT_TYPES, NUMPY_DTYPES, TensorS
 from adacache_engines.contract.fake import Function
 from adacache_engines.tensorrt.library import InstalledLibrary, _logger
 from adacache_engines.tensorrt.plans import ENGINES
+from adacache_runtime.pipeline import Pipeline
 from tests.helpers.fake_cuda import Bytes, FakeCuda
 from tests.helpers.fake_model import functions
 
@@ -577,6 +578,16 @@ def library(module: Module, name: Library = "tensorrt-rtx") -> InstalledLibrary:
     """Return the module as ``open_library`` would return it."""
     errors: list[str] = []
     return InstalledLibrary(name, module, module.__version__, _logger(module, errors), errors)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A pipeline on the fakes."""
+
+    pipeline: Pipeline
+    module: Module
+    cuda: FakeCuda
+    bundle: Bundle
 
 
 # bundles

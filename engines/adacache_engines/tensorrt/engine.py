@@ -225,10 +225,10 @@ class _BoundCall:
     def __call__(self) -> None:
         name, context, library, device = self._name, self._context, self._library, self._device
         with device.turn(), translated(library, f"running {name}"):
-            if not self._addresses:
-                self._place()
             if device.is_recording and not context.capturable:
                 raise EngineError(f"{library.name} {library.version} cannot run engine {name} in a recording")
+            if not self._addresses:
+                self._place()
             for copy in self._before:
                 device.enqueue_copy(*copy, "DeviceToDevice")
             done(library, context.take(self._addresses, self._memory), f"binding {name}")

@@ -4,8 +4,8 @@ import itertools
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from adacache_engines.bundle.files import Bundle
-from adacache_engines.bundle.manifest import Library, SamplerDefaults
+from adacache_engines.bundle.manifest import SamplerDefaults
 from adacache_engines.contract.device import Array
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import AdaCacheError, EngineError, NonFiniteError
@@ -31,7 +31,7 @@ from adacache_runtime.pipeline import Pipeline
 from tests.helpers import fake_model, fake_tensorrt
 from tests.helpers.fake_cuda import FakeCuda
 from tests.helpers.fake_model import BLOCKS, SIZE, captions, fake_pipeline, functions, request, write_bundle
-from tests.helpers.fake_tensorrt import WIDE, Module, library, needs, write_plans
+from tests.helpers.fake_tensorrt import WIDE, Machine, Module, library, needs, write_plans
 
 ADACACHE = AdaCache(codebook=[(0.05, 4), (0.3, 3), (1.0, 1)], moreg=MoReg())
 POLICIES = {"never": NeverReuse(), "adacache": ADACACHE, "interval": FixedInterval(every=3)}
@@ -42,43 +42,6 @@ WITHIN: dict[str, Any] = {
     "extrapolated": Extrapolate(policy=ADACACHE),
     "extrapolated model": Extrapolate(policy=MaxReuses(policy=EasyCache(threshold=0.8), reuses=2)),
 }
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "bundle"
-
-
-@pytest.fixture
-def cuda() -> Iterator[FakeCuda]:
-    api = FakeCuda(capacity=1 << 24)
-    yield api
-    assert api.faults == []
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A pipeline on the fakes."""
-
-    pipeline: Pipeline
-    module: Module
-    cuda: FakeCuda
-    bundle: Bundle
-
-
-@pytest.fixture
-def machine(folder: Path, cuda: FakeCuda) -> Callable[..., Machine]:
-    """Makes a machine on a bundle with plans."""
-
-    def make(graphs: bool = True, name: Library = "tensorrt-rtx", **options: Any) -> Machine:
-        functions_, budget = options.pop("functions", None), options.pop("weight_budget", None)
-        bundle = options.pop("bundle", None) or write_plans(write_bundle(folder), library=name, **options)
-        module = Module(cuda, functions=functions_)
-        device = CudaDevice(api=cuda, graphs=graphs)
-        backend = TrtBackend(bundle, library(module, name), device, weight_budget=budget)
-        return Machine(Pipeline(bundle, backend), module, cuda, bundle)
-
-    return make
 
 
 def expected(tmp_path: Path, **options: Any) -> Denoised:
