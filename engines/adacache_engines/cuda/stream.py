@@ -130,11 +130,6 @@ class Stream:
             finally:
                 self._recording = False
 
-    @property
-    def is_recording(self) -> bool:
-        """Whether work that is enqueued now is recorded; asked within a turn."""
-        return self._recording
-
     def drop(self, release: Callable[[], object], when_idle: bool = False) -> None:
         """Have something freed in a later turn; for finalisers, so on any thread and at any point.
 

@@ -76,7 +76,7 @@ def test_a_pipeline_is_dropped_with_work_under_way(machine: Callable[..., Machin
     del made, call, tensors
     gc.collect()
     assert cuda.queue
-    assert len(module.contexts) == len(module.engines) == 1, "the work is not done"
+    assert len(module.contexts) == 1, "the work is not done"
     device.synchronize()
     assert len(module.contexts) == len(module.engines) == 0
 

@@ -329,6 +329,7 @@ def test_an_engine_that_nobody_holds_is_let_go(machine: Callable[..., Machine]) 
     before = len(made.module.engines)
     graph = made.bundle.manifest.stages[0].graph
     made.pipeline.__dict__.clear()
+    backend.device.synchronize()
     assert len(made.module.engines) == 0 < before
     tensors = {
         spec.name: backend.device.empty(spec.shape(sizes()), np.dtype(np.float32))
