@@ -9,7 +9,7 @@ from typing import Any
 
 from adacache_engines.bundle.manifest import VideoDefaults
 from adacache_engines.bundle.tensors import DType
-from adacache_export.families.description import Description
+from adacache_export.families.description import Description, PipelineConfigs
 from adacache_export.families.latte_t2v import family as latte_t2v
 from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
 from adacache_export.families.open_sora_plan import family as open_sora_plan
@@ -45,6 +45,7 @@ def describe(
     config: LatteT2VConfig,
     scheduler: Mapping[str, Any] | None,
     precision: DType = "float32",  # noqa: ARG001 - conditions stay float32
+    pipeline: PipelineConfigs | None = None,  # noqa: ARG001 - all is in the transformer's own configuration
 ) -> Description:
     """Describe a model that makes images, and clips of the one length that it was trained on.
 

@@ -25,10 +25,10 @@ from adacache_engines.errors import CheckpointError
 from adacache_export.costs import TOKENS
 from adacache_export.families.config import count_blocks, settle
 from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description, presets
+from adacache_export.families.diffusers_layers import TextProjection
 from adacache_export.families.latte_t2v.transformer import (
     MLP_RATIO,
     Block,
-    CaptionProjection,
     Embed,
     Final,
     LatteT2VConfig,
@@ -187,7 +187,7 @@ def stages(
 
     final = (spec["hidden"], spec["time"], spec["latents"])
     return [
-        text_stage(CaptionProjection(config), "caption_projection.", spec),
+        text_stage(TextProjection(config.caption_channels, config.width), "caption_projection.", spec),
         embed_stage(lambda probed: Embed(config, probed), (spec["latents"], spec["timestep"]), spec, sites),
         *(stage for index in range(config.num_layers) for kind in BLOCK_LISTS for stage in block(kind, index)),
         final_stage(Final(config), "", final, spec),

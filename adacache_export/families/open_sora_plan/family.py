@@ -10,7 +10,7 @@ from typing import Any
 
 from adacache_engines.bundle.manifest import VideoDefaults
 from adacache_engines.bundle.tensors import DType
-from adacache_export.families.description import Description
+from adacache_export.families.description import Description, PipelineConfigs
 from adacache_export.families.latte_t2v import family as latte_t2v
 from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
 from adacache_export.families.schedulers import sampler_of
@@ -65,6 +65,7 @@ def describe(
     config: LatteT2VConfig,
     scheduler: Mapping[str, Any] | None,
     precision: DType = "float32",  # noqa: ARG001 - conditions stay float32
+    pipeline: PipelineConfigs | None = None,  # noqa: ARG001 - all is in the transformer's own configuration
 ) -> Description:
     """Describe a model that makes clips only: for an image, the original leaves out all temporal blocks.
 

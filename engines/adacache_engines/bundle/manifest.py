@@ -239,12 +239,16 @@ class Manifest(Entry):
         return tuple(stage for stage in self.stages if stage.expert == expert and stage.role in roles)
 
     def probes(self) -> dict[str, StageEntry]:
-        """Return the stage that shows each probe, by the probe's site, in the order of execution."""
+        """Return the stage that shows each probe, by the probe's site, in the order of execution.
+
+        Experts have probes at the same sites; the stage is that of one of them.
+        """
         return {site: stage for stage in self.stages for site in stage.probes}
 
     def sites(self, role: str) -> tuple[str, ...]:
         """Return the sites of the probes that have a role, in the order of execution."""
-        return tuple(site for stage in self.stages for site, probe in stage.probes.items() if probe.role == role)
+        probes = ((site, probe) for stage in self.stages for site, probe in stage.probes.items())
+        return tuple(dict.fromkeys(site for site, probe in probes if probe.role == role))
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -62,6 +62,9 @@ def run_parser() -> argparse.ArgumentParser:
     sampling = parser.add_argument_group("sampling and caching").add_argument
     sampling("--steps", type=int, help="(default: the bundle's)")
     sampling("--guidance", type=float, help="(default: the bundle's)")
+    sampling(
+        "--guidance-2", type=float, help="that of the second of two experts (default: --guidance, or the bundle's)"
+    )
     sampling("--sampler", choices=tuple(SAMPLERS), help="one that fits what the model predicts (default: the bundle's)")
     sampling("--idle-call", action="store_true", help="PNDM: also make its last call, which changes nothing")
     sampling("--policy", default="never", metavar="POLICY", help=POLICY_HELP)
@@ -149,6 +152,7 @@ def request_from(options: argparse.Namespace, manifest: Manifest) -> Request:
         fps=tuple(options.fps) if options.fps else None,
         steps=options.steps,
         guidance=options.guidance,
+        guidance_2=options.guidance_2,
         sampler=options.sampler,
         seed=options.seed,
         images=tuple(options.image),

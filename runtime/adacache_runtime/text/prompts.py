@@ -42,22 +42,28 @@ class Text:
 def read_text(bundle: Bundle, request: Request, order: Sequence[str] | None = None) -> Text:
     """Clean and tokenise the texts of a request.
 
+    Embeddings that are given for all branches, in one length, keep it where a model pads captions with zeros.
+
     Raises:
         InputError: the bundle has no text encoder for it, or the embeddings of negative prompts are missing or too
             short; says how to get them.
     """
     prompts = request.captions or tokenize(bundle, request.prompts)
     length = caption_length(bundle, prompts.mask)
+    given_length = None if request.captions is None else request.captions.embeddings.shape[1]
+    zeros = bundle.manifest.text.masking == "zeros"
     if bundle.manifest.guidance.null_captions is not None or UNCONDITIONAL not in (
         order or bundle.manifest.guidance.order
     ):
-        return Text(prompts, None, length)
+        return Text(prompts, None, given_length if zeros and given_length else length)
     given = None if request.captions is None else request.captions.negative
     if given is None:
         count = len(prompts.mask)
         texts = request.negative_prompts or ("",)
         return Text(prompts, tokenize(bundle, texts * count if len(texts) == 1 else texts, "negative"), length)
-    if given.shape[1] < length and bundle.manifest.text.masking != "zeros":
+    if zeros:
+        return Text(prompts, given, given.shape[1] if given.shape[1] == given_length else length)
+    if given.shape[1] < length:
         raise InputError(
             f"the negative embeddings have length {given.shape[1]}, and the prompts' {length} tokens need as many: "
             "encode both with padding to the same length"

@@ -150,7 +150,7 @@ def test_our_timesteps_give_the_same_schedule(family: str, preset: str) -> None:
 
 
 def test_every_family_has_them() -> None:
-    assert set(FAMILY) == set(FAMILIES)
+    assert set(FAMILY) == set(FAMILIES) - {"wan"}  # which has neither spatial nor temporal blocks
     scheduled, polynomial = [*BROADCAST, "tgate", "delta-dit", "delta-dit-as-released"], iter(PUBLISHED)
     for family in ("open-sora-1.2", "latte-1", "open-sora-plan-1.1"):
         names = list(presets(family))

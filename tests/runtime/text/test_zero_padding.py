@@ -47,6 +47,14 @@ def test_states_beyond_the_tokens_are_zeros_and_nothing_is_masked(
     np.testing.assert_array_equal(made.embeddings, expected)
 
 
+def test_captions_of_one_length_are_taken_as_they_are(bundle: Bundle) -> None:
+    """As the original's pipeline takes those of one's own: it attends to no more than is given."""
+    embeddings = np.random.default_rng(0).standard_normal((2, 4, WIDTH), np.float32)
+    text = read_text(bundle, request(captions=Captions(embeddings[:1], np.ones((1, 4), np.bool_), embeddings[1:])))
+    assert text.length == 4
+    np.testing.assert_array_equal(branches(bundle, None, text).embeddings, embeddings)  # type: ignore[arg-type]
+
+
 def test_captions_that_are_padded_already_stay_as_they_are(bundle: Bundle) -> None:
     padded = np.zeros((1, LENGTH, WIDTH), np.float32)
     padded[:, :3] = 1
