@@ -9,6 +9,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+import pytest
 
 from adacache_engines import cuda
 from adacache_engines.cuda.device import CudaDevice
