@@ -21,8 +21,7 @@ from typing import Any
 
 from adacache_engines.bundle.shape_profiles import profile_parts
 from adacache_engines.errors import AdaCacheError, InputError
-from adacache_engines.tensorrt.build import CURRENT
-from adacache_engines.tensorrt.library import LIBRARIES
+from adacache_engines.tensorrt.library import CURRENT, LIBRARIES
 from tools.gpu import attempt
 from tools.gpu.benchmark import Run
 from tools.gpu.machine import BACKENDS, available, exporter_missing, find_gpu, machine

@@ -20,8 +20,7 @@ from adacache_engines.bundle.manifest import Library
 from adacache_engines.errors import AdaCacheError, InputError, MissingDependencyError
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_engines.tensorrt.backend import TrtBackend
-from adacache_engines.tensorrt.build import CURRENT, TARGETS
-from adacache_engines.tensorrt.library import open_library
+from adacache_engines.tensorrt.library import CURRENT, TARGETS, open_library
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
 from tools.gpu.model import compiled, run_target

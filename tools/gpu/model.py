@@ -20,8 +20,8 @@ from adacache_engines.bundle.files import open_bundle, read_manifest
 from adacache_engines.bundle.manifest import Library, PlanSet, Precision
 from adacache_engines.bundle.shape_profiles import fixed_profile, shape_profile
 from adacache_engines.errors import EngineError
-from adacache_engines.tensorrt.build import CURRENT, BuildOptions
-from adacache_engines.tensorrt.library import InstalledLibrary, gpu_target, open_library
+from adacache_engines.tensorrt.build import BuildOptions
+from adacache_engines.tensorrt.library import CURRENT, InstalledLibrary, gpu_target, open_library
 from adacache_engines.tensorrt.plan_builder import build_plans
 from adacache_engines.tensorrt.plans import choose
 from tools.gpu.skeleton import deepen, fill
