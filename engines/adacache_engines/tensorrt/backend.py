@@ -180,7 +180,7 @@ class TrtBackend:
         wanted = None if self._own in self._set.targets and UNSUPPORTED not in reasons else self._own
         raise EngineError(
             f"{library.name} {library.version} refuses {path} on this GPU, {self.device.gpu_name()} with compute "
-            f"capability {self._own} ({', '.join(reasons) or 'it gives no reason'}); it was built for "
+            f"capability {self._own} ({', '.join(reasons) or library.complaints()}); it was built for "
             f"{', '.join(self._set.targets)}; {remedy(self._bundle, library.name, library.version, wanted)}"
         )
 
