@@ -155,6 +155,11 @@ def test_the_fake_refuses_a_second_stream_in_an_arena(bundle: Bundle, cuda: Fake
 
 
 @pytest.mark.usefixtures("module")
+def test_a_generation_takes_no_memory_that_the_one_before_has_not(bundle: Bundle) -> None:
+    gpu_checks.check_memory_is_steady(bundle, ON_CUDA.open(bundle))
+
+
+@pytest.mark.usefixtures("module")
 def test_weights_take_memory_of_the_gpu(bundle: Bundle) -> None:
     backend = ON_CUDA.open(bundle)
     graphs = [graph.model_copy(update={"weights_nbytes": 100}) for graph in bundle.manifest.loop_graphs()]
