@@ -1,8 +1,7 @@
 """Every stage and whole generations on a GPU against ONNX Runtime on the CPU, and against themselves.
 
 ``tools/gpu_check.py`` runs these. It sets ADACACHE_BUNDLES to a folder with a bundle of one model in each precision
-(``fp32``, ``fp16``, ``bf16``); without it the reference model is exported. ADACACHE_RTX_TARGET says which target's
-plans TensorRT-RTX is to take on purpose, on a GPU that it does not name; ``none`` = it does not run there.
+(``fp32``, ``fp16``, ``bf16``); without it the reference model is exported.
 """
 
 import os
@@ -23,9 +22,10 @@ from adacache_engines.tensorrt.library import LIBRARIES, InstalledLibrary, open_
 from adacache_runtime.caching.policy import GRANULARITIES, Granularity
 from tests.helpers import gpu_checks
 from tests.helpers.gpu_checks import Open
+from tools.gpu.gpu_tests import BUNDLES
+from tools.gpu.libraries import unusable
 from tools.gpu.machine import exporter_missing, find_gpu
-from tools.gpu.model import PRECISIONS, compiled, run_target
-from tools.gpu.steps import BUNDLES, NO_TARGET, RTX_TARGET
+from tools.gpu.model import PRECISIONS, compiled
 
 pytestmark = pytest.mark.gpu
 
@@ -58,12 +58,11 @@ def folder(gpu: str, request: pytest.FixtureRequest) -> Callable[[Precision], Pa
 
 @pytest.fixture(scope="session", params=LIBRARIES)
 def library(gpu: str, request: pytest.FixtureRequest) -> InstalledLibrary:
-    if request.param == "tensorrt-rtx" and os.environ.get(RTX_TARGET) == NO_TARGET:
-        pytest.skip(f"tensorrt-rtx was tried and does not run on compute capability {gpu}")
-    try:
-        return open_library(request.param)
-    except MissingDependencyError as reason:
-        pytest.skip(str(reason))
+    assert gpu
+    why = unusable(request.param)
+    if why is not None:
+        pytest.skip(why)
+    return open_library(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +77,7 @@ def plans(
             copy = tmp_path_factory.mktemp(library.name) / precision
             shutil.copytree(folder(precision), copy, ignore=shutil.ignore_patterns(RUNTIME_CACHE))
             try:
-                compiled(copy, library, taken=os.environ.get(RTX_TARGET))
+                compiled(copy, library)
             except MissingDependencyError as reason:
                 pytest.skip(str(reason))
             made[precision] = open_bundle(copy)
@@ -92,8 +91,7 @@ def opened(plans: Callable[[Precision], Bundle], library: InstalledLibrary) -> O
     """Opens the plans of a precision."""
 
     def open_(precision: Precision, graphs: bool = True) -> TrtBackend:
-        target = run_target(library.name, os.environ.get(RTX_TARGET))
-        return TrtBackend(plans(precision), library, graphs=graphs, target=target)
+        return TrtBackend(plans(precision), library, graphs=graphs)
 
     return open_
 
