@@ -420,9 +420,13 @@ def test_other_plans_are_refused_with_the_reason(folder: Path, cuda: FakeCuda) -
     message, module = refused(bundle, cuda)
     assert "tensorrt-1.7: built by tensorrt" in message
     assert "tensorrt-rtx-1.6: built by version 1.6" in message
-    assert "--backend tensorrt-rtx" in message
+    assert "--backend tensorrt-rtx --target 8.9" in message
     bundle = write_plans(bundle, targets=("8.0", "12.0"))
     assert "built for compute capability 8.0, 12.0, this GPU has 8.9" in refused(bundle, cuda)[0]
+    cuda.capability = (9, 0)
+    message, module = refused(bundle, cuda)
+    assert "this GPU has 9.0); tensorrt-rtx 1.7 builds for 7.5, 8.0, 8.6, 8.9, 12.0, 12.1 and not for 9.0" in message
+    assert "run with --backend tensorrt, or with --backend onnxruntime --provider cuda" in message
     assert module.opened == []
 
 
@@ -437,6 +441,22 @@ def test_plans_for_another_gpu_run_only_where_that_is_asked_for(folder: Path, cu
         TrtBackend(bundle, library(Module(cuda)), CudaDevice(api=cuda), target="8.6")
 
 
+def test_a_gpu_that_the_library_refuses_is_named(folder: Path, cuda: FakeCuda) -> None:
+    """Before a plan is opened, by its head."""
+    cuda.capability = (9, 0)
+    bundle = write_plans(write_bundle(folder), targets=("8.0", "12.0"))
+    module = Module(cuda)
+    backend = TrtBackend(bundle, library(module), CudaDevice(api=cuda), target="8.0")
+    with pytest.raises(
+        EngineError,
+        match=r"tensorrt-rtx 1\.7 refuses engines/.*add\.plan on this GPU, NVIDIA Faked with compute capability 9\.0 "
+        r"\(UNSUPPORTED_CC\); it was built for 8\.0, 12\.0; tensorrt-rtx 1\.7 builds for .* and not for 9\.0: run with",
+    ):
+        backend.load(bundle.manifest.arithmetic["add"])
+    assert module.opened == []
+    backend.close()
+
+
 def test_a_plan_that_is_not_there_is_named(folder: Path, cuda: FakeCuda) -> None:
     bundle = write_plans(write_bundle(folder))
     ((name, plans),) = bundle.manifest.plans.items()
@@ -447,6 +467,10 @@ def test_a_plan_that_is_not_there_is_named(folder: Path, cuda: FakeCuda) -> None
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "magic": ({"magic": "x"}, "failed opening .*final.plan: Serialization assertion failed"),
+    "version": (
+        {"version": "1.6"},
+        r"refuses engines/.*final\.plan .*\(VERSION_MISMATCH\); .* build them with: .*-rtx$",
+    ),
     "no plan": ({"magic": [1] * 9}, "failed opening"),
     "profiles": ({"profiles": [WIDE["any"]] * 2}, "has 2 profiles, the manifest any"),
     "on the host": ({"on_host": "time"}, "time is read on the host"),
