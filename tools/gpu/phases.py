@@ -33,7 +33,7 @@ MACHINE = Phase("machine", "tools.gpu.machine", 60, 2, "the GPU, and the version
 
 @dataclass(frozen=True)
 class Setup:
-    """What the phases of a check are made from.
+    """The settings that the phases of a check are made from.
 
     Attributes:
         records: folder of the phases' records.
@@ -73,15 +73,15 @@ def phases(setup: Setup) -> tuple[Phase, ...]:
         _agreement(setup, RECORDED, "fp16", "every graph of the loop, and recorded generations of the demo model"),
         *(_tests(setup, library) for library in TENSORRT),
         _model(setup, "model"),
-        *_measured(setup, "torch", "model", (RECORDED, RECORDED + NO_GRAPHS), 90),
-        *_measured(setup, "onnxruntime", "model", (ONNXRUNTIME, RECORDED), 120),
+        *_measured(setup, "torch", "model", (RECORDED, RECORDED + NO_GRAPHS), 120),
+        *_measured(setup, "onnxruntime", "model", (ONNXRUNTIME, RECORDED), 150),
     ]
     for library in TENSORRT:
         name = f"model-{library}"
         contenders = (library, library + NO_GRAPHS, RECORDED, ONNXRUNTIME)
-        found += [_model(setup, name, library), *_measured(setup, library, name, contenders, 180)]
-    found += _measured(setup, "eager", "model", (EAGER, RECORDED), 90)
-    found += _measured(setup, "compile", "model", (COMPILED, RECORDED), 150)
+        found += [_model(setup, name, library), *_measured(setup, library, name, contenders, 240)]
+    found += _measured(setup, "eager", "model", (EAGER, RECORDED), 120)
+    found += _measured(setup, "compile", "model", (COMPILED, RECORDED), 200)
     return tuple(found)
 
 
