@@ -116,6 +116,11 @@ class OrtBackend:
             check_starts(self._runtime, config.provider, self._settings, self._options())
             share_arena(self._runtime, self.device.index)
 
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name of the execution provider."""
+        return PROVIDERS[self._provider]
+
     def weights_nbytes(self, graphs: Sequence[Graph]) -> int | None:
         """Return the bytes of device memory for these graphs' weights.
 
@@ -162,10 +167,8 @@ class OrtBackend:
             raise
         except Exception as error:
             raise EngineError(f"{self.name} cannot load {path}: {error}") from error
-        if PROVIDERS[self._provider] not in session.get_providers():
-            raise EngineError(
-                f"onnxruntime took the CPU instead of {PROVIDERS[self._provider]} for {path}; its log says why"
-            )
+        if self.provider not in session.get_providers():
+            raise EngineError(f"onnxruntime took the CPU instead of {self.provider} for {path}; its log says why")
         return session
 
     def _rewritten(self, path: Path, graph: Graph) -> bytes | None:
