@@ -71,10 +71,11 @@ def phases(setup: Setup) -> tuple[Phase, ...]:
             for precision in PRECISIONS
         ),
         _agreement(setup, RECORDED, "fp16", "every graph of the loop, and recorded generations of the demo model"),
-        *(_tests(setup, library) for library in TENSORRT),
+        *(_tests(setup, library, "against the processor and against itself", 900) for library in TENSORRT),
         _model(setup, "model"),
         *_measured(setup, "torch", "model", (RECORDED, RECORDED + NO_GRAPHS), 120),
         *_measured(setup, "onnxruntime", "model", (ONNXRUNTIME, RECORDED), 150),
+        _tests(setup, ONNXRUNTIME, "what it leaves to the processor, its memory, and threads", 120),
     ]
     for library in TENSORRT:
         name = f"model-{library}"
@@ -121,10 +122,10 @@ def _agreement(setup: Setup, backend: str, precision: str, what: str) -> Phase:
     return Phase(f"{backend}-{precision}", "tools.gpu.agreement", 60, 15, shows, arguments, setup.after, (backend,))
 
 
-def _tests(setup: Setup, library: str) -> Phase:
-    arguments = {"bundles": str(setup.folder), "library": library}
-    shows = f"{library} against the processor and against itself: the tests marked gpu"
-    return Phase(f"tests-{library}", "tools.gpu.gpu_tests", 900, 60, shows, arguments, setup.after, (library,))
+def _tests(setup: Setup, backend: str, what: str, cap_s: float) -> Phase:
+    arguments = {"bundles": str(setup.folder), "backend": backend}
+    shows = f"{backend}, by the tests marked gpu: {what}"
+    return Phase(f"tests-{backend}", "tools.gpu.gpu_tests", cap_s, 30, shows, arguments, setup.after, (backend,))
 
 
 def _model(setup: Setup, name: str, library: str | None = None) -> Phase:
