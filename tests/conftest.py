@@ -35,9 +35,16 @@ settings.register_profile("repeatable", settings.get_profile("random"), derandom
 settings.load_profile("repeatable")
 
 
+# what exports a model beside the reference, so that what needs it is slow
+EXPORTS = {"conditioned_folder", "decoding_folder", "demo_bundle", "half_latte", "latte_bundle", "open_sora_vae_bundle"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before ``-m`` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest test first, so that no worker waits for it at the end."""
-    items.sort(key=lambda item: item.nodeid != "tests/test_readme.py::test_commands")
+    """Mark tests that export another model than the reference as slow."""
+    for item in items:
+        if EXPORTS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PROMPT = "a red circle moves left fast"
 
 
-@pytest.fixture(params=[pytest.param("demo", marks=pytest.mark.slow), "vae"])
+@pytest.fixture(params=["demo", "vae"])
 def folder(request: pytest.FixtureRequest) -> Path:
     """A bundle of pixels, and one whose frames a VAE decodes."""
     made: Path = request.getfixturevalue("demo_bundle" if request.param == "demo" else "decoding_folder")

@@ -84,6 +84,7 @@ def test_frames_that_are_kept_are_modulated_as_at_timestep_0() -> None:
     assert (plain - expected).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 def test_positions_are_tables_of_frames_and_of_tokens_made_once_a_generation() -> None:
     stages = FAMILY.stages(WanConfig(num_layers=1))
     (positions,) = (stage for stage in stages if stage.role == "positions")
