@@ -62,9 +62,9 @@ class Probe:
     ) -> None:
         self.measure, self.new = measure, new
         self._space = space_of(measure.site)
-        hidden = self._space == "hidden"
-        self._samples = new.shape[0] // branches if hidden else new.shape[0]
-        self._by_branch = by_branch and hidden
+        branched = self._space != "latents"
+        self._samples = new.shape[0] // branches if branched else new.shape[0]
+        self._by_branch = by_branch and branched
         self.cached = device.empty(new.shape, new.dtype)
         copies = [(new, self.cached)]
         if self._by_branch:

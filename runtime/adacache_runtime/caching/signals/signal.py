@@ -16,8 +16,8 @@ from adacache_engines.bundle.signals import Space
 Arrays = Mapping[str, NDArray[Any]]
 Input = Literal["cached", "new", "earlier", "later"]
 
-FRAME_AXIS: Mapping[Space, int] = {"hidden": 1, "latents": 2}
-RANK: Mapping[Space, int] = {"hidden": 4, "latents": 5}
+FRAME_AXIS: Mapping[Space, int] = {"hidden": 1, "latents": 2, "time": 1}  # of no meaning in time
+RANK: Mapping[Space, int] = {"hidden": 4, "latents": 5, "time": 2}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Signal:
         reference: the same in numpy, from ``inputs`` in float64, (first axis, frames, ...), to ``numbers``.
         independent_axes: axes along which the work is independent: the numbers of a tensor's parts, cut along one of
             these, add up to those of the whole tensor.
-        spaces: tensors that it is made for: the hidden state and what has its shape, the latents, or both.
+        spaces: tensors that it is made for: the hidden state and what has its shape, the latents, or embeddings of
+            timesteps, which have no frames.
     """
 
     name: str
