@@ -73,7 +73,7 @@ class Probe:
         self._remember = [device.copy(*pair) for pair in copies]
         self._calls: list[Call] = []
         self._numbers: dict[str, Readback | None] = {}  # None: the video has no frames so far apart
-        frames = new.shape[FRAME_AXIS[self._space]]
+        frames = new.shape[FRAME_AXIS[self._space]] if self._space in FRAME_AXIS else 1
         for name in measure.signals:
             graph = signals.entries[name].graphs[self._space]
             inputs = {spec.name for spec in graph.inputs}
