@@ -16,6 +16,7 @@ import pytest
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Precision
 from adacache_engines.contract.engine import Backend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_engines.tensorrt.arena import Arena
 from adacache_engines.tensorrt.backend import RUNTIME_CACHE, TrtBackend
 from adacache_runtime.caching.policies.interval import FixedInterval
@@ -38,6 +39,10 @@ from tools.gpu.requests import small_request
 from tools.speed.calls import EVERY_THIRD
 
 DISTANCE_BOUNDS = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 1.5e-1}  # relative, of the distances that a policy decides by
+# operators that compute sizes of tensors, on the host, where the provider of a GPU wants them
+SHAPE_ARITHMETIC = frozenset(
+    ("Add", "Cast", "Concat", "Div", "Gather", "Mod", "Mul", "Reshape", "Round", "Slice", "Sqrt", "Squeeze", "Sub")
+)
 
 Open = Callable[..., TrtBackend]  # opens the plans that are tested; graphs=False runs them without CUDA graphs
 
@@ -81,6 +86,38 @@ def check_observations(given: Denoised, wanted: Denoised, precision: Precision, 
     assert bool(measured) == (policy == "adacache")
     for mine, other in measured:
         assert mine == pytest.approx(other, rel=DISTANCE_BOUNDS[precision])
+
+
+# ONNX Runtime's CUDA provider
+
+
+class RecordingBackend(OrtBackend):
+    """A backend whose sessions know which provider took which node."""
+
+    def _options(self) -> Any:
+        options = super()._options()
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return options
+
+
+def check_provider(bundle: Bundle, backend: RecordingBackend) -> None:
+    """Check that the CPU is left with nothing but the arithmetic of shapes."""
+    left = {}
+    for graph in bundle.manifest.graphs():
+        parts = backend.session(graph).get_provider_graph_assignment_info()
+        on_cpu = {node.op_type for part in parts if part.ep_name != backend.provider for node in part.get_nodes()}
+        left[graph.name] = on_cpu - SHAPE_ARITHMETIC
+    assert {name: operators for name, operators in left.items() if operators} == {}
+
+
+def check_memory_is_steady(bundle: Bundle, backend: Backend) -> None:
+    """Check that a generation takes no device memory that the one before has not taken."""
+    pipeline = Pipeline(bundle, backend)
+    free = []
+    for seed in range(3):
+        pipeline.generate(small_request(bundle, STEPS, EVERY_THIRD, seed))
+        free.append(backend.device.free_nbytes())
+    assert free[1] == free[2]
 
 
 # against itself: not a bit may change

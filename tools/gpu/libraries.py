@@ -6,8 +6,7 @@ from typing import Any
 
 from adacache_engines.errors import InputError, require
 from adacache_engines.onnxruntime.provider import check_starts, import_onnxruntime, settings, shared_device
-from adacache_engines.tensorrt.build import CURRENT, TARGETS
-from adacache_engines.tensorrt.library import gpu_target, open_library
+from adacache_engines.tensorrt.library import CURRENT, TARGETS, gpu_target, open_library
 from tools.gpu.phases import BACKENDS, COMPILED, EAGER, ONNXRUNTIME, RECORDED, TENSORRT
 from tools.gpu.running.results import Report
 

@@ -22,12 +22,13 @@ from adacache_engines.onnxruntime.provider import (
     share_arena,
     shared_device,
 )
+from adacache_engines.passes.attention_by_rows import ATTENTION_BY_ROWS
 from adacache_engines.passes.graph_pass import rewritten
 from adacache_engines.passes.tiled_attention import TILED_ATTENTION
 from adacache_engines.passes.widening import CUDA_WIDENING, WIDENING
 
 CPU_PASSES = (WIDENING, TILED_ATTENTION)
-CUDA_PASSES = (CUDA_WIDENING,)
+CUDA_PASSES = (ATTENTION_BY_ROWS, CUDA_WIDENING)
 LOG_ERRORS_ONLY = 3
 
 
@@ -42,7 +43,7 @@ class OnnxRuntime:
         shared_threads: whether all engines run on one pool of threads, which is faster. ONNX Runtime then refuses
             sessions with a pool of their own anywhere in the process: set False where it has such sessions.
         rewrites: whether graphs are rewritten for the provider: on the CPU attention by tiles, and bfloat16 in float32;
-            on a GPU bfloat16 in float32 for the operators that lack it.
+            on a GPU attention by rows, and bfloat16 in float32 for the operators that lack it.
 
     Raises:
         InputError: the provider is unknown, or the number of threads is negative.
@@ -115,6 +116,11 @@ class OrtBackend:
             check_starts(self._runtime, config.provider, self._settings, self._options())
             share_arena(self._runtime, self.device.index)
 
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name of the execution provider."""
+        return PROVIDERS[self._provider]
+
     def weights_nbytes(self, graphs: Sequence[Graph]) -> int | None:
         """Return the bytes of device memory for these graphs' weights.
 
@@ -161,10 +167,8 @@ class OrtBackend:
             raise
         except Exception as error:
             raise EngineError(f"{self.name} cannot load {path}: {error}") from error
-        if PROVIDERS[self._provider] not in session.get_providers():
-            raise EngineError(
-                f"onnxruntime took the CPU instead of {PROVIDERS[self._provider]} for {path}; its log says why"
-            )
+        if self.provider not in session.get_providers():
+            raise EngineError(f"onnxruntime took the CPU instead of {self.provider} for {path}; its log says why")
         return session
 
     def _rewritten(self, path: Path, graph: Graph) -> bytes | None:

@@ -5,7 +5,7 @@ layer has no kernels for float32 and for narrow heads, so there attention is wri
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,22 +16,11 @@ from adacache_engines.errors import EngineError, InputError
 from adacache_engines.passes.graph_pass import GraphPass, rewritten
 from adacache_engines.passes.joint_sums import JOINT_SUMS
 from adacache_engines.passes.written_out_attention import WRITTEN_OUT_ATTENTION
-from adacache_engines.tensorrt.library import InstalledLibrary
+from adacache_engines.tensorrt.library import CURRENT, TARGETS, InstalledLibrary
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-# Compute capabilities that TensorRT for RTX builds for, whether or not such a GPU is there, by its own names.
-TARGETS: Mapping[str, str] = {
-    "7.5": "SM75",
-    "8.0": "SM80",
-    "8.6": "SM86",
-    "8.9": "SM89",
-    "12.0": "SM120",
-    "12.1": "SM121",
-    "current": "CURRENT",
-}
-CURRENT = "current"  # the GPU that is there, which need not be one of the others
 PASSES = (JOINT_SUMS,)
 UNFUSED_PASSES = (*PASSES, WRITTEN_OUT_ATTENTION)
 NARROWEST_FUSED = 16  # width of a head: TensorRT-RTX 1.7 refuses 4, 8 and sometimes 12

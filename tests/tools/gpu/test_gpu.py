@@ -21,7 +21,7 @@ from adacache_engines.tensorrt.backend import RUNTIME_CACHE, TrtBackend
 from adacache_engines.tensorrt.library import LIBRARIES, InstalledLibrary, open_library
 from adacache_runtime.caching.policy import GRANULARITIES, Granularity
 from tests.helpers import gpu_checks
-from tests.helpers.gpu_checks import Open
+from tests.helpers.gpu_checks import Open, RecordingBackend
 from tools.gpu.gpu_tests import BUNDLES
 from tools.gpu.libraries import unusable
 from tools.gpu.machine import exporter_missing, find_gpu
@@ -148,16 +148,39 @@ def test_the_runtime_cache_is_read_again(
     gpu_checks.check_runtime_cache(plans("fp16"), partial(opened, "fp16"), caplog)
 
 
+def on_cuda(bundle: Bundle) -> RecordingBackend:
+    try:
+        return RecordingBackend(bundle.folder, OnnxRuntime(provider="cuda"))
+    except (MissingDependencyError, InputError) as reason:
+        pytest.skip(str(reason))
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_onnxruntime_on_cuda_gives_what_the_cpu_gives(
     precision: Precision, folder: Callable[[Precision], Path]
 ) -> None:
     bundle = open_bundle(folder(precision))
-    try:
-        tested = OnnxRuntime(provider="cuda").open(bundle)
-    except (MissingDependencyError, InputError) as reason:
-        pytest.skip(str(reason))
+    tested = on_cuda(bundle)
     assert isinstance(tested.device, CudaDevice)
     reference = on_cpu(bundle.folder)
     gpu_checks.check_stages(bundle, tested, reference, precision, texts=(0,))
     gpu_checks.check_generation(bundle, tested, reference, precision, "adacache")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_onnxruntime_on_cuda_leaves_the_cpu_nothing_but_shapes(
+    precision: Precision, folder: Callable[[Precision], Path]
+) -> None:
+    bundle = open_bundle(folder(precision))
+    gpu_checks.check_provider(bundle, on_cuda(bundle))
+
+
+def test_onnxruntime_on_cuda_takes_no_more_memory_each_time(folder: Callable[[Precision], Path]) -> None:
+    bundle = open_bundle(folder("fp16"))
+    gpu_checks.check_memory_is_steady(bundle, on_cuda(bundle))
+    gpu_checks.check_repetition(bundle, on_cuda(bundle))
+
+
+def test_onnxruntime_on_cuda_in_threads(folder: Callable[[Precision], Path]) -> None:
+    bundle = open_bundle(folder("fp16"))
+    gpu_checks.check_generations_in_threads(bundle, on_cuda(bundle))

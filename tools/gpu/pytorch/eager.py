@@ -4,7 +4,6 @@ Engines hand their results on as they are: a buffer takes a result's memory over
 buffer's, so the contract costs PyTorch no copies.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.bundle.tensors import NUMPY_DTYPES
-from adacache_engines.contract.device import Array, Buffer, Call, in_turn
+from adacache_engines.contract.device import Array, Buffer, Call, HostMark, Mark, in_turn
 from adacache_engines.contract.engine import check_binding
 from adacache_engines.errors import EngineError
 from adacache_export.writing.weights_file import TORCH_DTYPES
@@ -122,20 +121,31 @@ class TorchDevice:
     def free_nbytes(self) -> int | None:
         return torch.cuda.mem_get_info()[0] if self.kind == "cuda" else None
 
-    def mark(self) -> object:
-        if self.kind != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    def mark(self) -> Mark:
+        mark = self.marker()
+        mark()
+        return mark
 
-    def milliseconds(self, start: object, stop: object) -> float:
-        if isinstance(start, float) and isinstance(stop, float):
-            return 1e3 * (stop - start)
-        assert isinstance(start, torch.cuda.Event)
-        assert isinstance(stop, torch.cuda.Event)
-        stop.synchronize()
-        return float(start.elapsed_time(stop))
+    def marker(self) -> Mark:
+        return HostMark() if self.kind != "cuda" else TorchMark()
+
+    def milliseconds(self, start: Mark, stop: Mark) -> float:
+        if isinstance(start, HostMark) and isinstance(stop, HostMark):
+            return 1e3 * (stop.time_s - start.time_s)
+        assert isinstance(start, TorchMark)
+        assert isinstance(stop, TorchMark)
+        stop.event.synchronize()
+        return float(start.event.elapsed_time(stop.event))
+
+
+class TorchMark:
+    """A point on the current stream."""
+
+    def __init__(self) -> None:
+        self.event = torch.cuda.Event(enable_timing=True)
+
+    def __call__(self) -> None:
+        self.event.record()
 
 
 class TorchEngine:
