@@ -1,9 +1,10 @@
 """Convert a checkpoint to a bundle, in one line of steps: load, check, write weights, trace, verify, publish."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,12 +24,14 @@ from adacache_engines.bundle.manifest import (
 )
 from adacache_engines.bundle.tensors import DType
 from adacache_engines.bundle.video_sizes import possible_names
-from adacache_engines.errors import InputError
+from adacache_engines.errors import CheckpointError, InputError
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.arithmetic import arithmetic
-from adacache_export.checkpoint import check, open_checkpoint
+from adacache_export.checkpoint import Checkpoint, check
 from adacache_export.checkpoint.formats import read_json
-from adacache_export.families.registry import maker, recognise
+from adacache_export.checkpoint.hub import resolved
+from adacache_export.checkpoint.pipeline_folder import merged, open_source
+from adacache_export.families.registry import Family, maker, own_name, recognise
 from adacache_export.families.residual_block import sites_of
 from adacache_export.options import Options
 from adacache_export.parts.part import SMALL_FILES, weights_nbytes
@@ -36,7 +39,7 @@ from adacache_export.parts.text_encoder import add_encoder, open_encoder
 from adacache_export.parts.vae import add_decoder, open_decoder
 from adacache_export.phases import Progress, running_total
 from adacache_export.signals import signal_entry, signal_stages
-from adacache_export.stages import MODULATED, Stage, hidden_of
+from adacache_export.stages import Stage, hidden_of, key_prefixes, of_experts
 from adacache_export.tracing.graphs import export_graphs
 from adacache_export.verification.sizes import check_sizes
 from adacache_export.writing.folder import building, check_destination, file_entries
@@ -71,39 +74,51 @@ def convert(
     """
     progress = progress or Progress()
     check_destination(output, options.force)
-    checkpoint = open_checkpoint(source, options.weights)
-    for sentence in checkpoint.notes:
+    replaced = [part for part in ("text_encoder", "vae") if getattr(options, part)]
+    opened = open_source(resolved(source, options.revision), options.weights, replaced)
+    transformers = opened.transformers
+    for sentence in (*opened.notes, *transformers[0].notes):
         note(sentence)
-    given = read_json(options.config) if options.config else checkpoint.config
-    family = recognise(checkpoint.tensors, given, options.family)
-    make_stages = maker(family, options.conditioning)
-    config = family.config_from(given, checkpoint.shapes())
+    given = read_json(options.config) if options.config else transformers[0].config
+    family = recognise(transformers[0].tensors, given, options.family)
+    transformers = tuple(in_own_names(family, one) for one in transformers)
+    config = family.config_from(given, transformers[0].shapes())
     note(f"family {family.NAME}: " + ", ".join(f"{field} {value}" for field, value in asdict(config).items()))
     dtype = DTYPES[options.precision]
-    described = family.describe(config, checkpoint.scheduler, dtype)
+    described = family.describe(config, transformers[0].scheduler, dtype, opened.configs)
+    experts = described.experts
+    _check_alike(family, transformers, len(experts), config)
+    make_stages = maker(family, options.conditioning or described.conditioned)
     latent, guidance, text = described.latent, described.guidance, described.text
-    vae = open_decoder(options.vae, latent, options.vae_precision, progress) if options.vae else None
+    vae_folder, encoder_folder = options.vae or opened.vae, options.text_encoder or opened.text_encoder
+    vae = open_decoder(vae_folder, latent, options.vae_precision, progress) if vae_folder else None
     own = list(map(signal_from, options.signals))
     check_names(own, {})
     signals = {**SIGNALS, **{signal.name: signal for signal in own}}
-    asked = tuple(MODULATED if probe == BLOCK_INPUT else probe for probe in options.probes)
+    block_input = described.block_input
+    asked = tuple(block_input if probe == BLOCK_INPUT else probe for probe in options.probes)
     # the block input's probe comes beside the default probe, not in its place
-    probes = asked if {*asked} - {MODULATED} else (described.probe, *asked)
-    default = {described.probe} if described.probe in probes else {*probes} - {MODULATED}
-    expected = family.expected(config)
+    probes = asked if {*asked} - {block_input} else (described.probe, *asked)
+    default = {described.probe} if described.probe in probes else {*probes} - {block_input}
+    prefixes = key_prefixes(experts)
+    checkpoint = merged(dict(zip(prefixes, transformers, strict=True)))
+    expected = {prefix + name: shape for prefix in prefixes for name, shape in family.expected(config).items()}
+    optional = [prefix + name for prefix in prefixes for name in family.OPTIONAL_KEYS]
     scanned = running_total(progress.phase("checking the checkpoint", checkpoint.file_bytes()))
-    check(checkpoint, expected, family.OPTIONAL_KEYS, family.constants(config), scanned)
+    check(checkpoint, expected, optional, family.constants(config), scanned)
     encoder = None
-    if options.text_encoder:
-        encoder = open_encoder(options.text_encoder, text, options.text_precision, progress)
+    if encoder_folder:
+        encoder = open_encoder(encoder_folder, text, options.text_precision, progress)
 
     with torch.device("meta"):  # shapes only: the weights stay in their file until a stage is verified
-        stages = make_stages(config, probes, dtype, options.granularity)
+        stages = of_experts(make_stages(config, probes, dtype, options.granularity), experts)
         sums = arithmetic(stages, latent, guidance)
         measured = signal_stages(signals.values(), hidden_of(stages), latent)
-    _check_probes(probes, stages, family.PARTS, options.granularity)
+    _check_probes(probes, stages, family.PARTS, options.granularity, block_input)
     keys = [*_keys(stages), *([guidance.null_captions] if guidance.null_captions else [])]
-    dtypes: dict[str, DType] = dict.fromkeys(keys, dtype)
+    dtypes: dict[str, DType] = {
+        key: "float32" if any(part in key for part in described.float32) else dtype for key in keys
+    }
     tensors: dict[str, Tensor] = {key: checkpoint.tensors[key] for key in keys}
     nbytes = weights_nbytes(tensors, dtypes)
     read = reader(tensors, dtypes)
@@ -144,6 +159,7 @@ def convert(
             granularity=options.granularity,
             profiles=described.profiles,
             stages=tuple(stage_entry(stage, graphs[stage.name], default) for stage in stages),
+            experts=experts,
             arithmetic={stage.name: graphs[stage.name] for stage in sums},
             signals={name: signal_entry(signal, graphs) for name, signal in signals.items()},
             policies=described.policies,
@@ -155,9 +171,7 @@ def convert(
             text=text,
             weights=WEIGHTS,
             part_weights=part_weights,
-            checkpoint=CheckpointEntry(
-                files=tuple(path.name for path in checkpoint.files), sha256=checkpoint.sha256(hashed)
-            ),
+            checkpoint=CheckpointEntry(files=checkpoint.file_names(), sha256=checkpoint.sha256(hashed)),
             files=dict(sorted(files.items())),
         )
         (folder / MANIFEST).write_text(dump_manifest(manifest), encoding="utf-8")
@@ -169,7 +183,7 @@ def stage_entry(stage: Stage, graph: Graph, default: Collection[str]) -> StageEn
     assert stage.role is not None
 
     def role(site: str) -> ProbeRole | None:
-        return "block_input" if site == MODULATED else "default" if site in default else None
+        return "block_input" if not stage.block else "default" if site in default else None
 
     return StageEntry(
         graph=graph,
@@ -178,9 +192,36 @@ def stage_entry(stage: Stage, graph: Graph, default: Collection[str]) -> StageEn
         kind=stage.kind,
         index=stage.index,
         part=stage.part,
+        expert=stage.expert,
         probes={site: ProbeEntry(output=output, role=role(site)) for site, output in stage.probes.items()},
         flops=stage.flops,
     )
+
+
+def in_own_names(family: Family, checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint with the tensors' names in the family's own layout."""
+    return replace(
+        checkpoint, tensors={own_name(family.NAME, name): tensor for name, tensor in checkpoint.tensors.items()}
+    )
+
+
+def _check_alike(family: Family, transformers: Sequence[Checkpoint], experts: int, config: Any) -> None:
+    """Check that a family's model has so many transformers, and that they differ in their weights only.
+
+    Raises:
+        CheckpointError: there are more transformers than the family's models have, or of another configuration.
+    """
+    if len(transformers) != experts:
+        raise CheckpointError(
+            f"the pipeline has {len(transformers)} transformers, and a model of {family.NAME} has {experts}; pass the"
+            " folder of one of them"
+        )
+    for other in transformers[1:]:
+        if family.config_from(other.config, other.shapes()) != config:
+            raise CheckpointError(
+                f"{other.files[0].parent} and {transformers[0].files[0].parent} have different configurations; expected"
+                " two transformers that differ in their weights only: download them again"
+            )
 
 
 def _keys(stages: Iterable[Stage]) -> list[str]:
@@ -192,13 +233,15 @@ def _check_probes(
     stages: Iterable[Stage],
     parts: Mapping[str, tuple[str, ...]],
     granularity: ExportGranularity,
+    block_input: str,
 ) -> None:
     made = {site for stage in stages for site in stage.probes}
     unknown = sorted(set(wanted) - made)
     if unknown:
         known = {kind: some if granularity == "module" else sites_of(some) for kind, some in parts.items()}
         forms = ", ".join(f"{kind}.N.{site}" for kind, sites in known.items() for site in sites)
+        example = next(f"{kind}.0.{some[0]}" for kind, some in [*parts.items()][-1:])
         raise InputError(
             f"no probe site is called {', '.join(unknown)}; this model has {forms}, N a block from 0, such as"
-            f" temporal.0.attn, and {MODULATED}, which {BLOCK_INPUT} stands for"
+            f" {example}, and {block_input}, which {BLOCK_INPUT} stands for"
         )

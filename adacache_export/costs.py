@@ -46,15 +46,16 @@ def layers(module: nn.Module, positions: Axes) -> Term:
     return Term(axes=positions, flops=2 * sum(m.weight.numel() for m in module.modules() if isinstance(m, kinds)))
 
 
-def attention(queries: Axes, keys: str, width: int) -> Term:
-    """Count the scores and the weighted values of an attention in which every query meets the keys on one axis.
+def attention(queries: Axes, keys: str | Axes, width: int) -> Term:
+    """Count the scores and the weighted values of an attention in which every query meets all keys.
 
     Args:
         queries: axes of the queries, including those along which separate attentions run in parallel.
-        keys: axis of the keys; in self-attention it is one of ``queries``.
+        keys: axis or axes of the keys; in self-attention they are some of ``queries``.
         width: width of the queries, of all heads together; keys and values have the same width.
     """
-    return Term(axes=(*queries, keys), flops=2 * 2 * width)
+    met = (keys,) if isinstance(keys, str) else keys
+    return Term(axes=(*queries, *met), flops=2 * 2 * width)
 
 
 def total(*terms: Term) -> tuple[Term, ...]:

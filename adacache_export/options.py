@@ -108,11 +108,20 @@ class Options(PartOptions):
     )
     conditioning: bool = field(
         default=False,
-        metadata=option("let generations start from an image or a clip, whose frames are kept; Open-Sora's models can"),
+        metadata=option(
+            "let generations start from an image or a clip, whose frames are kept; models that were trained for it can"
+        ),
     )
     family: str | None = field(
         default=None,
         metadata=option("family of the checkpoint (default: the one that its tensors and config.json show)", "NAME"),
+    )
+    revision: str | None = field(
+        default=None,
+        metadata=option(
+            "branch, tag or commit, where CHECKPOINT is a Hugging Face repository in the local cache (default: main)",
+            "NAME",
+        ),
     )
     config: Path | None = field(
         default=None,

@@ -1,16 +1,16 @@
 """A stage: the piece of a model that becomes one graph, and how stages run one after another in torch."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
 
-from adacache_engines.bundle.manifest import ExportGranularity, Role, Term
+from adacache_engines.bundle.manifest import Expert, ExportGranularity, Role, Term
 from adacache_engines.bundle.tensors import DType, TensorSpec
 from adacache_export.costs import TOKENS, Counted
+from adacache_export.families.description import MODULATED as MODULATED
 from adacache_export.families.residual_block import Parts, ResidualBlock, sites_of
 
-MODULATED = "spatial.0.modulated"  # the site of the first block's input, which the embed stage shows
 WITHIN_FRAMES = ("patch_frames",)  # the independent axes of a stage that mixes the tokens of a frame
 OUT = "_out"  # the output "hidden_out" is the next stage's "hidden"
 
@@ -35,6 +35,7 @@ class Stage:
             stage is arithmetic, or belongs to the text encoder or the VAE.
         per_generation: whether the stage runs once in a generation; else it runs in each call.
         kind, index, part: kind and number of a block, and the part of it where the stage is not the whole block.
+        expert: number of the transformer that the stage belongs to, where a model has several.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Stage:
     kind: str | None = None
     index: int | None = None
     part: str | None = None
+    expert: int = 0
 
     @property
     def block(self) -> bool:
@@ -159,6 +161,7 @@ def embed_stage(
     spec: Mapping[str, TensorSpec],
     sites: Collection[str],
     names: Iterable[str] = ("hidden", "modulation", "time"),
+    site: str = MODULATED,
 ) -> Stage:
     """Make the stage that turns latents into the hidden state.
 
@@ -169,11 +172,12 @@ def embed_stage(
         spec: the tensors that stages exchange, by name.
         sites: sites to probe; all but the site of the modulated input are ignored.
         names: names of the tensors that the module returns.
+        site: site of the modulated input of the first block.
     """
-    probed = MODULATED in sites
+    probed = site in sites
     outputs = [spec[name] for name in names]
     shown = [spec["hidden"].model_copy(update={"name": "modulated"})] if probed else []
-    probes = {MODULATED: "modulated"} if probed else {}
+    probes = {site: "modulated"} if probed else {}
     given = (*outputs, *shown)
     module = make(probed)
     return Stage("embed", "embed", module, "", inputs, given, probes, independent_axes=WITHIN_FRAMES, role="embed")
@@ -193,6 +197,28 @@ def final_stage(
     """Make the stage that turns the hidden state into a prediction; ``inputs`` are the tensors that it takes."""
     given = (spec["prediction"],)
     return Stage("final", "final", module, prefix, inputs, given, independent_axes=WITHIN_FRAMES, role="final")
+
+
+def positions_stage(module: nn.Module, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> Stage:
+    """Make the stage that gives tables of positions, which depend on sizes only, once in a generation."""
+    return Stage("positions", "positions", module, "", inputs, outputs, role="positions", per_generation=True)
+
+
+def of_experts(stages: Sequence[Stage], experts: Sequence[Expert]) -> list[Stage]:
+    """Return the stages of all transformers of a model, each of which has ``stages`` with weights of its own.
+
+    Where there are several, an expert's name begins the names of its stages, and the keys of its weights.
+    """
+    return [
+        replace(stage, name=prefix + stage.name, prefix=prefix + stage.prefix, expert=index)
+        for index, prefix in enumerate(key_prefixes(experts))
+        for stage in stages
+    ]
+
+
+def key_prefixes(experts: Sequence[Expert]) -> tuple[str, ...]:
+    """Return the prefixes of the stages' names and weights' keys of each transformer; a single one has none."""
+    return tuple(f"{expert.name}." for expert in experts) if len(experts) > 1 else ("",)
 
 
 def run_stages(stages: Iterable[Stage], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

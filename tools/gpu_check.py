@@ -1,7 +1,7 @@
 """Run the tests that need a GPU, and a benchmark, on a machine that has one; write gpu.json and gpu.md.
 
     python tools/gpu_check.py [--out DIR] [--only tests|benchmark] [--size 480p:2s ...] [--backend NAME ...]
-    python tools/gpu_check.py --pack DIR [--wheel FILE ...]     a folder for a machine without a registry: DIR/run.sh
+    python tools/gpu_check.py --pack DIR [--capability 9.0] [--wheel FILE ...]     for a machine without a registry
 
 It works with any of TensorRT-RTX, TensorRT, onnxruntime-gpu and PyTorch, and says what it skipped and why. Numbers that
 are compared are measured in one run, in turn.
@@ -27,7 +27,7 @@ from tools.gpu import attempt
 from tools.gpu.benchmark import Run
 from tools.gpu.machine import BACKENDS, available, exporter_missing, find_gpu, machine
 from tools.gpu.model import DEPTH, LARGE, PRECISIONS, Preparation, make_bundles
-from tools.gpu.pack import pack
+from tools.gpu.pack.make import pack
 from tools.gpu.report import markdown
 from tools.gpu.steps import BUNDLES, NO_TARGET, RTX_TARGET, run_tests, step
 
@@ -46,8 +46,9 @@ def parser() -> argparse.ArgumentParser:
     add("--backend", action="append", default=[], choices=BACKENDS, help="to measure, repeatable (all that are here)")
     add("--quick", action="store_true", help=f"the first size only, {QUICK_STEPS} steps instead of {STEPS}")
     add("--bundles", type=Path, metavar="DIR", help="made by --pack; else they are exported here, which takes torch")
-    add("--pack", type=Path, metavar="DIR", help="make a folder to copy to another machine, and stop")
+    add("--pack", type=Path, metavar="DIR", help="make a folder of parts to copy to another machine, and stop")
     add("--wheel", type=Path, action="append", metavar="FILE", default=[], help="to take along in the pack, repeatable")
+    add("--capability", metavar="X.Y", help="the other machine's GPU: the pack has code and plans for no other kind")
     return made
 
 
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         made.error(str(error))
     try:
         if options.pack is not None:
-            pack(options.pack, options.wheel, options.bundles)
+            pack(options.pack, options.wheel, options.bundles, options.capability)
             return 0
         gpu = find_gpu()
     except AdaCacheError as error:
@@ -88,6 +89,8 @@ def _check(options: argparse.Namespace) -> None:
     """
     if options.wheel and options.pack is None:
         raise InputError("--wheel belongs to --pack")
+    if options.capability is not None and options.pack is None:
+        raise InputError("--capability belongs to --pack")
     for size in options.size:
         if any(".." in part for part in profile_parts(size)):
             raise InputError(f"size {size!r} is a range; a benchmark needs one size, such as 480p:2s")

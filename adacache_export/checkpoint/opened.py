@@ -41,6 +41,11 @@ class Checkpoint:
         """Return the shape of every tensor by its name."""
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
+    def file_names(self) -> tuple[str, ...]:
+        """Return the names of the weight files, each with its folder where they are in several."""
+        several = len({path.parent for path in self.files}) > 1
+        return tuple(f"{path.parent.name}/{path.name}" if several else path.name for path in self.files)
+
     def file_bytes(self) -> int:
         """Return the size of the weight files, which is what :meth:`sha256` counts up to."""
         return sum(path.stat().st_size for path in self.files)
@@ -58,7 +63,7 @@ class Checkpoint:
             CheckpointError: a file cannot be read any more.
         """
         done, lines = 0, []
-        for path in self.files:
+        for path, name in zip(self.files, self.file_names(), strict=True):
             digest = hashlib.sha256()
             with unreadable(path), path.open("rb") as file:
                 while chunk := file.read(1 << 20):
@@ -66,7 +71,7 @@ class Checkpoint:
                     done += len(chunk)
                     if progress is not None:
                         progress(done)
-            lines.append(f"{digest.hexdigest()}  {path.name}\n")
+            lines.append(f"{digest.hexdigest()}  {name}\n")
         if len(lines) == 1:
             return lines[0].split()[0]
         return hashlib.sha256("".join(lines).encode()).hexdigest()

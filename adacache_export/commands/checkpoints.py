@@ -13,15 +13,20 @@ from adacache_export.commands.progress import PhaseProgress
 from adacache_export.commands.tables import errors_table, gigabytes, plans_table
 from adacache_export.options import Options
 
+SUFFIX = ".adacache"
+
 
 def export_checkpoint(options: argparse.Namespace, check: Callable[[], None]) -> None:
     """Export a checkpoint, and compile plans for the bundle where a library is chosen."""
     require_exporter()
+    from adacache_export.checkpoint.hub import resolved
+    from adacache_export.checkpoint.pipeline_folder import INDEX
     from adacache_export.convert import convert
 
-    check_part_precisions(options)
+    if not (resolved(options.source, options.revision) / INDEX).is_file():
+        check_part_precisions(options)
     library, build = plans.chosen(options)
-    output: Path = options.output or Path(f"{options.source.resolve().stem}.adacache")
+    output: Path = options.output or bundle_name(options.source)
     with PhaseProgress(check=check) as progress:
         if options.backend == plans.AUTO:
             progress.note(plans.explanation(library))
@@ -33,6 +38,17 @@ def export_checkpoint(options: argparse.Namespace, check: Callable[[], None]) ->
         with PhaseProgress(check=check) as progress:
             made = plans.compile_bundle(output, library, build, options, progress.phase)
         console.print(plans_table([made]))
+
+
+def bundle_name(source: Path) -> Path:
+    """Return the name of the bundle of a checkpoint or a Hugging Face repository, in the current folder."""
+    from adacache_export.checkpoint.hub import repository_of
+
+    repository = repository_of(source)
+    if repository is not None:
+        return Path(repository.rpartition("/")[2] + SUFFIX)
+    place = source.resolve()
+    return Path((place.name if place.is_dir() else place.stem) + SUFFIX)
 
 
 def check_part_precisions(options: argparse.Namespace) -> None:

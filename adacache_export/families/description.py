@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from adacache_engines.bundle.manifest import (
+    Expert,
     GuidanceRule,
     LatentSpace,
     Preset,
@@ -14,7 +15,9 @@ from adacache_engines.bundle.manifest import (
     VideoDefaults,
     VideoNames,
 )
+from adacache_export.checkpoint.pipeline_folder import PipelineConfigs as PipelineConfigs
 
+MODULATED = "spatial.0.modulated"  # site of the first block's input, unless a family has another first block
 PIXEL_CHANNELS = 3  # a model of three channels works on pixels, not on latents
 VAE_SPATIAL_FACTOR = 8
 PRESETS = "policies.json"  # the file with presets in a family's folder
@@ -33,6 +36,10 @@ class Description:
         text: rule by which a prompt becomes captions.
         profiles: name -> axis -> smallest and largest size; a request must be within one of them.
         probe: site that is probed where the user asks for none.
+        block_input: site of the modulated input of the first block.
+        experts: the model's transformers, each with its range of timesteps.
+        conditioned: whether the model keeps frames that are given, without being asked to.
+        float32: parts of the names of weights that stay float32 whatever the precision.
         names: sizes and durations that have a name; those that no profile covers are left out of the manifest.
         policies: presets for this model, by name.
     """
@@ -44,6 +51,10 @@ class Description:
     text: TextRule
     profiles: Mapping[str, Mapping[str, tuple[int, int]]]
     probe: str
+    block_input: str = MODULATED
+    experts: tuple[Expert, ...] = (Expert(),)
+    conditioned: bool = False
+    float32: tuple[str, ...] = ()
     names: VideoNames = field(default_factory=VideoNames)
     policies: Mapping[str, Preset] = field(default_factory=dict)
 

@@ -17,14 +17,14 @@ NORM_EPS = 1e-6
 FREQUENCY_BASE = 10000.0
 
 
-def layer_norm(x: Tensor) -> Tensor:
+def layer_norm(x: Tensor, eps: float = NORM_EPS) -> Tensor:
     """Normalise the last axis to mean 0 and variance 1, without affine parameters; return float32."""
-    return F.layer_norm(x.float(), (x.shape[-1],), eps=NORM_EPS)
+    return F.layer_norm(x.float(), (x.shape[-1],), eps=eps)
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def modulate(x: Tensor, shift: Tensor, scale: Tensor, eps: float = NORM_EPS) -> Tensor:
     """Return adaLN, LN(x) * (1 + scale) + shift, in the precision of ``x`` (DiT, arXiv 2212.09748, section 3.2)."""
-    return (layer_norm(x) * (1.0 + scale) + shift).to(x.dtype)
+    return (layer_norm(x, eps) * (1.0 + scale) + shift).to(x.dtype)
 
 
 def add_residual(x: Tensor, residual: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def sinusoid_frequencies(half: int) -> tuple[float, ...]:
     1000 a difference in the last bit moves the embedding by 6e-5.
     """
     index = torch.arange(half, dtype=torch.float32, device="cpu")
-    return tuple(torch.exp(index * (-math.log(FREQUENCY_BASE) / half)).tolist())
+    return tuple(torch.exp(-math.log(FREQUENCY_BASE) * index / half).tolist())
 
 
 def sinusoid(value: Tensor, frequencies: tuple[float, ...]) -> Tensor:
@@ -87,7 +87,7 @@ def adaln_single(table: Tensor, modulation: Tensor) -> tuple[Tensor, ...]:
     Source: adaLN-single, PixArt-alpha, arXiv 2310.00426, section 2.3.
 
     Args:
-        table: the block's own table (6, D).
+        table: the block's own table, (6, D) or (1, 6, D).
         modulation: modulation of all blocks, (B, 6, D), or (B, T, 6, D) where each frame has its own.
 
     Returns:
@@ -110,13 +110,14 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
 class RMSNorm(nn.Module):
     """RMSNorm, x / rms(x) * weight over the last axis; statistics in float32 (arXiv 1910.07467, eq. 4)."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, eps: float = NORM_EPS) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
         full = x.float()
-        normal = full * torch.rsqrt(full.square().mean(-1, keepdim=True) + NORM_EPS)
+        normal = full * torch.rsqrt(full.square().mean(-1, keepdim=True) + self.eps)
         return normal.to(x.dtype) * self.weight
 
 

@@ -1,6 +1,6 @@
 """The registry of the families that can be exported, which recognises a checkpoint's family."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -9,10 +9,12 @@ from torch import Tensor
 from adacache_engines.bundle.manifest import ExportGranularity
 from adacache_engines.bundle.tensors import DType
 from adacache_engines.errors import CheckpointError, InputError
-from adacache_export.families.description import Description
+from adacache_export.families.description import Description, PipelineConfigs
 from adacache_export.families.latte import family as latte
 from adacache_export.families.open_sora import family as open_sora
 from adacache_export.families.open_sora_plan import family as open_sora_plan
+from adacache_export.families.wan import family as wan
+from adacache_export.families.wan import published as wan_published
 from adacache_export.stages import Stage
 
 Shape = tuple[int, ...]
@@ -76,13 +78,20 @@ class Family(Protocol):
     def conditioned_stages(self) -> "MakeStages | None":
         """Function that makes the stages of a model that may keep frames; None = the model was not trained for it."""
 
-    def describe(self, config: Any, scheduler: Mapping[str, Any] | None, precision: DType = "float32") -> Description:
+    def describe(
+        self,
+        config: Any,
+        scheduler: Mapping[str, Any] | None,
+        precision: DType = "float32",
+        pipeline: PipelineConfigs | None = None,
+    ) -> Description:
         """Return the rest of the manifest's description of the model.
 
         Args:
             config: configuration of the model.
             scheduler: content of ``scheduler_config.json``, None without one.
             precision: precision of the weights.
+            pipeline: what the folder of a pipeline says of the model; without one, nothing.
 
         Raises:
             CheckpointError: ``scheduler_config.json`` asks for a sampler or a setting that the family does not have.
@@ -93,7 +102,11 @@ FAMILIES: dict[str, Family] = {
     open_sora.NAME: open_sora,
     latte.NAME: latte,
     open_sora_plan.NAME: open_sora_plan,
+    wan.NAME: wan,
 }
+
+# families whose checkpoints are also published in another layout -> a tensor's name in SIGNATURE_KEYS' layout
+LAYOUTS: Mapping[str, Callable[[str], str]] = {wan.NAME: wan_published.own_name}
 
 
 def maker(family: Family, conditioned: bool) -> MakeStages:
@@ -112,6 +125,11 @@ def maker(family: Family, conditioned: bool) -> MakeStages:
     return family.conditioned_stages
 
 
+def own_name(family: str, name: str) -> str:
+    """Return the name that a tensor has in a family's own layout, from its name in any layout."""
+    return LAYOUTS[family](name) if family in LAYOUTS else name
+
+
 def recognise(names: Iterable[str], config: Mapping[str, Any] | None = None, asked: str | None = None) -> Family:
     """Return the family of a checkpoint.
 
@@ -128,8 +146,18 @@ def recognise(names: Iterable[str], config: Mapping[str, Any] | None = None, ask
     if asked is not None and asked not in FAMILIES:
         raise InputError(f"no family is called {asked}; there are {', '.join(FAMILIES)}")
     present = set(names)
-    lacking = {name: [key for key in family.SIGNATURE_KEYS if key not in present] for name, family in FAMILIES.items()}
+    if adapters := sorted(name for name in present if "lora" in name.lower()):
+        raise CheckpointError(
+            f"these are the weights of a LoRA ({len(adapters)} tensors such as {adapters[0]}), not of a model; pass the"
+            " checkpoint of the model itself"
+        )
+    lacking = {name: _lacking(family, present) for name, family in FAMILIES.items()}
     fitting = [name for name, keys in lacking.items() if not keys and asked in (None, name)]
+    if not fitting and config is not None and "_class_name" in config:
+        raise CheckpointError(
+            f"config.json describes {config['_class_name']}, which is of no known family; there are"
+            f" {', '.join(FAMILIES)}: pass the video transformer of one of them"
+        )
     if not fitting:
         raise CheckpointError(_unknown(present, lacking if asked is None else {asked: lacking[asked]}))
     told = fitting if len(fitting) == 1 else [name for name in fitting if FAMILIES[name].told_by(config)]
@@ -139,6 +167,11 @@ def recognise(names: Iterable[str], config: Mapping[str, Any] | None = None, ask
             " it, in one folder with the weights or with --config FILE, or name the family with --family"
         )
     return FAMILIES[told[0]]
+
+
+def _lacking(family: Family, present: set[str]) -> list[str]:
+    own = {own_name(family.NAME, name) for name in present} if family.NAME in LAYOUTS else present
+    return [key for key in family.SIGNATURE_KEYS if key not in own]
 
 
 def _unknown(present: set[str], lacking: Mapping[str, list[str]]) -> str:

@@ -13,6 +13,7 @@ from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
 from adacache_export.stages import Stage, weight_shapes
 from adacache_export.text_encoders.t5 import encoder as t5
 from adacache_export.text_encoders.tokenizers import tokenizer_of
+from adacache_export.text_encoders.umt5 import encoder as umt5
 
 MODEL_TYPE = "model_type"  # the field of config.json that names the kind
 
@@ -46,7 +47,7 @@ class Kind(Protocol):
         """Return the tensors of a folder that the stages need, under the stages' keys."""
 
 
-KINDS: dict[str, Kind] = {"t5": t5, "mt5": t5}  # by ``model_type``
+KINDS: dict[str, Kind] = {"t5": t5, "mt5": t5, "umt5": umt5}  # by ``model_type``
 
 
 @dataclass(frozen=True, eq=False)

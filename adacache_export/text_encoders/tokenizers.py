@@ -72,18 +72,29 @@ def _without_sentinels(data: bytes, vocab_size: int) -> bytes:
 
 def _converted(path: Path) -> bytes:
     """Return the ``tokenizer.json`` of the sentencepiece model at ``path``, with the tokenizer settings beside it."""
-    require("sentencepiece", "export")
+    sentencepiece = require("sentencepiece", "export")
     transformers = require("transformers", "export")
     try:
         with _quiet():
             converted = transformers.T5TokenizerFast.from_pretrained(str(path.parent), local_files_only=True)
-            return str(converted.backend_tokenizer.to_str()).encode()
+            data = str(converted.backend_tokenizer.to_str())
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        if not any(pieces.is_byte(token) for token in range(pieces.get_piece_size())):
+            return data.encode()
+        return _with_byte_fallback(data)
     except Exception as error:  # its parsers raise anything on a damaged file
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(
             f"{path} could not be converted ({reason:.200}); expected the sentencepiece model of a T5: download it"
             " again, or add its tokenizer.json"
         ) from error
+
+
+def _with_byte_fallback(data: str) -> bytes:
+    """Return a ``tokenizer.json`` that spells characters without a piece in bytes, which the conversion forgets."""
+    tree = json.loads(data)
+    tree["model"]["byte_fallback"] = True
+    return json.dumps(tree, ensure_ascii=False).encode()
 
 
 @contextmanager

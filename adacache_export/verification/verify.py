@@ -20,7 +20,7 @@ from adacache_export.checkpoint.mapped import taken
 from adacache_export.families.registry import FAMILIES, maker
 from adacache_export.phases import Progress
 from adacache_export.signals import signal_stages
-from adacache_export.stages import Stage, hidden_of
+from adacache_export.stages import Stage, hidden_of, key_prefixes, of_experts
 from adacache_export.text_encoders.registry import reopened
 from adacache_export.vaes.registry import coding_of
 from adacache_export.verification.parity import verified
@@ -77,10 +77,14 @@ def _jobs(
 ) -> list[tuple[Stage, Graph, Precision, list[dict[str, int]]]]:
     """Return every graph with the stage that it was made from, its precision, and sizes to compare both at."""
     family = FAMILIES[manifest.family]
-    config = family.config_from(manifest.config, shapes)
+    first = key_prefixes(manifest.experts)[0]
+    config = family.config_from(
+        manifest.config, {name.removeprefix(first): shape for name, shape in shapes.items() if name.startswith(first)}
+    )
     with torch.device("meta"):
         make_stages = maker(family, manifest.conditioned())
         stages = make_stages(config, tuple(manifest.probes()), DTYPES[manifest.precision], manifest.granularity)
+        stages = of_experts(stages, manifest.experts)
         sums = arithmetic(stages, manifest.latent, manifest.guidance)
         known = [signal for signal in (*SIGNALS.values(), *own) if signal.name in manifest.signals]
         sums += signal_stages(known, hidden_of(stages), manifest.latent)

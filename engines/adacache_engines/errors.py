@@ -8,6 +8,7 @@ AdaCacheError
 ├── ExportError              a stage that could not be traced, or whose engine disagrees with it
 ├── BundleError              a bundle that is incomplete, changed, or of another version
 ├── EngineError              an engine that cannot be loaded, bound or run
+│   └── DeviceLostError      a GPU that this process cannot use any more, since work on it has failed
 ├── PolicyError              a caching policy broke its contract
 └── NonFiniteError           NaN or infinity in the latents; names the call and the stage
 
@@ -48,6 +49,10 @@ class BundleError(AdaCacheError):
 
 class EngineError(AdaCacheError):
     """An engine cannot be loaded, bound or run."""
+
+
+class DeviceLostError(EngineError):
+    """Work on a GPU has failed, and this process cannot use the GPU any more."""
 
 
 class PolicyError(AdaCacheError):

@@ -35,6 +35,9 @@ class Request:
         frames: number of frames of the video; 1 = an image; None = the bundle's default.
         fps: frames per second, one for all prompts or one each; None = the bundle's default.
         steps, guidance: sampling steps and guidance scale; None = the bundle's defaults.
+        guidance_2: guidance scale of the second expert, for a model that has two; None = ``guidance`` where that is
+            given, else the bundle's default.
+        sampler: name of the sampler, one that fits what the model predicts; None = the bundle's.
         seed: seed of the initial noise.
         images: images that are frames of the video: paths, Pillow images, or arrays (height, width, 3) uint8 RGB.
         image_at: frame of the video for each image, from 0, or from -1 at the end; a single image is frame 0 unless it
@@ -71,6 +74,8 @@ class Request:
     fps: tuple[float, ...] | None = None
     steps: int | None = None
     guidance: float | None = None
+    guidance_2: float | None = None
+    sampler: str | None = None
     seed: int = 0
     images: tuple[ImageSource, ...] = ()
     image_at: tuple[int, ...] = ()

@@ -36,6 +36,8 @@ class RequestOptions(TypedDict, total=False):
     policy: PolicyChoice
     steps: int | None
     guidance: float | None
+    guidance_2: float | None
+    sampler: str | None
     image: ImageSource | Sequence[ImageSource]
     image_at: int | Sequence[int]
     clip: ClipSource | None

@@ -19,7 +19,7 @@ from adacache_runtime.conditioning.masks import Masking, check_mask, masking
 from adacache_runtime.conditioning.references import Placement, alignment, mask_of
 from adacache_runtime.denoising.segments import Segment, segments
 from adacache_runtime.request import MAX_SEED, Request
-from adacache_runtime.samplers.registry import updates
+from adacache_runtime.samplers.registry import sampler_name, updates
 from adacache_runtime.samplers.update import Update, check_guidance, check_steps
 from adacache_runtime.text.captions import check_captions, fits_float32
 from adacache_runtime.vae.tiles import check_tile
@@ -85,6 +85,10 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
     guidance = manifest.sampler.guidance if request.guidance is None else request.guidance
     check_steps(steps)
     check_guidance(guidance)
+    if request.guidance_2 is not None:
+        check_guidance(request.guidance_2)
+        if len(manifest.experts) == 1:
+            raise InputError("this model is one transformer and has one guidance scale; leave the second one out")
     video = {
         name: getattr(manifest.video if getattr(request, name) is None else request, name)
         for name in ("height", "width", "frames")
@@ -92,6 +96,9 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
     for name, value in video.items():
         if value < 1:
             raise OutOfRangeError(f"{name} {value} is not possible; choose at least 1")
+    below, above = manifest.latent.frames.nearest(video["frames"])
+    if below != above:
+        raise OutOfRangeError(f"{video['frames']} frames are not possible with this model; choose {below} or {above}")
     granularity = _granularity(manifest, request)
     if not 0 <= request.seed <= MAX_SEED:
         raise OutOfRangeError(f"seed {request.seed} is not possible; choose 0 to {MAX_SEED}")
@@ -99,15 +106,16 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
     shape = continues or _latent_shape(manifest, request, samples, **video)
     axes = dict(zip(("frames", "height", "width"), shape[2:], strict=True))
     check_profiles(manifest, {"samples": samples, **axes})
-    calls = updates(manifest, steps, samples, **video, idle_call=request.idle_call)
+    sampler = sampler_name(manifest, request.sampler)
+    calls = updates(manifest, steps, samples, **video, idle_call=request.idle_call, sampler=sampler)
     given = None if continues else place_given(manifest, request, video["frames"], axes["frames"])
     mask = _mask(manifest, request, given, shape, bool(continues))
     if mask is not None:
-        check_mask(manifest, mask, request.noise, shape, len(calls))
+        check_mask(manifest, sampler, mask, request.noise, shape, len(calls))
     elif request.noise is not None:
         raise InputError("the noise of each step is for a generation with a mask: give that, too, or leave it out")
     units = samples if request.scope == "prompt" else 1
-    parts = segments(manifest, calls, granularity, units, request.guidance)
+    parts = segments(manifest, calls, granularity, units, request.guidance, request.guidance_2)
     for part in parts:
         request.policy.start(part.run)  # refuses if it must
     branches = parts[0].run.branches

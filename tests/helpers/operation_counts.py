@@ -11,6 +11,7 @@ from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.open_sora_plan import family as open_sora_plan
 from adacache_export.families.registry import FAMILIES
+from adacache_export.families.wan.transformer import WanConfig
 from adacache_export.stages import Stage
 from adacache_runtime.trace import CallRecord, Trace
 from tests.helpers import fake_model
@@ -19,6 +20,7 @@ PUBLISHED: Mapping[str, Any] = {
     "open-sora-1.2": OpenSoraConfig(),
     "latte-1": LatteT2VConfig(),
     "open-sora-plan-1.1": open_sora_plan.RELEASED,
+    "wan": WanConfig(),
 }
 
 

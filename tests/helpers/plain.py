@@ -10,6 +10,7 @@ from adacache_engines.contract.device import Array
 from adacache_runtime.caching.policy import Decision
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
+from adacache_runtime.samplers.update import Update
 from adacache_runtime.settled import initial_noise, settle
 from adacache_runtime.text.prompts import null_captions
 from tests.helpers import fake_model
@@ -104,12 +105,18 @@ def plain(
             kept[0].insert(0, (call, velocity - z))
         elif whole:
             velocity = z + line(kept[0], call, extrapolates)
-        history[update.slot] = velocity
+        history[update.slot] = entry(update, z, velocity)
         a, b = update.scale[:, None, None, None, None], update.weights[..., None, None, None, None]
         z = np.where(upper[:, None, :, None, None], a * z + (b * history).sum(0), x0)
         seen.velocities.append(velocity)
         seen.latents.append(z)
     return seen
+
+
+def entry(update: Update, latents: Any, velocity: Any) -> Any:
+    """Return c z + d v, which a call adds to the sampler's history."""
+    c, d = (values[:, None, None, None, None] for values in update.entry())
+    return c * latents + d * velocity
 
 
 def plain_by_branch(

@@ -111,6 +111,7 @@ def test_the_command_says_that_there_is_no_gpu(tmp_path: Path, capsys: pytest.Ca
         (["--size", "240p..480p:2s"], "is a range; a benchmark needs one size"),
         (["--wheel", "x.whl"], "--wheel belongs to --pack"),
         (["--pack", "p", "--wheel", "x.whl"], "x.whl is not a wheel"),
+        (["--capability", "9.0"], "--capability belongs to --pack"),
         (["--backend", "jax"], "invalid choice: 'jax'"),
         (["--bundles", "nowhere"], "nowhere has no bundle fp32, fp16, bf16, xl2"),
     ],

@@ -9,10 +9,11 @@ from typing import Any
 
 from adacache_engines.bundle.manifest import VideoDefaults
 from adacache_engines.bundle.tensors import DType
-from adacache_export.families.description import Description
+from adacache_export.families.description import Description, PipelineConfigs
 from adacache_export.families.latte_t2v import family as latte_t2v
 from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
 from adacache_export.families.open_sora_plan import family as open_sora_plan
+from adacache_export.families.schedulers import sampler_of
 from adacache_export.frame_rules import EACH_FRAME
 
 NAME = "latte-1"
@@ -44,6 +45,7 @@ def describe(
     config: LatteT2VConfig,
     scheduler: Mapping[str, Any] | None,
     precision: DType = "float32",  # noqa: ARG001 - conditions stay float32
+    pipeline: PipelineConfigs | None = None,  # noqa: ARG001 - all is in the transformer's own configuration
 ) -> Description:
     """Describe a model that makes images, and clips of the one length that it was trained on.
 
@@ -53,4 +55,5 @@ def describe(
     latent = latte_t2v.latent_space(config, EACH_FRAME)
     height, width = (latent.spatial_factor * side for side in config.sample_size)
     video = VideoDefaults(height=height, width=width, frames=config.video_length, fps=8, image_fps=8)
-    return latte_t2v.describe(FOLDER, config, video, latent, latte_t2v.sampler(scheduler, "DDIMScheduler"), image=True)
+    sampler = sampler_of(scheduler, {"_class_name": "DDIMScheduler"}, latte_t2v.GUIDANCE)
+    return latte_t2v.describe(FOLDER, config, video, latent, sampler, image=True)

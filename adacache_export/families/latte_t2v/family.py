@@ -25,10 +25,10 @@ from adacache_engines.errors import CheckpointError
 from adacache_export.costs import TOKENS
 from adacache_export.families.config import count_blocks, settle
 from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description, presets
+from adacache_export.families.diffusers_layers import TextProjection
 from adacache_export.families.latte_t2v.transformer import (
     MLP_RATIO,
     Block,
-    CaptionProjection,
     Embed,
     Final,
     LatteT2VConfig,
@@ -69,23 +69,6 @@ REQUIRED = {
     "patch_size_t": (1, "patches of several frames are not supported"),
 }
 LARGEST = 240  # largest number of latent rows or columns: 1920 pixels
-SCHEDULER = {  # the supported values, under their names in diffusers
-    "num_train_timesteps": 1000,
-    "beta_start": 1e-4,
-    "beta_end": 2e-2,
-    "beta_schedule": "linear",
-    "trained_betas": None,
-    "prediction_type": "epsilon",
-    "timestep_spacing": "leading",
-    "steps_offset": 0,
-    "thresholding": False,
-    "rescale_betas_zero_snr": False,
-}
-# class -> sampler, its published number of steps, and the supported values of settings that only this class has
-SAMPLERS: Mapping[str, tuple[str, int, Mapping[str, bool]]] = {
-    "DDIMScheduler": ("ddim", 50, {"set_alpha_to_one": True}),
-    "PNDMScheduler": ("pndm", 150, {"set_alpha_to_one": False, "skip_prk_steps": False}),
-}
 GUIDANCE = 7.5
 
 
@@ -204,7 +187,7 @@ def stages(
 
     final = (spec["hidden"], spec["time"], spec["latents"])
     return [
-        text_stage(CaptionProjection(config), "caption_projection.", spec),
+        text_stage(TextProjection(config.caption_channels, config.width), "caption_projection.", spec),
         embed_stage(lambda probed: Embed(config, probed), (spec["latents"], spec["timestep"]), spec, sites),
         *(stage for index in range(config.num_layers) for kind in BLOCK_LISTS for stage in block(kind, index)),
         final_stage(Final(config), "", final, spec),
@@ -270,32 +253,3 @@ def latent_space(config: LatteT2VConfig, frames: FrameRule) -> LatentSpace:
         decoder="pixels" if pixels else "none",
         whole_patches=True,
     )
-
-
-def sampler(scheduler: Mapping[str, Any] | None, usual: str) -> SamplerDefaults:
-    """Return the sampler that ``scheduler_config.json`` names; without the file, the sampler of the class ``usual``.
-
-    ``clip_sample`` is ignored: the original scripts switch it off, whatever the file says.
-
-    Raises:
-        CheckpointError: the file asks for another sampler or noise schedule; the message lists every difference.
-    """
-    given = scheduler or {}
-    name = given.get("_class_name", usual)
-    if name not in SAMPLERS:
-        raise CheckpointError(
-            f"scheduler_config.json asks for {name}, expected one of {', '.join(SAMPLERS)}: remove the file to sample"
-            f" with {usual}"
-        )
-    sampler_name, steps, fixed = SAMPLERS[name]
-    problems = [
-        f"{key} {given[key]!r} (expected {value!r})"
-        for key, value in {**SCHEDULER, **fixed}.items()
-        if key in given and given[key] != value
-    ]
-    if problems:
-        raise CheckpointError(
-            f"scheduler_config.json asks for what is not supported: {', '.join(problems)}; pass the published file of"
-            " the model, or remove it"
-        )
-    return SamplerDefaults.model_validate({"name": sampler_name, "steps": steps, "guidance": GUIDANCE})

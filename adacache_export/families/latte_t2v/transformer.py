@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adacache_engines.bundle.manifest import Term
-from adacache_export.costs import SAMPLES, TEXT, TOKENS, Axes, attention, layers, total
+from adacache_export.costs import SAMPLES, TOKENS, Axes, attention, layers, total
+from adacache_export.families.diffusers_layers import FeedForward, TimestepEmbedding
 from adacache_export.families.layers import (
     adaln_single,
     add_residual,
@@ -21,8 +22,6 @@ from adacache_export.families.layers import (
     linear,
     modulate,
     sincos_1d,
-    sinusoid,
-    sinusoid_frequencies,
 )
 from adacache_export.families.residual_block import ATTENTION_AXES, EVERYWHERE, ModulatedInput, Parts, ResidualBlock
 
@@ -53,44 +52,12 @@ class LatteT2VConfig:
         return self.num_attention_heads * self.attention_head_dim
 
 
-class CaptionProjection(nn.Module):
-    """The ``text`` stage: encoder states (B, L, caption_channels) -> (B, L, D)."""
-
-    def __init__(self, config: LatteT2VConfig) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(config.caption_channels, config.width)
-        self.linear_2 = nn.Linear(config.width, config.width)
-
-    def forward(self, captions: Tensor) -> Tensor:
-        hidden = F.gelu(linear(self.linear_1, captions.to(self.linear_1.weight.dtype)), approximate="tanh")
-        return linear(self.linear_2, hidden)
-
-    def flops(self) -> tuple[Term, ...]:
-        return total(layers(self, TEXT))
-
-
-class TimestepEmbedding(nn.Module):
-    """Embedding of timesteps (B,) as (B, D): their sinusoid, then Linear, SiLU, Linear."""
-
-    FREQUENCIES = sinusoid_frequencies(SINUSOID_WIDTH // 2)
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.linear_1 = nn.Linear(SINUSOID_WIDTH, width)
-        self.linear_2 = nn.Linear(width, width)
-
-    def forward(self, timestep: Tensor) -> Tensor:
-        hidden = self.linear_1(sinusoid(timestep, self.FREQUENCIES).to(self.linear_1.weight.dtype))
-        out: Tensor = self.linear_2(F.silu(hidden))
-        return out
-
-
 class AdaLayerNormSingle(nn.Module):
     """Modulation of the blocks (B, 6, D), and of the final layer (B, D), from timesteps (B,)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.emb = nn.ModuleDict({"timestep_embedder": TimestepEmbedding(width)})
+        self.emb = nn.ModuleDict({"timestep_embedder": TimestepEmbedding(SINUSOID_WIDTH, width)})
         self.linear = nn.Linear(width, 6 * width)
 
     def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,21 +139,6 @@ class Attention(nn.Module):
         return total(*made, *met, attention(queries, keys[-1], self.to_q.out_features))
 
 
-class FeedForward(nn.Module):
-    """The MLP of a block: Linear, the tanh form of GELU, Linear."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        hidden = MLP_RATIO * width
-        self.net = nn.ModuleDict(
-            {"0": nn.ModuleDict({"proj": nn.Linear(width, hidden)}), "2": nn.Linear(hidden, width)}
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = F.gelu(linear(self.net["0"]["proj"], x), approximate="tanh")  # type: ignore[index]
-        return linear(self.net["2"], hidden)  # type: ignore[arg-type]
-
-
 class Block(ResidualBlock):
     """A block, or one of its parts: gated self-attention, in spatial blocks cross attention, and a gated MLP.
 
@@ -230,7 +182,7 @@ class Block(ResidualBlock):
         if "cross" in parts:
             self.attn2 = Attention(config)
         if "mlp" in parts:
-            self.ff = FeedForward(config.width)
+            self.ff = FeedForward(config.width, MLP_RATIO * config.width)
 
     def position(self, frames: int) -> Tensor:
         """Return the temporal position embedding (frames, D), float32; zeros for a single frame."""

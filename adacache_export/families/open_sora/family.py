@@ -26,7 +26,14 @@ from adacache_engines.bundle.manifest import (
 from adacache_engines.bundle.tensors import DType, TensorSpec
 from adacache_engines.errors import CheckpointError, InputError
 from adacache_export.families.config import count_blocks, settle
-from adacache_export.families.description import PIXEL_CHANNELS, PROMPTS, VAE_SPATIAL_FACTOR, Description, presets
+from adacache_export.families.description import (
+    PIXEL_CHANNELS,
+    PROMPTS,
+    VAE_SPATIAL_FACTOR,
+    Description,
+    PipelineConfigs,
+    presets,
+)
 from adacache_export.families.open_sora.sizes import NAMES
 from adacache_export.families.open_sora.transformer import Block, CaptionEmbedder, Embed, Final, OpenSoraConfig
 from adacache_export.families.residual_block import Parts
@@ -226,7 +233,12 @@ def told_by(config: Mapping[str, Any] | None) -> bool:  # noqa: ARG001 - no othe
     return True
 
 
-def describe(config: OpenSoraConfig, scheduler: Mapping[str, Any] | None, precision: DType = "float32") -> Description:
+def describe(
+    config: OpenSoraConfig,
+    scheduler: Mapping[str, Any] | None,
+    precision: DType = "float32",
+    pipeline: PipelineConfigs | None = None,  # noqa: ARG001 - it is published without one
+) -> Description:
     """Describe a model whose default video is 480p landscape of 2 s.
 
     A model that works on pixels makes a short clip of the size that its positions refer to. Guidance is [prompt; null

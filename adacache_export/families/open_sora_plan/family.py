@@ -10,9 +10,10 @@ from typing import Any
 
 from adacache_engines.bundle.manifest import VideoDefaults
 from adacache_engines.bundle.tensors import DType
-from adacache_export.families.description import Description
+from adacache_export.families.description import Description, PipelineConfigs
 from adacache_export.families.latte_t2v import family as latte_t2v
 from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
+from adacache_export.families.schedulers import sampler_of
 from adacache_export.frame_rules import FIRST_THEN_FOURS
 
 NAME = "open-sora-plan-1.1"
@@ -64,6 +65,7 @@ def describe(
     config: LatteT2VConfig,
     scheduler: Mapping[str, Any] | None,
     precision: DType = "float32",  # noqa: ARG001 - conditions stay float32
+    pipeline: PipelineConfigs | None = None,  # noqa: ARG001 - all is in the transformer's own configuration
 ) -> Description:
     """Describe a model that makes clips only: for an image, the original leaves out all temporal blocks.
 
@@ -74,4 +76,5 @@ def describe(
     height, width = (latent.spatial_factor * side for side in config.sample_size)
     frames = latent.frames.frames_of(config.video_length)
     video = VideoDefaults(height=height, width=width, frames=frames)
-    return latte_t2v.describe(FOLDER, config, video, latent, latte_t2v.sampler(scheduler, "PNDMScheduler"), image=False)
+    sampler = sampler_of(scheduler, {"_class_name": "PNDMScheduler"}, latte_t2v.GUIDANCE)
+    return latte_t2v.describe(FOLDER, config, video, latent, sampler, image=False)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adacache_engines.bundle.tensors import DType, TensorSpec
 from adacache_export.stages import OUT, Stage
@@ -22,31 +22,56 @@ config_from = T5Config.from_json
 
 
 def stages(config: T5Config, precision: DType) -> tuple[Stage, ...]:
-    """Return the stages ``encoder.embed``, ``encoder.00``, ``encoder.01``, ..., ``encoder.final``.
+    """Return the stages ``encoder.embed``, ``encoder.00``, ``encoder.01``, ..., ``encoder.final``."""
+    with torch.device("meta"):
+        embed, block = Embed(config), Block(config)
+    bias = TensorSpec(name="bias", dtype=exchanged(precision), axes=("batch", config.num_heads, "text", "text"))
+    return chain(config, precision, embed, block, bias)
 
-    What blocks exchange is float32 in a float16 encoder, because it goes beyond the range of float16.
+
+def exchanged(precision: DType) -> DType:
+    """Return the dtype of what blocks exchange.
+
+    It is float32 in a float16 encoder, because the hidden states go beyond the range of float16.
     """
-    spec = _specs(config, "float32" if precision == "float16" else precision)
-    hidden, bias = spec["hidden"], spec["bias"]
+    return "float32" if precision == "float16" else precision
+
+
+def chain(
+    config: T5Config, precision: DType, embed: nn.Module, block: nn.Module, shared: TensorSpec
+) -> tuple[Stage, ...]:
+    """Return the stages of an encoder whose blocks have the same graph.
+
+    Args:
+        config: configuration of the encoder.
+        precision: dtype of the stages' weights.
+        embed: module from tokens and mask to hidden states and ``shared``.
+        block: module of a block, from hidden states and ``shared`` to hidden states.
+        shared: tensor that all blocks get beside the hidden states.
+    """
+    states: tuple[int | str, ...] = ("batch", "text", config.d_model)
+    tokens, mask = (TensorSpec(name=n, dtype=t, axes=states[:2]) for n, t in (("tokens", "int64"), ("mask", "bool")))
+    hidden = TensorSpec(name="hidden", dtype=exchanged(precision), axes=states)
+    captions = TensorSpec(name="captions", dtype="float32", axes=states)
     after = hidden.model_copy(update={"name": hidden.name + OUT})
     with torch.device("meta"):
-        embed, block, final = Embed(config), Block(config), Final(config)
+        final = Final(config)
     tolerance = TOLERANCE if precision == "float32" else None
     return (
-        Stage("encoder.embed", "encoder.embed", embed, PREFIX, (spec["tokens"], spec["mask"]), (hidden, bias)),
+        Stage("encoder.embed", "encoder.embed", embed, PREFIX, (tokens, mask), (hidden, shared)),
         *(
             Stage(
                 f"encoder.{i:02d}",
                 "encoder.block",
                 block,
                 f"{PREFIX}encoder.block.{i}.",
-                (hidden, bias),
+                (hidden, shared),
                 (after,),
                 tolerance=tolerance,
             )
             for i in range(config.num_layers)
         ),
-        Stage("encoder.final", "encoder.final", final, f"{PREFIX}encoder.", (hidden,), (spec["captions"],)),
+        Stage("encoder.final", "encoder.final", final, f"{PREFIX}encoder.", (hidden,), (captions,)),
     )
 
 
@@ -65,14 +90,3 @@ def tensors(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if name in given:
             return {PREFIX + EMBEDDINGS: given[name], **found}
     return found
-
-
-def _specs(config: T5Config, precision: DType) -> dict[str, TensorSpec]:
-    kinds: dict[str, tuple[DType, tuple[int | str, ...]]] = {
-        "tokens": ("int64", ("batch", "text")),
-        "mask": ("bool", ("batch", "text")),
-        "hidden": (precision, ("batch", "text", config.d_model)),
-        "bias": (precision, ("batch", config.num_heads, "text", "text")),
-        "captions": ("float32", ("batch", "text", config.d_model)),
-    }
-    return {name: TensorSpec(name=name, dtype=dtype, axes=axes) for name, (dtype, axes) in kinds.items()}

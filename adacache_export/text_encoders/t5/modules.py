@@ -39,6 +39,7 @@ FLOAT32_IN_FLOAT16 = ("norm.weight", "relative_attention_bias.weight", "wo.weigh
 DEFAULTS: Mapping[str, Mapping[str, str]] = {  # by model type, for fields that a config.json leaves out
     "t5": {"feed_forward_proj": "relu"},
     "mt5": {"feed_forward_proj": "gated-gelu"},
+    "umt5": {"feed_forward_proj": "gated-gelu"},
 }
 
 
@@ -47,7 +48,7 @@ class T5Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
-    model_type: Literal["t5", "mt5"]
+    model_type: Literal["t5", "mt5", "umt5"]
     vocab_size: PositiveInt
     d_model: PositiveInt
     d_kv: PositiveInt
@@ -86,6 +87,32 @@ def position_buckets(config: T5Config) -> tuple[int, ...]:
     steps = torch.log(distance / exact) / math.log(farthest / exact) * (count - exact)
     wide = (exact + steps.long()).clamp(max=count - 1).tolist()
     return (*range(exact), *wide[exact:])
+
+
+class Distances(nn.Module):
+    """The buckets of the distances between tokens, by which a table says what each head adds to a score."""
+
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        self.buckets = position_buckets(config)  # numbers, not a buffer: weights are all that a stage carries
+        self.one_direction = config.relative_attention_num_buckets // 2
+
+    def forward(self, table: nn.Module, length: int, device: torch.device) -> Tensor:
+        """Return the bias (1, h, L, L) of scores, from rows to columns; ``table`` is an embedding (buckets, h)."""
+        place = torch.arange(length, device=device)
+        ahead = place[None, :] - place[:, None]
+        buckets = torch.tensor(self.buckets, device=device)
+        bucket = buckets[ahead.abs().clamp(max=len(self.buckets) - 1)] + (ahead > 0) * self.one_direction
+        bias: Tensor = table(bucket)
+        return bias.permute(2, 0, 1)[None]
+
+
+def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what hides padding when it is added to scores, (B, 1, 1, L), from a mask (B, L) where True is a token.
+
+    It is the lowest number and not -inf: a row without any token then has some value, and not NaN.
+    """
+    return torch.where(mask, 0.0, torch.finfo(dtype).min).to(dtype)[:, None, None, :]
 
 
 class SelfAttention(nn.Module):
@@ -179,22 +206,12 @@ class Embed(nn.Module):
     def __init__(self, config: T5Config) -> None:
         super().__init__()
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
-        self.buckets = position_buckets(config)  # numbers, not a buffer: weights are all that a stage carries
-        self.one_direction = config.relative_attention_num_buckets // 2
+        self.distances = Distances(config)
         # published as a part of the first block
         bias: nn.Module = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
         for name in reversed(BIAS.split(".")[1:]):
             bias = nn.ModuleDict({name: bias})
         self.encoder = bias
-
-    def position_bias(self, length: int, device: torch.device) -> Tensor:
-        """Return what each head adds to a score for the distance of two tokens: (1, h, L, L), from rows to columns."""
-        place = torch.arange(length, device=device)
-        ahead = place[None, :] - place[:, None]
-        buckets = torch.tensor(self.buckets, device=device)
-        bucket = buckets[ahead.abs().clamp(max=len(self.buckets) - 1)] + (ahead > 0) * self.one_direction
-        bias: Tensor = self.get_submodule(BIAS)(bucket)
-        return bias.permute(2, 0, 1)[None]
 
     def forward(self, tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Map tokens and a mask to hidden states (B, L, D) and the bias of scores (B, h, L, L).
@@ -203,10 +220,8 @@ class Embed(nn.Module):
             tokens: (B, L) int64.
             mask: (B, L) bool, True = a token.
         """
-        bias = self.position_bias(tokens.shape[1], tokens.device)
-        # the lowest number and not -inf: a row without any token then has some value, and not NaN
-        padding = torch.where(mask, 0.0, torch.finfo(bias.dtype).min).to(bias.dtype)[:, None, None, :]
-        return self.shared(tokens).to(bias.dtype), bias + padding
+        bias = self.distances(self.get_submodule(BIAS), tokens.shape[1], tokens.device)
+        return self.shared(tokens).to(bias.dtype), bias + padding_bias(mask, bias.dtype)
 
 
 class Final(nn.Module):

@@ -29,12 +29,22 @@ class FrameRule(Entry):
         stretch: number of frames that a latent frame stands for, in a chunk that is not whole.
         first_alone: whether the first frame is a latent frame by itself: ``never``, in videos of an ``odd`` number of
             frames, or ``always``.
+        whole: whether all runs of frames are whole: videos of another length are refused.
     """
 
     chunk_frames: int | None = Field(default=1, ge=1)
     chunk_latents: int = Field(default=1, ge=1)
     stretch: int = Field(default=1, ge=1)
     first_alone: Literal["never", "odd", "always"] = "never"
+    whole: bool = False
+
+    def nearest(self, frames: int) -> tuple[int, int]:
+        """Return the nearest possible numbers of frames: at most ``frames`` and at least that; both where it is one."""
+        if not self.whole:
+            return frames, frames
+        above = self.latent_frames(frames)
+        below = above if self.frames_of(above) == frames else max(above - 1, 1)
+        return self.frames_of(below), self.frames_of(above)
 
     def latent_frames(self, frames: int) -> int:
         """Return the number of latent frames of a video of ``frames``."""

@@ -74,7 +74,7 @@ class VideoNames(Entry):
     only_named_durations: bool = False
 
 
-Cleaning = Literal["plain", "html-and-captions", "html-and-captions-trimmed"]
+Cleaning = Literal["plain", "repaired", "html-and-captions", "html-and-captions-trimmed"]
 Score = Literal["aesthetic", "motion", "camera"]
 
 
@@ -87,7 +87,8 @@ class TextRule(Entry):
         cleaning: procedure that a prompt goes through before it is tokenised, by its name in the runtime's registry.
         scores: scores that the model was trained to read at the end of a prompt.
         masking: ``mask`` = a mask hides the padding behind a prompt; ``cut`` = nothing hides it: the captions of a
-            single prompt are cut to its tokens, and among several prompts the captions of padding are zeros.
+            single prompt are cut to its tokens, and among several prompts the captions of padding are zeros; ``zeros``
+            = nothing hides it: captions of padding are zeros, up to ``max_length``.
         tokenizer: path of the tokenizer's file.
         encoder_config: configuration of the text encoder.
         encoder_stages: the text encoder, a chain of graphs from ``tokens`` and ``mask`` to ``captions``: ``hidden_out``
@@ -99,7 +100,7 @@ class TextRule(Entry):
     width: int
     cleaning: Cleaning = "plain"
     scores: tuple[Score, ...] = ()
-    masking: Literal["mask", "cut"] = "mask"
+    masking: Literal["mask", "cut", "zeros"] = "mask"
     tokenizer: str | None = None
     encoder_config: dict[str, Any] | None = None
     encoder_stages: tuple[Graph, ...] = ()
@@ -239,12 +240,16 @@ class Manifest(Entry):
         return tuple(stage for stage in self.stages if stage.expert == expert and stage.role in roles)
 
     def probes(self) -> dict[str, StageEntry]:
-        """Return the stage that shows each probe, by the probe's site, in the order of execution."""
+        """Return the stage that shows each probe, by the probe's site, in the order of execution.
+
+        Experts have probes at the same sites; the stage is that of one of them.
+        """
         return {site: stage for stage in self.stages for site in stage.probes}
 
     def sites(self, role: str) -> tuple[str, ...]:
         """Return the sites of the probes that have a role, in the order of execution."""
-        return tuple(site for stage in self.stages for site, probe in stage.probes.items() if probe.role == role)
+        probes = ((site, probe) for stage in self.stages for site, probe in stage.probes.items())
+        return tuple(dict.fromkeys(site for site, probe in probes if probe.role == role))
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -1,6 +1,6 @@
 """The manifest's entries on sampling: timesteps, guidance branches, and the transformers of a model."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -35,15 +35,21 @@ class SamplerDefaults(Entry):
         name: sampler, by its name in the runtime's registry.
         steps: number of steps.
         guidance: guidance scale; 1 = none.
-        timestep_shift: shift of timesteps by the size of a video; None = they do not depend on it.
+        timestep_shift: shift of a flow's timesteps towards noise: by the size of a video, or the ratio r itself, with
+            t' = r t / (1 + (r - 1) t); None = they are not shifted.
+        velocity: direction in which the velocity leads that a model of a flow predicts.
+        whole_timesteps: round the timesteps of UniPC down to whole numbers before the model gets them, as diffusers
+            does.
         condition_dtype: dtype to which timesteps, sizes in pixels and frames per second are rounded, as they were when
             the model was trained; they are then passed as float32.
     """
 
-    name: Literal["rflow", "ddim", "pndm"]
+    name: Literal["rflow", "euler", "unipc", "ddim", "pndm"]
     steps: int = Field(ge=1)
     guidance: float
-    timestep_shift: TimestepShift | None = None
+    timestep_shift: TimestepShift | Annotated[float, Field(gt=0, le=100)] | None = None
+    velocity: Literal["to-data", "to-noise"] = "to-data"
+    whole_timesteps: bool = False
     condition_dtype: Literal["float32", "bfloat16"] = "float32"
 
 

@@ -198,7 +198,8 @@ def _possible_frames(latent: LatentSpace, profiles: Mapping[str, Mapping[str, tu
     return [
         count
         for count in range(1, MOST_FRAMES + 1)
-        if any(low <= latent.latent_frames(count) <= high for low, high in ranges)
+        if latent.frames.nearest(count) == (count, count)
+        and any(low <= latent.latent_frames(count) <= high for low, high in ranges)
     ]
 
 

@@ -10,14 +10,17 @@ import numpy as np
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.contract.device import Array, Buffer, Call, in_turn
 from adacache_engines.contract.engine import Backend, Engine, check_binding
+from adacache_engines.contract.staging import staged
 
 # Bytes of activations by graph and shapes of its inputs, as far as engines were loaded and have told them.
 KnownWorkspaces = MutableMapping[Hashable, int | None]
+# Bytes that engines share, by graph and shapes of its inputs: the most of all bindings; None = they grow as needed.
+Workspaces = MutableMapping[Hashable, int | None]
 
 
 @dataclass(frozen=True)
 class DryRunBuffer:
-    """A buffer that has a shape and a dtype and no memory."""
+    """A buffer that has a shape and a dtype and no memory; its address is that of a buffer that begins at 0."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -28,10 +31,15 @@ class DryRunBuffer:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def part(self, start: int, stop: int) -> "DryRunBuffer":
-        return DryRunBuffer((len(range(self.shape[0])[start:stop]), *self.shape[1:]), self.dtype)
+        entries = range(self.shape[0])[start:stop]
+        return self._view(entries.start, (len(entries), *self.shape[1:]))
 
     def row(self, index: int) -> "DryRunBuffer":
-        return DryRunBuffer(self.shape[1:], self.dtype)
+        return self._view(index, self.shape[1:])
+
+    def _view(self, start: int, shape: tuple[int, ...]) -> "DryRunBuffer":
+        step = math.prod(self.shape[1:]) * self.dtype.itemsize
+        return DryRunBuffer(shape, self.dtype, self.address + start * step)
 
     def write(self, array: Array) -> None:
         pass
@@ -102,11 +110,11 @@ class DryRunEngine:
 
     Attributes:
         source: object that knows the activation memory.
-        workspaces: list that gets the bytes of activations of each binding; None = they grow as needed.
+        workspaces: mapping that gets the bytes of each binding.
     """
 
     source: WorkspaceSource
-    workspaces: list[int | None]
+    workspaces: Workspaces
 
     @property
     def graph(self) -> Graph:
@@ -115,16 +123,23 @@ class DryRunEngine:
     def bind(self, tensors: Mapping[str, Buffer]) -> Call:
         check_binding(self.graph, tensors)
         shapes = {spec.name: tensors[spec.name].shape for spec in self.graph.inputs}
-        self.workspaces.append(self.workspace_nbytes(shapes))
+        key, nbytes = _key(self.graph, shapes), self.workspace_nbytes(shapes)
+        if nbytes is not None:
+            nbytes = max(staged(self.graph, tensors, nbytes)[1], self.workspaces.get(key) or 0)
+        self.workspaces[key] = nbytes
         return _nothing
 
     def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
         return self.source.workspace_nbytes(shapes)
 
 
-def arena_nbytes(workspaces: Sequence[int | None]) -> int | None:
+def _key(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> Hashable:
+    return graph.name, tuple(sorted(shapes.items()))
+
+
+def arena_nbytes(workspaces: Workspaces) -> int | None:
     """Return the activation memory of engines that share it: the largest; None = it grows as needed."""
-    known = [nbytes for nbytes in workspaces if nbytes is not None]
+    known = [nbytes for nbytes in workspaces.values() if nbytes is not None]
     return max(known, default=0) if len(known) == len(workspaces) else None
 
 
@@ -138,7 +153,7 @@ class _LoadedOnDemand:
     engine: Engine | None = None
 
     def workspace_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-        key = self.graph.name, tuple(sorted(shapes.items()))
+        key = _key(self.graph, shapes)
         if key not in self.known:
             self.engine = self.engine or self.backend.load(self.graph)
             self.known[key] = self.engine.workspace_nbytes(shapes)
@@ -164,14 +179,14 @@ class DryRunBackend:
         loads: whether that backend's engines are loaded to tell their activation memory.
         known: activation memory that they have told so far; more is added.
         device: the device that counts.
-        workspaces: activation memory of each binding, in bytes.
+        workspaces: bytes that its engines share, by graph and shapes.
     """
 
     backend: Backend
     loads: bool
     known: KnownWorkspaces
     device: DryRunDevice = field(default_factory=DryRunDevice)
-    workspaces: list[int | None] = field(default_factory=list)
+    workspaces: Workspaces = field(default_factory=dict)
     name: str = "dry run"
 
     def weights_nbytes(self, graphs: Sequence[Graph]) -> int | None:

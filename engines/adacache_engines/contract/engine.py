@@ -36,6 +36,8 @@ class Engine(Protocol):
         """Return the bytes of activations for inputs of these shapes; None = they grow as needed.
 
         Engines of a backend that knows them share this memory: together they take as much as the one that takes most.
+        Behind the activations they keep copies of bound tensors that are not aligned
+        (:func:`adacache_engines.contract.staging.staged`).
 
         Raises:
             EngineError: the engine cannot run at these shapes.

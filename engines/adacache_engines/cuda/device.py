@@ -1,8 +1,7 @@
 """One NVIDIA GPU as a device: buffers in its memory, and a stream on which everything runs in order.
 
-Through NVIDIA's own bindings of the CUDA runtime. Nothing waits for the GPU but ``read``, ``Readback.result`` and
-``milliseconds``, and allocating and freeing. Values from the host go through pinned memory, since a copy from
-ordinary memory may first wait for the stream.
+It uses NVIDIA's own bindings of the CUDA runtime. Nothing waits for the GPU but ``read``, ``Readback.result``,
+``milliseconds``, allocating and freeing, and ``write`` of more than the pinned memory that there is for it.
 """
 
 import math
@@ -14,7 +13,8 @@ import numpy as np
 from adacache_engines.contract.device import Buffer, Call, in_turn
 from adacache_engines.cuda.calls import checked
 from adacache_engines.cuda.graphs import RecordedSequence
-from adacache_engines.cuda.memory import CudaBuffer, CudaReadback, Memory, allocate
+from adacache_engines.cuda.memory import CudaBuffer, CudaReadback, Memory
+from adacache_engines.cuda.pinned import Pinned
 from adacache_engines.cuda.stream import Stream
 
 
@@ -26,6 +26,9 @@ class CudaDevice(Stream):
         api: ``cuda.bindings.runtime``, or an object that stands in for it; None = the former.
         graphs: whether sequences of calls are recorded as CUDA graphs and replayed.
 
+    Attributes:
+        pinned: memory of the host through which values travel.
+
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
         EngineError: there is no such GPU.
@@ -36,6 +39,7 @@ class CudaDevice(Stream):
     def __init__(self, index: int = 0, api: Any = None, graphs: bool = True) -> None:
         super().__init__(index, api)
         self.graphs = graphs
+        self.pinned = Pinned()
 
     def compute_capability(self) -> str:
         """Return the GPU's compute capability, such as ``8.9``."""
@@ -48,14 +52,14 @@ class CudaDevice(Stream):
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> CudaBuffer:
         nbytes = math.prod(shape) * dtype.itemsize
-        memory = allocate(self, nbytes)
+        memory = Memory(self, nbytes)
         with self.turn():
             checked(self.api, self.api.cudaMemsetAsync(memory.address, 0, nbytes, self.stream), "clearing memory")
         return CudaBuffer(self, memory, memory.address, shape, dtype)
 
     def allocate(self, nbytes: int) -> Memory:
         """Return device memory with whatever is in it."""
-        return allocate(self, nbytes)
+        return Memory(self, nbytes)
 
     def copy(self, source: Buffer, target: Buffer) -> Call:
         if source.shape != target.shape or source.dtype != target.dtype:

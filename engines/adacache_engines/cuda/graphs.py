@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from adacache_engines.contract.device import Call
-from adacache_engines.cuda.calls import checked
+from adacache_engines.cuda.calls import checked, forget_error
 from adacache_engines.cuda.stream import Stream
 from adacache_engines.errors import EngineError
 
@@ -58,7 +58,7 @@ class RecordedSequence:
                 api.cudaGraphDestroy(graph)
         except EngineError as error:
             raise EngineError(f"{self._name} cannot be recorded as a CUDA graph: {error}; {SWITCH_OFF}") from error
-        weakref.finalize(self, stream.drop, functools.partial(api.cudaGraphExecDestroy, self._graph))
+        weakref.finalize(self, stream.drop, functools.partial(api.cudaGraphExecDestroy, self._graph), when_idle=True)
 
     def _captured(self) -> Any:
         """Return the graph of all calls; the stream is usable again afterwards, whatever happened."""
@@ -76,4 +76,6 @@ class RecordedSequence:
                 status, graph = api.cudaStreamEndCapture(stream.stream)
                 if failed and status == api.cudaError_t.cudaSuccess:
                     api.cudaGraphDestroy(graph)
+                elif failed:
+                    forget_error(api)
         return checked(api, (status, graph), "recording")

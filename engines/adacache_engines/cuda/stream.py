@@ -1,22 +1,19 @@
-"""The stream of an NVIDIA GPU: who may enqueue, events, and when what is dropped may be freed.
+"""The stream of an NVIDIA GPU: who may enqueue, and points in the enqueued work.
 
 Generations on several threads share the stream. Whoever enqueues takes a turn; while one thread records a graph, no
-other can slip its work into the recording. What threads or the garbage collector drop meanwhile is freed afterwards.
+other can slip its work into the recording. What is dropped meanwhile is freed in a later turn.
 """
 
 import functools
 import threading
 import weakref
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from adacache_engines.cuda.calls import checked
-from adacache_engines.errors import require
-
-_Dropped = deque[tuple[Callable[[], object], bool]]
-_Leaving = deque[tuple[Any, list[Callable[[], object]]]]  # an event, and what is freed behind it
+from adacache_engines.cuda.calls import checked, native_handle
+from adacache_engines.cuda.drops import Drops, reached
+from adacache_engines.errors import EngineError, require
 
 
 class Stream:
@@ -38,14 +35,19 @@ class Stream:
         self.index = index
         self.api = require("cuda.bindings.runtime", "gpu") if api is None else api
         self._lock = threading.RLock()
+        self._turns = 0  # that the thread which has the lock is in the middle of
         self._recording = False
-        self._dropped: _Dropped = deque()
-        self._leaving: _Leaving = deque()
         self.use()
         # apart from the process's default stream, whose users must not be stopped by a recording, nor spoil it
         created = self.api.cudaStreamCreateWithFlags(self.api.cudaStreamNonBlocking)
-        self.stream = int(checked(self.api, created, "creating a stream"))
-        weakref.finalize(self, _close, self.api, self.stream, self._dropped, self._leaving)
+        self.stream = native_handle(checked(self.api, created, "creating a stream"))
+        self.drops = Drops(self.api, index, self.stream)
+        weakref.finalize(self, self.drops.close)
+
+    @property
+    def is_recording(self) -> bool:
+        """Whether work that is enqueued now is recorded; asked within a turn."""
+        return self._recording
 
     def use(self) -> None:
         """Make the GPU this thread's current one, for libraries that take the current one."""
@@ -56,12 +58,23 @@ class Stream:
     def turn(self) -> Iterator[None]:
         """Keep other threads from enqueueing inside the context; turns may be taken within a turn."""
         with self._lock:
-            self.use()
-            self._sweep()
-            yield
+            if not self._turns:
+                self.use()
+                self.drops.sweep()
+            self._turns += 1
+            try:
+                yield
+            finally:
+                self._turns -= 1
 
     def mark(self) -> "Event":
         """Return an event behind the work enqueued so far."""
+        event = self.marker()
+        event()
+        return event
+
+    def marker(self) -> "Event":
+        """Return an event that is put behind the work enqueued so far each time it is called."""
         with self.turn():
             return Event(self)
 
@@ -69,29 +82,35 @@ class Stream:
         """Return the time between two events, in milliseconds; waits for the second."""
         assert isinstance(start, Event)
         assert isinstance(stop, Event)
-        self.wait(stop)
+        self.wait(stop.handle)
         return float(checked(self.api, self.api.cudaEventElapsedTime(start.handle, stop.handle), "timing"))
 
-    def wait(self, event: "Event") -> None:
-        """Wait until the work before an event is done; other threads may enqueue meanwhile."""
-        checked(self.api, self.api.cudaEventSynchronize(event.handle), "waiting for the GPU")
+    def wait(self, event: Any) -> None:
+        """Wait until the work before an event is done; other threads may enqueue meanwhile.
 
-    def reached(self, event: "Event") -> bool:
-        """Return whether the work before an event is done, without waiting for it."""
-        return self._reached(event.handle)
+        Args:
+            event: the event's handle.
+        """
+        checked(self.api, self.api.cudaEventSynchronize(event), "waiting for the GPU")
+
+    def reached(self, event: Any) -> bool:
+        """Return whether the work before an event is done, without waiting for it; see :meth:`wait`."""
+        return reached(self.api, event)
 
     def synchronize(self) -> None:
         """Wait for all work enqueued so far, and free what was dropped."""
-        self.wait(self.mark())
+        self.wait(self.mark().handle)
         with self.turn():
-            pass
+            if not self._recording:
+                self.drops.sweep()
 
     def reclaim(self) -> bool:
-        """Free what was dropped and waits for enqueued work; return False where there is nothing, or in a recording."""
-        if self._recording or not (self._leaving or self._dropped):
-            return False
-        self.synchronize()
-        return True
+        """Free what was dropped, waiting for enqueued work; return False where there is nothing, or in a recording."""
+        with self.turn():
+            if self._recording or not self.drops:
+                return False
+            self.synchronize()
+            return True
 
     def enqueue_copy(self, target: int, source: int, nbytes: int, direction: str) -> None:
         """Copy between addresses; ``direction`` is ``HostToDevice``, ``DeviceToHost`` or ``DeviceToDevice``."""
@@ -103,7 +122,7 @@ class Stream:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Keep everything from being freed inside the context."""
+        """Record what is enqueued inside the context, instead of running it; nothing is freed meanwhile."""
         with self.turn():
             self._recording = True
             try:
@@ -112,63 +131,47 @@ class Stream:
                 self._recording = False
 
     def drop(self, release: Callable[[], object], when_idle: bool = False) -> None:
-        """Free something as soon as nothing is recorded; for finalisers, so on any thread and at any point.
+        """Have something freed in a later turn; for finalisers, so on any thread and at any point.
 
-        Waits for nothing: neither for another thread's turn, which could wait for what this thread holds, nor, with
-        ``when_idle``, for the work that is enqueued by then, behind which it is freed in a later turn.
+        Args:
+            release: frees it.
+            when_idle: whether enqueued work may use it, behind which it is freed.
         """
-        self._dropped.append((release, when_idle))
-        if self._lock.acquire(blocking=False):
-            try:
-                self._sweep()
-            finally:
-                self._lock.release()
-
-    def _reached(self, handle: Any) -> bool:
-        result = self.api.cudaEventQuery(handle)
-        if result[0] == self.api.cudaError_t.cudaErrorNotReady:
-            return False
-        checked(self.api, result, "asking for an event")
-        return True
-
-    def _sweep(self) -> None:
-        if self._recording:
-            return
-        behind = []
-        while self._dropped:
-            release, when_idle = self._dropped.popleft()
-            if when_idle:
-                behind.append(release)
-            else:
-                release()
-        if behind:
-            event = checked(self.api, self.api.cudaEventCreate(), "creating an event")
-            checked(self.api, self.api.cudaEventRecord(event, self.stream), "recording an event")
-            self._leaving.append((event, behind))
-        while self._leaving and self._reached(self._leaving[0][0]):
-            event, behind = self._leaving.popleft()
-            self.api.cudaEventDestroy(event)
-            for release in behind:
-                release()
+        self.drops.add(release, when_idle)
 
 
 class Event:
-    """A point on a stream. CUDA forgets it with this object."""
+    """A point in the work on a stream, which each call puts behind what is enqueued by then.
+
+    Inside a recording it becomes part of the graph, so that each replay puts it there.
+    """
 
     def __init__(self, stream: Stream) -> None:
-        api = stream.api
+        self._stream, api = stream, stream.api
         self.handle = checked(api, api.cudaEventCreate(), "creating an event")
         weakref.finalize(self, stream.drop, functools.partial(api.cudaEventDestroy, self.handle))
-        checked(api, api.cudaEventRecord(self.handle, stream.stream), "recording an event")
+
+    def __call__(self) -> None:
+        stream, api = self._stream, self._stream.api
+        with stream.turn():
+            if stream.is_recording:
+                external = api.cudaEventRecordExternal  # else the event could be used inside the graph only
+                result = api.cudaEventRecordWithFlags(self.handle, stream.stream, external)
+            else:
+                result = api.cudaEventRecord(self.handle, stream.stream)
+            checked(api, result, "recording an event")
 
 
-def _close(api: Any, stream: int, dropped: _Dropped, leaving: _Leaving) -> None:
-    """Free what is left when the last user of a stream is gone."""
-    api.cudaStreamSynchronize(stream)
-    for event, behind in leaving:
-        api.cudaEventDestroy(event)
-        for release in behind:
-            release()
-    for release, _ in dropped:
-        release()
-    api.cudaStreamDestroy(stream)
+def retried(stream: Stream, allocate: Callable[[], tuple[Any, ...]], doing: str) -> int:
+    """Return the address that an allocation gives, freeing what others dropped where there is too little memory.
+
+    Raises:
+        EngineError: there is too little memory even so.
+    """
+    with stream.turn():
+        try:
+            return int(checked(stream.api, allocate(), doing))
+        except EngineError:
+            if not stream.reclaim():
+                raise
+            return int(checked(stream.api, allocate(), doing))

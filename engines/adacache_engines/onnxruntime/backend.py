@@ -1,8 +1,7 @@
 """ONNX Runtime as a backend: what can be chosen, and how it loads a bundle's graphs."""
 
-import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -13,20 +12,22 @@ from adacache_engines.bundle.manifest import Graph
 from adacache_engines.contract.device import Device, HostDevice
 from adacache_engines.contract.options import one_of, option, whole_number
 from adacache_engines.cuda.device import CudaDevice
-from adacache_engines.errors import EngineError, InputError, MissingDependencyError, require
+from adacache_engines.errors import EngineError, InputError, MissingDependencyError
 from adacache_engines.onnxruntime.engine import OrtEngine
+from adacache_engines.onnxruntime.provider import (
+    PROVIDERS,
+    check_starts,
+    import_onnxruntime,
+    settings,
+    share_arena,
+    shared_device,
+)
 from adacache_engines.passes.graph_pass import rewritten
 from adacache_engines.passes.tiled_attention import TILED_ATTENTION
 from adacache_engines.passes.widening import WIDENING
 
-PROVIDERS: Mapping[str, str] = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
 CPU_PASSES = (WIDENING, TILED_ATTENTION)
 LOG_ERRORS_ONLY = 3
-ARENA_AS_REQUESTED = 1  # grow by what is asked for, not to the next power of two
 
 
 @dataclass(frozen=True)
@@ -80,52 +81,55 @@ def share_threads(runtime: ModuleType, threads: int) -> bool:
     return True
 
 
-@functools.cache
-def _share_arena(runtime: ModuleType) -> None:
-    """Set up one arena of activations for the sessions of all stages, since they run in turn."""
-    memory = runtime.OrtMemoryInfo("Cpu", runtime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, runtime.OrtMemType.DEFAULT)
-    arena = runtime.OrtArenaCfg({"arena_extend_strategy": ARENA_AS_REQUESTED})
-    with contextlib.suppress(Exception):  # the process has one already, for models of its own
-        runtime.create_and_register_allocator(memory, arena)
-
-
 class OrtBackend:
     """ONNX Runtime, opened on a bundle's folder.
 
     Args:
         folder: folder that the paths of graphs are relative to.
         config: provider, threads and rewrites; None = the defaults.
+        device: device that holds the buffers; None = the one of the provider. On a GPU, all of a process's backends
+            must have the same: see :func:`adacache_engines.onnxruntime.provider.shared_device`.
 
     Raises:
-        MissingDependencyError: onnxruntime is not installed.
+        MissingDependencyError: onnxruntime, or a library that the provider is linked to, is not installed.
         InputError: this onnxruntime was built without the provider.
+        EngineError: there is no GPU, or the provider does not start on it.
     """
 
-    def __init__(self, folder: Path, config: OnnxRuntime | None = None) -> None:
+    def __init__(self, folder: Path, config: OnnxRuntime | None = None, device: Device | None = None) -> None:
         config = config or OnnxRuntime()
-        provider, threads = config.provider, config.threads
-        self._runtime = require("onnxruntime", "gpu" if provider != "cpu" else "cpu")
-        self._provider = PROVIDERS[provider]
-        if self._provider not in self._runtime.get_available_providers():
-            extra = "cpu" if provider == "cpu" else "gpu"
-            raise InputError(
-                f"this onnxruntime has no {self._provider}; install the one that has it: "
-                f'pip install "adacache-export[{extra}]"'
-            )
-        self.name = f"onnxruntime {self._provider}" + ("" if config.rewrites else ", graphs as exported")
-        # it allocates while it runs, which no graph can hold
-        self.device: Device = HostDevice() if provider == "cpu" else CudaDevice(graphs=False)
+        self._runtime = import_onnxruntime(config.provider)
+        self._provider = config.provider
+        self.name = f"onnxruntime {PROVIDERS[config.provider]}"
+        self.name += "" if config.rewrites else ", graphs as exported"
+        self.device: Device = device or (HostDevice() if config.provider == "cpu" else shared_device())
         self._folder = folder
         self._rewrites = config.rewrites
-        self._threads = threads
-        self._shared_threads = config.shared_threads and share_threads(self._runtime, threads)
-        _share_arena(self._runtime)
+        self._threads = config.threads
+        self._shared_threads = config.shared_threads and share_threads(self._runtime, config.threads)
+        self._settings = settings(config.provider, self.device)
+        share_arena(self._runtime)
+        if isinstance(self.device, CudaDevice):
+            check_starts(self._runtime, config.provider, self._settings, self._options())
+            share_arena(self._runtime, self.device.index)
 
-    def weights_nbytes(self, graphs: Sequence[Graph]) -> None:
-        """Return None: the weights stay in the bundle's one file."""
+    def weights_nbytes(self, graphs: Sequence[Graph]) -> int | None:
+        """Return the bytes of device memory for these graphs' weights.
+
+        Each session on a GPU has copies of its weights; the CPU's read the bundle's one file. None = they stay in that
+        file, or they were not counted at export.
+        """
+        if not isinstance(self.device, CudaDevice):
+            return None
+        known = [graph.weights_nbytes for graph in graphs if graph.weights_nbytes is not None]
+        return sum(known) if len(known) == len(graphs) else None
 
     def load(self, graph: Graph) -> OrtEngine:
-        return OrtEngine(graph, self.session(graph), self.device)
+        return self.engine(graph, self.session(graph))
+
+    def engine(self, graph: Graph, session: Any) -> OrtEngine:
+        """Return the engine that runs a graph on one of this backend's sessions."""
+        return OrtEngine(graph, session, self.device, self._runtime)
 
     def session(self, graph: Graph, trace: Path | None = None) -> Any:
         """Return the ONNX Runtime session that an engine runs on.
@@ -144,19 +148,21 @@ class OrtBackend:
         path = self._folder / graph.path
         try:
             model: str | bytes = str(path)
-            if self._rewrites and self._provider == PROVIDERS["cpu"]:
+            if self._rewrites and self._provider == "cpu":
                 model = rewritten(path, graph, CPU_PASSES, "cpu") or model
             if isinstance(model, bytes):
                 folder = str(path.parent)
                 options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-            session = self._runtime.InferenceSession(model, options, providers=self._providers())
+            # 0: else Python's part of ONNX Runtime would catch the provider's error, and take the CPU
+            session = self._runtime.InferenceSession(model, options, providers=self._settings, enable_fallback=0)
         except MissingDependencyError:
             raise
         except Exception as error:
             raise EngineError(f"{self.name} cannot load {path}: {error}") from error
-        if self._provider not in session.get_providers():
-            # onnxruntime logs why, and would go on with the CPU
-            raise EngineError(f"onnxruntime could not start {self._provider} for {path}; its log says why")
+        if PROVIDERS[self._provider] not in session.get_providers():
+            raise EngineError(
+                f"onnxruntime took the CPU instead of {PROVIDERS[self._provider]} for {path}; its log says why"
+            )
         return session
 
     def _options(self) -> Any:
@@ -169,18 +175,13 @@ class OrtBackend:
             # the idle pools of all other stages would take the processors
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.use_env_allocators", "1")
+        if isinstance(self.device, CudaDevice):
+            # weights apart from the arena: they are copied in on another stream than the one that orders its use, and
+            # leave with their session, which the arena's memory never does
+            options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         # else each session wants its activations in one piece, beside the pieces that its first run left in the arena
         options.enable_mem_pattern = False
         return options
 
-    def _providers(self) -> list[str | tuple[str, dict[str, str]]]:
-        """Return the provider and its settings; CUDA's takes the operators that TensorRT's leaves."""
-        if not isinstance(self.device, CudaDevice):
-            return [self._provider]
-        options = {"device_id": str(self.device.index), "user_compute_stream": str(self.device.stream)}
-        names = dict.fromkeys([self._provider, PROVIDERS["cuda"]])
-        # float32 products have float32's precision, here as elsewhere
-        return [(name, {**options, "use_tf32": "0"} if name == PROVIDERS["cuda"] else options) for name in names]
-
     def close(self) -> None:
-        """Sessions are freed with the engines that hold them."""
+        """Do nothing: sessions are freed with the engines that hold them, and the arena with the process."""

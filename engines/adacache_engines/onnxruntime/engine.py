@@ -1,5 +1,6 @@
 """Engines on ONNX Runtime: each graph is a session whose inputs and outputs are bound to the caller's buffers."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,16 +8,30 @@ from adacache_engines.bundle.manifest import Graph
 from adacache_engines.bundle.tensors import ELEMENT_TYPES, DType
 from adacache_engines.contract.device import Buffer, Call, Device
 from adacache_engines.contract.engine import check_binding
+from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import EngineError
 
 
 class OrtEngine:
-    """An engine whose graph is loaded into a session of ONNX Runtime."""
+    """An engine whose graph is loaded into a session of ONNX Runtime.
 
-    def __init__(self, graph: Graph, session: Any, device: Device) -> None:
+    Args:
+        graph: the manifest's entry of the graph.
+        session: the session. On a GPU it must have been opened with the device's stream.
+        device: device that holds the buffers.
+        runtime: ONNX Runtime's module.
+    """
+
+    def __init__(self, graph: Graph, session: Any, device: Device, runtime: Any) -> None:
         self.graph = graph
         self._session = session
         self._device = device
+        self._options: Any = None
+        self._turn: Any = contextlib.nullcontext
+        if isinstance(device, CudaDevice):
+            self._options, self._turn = runtime.RunOptions(), device.turn
+            # a run only enqueues; what reads its results on the host waits for them
+            self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
     def bind(self, tensors: Mapping[str, Buffer]) -> Call:
         check_binding(self.graph, tensors)
@@ -32,10 +47,12 @@ class OrtEngine:
             buffer = tensors[spec.name]
             binding.bind_output(spec.name, *place, _element(spec.dtype), buffer.shape, buffer.address)
         run, held = self._session.run_with_iobinding, dict(tensors)
+        options, turn = self._options, self._turn
 
         def call() -> None:
             try:
-                run(binding)
+                with turn():
+                    run(binding, options)
             except Exception as error:
                 shapes = ", ".join(f"{name} {buffer.shape}" for name, buffer in held.items())
                 raise EngineError(f"engine {self.graph.name} failed on {shapes}: {error}") from error

@@ -17,7 +17,8 @@ from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.cuda.graphs import SWITCH_OFF
 from adacache_engines.errors import EngineError, InputError, require
 from adacache_engines.tensorrt.arena import Arena
-from adacache_engines.tensorrt.engine import OpenedPlan, TrtEngine, done, translated
+from adacache_engines.tensorrt.contexts import OpenedPlan
+from adacache_engines.tensorrt.engine import TrtEngine, done, translated
 from adacache_engines.tensorrt.kernel_cache import RuntimeCache
 from adacache_engines.tensorrt.library import EXTRAS, LIBRARIES, InstalledLibrary, open_library
 from adacache_engines.tensorrt.plans import ENGINES, check_plans, choose, find, resident_share
@@ -156,15 +157,15 @@ class TrtBackend:
             engine = done(library, self._runtime.deserialize_cuda_engine(content), f"opening {file}")
             if self._resident < 1:  # before the engine has contexts
                 engine.weight_streaming_budget_v2 = int(self._resident * engine.streamable_weights_size)
-            return OpenedPlan(engine, self._config(engine) if library.name == "tensorrt-rtx" else None)
+            held = self._config(engine) if library.name == "tensorrt-rtx" else (None, None)
+            return OpenedPlan(library, self.device, self._runtime, engine, *held)
 
-    def _config(self, engine: Any) -> Any:
-        """Return the configuration by which TensorRT-RTX makes contexts of an engine."""
+    def _config(self, engine: Any) -> tuple[Any, Any]:
+        """Return the runtime cache, and the configuration with which TensorRT-RTX makes contexts of an engine."""
         api = self._library.api
         config = done(self._library, engine.create_runtime_config(), "configuring an engine")
         config.set_execution_context_allocation_strategy(api.ExecutionContextAllocationStrategy.USER_MANAGED)
         config.cuda_graph_strategy = api.CudaGraphStrategy.DISABLED  # the device records graphs, of many engines each
         # else a graph could hold for ever the slow kernel that runs until the right one is compiled
         config.dynamic_shapes_kernel_specialization_strategy = api.DynamicShapesKernelSpecializationStrategy.EAGER
-        self._cache.attach(config)
-        return config
+        return self._cache.attach(config), config

@@ -222,6 +222,7 @@ def _set(api: Any, config: "trt.IBuilderConfig", library: Library, options: Buil
     # else TensorRT wants the memory of a profile's largest sizes at all sizes
     if hasattr(previews, "RUNTIME_ACTIVATION_RESIZE_10_10"):
         config.set_preview_feature(previews.RUNTIME_ACTIVATION_RESIZE_10_10, True)
+    config.max_aux_streams = 0  # all work of a device is in one order; else each plan forks and joins four streams
     config.clear_flag(flags.TF32)  # float32 products have float32's precision, here as elsewhere
     if options.workspace_mb is not None:
         config.set_memory_pool_limit(api.MemoryPoolType.WORKSPACE, options.workspace_mb << 20)

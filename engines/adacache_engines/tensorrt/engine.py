@@ -1,21 +1,20 @@
-"""A compiled plan as an engine, each of whose bindings is an execution context.
+"""A compiled plan as an engine.
 
-A context is made for one set of buffers: its profile, shapes and addresses are set once, and a call only enqueues.
+All that depends on shapes is set once, when the first buffers of these shapes are bound; a call only enqueues.
 """
 
-import threading
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.contract.device import Buffer, Call
 from adacache_engines.contract.engine import check_binding
+from adacache_engines.contract.staging import staged
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import EngineError
 from adacache_engines.tensorrt.arena import Arena, Claim
+from adacache_engines.tensorrt.contexts import Context, OpenedPlan, Shapes
 from adacache_engines.tensorrt.library import InstalledLibrary
 
 if TYPE_CHECKING:
@@ -51,23 +50,6 @@ def _shape(dims: Any) -> Shape:
     return tuple(dims[index] for index in range(len(dims)))
 
 
-@dataclass(frozen=True, eq=False)
-class OpenedPlan:
-    """A deserialised plan.
-
-    Attributes:
-        engine: the library's own engine.
-        config: configuration of contexts; None = the library is TensorRT, which has none.
-        lock: lock that is held while a context is made.
-        workspaces: bytes of activations by shapes of the inputs, as far as they are known.
-    """
-
-    engine: "trt.ICudaEngine"
-    config: Any
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    workspaces: dict[object, int] = field(default_factory=dict)
-
-
 class TrtEngine:
     """An engine that runs the plan of one graph.
 
@@ -99,7 +81,7 @@ class TrtEngine:
             self._tensors = self._check()
 
     def bind(self, tensors: Mapping[str, Buffer]) -> Call:
-        """Make a context for these buffers, and return the call that enqueues it.
+        """Return the call that enqueues the engine on these buffers.
 
         Raises:
             EngineError: a name, dtype or shape is not the graph's, or no profile of the plan covers the shapes.
@@ -107,35 +89,44 @@ class TrtEngine:
         check_binding(self.graph, tensors)
         name = self.graph.name
         with translated(self._library, f"binding {name}"):
-            context, need = self._context({spec.name: tensors[spec.name].shape for spec in self.graph.inputs})
+            context = self._context({spec.name: tensors[spec.name].shape for spec in self.graph.inputs})
             for spec in self.graph.outputs:
-                shape = _shape(context.get_tensor_shape(spec.name))
+                shape = _shape(context.context.get_tensor_shape(spec.name))
                 if shape != tensors[spec.name].shape:
                     raise EngineError(
                         f"engine {name} gives {spec.name} {shape}, but its buffer has {tensors[spec.name].shape}"
                     )
-            for tensor in self._tensors:
-                given = context.set_tensor_address(tensor, tensors[tensor].address)
-                done(self._library, given, f"binding {tensor} of {name}")
-        return _BoundContext(name, context, self._arena.claim(need), self._library, self._device, tensors)
+        offsets, nbytes = staged(self.graph, tensors, context.nbytes)
+        used = {tensor: tensors[tensor] for tensor in self._tensors}
+        outputs = {spec.name for spec in self.graph.outputs}
+        claim = self._arena.claim(nbytes)
+        return _BoundCall(name, context, claim, self._library, self._device, used, outputs, offsets)
 
     def workspace_nbytes(self, shapes: Mapping[str, Shape]) -> int:
         key = self._key(shapes)
         if key not in self._plan.workspaces:
             with translated(self._library, f"measuring {self.graph.name}"):
-                context, _ = self._context(shapes)
-            self._device.drop([context].clear, when_idle=True)  # its profile may be on the way
+                self._context(shapes)
         return self._plan.workspaces[key]
 
-    def _context(self, shapes: Mapping[str, Shape]) -> tuple["trt.IExecutionContext", int]:
-        """Return a context for inputs of these shapes, and its activation memory in bytes."""
+    def _context(self, shapes: Mapping[str, Shape]) -> Context:
+        """Return the context for inputs of these shapes."""
+        key, plan = self._key(shapes), self._plan
+        with plan.lock:
+            context = plan.contexts.get(key)
+            if context is None:
+                context = self._new_context(shapes)
+                plan.workspaces[key] = context.nbytes
+                plan.contexts[key] = context
+        return context
+
+    def _new_context(self, shapes: Mapping[str, Shape]) -> Context:
         profile, name, library = self._profile(shapes), self.graph.name, self._library
         self._device.use()
         engine, config = self._plan.engine, self._plan.config
         managed = library.api.ExecutionContextAllocationStrategy.USER_MANAGED
-        with self._plan.lock:
-            context = engine.create_execution_context(managed if config is None else config)
-        done(library, context, f"making a context for {name}")
+        context = engine.create_execution_context(managed if config is None else config)
+        made = Context(self._plan, self._device, done(library, context, f"making a context for {name}"))
         with self._device.turn():
             chosen = context.set_optimization_profile_async(profile, self._device.stream)
         done(library, chosen, f"choosing profile {self._profiles[profile]} for {name}")
@@ -145,9 +136,8 @@ class TrtEngine:
         unknown = context.infer_shapes()
         if unknown:
             raise EngineError(f"{library.name} {library.version} cannot infer {', '.join(unknown)} of {name}")
-        need = self._need(context, profile)
-        self._plan.workspaces[self._key(shapes)] = need
-        return context, need
+        made.nbytes = self._need(context, profile)
+        return made
 
     def _need(self, context: "trt.IExecutionContext", profile: int) -> int:
         engine = self._plan.engine
@@ -157,7 +147,7 @@ class TrtEngine:
         need = context.update_device_memory_size_for_shapes() or engine.get_device_memory_size_for_profile_v2(profile)
         return int(need)
 
-    def _key(self, shapes: Mapping[str, Shape]) -> object:
+    def _key(self, shapes: Mapping[str, Shape]) -> Shapes:
         return tuple(shapes[spec.name] for spec in self.graph.inputs)
 
     def _profile(self, shapes: Mapping[str, Shape]) -> int:
@@ -207,29 +197,58 @@ class TrtEngine:
         return tuple(names)
 
 
-class _BoundContext:
-    """A context with everything set, which is freed when the work that was enqueued on it is done."""
+class _BoundCall:
+    """A call that enqueues an engine on certain buffers, which it keeps alive.
+
+    A tensor that is not aligned is copied into the workspace before the engine reads it, or out of it afterwards.
+    """
 
     def __init__(
         self,
         name: str,
-        context: "trt.IExecutionContext",
+        context: Context,
         claim: Claim,
         library: InstalledLibrary,
         device: CudaDevice,
         tensors: Mapping[str, Buffer],
+        outputs: Collection[str],
+        offsets: Mapping[str, int],
     ) -> None:
-        self._name, self._claim, self._library, self._device = name, claim, library, device
-        self._context, self._tensors = context, dict(tensors)
-        self._ready = claim.nbytes == 0
-        weakref.finalize(self, device.drop, [context].clear, when_idle=True)
+        self._name, self._context, self._claim = name, context, claim
+        self._library, self._device = library, device
+        self._tensors, self._outputs, self._offsets = tensors, outputs, offsets
+        self._memory: int | None = None
+        self._addresses: dict[str, int] = {}
+        self._before: list[tuple[int, int, int]] = []  # copies: to, from, bytes
+        self._after: list[tuple[int, int, int]] = []
 
     def __call__(self) -> None:
-        with self._device.turn(), translated(self._library, f"running {self._name}"):
-            if not self._ready:
-                memory = self._claim.memory()
-                self._context.set_device_memory(memory.address, memory.nbytes)
-                self._ready = True
-            if not self._context.execute_async_v3(self._device.stream):
-                shapes = ", ".join(f"{name} {buffer.shape}" for name, buffer in self._tensors.items())
-                raise EngineError(f"engine {self._name} failed on {shapes}: {self._library.complaints()}")
+        name, context, library, device = self._name, self._context, self._library, self._device
+        with device.turn(), translated(library, f"running {name}"):
+            if device.is_recording and not context.capturable:
+                raise EngineError(f"{library.name} {library.version} cannot run engine {name} in a recording")
+            if not self._addresses:
+                self._place()
+            for copy in self._before:
+                device.enqueue_copy(*copy, "DeviceToDevice")
+            done(library, context.take(self._addresses, self._memory), f"binding {name}")
+            if not context.run(device.stream):
+                shapes = ", ".join(f"{tensor} {buffer.shape}" for tensor, buffer in self._tensors.items())
+                raise EngineError(f"engine {name} failed on {shapes}: {library.complaints()}")
+            for copy in self._after:
+                device.enqueue_copy(*copy, "DeviceToDevice")
+
+    def _place(self) -> None:
+        """Take memory for activations and copies, and settle where each tensor is."""
+        start = self._claim.memory().address if self._claim.nbytes else 0
+        self._memory = start if self._context.nbytes else None
+        self._addresses = {tensor: buffer.address for tensor, buffer in self._tensors.items()}
+        for tensor, offset in self._offsets.items():
+            if tensor not in self._tensors:
+                continue
+            buffer, copy = self._tensors[tensor], start + offset
+            self._addresses[tensor] = copy
+            if tensor in self._outputs:
+                self._after.append((buffer.address, copy, buffer.nbytes))
+            else:
+                self._before.append((copy, buffer.address, buffer.nbytes))

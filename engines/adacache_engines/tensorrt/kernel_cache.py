@@ -31,8 +31,8 @@ class RuntimeCache:
         self._cache: Any = None
         self._saved = b""
 
-    def attach(self, config: Any) -> None:
-        """Give the cache to an engine's runtime configuration; the first time reads the file.
+    def attach(self, config: Any) -> Any:
+        """Give the cache to an engine's runtime configuration and return it; the first time reads the file.
 
         Raises:
             EngineError: the library refuses the cache.
@@ -43,6 +43,7 @@ class RuntimeCache:
                 self._read()
             if not config.set_runtime_cache(self._cache):
                 raise EngineError(f"{self._library.name} takes no runtime cache: {self._library.complaints()}")
+            return self._cache
 
     def save(self) -> None:
         """Write the file, whole or not at all, if there is anything new."""

@@ -22,5 +22,6 @@ def memory_table(estimate: MemoryEstimate, free: int | None, place: str) -> Tabl
         shown.add_row(text, GROWS if nbytes is None else megabytes(nbytes))
     shown.add_section()
     shown.add_row("most at once, beside the weights", megabytes(estimate.beside_weights))
+    shown.add_row("engines that are bound, each at its sizes (number)", str(estimate.contexts))
     shown.add_row("free now, the weights being loaded", "unknown" if free is None else megabytes(free))
     return shown

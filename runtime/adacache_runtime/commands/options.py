@@ -55,6 +55,7 @@ def add_video(parser: argparse.ArgumentParser) -> None:
     add = group.add_argument
     add("--steps", type=int, help="(default: the bundle's)")
     add("--guidance", type=float, help="(default: the bundle's)")
+    add("--guidance-2", type=float, help="that of the second of two experts (default: --guidance, or the bundle's)")
 
 
 def add_backend(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:

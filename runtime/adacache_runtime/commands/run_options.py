@@ -12,6 +12,7 @@ from adacache_runtime.commands.array_files import read_captions, read_latents
 from adacache_runtime.commands.options import add_opening, add_size, video_size
 from adacache_runtime.commands.version import add_version
 from adacache_runtime.request import Request
+from adacache_runtime.samplers.registry import SAMPLERS
 
 
 def run_parser() -> argparse.ArgumentParser:
@@ -61,6 +62,10 @@ def run_parser() -> argparse.ArgumentParser:
     sampling = parser.add_argument_group("sampling and caching").add_argument
     sampling("--steps", type=int, help="(default: the bundle's)")
     sampling("--guidance", type=float, help="(default: the bundle's)")
+    sampling(
+        "--guidance-2", type=float, help="that of the second of two experts (default: --guidance, or the bundle's)"
+    )
+    sampling("--sampler", choices=tuple(SAMPLERS), help="one that fits what the model predicts (default: the bundle's)")
     sampling("--idle-call", action="store_true", help="PNDM: also make its last call, which changes nothing")
     sampling("--policy", default="never", metavar="POLICY", help=POLICY_HELP)
     sampling("--granularity", choices=GRANULARITIES, help="of cached residuals (default: what the policy asks for)")
@@ -147,6 +152,8 @@ def request_from(options: argparse.Namespace, manifest: Manifest) -> Request:
         fps=tuple(options.fps) if options.fps else None,
         steps=options.steps,
         guidance=options.guidance,
+        guidance_2=options.guidance_2,
+        sampler=options.sampler,
         seed=options.seed,
         images=tuple(options.image),
         image_at=tuple(options.image_at),

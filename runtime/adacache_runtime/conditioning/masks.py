@@ -70,25 +70,27 @@ def check_conditioned(manifest: Manifest) -> None:
 
 
 def check_mask(
-    manifest: Manifest, mask: NDArray[np.float32], noise: Floats | None, shape: Sequence[int], calls: int
+    manifest: Manifest, sampler: str, mask: NDArray[np.float32], noise: Floats | None, shape: Sequence[int], calls: int
 ) -> None:
     """Check that a mask, and the noise for it, belong to a generation.
 
     Args:
         manifest: manifest of the bundle.
+        sampler: name of the generation's sampler.
         mask: expected to be (samples, latent frames).
         noise: expected to be (calls, samples, channels, frames, height, width).
         shape: shape of the latents (samples, channels, frames, height, width) that hold the kept frames.
         calls: number of calls of the generation.
 
     Raises:
-        InputError: the bundle cannot keep frames, or arrays do not belong together.
+        InputError: the bundle cannot keep frames, the sampler cannot let frames join midway, or arrays do not belong
+            together.
         OutOfRangeError: a value of the mask is not 0 to 1.
     """
-    if not SAMPLERS[manifest.sampler.name].keeps_frames:
-        able = ", ".join(name for name, sampler in SAMPLERS.items() if sampler.keeps_frames)
+    flows = {name: entry for name, entry in SAMPLERS.items() if entry.predicts == "flow"}
+    if sampler not in flows:
         raise InputError(
-            f"a mask is for models that are sampled with {able}; this bundle's is {manifest.sampler.name}: leave it out"
+            f"a mask is for models that are sampled with {', '.join(flows)}; this bundle's is {sampler}: leave it out"
         )
     check_conditioned(manifest)
     expected = (shape[0], shape[2])
@@ -98,6 +100,12 @@ def check_mask(
         raise OutOfRangeError(
             "the mask has values outside of 0 to 1; give 1 for a frame to generate, 0 for one to keep, and in between "
             "the edit ratio"
+        )
+    if flows[sampler].multistep and ((mask > 0) & (mask < 1)).any():
+        able = " or ".join(name for name, entry in flows.items() if not entry.multistep)
+        raise InputError(
+            f"edit ratios between 0 and 1 are not possible with the sampler {sampler}, which looks back on earlier "
+            f"calls, and a frame that joins midway has none; choose an edit ratio of 0, or the sampler {able}"
         )
     if noise is None:
         return

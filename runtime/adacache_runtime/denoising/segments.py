@@ -35,7 +35,12 @@ class Segment:
 
 
 def segments(
-    manifest: Manifest, updates: Sequence[Update], granularity: Granularity, units: int, guidance: float | None = None
+    manifest: Manifest,
+    updates: Sequence[Update],
+    granularity: Granularity,
+    units: int,
+    guidance: float | None = None,
+    guidance_2: float | None = None,
 ) -> tuple[Segment, ...]:
     """Divide the calls of a generation among the experts.
 
@@ -45,10 +50,13 @@ def segments(
         granularity: groups that share a cached residual.
         units: number of units that decide together.
         guidance: guidance scale of all calls; None = each expert's own, or the bundle's default.
+        guidance_2: guidance scale of all experts but the first; None = as of ``guidance``.
     """
     default = manifest.sampler.guidance
     own_scales = [default if expert.guidance is None else expert.guidance for expert in manifest.experts]
     scales = own_scales if guidance is None else [guidance] * len(own_scales)
+    if guidance_2 is not None:
+        scales = [scales[0], *(guidance_2 for _ in scales[1:])]
     branches = branches_of(manifest.guidance.order, scales)
     made, before = [], 0
     for expert, calls in itertools.groupby(updates, lambda update: _expert(manifest, update)):

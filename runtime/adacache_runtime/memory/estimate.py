@@ -9,7 +9,14 @@ from dataclasses import dataclass
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Graph, LatentSpace
-from adacache_engines.contract.dry_run import DryRunBackend, DryRunDevice, DryRunEngine, KnownWorkspaces, arena_nbytes
+from adacache_engines.contract.dry_run import (
+    DryRunBackend,
+    DryRunDevice,
+    DryRunEngine,
+    KnownWorkspaces,
+    Workspaces,
+    arena_nbytes,
+)
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import EngineError, OutOfRangeError
 from adacache_runtime.denoising.assembly import assemble
@@ -60,6 +67,9 @@ class MemoryEstimate:
         residuals: residuals that the policy reuses.
         probes: tensors at which the policy looks, and the earlier ones that they are compared with.
         latents: latents and velocities, conditions, and the tensors that stages hand on beside the hidden state.
+        contexts: number of pairs of an engine and sizes that are bound before the first call; only a policy that
+            decides by branch adds to them later, with the sizes of one branch. For each, TensorRT keeps an execution
+            context, whose own memory no library tells and no kind above counts.
     """
 
     weights: int
@@ -73,6 +83,7 @@ class MemoryEstimate:
     residuals: int
     probes: int
     latents: int
+    contexts: int
 
     @property
     def run(self) -> int:
@@ -135,7 +146,7 @@ def estimate_memory(
         OutOfRangeError: nor does the decoder or the encoder at these tiles.
     """
     device = DryRunDevice()
-    workspaces: list[int | None] = []
+    workspaces: Workspaces = {}
     dry = Engines(
         {name: DryRunEngine(engine, workspaces) for name, engine in engines.stages.items()},
         {name: DryRunEngine(engine, workspaces) for name, engine in engines.arithmetic.items()},
@@ -164,6 +175,7 @@ def estimate_memory(
         arena=arena_nbytes(workspaces),
         **nbytes,
         latents=device.nbytes - sum(nbytes.values()),
+        contexts=len(workspaces),
     )
 
 

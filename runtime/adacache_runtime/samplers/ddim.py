@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator
 
-from adacache_runtime.samplers.noise_schedule import alike, signal_variances, timesteps_apart
-from adacache_runtime.samplers.update import Update
+from adacache_runtime.samplers.noise_schedule import signal_variances, timesteps_apart
+from adacache_runtime.samplers.update import Update, uniform_update
 
 HISTORY = 1  # predictions that an update uses
 
@@ -23,4 +23,4 @@ def ddim(steps: int, samples: int) -> Iterator[Update]:
         there = float(variances[(step - 1) * ratio]) if step else 1.0
         scale = math.sqrt(there / here)
         weights = {0: math.sqrt(1 - there) - scale * math.sqrt(1 - here)}
-        yield alike(step * ratio, 0, scale, weights, HISTORY, samples)
+        yield uniform_update(step * ratio, 0, scale, weights, HISTORY, samples)

@@ -7,8 +7,8 @@ the latents at the step's entry, plus a sum of predictions.
 import math
 from collections.abc import Iterator
 
-from adacache_runtime.samplers.noise_schedule import alike, signal_variances, timesteps_apart
-from adacache_runtime.samplers.update import Update
+from adacache_runtime.samplers.noise_schedule import signal_variances, timesteps_apart
+from adacache_runtime.samplers.update import Update, uniform_update
 
 HISTORY = 6  # predictions that an update may use
 
@@ -50,10 +50,10 @@ def pndm(steps: int, samples: int, idle_call: bool = False) -> Iterator[Update]:
             reached = {slot: push * shares.get(slot, 0.0) for slot in slots}
             scale = stretch / grown
             weights = {slot: reached[slot] - scale * added[slot] for slot in slots}
-            yield alike(at, slots[call], scale, weights, HISTORY, samples)
+            yield uniform_update(at, slots[call], scale, weights, HISTORY, samples)
             grown, added = stretch, reached
     for count, step in enumerate(range(steps - FEWEST_STEPS, -1 if idle_call else 0, -1)):
         stretch, push = transfer(step * ratio, max(step - 1, 0) * ratio)
         slot = (RUNGE_KUTTA_GROUPS + count) % len(ADAMS_BASHFORTH)
         weights = {(slot - age) % len(ADAMS_BASHFORTH): push * share for age, share in enumerate(ADAMS_BASHFORTH)}
-        yield alike(step * ratio, slot, stretch, weights, HISTORY, samples)
+        yield uniform_update(step * ratio, slot, stretch, weights, HISTORY, samples)

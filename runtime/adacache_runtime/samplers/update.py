@@ -5,6 +5,7 @@ z' = a z + sum_k b_k h_k. A sampler is a generator of such updates; it does no t
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +53,36 @@ class Update:
         c = np.zeros_like(self.scale) if self.kept_latents is None else self.kept_latents
         d = np.ones_like(self.scale) if self.kept_velocity is None else self.kept_velocity
         return c, d
+
+
+def uniform_update(
+    timestep: float,
+    slot: int,
+    scale: float,
+    weights: Mapping[int, float],
+    history: int,
+    samples: int,
+    entry: tuple[float, float] | None = None,
+) -> Update:
+    """Return an update that has the same coefficients for all samples.
+
+    Args:
+        timestep: timestep of the call.
+        slot: index in the history that receives the call's entry.
+        scale: a.
+        weights: b by index in the history; 0 where there is none.
+        history: number of entries of the history.
+        samples: number of prompts.
+        entry: c and d; None = the history receives the velocity.
+    """
+
+    def each(value: float) -> Floats:
+        return np.full(samples, value, np.float32)
+
+    values = np.zeros((history, samples), np.float32)
+    for place, weight in weights.items():
+        values[place] = weight
+    return Update(each(timestep), slot, each(scale), values, *(() if entry is None else map(each, entry)))
 
 
 def check_steps(steps: int) -> None:

@@ -14,10 +14,6 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from urllib.parse import unquote_plus
 
-import ftfy
-from bs4 import BeautifulSoup
-from bs4.builder import ParserRejectedMarkup
-
 DEFAULT_AESTHETIC_SCORE = 6.5
 
 
@@ -109,11 +105,20 @@ def _apply(rules: tuple[Rule, ...], text: str) -> str:
 
 
 def _without_markup(text: str) -> str:
+    from bs4 import BeautifulSoup  # only here, so that who gives captions needs no such library
+    from bs4.builder import ParserRejectedMarkup
+
     try:
         # Behind an empty tag, because the parser warns about strings that begin like a link, a file name or XML.
         return BeautifulSoup("<hr>" + text, features="html.parser").text
     except ParserRejectedMarkup:  # such as "<![x"; the original fails here
         return text
+
+
+def _repaired(text: str) -> str:
+    import ftfy  # only here, as above
+
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
 
 
 def with_scores(
@@ -135,21 +140,32 @@ def with_scores(
 
 
 def clean(prompt: str, trims: bool = True) -> str:
-    """One pass of the cleaning, in lower case. A second pass can change the text again: see :data:`CLEANINGS`.
+    """Clean a prompt once, in lower case. A second pass can change the text again: see :data:`CLEANINGS`.
 
-    ``trims``: also take away the white space at both ends before the last group of rules.
+    Args:
+        prompt: the prompt with its scores.
+        trims: whether the white space at both ends goes before the last group of rules, too.
     """
     text = _apply(BEFORE_MARKUP, unquote_plus(prompt).strip().lower())
     text = _apply(BEFORE_REPAIR, _without_markup(text))
     if len(JOINERS.findall(text)) > MAX_JOINERS:  # this-is-my-cute-cat
         text = JOINERS.sub(" ", text)
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    text = _repaired(text)
     return _apply(AFTER_REPAIR, text.strip() if trims else text).strip()
 
 
-# what the tokenizer gets: the cleaning applied to its own result
+def repair(prompt: str) -> str:
+    """Return a prompt with broken Unicode and escaped characters repaired, and runs of white space folded to a space.
+
+    Source: diffusers, ``pipelines/wan/pipeline_wan.py`` (``prompt_clean``).
+    """
+    return " ".join(_repaired(prompt).split())
+
+
+# what the tokenizer gets; the cleaning of captions is applied to its own result
 CLEANINGS: Mapping[str, Callable[[str], str]] = {
     "plain": lambda prompt: prompt,
+    "repaired": repair,
     "html-and-captions-trimmed": lambda prompt: clean(clean(prompt)),
     "html-and-captions": lambda prompt: clean(clean(prompt, trims=False), trims=False),
 }

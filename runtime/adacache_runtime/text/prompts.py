@@ -42,21 +42,27 @@ class Text:
 def read_text(bundle: Bundle, request: Request, order: Sequence[str] | None = None) -> Text:
     """Clean and tokenise the texts of a request.
 
+    Embeddings that are given for all branches, in one length, keep it where a model pads captions with zeros.
+
     Raises:
         InputError: the bundle has no text encoder for it, or the embeddings of negative prompts are missing or too
             short; says how to get them.
     """
     prompts = request.captions or tokenize(bundle, request.prompts)
     length = caption_length(bundle, prompts.mask)
+    given_length = None if request.captions is None else request.captions.embeddings.shape[1]
+    zeros = bundle.manifest.text.masking == "zeros"
     if bundle.manifest.guidance.null_captions is not None or UNCONDITIONAL not in (
         order or bundle.manifest.guidance.order
     ):
-        return Text(prompts, None, length)
+        return Text(prompts, None, given_length if zeros and given_length else length)
     given = None if request.captions is None else request.captions.negative
     if given is None:
         count = len(prompts.mask)
         texts = request.negative_prompts or ("",)
         return Text(prompts, tokenize(bundle, texts * count if len(texts) == 1 else texts, "negative"), length)
+    if zeros:
+        return Text(prompts, given, given.shape[1] if given.shape[1] == given_length else length)
     if given.shape[1] < length:
         raise InputError(
             f"the negative embeddings have length {given.shape[1]}, and the prompts' {length} tokens need as many: "
@@ -84,9 +90,13 @@ def tokenize(bundle: Bundle, prompts: Sequence[str], array: str = "embeddings") 
 def caption_length(bundle: Bundle, mask: NDArray[np.bool_]) -> int:
     """Return the number of tokens of the captions that the model gets.
 
-    What is beyond it is cut off; several prompts for a model without a mask keep their padding.
+    What is beyond it is cut off; several prompts for a model without a mask keep their padding, and a model that was
+    trained with zeros behind a prompt always gets captions of one length.
     """
-    if bundle.manifest.text.masking == "cut":
+    rule = bundle.manifest.text
+    if rule.masking == "zeros":
+        return rule.max_length
+    if rule.masking == "cut":
         return int(mask.sum()) if len(mask) == 1 else mask.shape[1]
     return int(np.flatnonzero(mask.any(axis=0)).max()) + 1
 
@@ -108,6 +118,7 @@ def branches(
         order: branches that a call evaluates, in the order of a batch; None = all of the model's.
     """
     order = order or bundle.manifest.guidance.order
+    masking = bundle.manifest.text.masking
     encoded = iter(encode(bundle.manifest.text, backend, text.tokens, cache))
     embeddings = next(encoded) if isinstance(text.prompts, Tokens) else text.prompts.embeddings
     mask, embeddings = text.prompts.mask[:, : text.length], embeddings[:, : text.length]
@@ -118,12 +129,25 @@ def branches(
     else:
         given = next(encoded) if isinstance(text.negative, Tokens) else text.negative
         negative = given[:, : text.length]
-    if bundle.manifest.text.masking == "cut":
+        if masking == "zeros":
+            kept = text.negative.mask if isinstance(text.negative, Tokens) else np.ones(negative.shape[:2], np.bool_)
+            negative = _zero_padded(negative, kept, text.length)
+    if masking == "zeros":
+        embeddings = _zero_padded(embeddings, mask, text.length)
+        mask = np.ones(embeddings.shape[:2], np.bool_)
+    if masking == "cut":
         if len(mask) > 1:
             embeddings = embeddings * mask[:, :, None]
         mask = np.ones_like(mask)
     rows = {"conditional": embeddings, "unconditional": negative}
     return Captions(np.concatenate([rows[name] for name in order]), np.concatenate([mask] * len(order)))
+
+
+def _zero_padded(embeddings: NDArray[np.float32], mask: NDArray[np.bool_], length: int) -> NDArray[np.float32]:
+    """Return embeddings (prompts, ``length``, width) that are zeros where ``mask`` (prompts, tokens) is False."""
+    padded = np.zeros((len(embeddings), length, embeddings.shape[2]), np.float32)
+    padded[:, : embeddings.shape[1]] = np.where(mask[:, :, None], embeddings, 0)
+    return padded
 
 
 def null_captions(bundle: Bundle) -> NDArray[np.float32]:

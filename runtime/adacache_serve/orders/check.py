@@ -171,6 +171,7 @@ _FIELDS: Mapping[str, Callable[[Request, CreateVideo, Manifest], Request]] = {
     "seed": lambda request, order, _manifest: replace(request, seed=order.seed or 0),
     "steps": lambda request, order, _manifest: replace(request, steps=order.steps),
     "guidance": lambda request, order, _manifest: replace(request, guidance=order.guidance),
+    "guidance_2": lambda request, order, _manifest: replace(request, guidance_2=order.guidance_2),
     "negative_prompt": _negative,
     "policy": lambda request, order, manifest: replace(request, policy=policy_of(order.policy, manifest)),
 }

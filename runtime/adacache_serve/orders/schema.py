@@ -67,6 +67,9 @@ class CreateVideo(BaseModel):
     )
     steps: int | None = Field(None, ge=1, le=1000, description="The number of the sampler's steps.")
     guidance: float | None = Field(None, ge=0, le=1000, description="The scale of classifier-free guidance.")
+    guidance_2: float | None = Field(
+        None, ge=0, le=1000, description="The guidance scale of the second expert, for models that have two."
+    )
     policy: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
         "never",
         description="A caching policy from GET /v1/models, optionally followed by wrappers, each after a +.",

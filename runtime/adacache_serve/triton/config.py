@@ -21,6 +21,7 @@ INPUTS: Mapping[str, str] = {
     "seed": "TYPE_INT64",
     "steps": "TYPE_INT64",
     "guidance": "TYPE_FP64",
+    "guidance_2": "TYPE_FP64",
     "policy": "TYPE_STRING",
     "image": "TYPE_STRING",  # the content of an image file
     "image_at": "TYPE_INT64",

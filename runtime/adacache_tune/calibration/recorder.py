@@ -171,7 +171,8 @@ class _Recorder:
         for call in (*self._embed, self._reuse[place], *self._final, self._guide):
             call()
         velocity, true = (buffer.read().astype(np.float64) for buffer in (self._velocity, self._true[update.slot]))
-        weights = update.weights[update.slot].astype(np.float64)[:, None, None, None, None]
+        _, kept_velocity = update.entry()
+        weights = (update.weights[update.slot].astype(np.float64) * kept_velocity)[:, None, None, None, None]
         off: NDArray[np.float64] = (weights * (velocity - true)).reshape(-1)[self._places]
         return off
 

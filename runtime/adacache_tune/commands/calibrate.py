@@ -125,6 +125,7 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
                 **size,
                 steps=options.steps,
                 guidance=options.guidance,
+                guidance_2=options.guidance_2,
                 prompts=(prompt,),
                 seed=seed,
             )

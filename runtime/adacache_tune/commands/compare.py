@@ -100,6 +100,7 @@ def _asked(options: argparse.Namespace, manifest: Manifest, prompts: Sequence[st
             **video_size(options, manifest),
             steps=options.steps,
             guidance=options.guidance,
+            guidance_2=options.guidance_2,
             negative_prompts=() if options.negative_prompt is None else (options.negative_prompt,),
         ),
         threads=options.threads,

@@ -11,7 +11,6 @@ from adacache_engines.bundle.manifest import Graph
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import require
 from adacache_engines.onnxruntime.backend import OrtBackend
-from adacache_engines.onnxruntime.engine import OrtEngine
 from adacache_tune.profiling.bound_runner import bind, bound_runner, write
 from adacache_tune.profiling.subjects import Subject, example
 from adacache_tune.profiling.targets import Layer
@@ -41,7 +40,7 @@ class OrtTarget:
         graph, device = subject.graph, self._backend.device
         with tempfile.TemporaryDirectory(prefix="adacache-profile-") as folder:
             session = self._backend.session(graph, Path(folder) / "layers")
-            buffers, call = bind(OrtEngine(graph, session, device), device, sizes)
+            buffers, call = bind(self._backend.engine(graph, session), device, sizes)
             write(buffers, example(graph, sizes))
             for _ in range(1 + iterations):
                 call()

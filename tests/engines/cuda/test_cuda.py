@@ -66,6 +66,7 @@ def test_memory_lives_as_long_as_a_view_of_it(api: FakeCuda) -> None:
     device.synchronize()
     assert len(api.blocks) == 1
     del row
+    device.synchronize()
     assert not api.blocks
 
 
@@ -121,17 +122,15 @@ def test_memory_is_freed_behind_the_work_on_it(api: FakeCuda) -> None:
 def test_nothing_waits_for_what_is_dropped(api: FakeCuda) -> None:
     """Work of others may be enqueued; memory is freed in a later turn."""
     device = CudaDevice(api=api)
-    source, target = device.empty((4,), FLOAT), device.empty((4,), FLOAT)
-    call = device.copy(source, target)
-    call()
+    buffers, calls = chain(device)
+    calls[0]()
     api.stepping = True
-    del source, call
-    call = device.copy(target, target)
-    call()
+    del buffers[0], calls[0]
+    calls[0]()
     api.stepping = False
-    assert len(api.blocks) == 2
+    assert len(api.blocks) == 3
     device.synchronize()
-    assert len(api.blocks) == 1
+    assert len(api.blocks) == 2
 
 
 def test_memory_that_was_dropped_counts_as_free(api: FakeCuda) -> None:
@@ -228,7 +227,7 @@ def test_other_buffers_are_recorded_anew(api: FakeCuda) -> None:
         del buffers, calls, sequence
     assert api.captures == 2
     device.synchronize()
-    assert not api.blocks
+    assert api.device_nbytes() == 0
     assert not api.graphs
 
 
@@ -281,6 +280,7 @@ def test_what_is_dropped_while_recording_is_freed_afterwards(api: FakeCuda) -> N
         if api.capturing():
             rubbish.clear()
             gc.collect()
+            device.mark()
             assert len(api.blocks) == 2
 
     sequence = device.sequence([drop])
@@ -332,16 +332,30 @@ def test_the_fake_sees_what_it_should() -> None:
     device.enqueue_copy(other.address, address, 16, "DeviceToDevice")
     with pytest.raises(Fault, match="freed"):
         device.synchronize()
-    device.enqueue_copy(other.address, other.address + 4, 16, "DeviceToDevice")
+    third = device.empty((4,), FLOAT)
+    device.enqueue_copy(other.address, third.address + 4, 16, "DeviceToDevice")
     with pytest.raises(Fault, match="4 bytes beyond"):
         device.synchronize()
+    with pytest.raises(Fault, match="overlaps its source"):
+        device.enqueue_copy(other.address, other.address + 4, 8, "DeviceToDevice")
     readback = device.readback(other)
     (pinned,) = (block for block in api.blocks.values() if block.pinned)
     pinned.data[:] = 0
     readback.start()
-    assert np.isnan(pinned.data.view(np.float32)).all(), "values of a copy that has not run"
-    array = ones(1)
+    assert np.isnan(pinned.data[:16].view(np.float32)).all(), "values of a copy that has not run"
     device.enqueue_copy(other.address, pinned.address, 16, "HostToDevice")
-    pinned.data[:] = array.view(np.uint8)
+    pinned.data[:] = 1
     with pytest.raises(Fault, match="changed before its copy ran"):
         device.synchronize()
+    device.enqueue_copy(third.address, other.address, 16, "DeviceToDevice")
+    with pytest.raises(Fault, match="freed before a copy"):
+        api.cudaFree(third.address)
+    with pytest.raises(Fault, match="destroyed before an event has run"):
+        api.cudaStreamDestroy(device.stream)
+    device.synchronize()
+    _, event = api.cudaEventCreate()
+    api.cudaEventDestroy(event)
+    with pytest.raises(Fault, match="event is used after it was destroyed"):
+        api.cudaEventRecord(event, device.stream)
+    with pytest.raises(Fault, match="deprecated"):
+        int(api.cudaStreamCreateWithFlags(1)[1])

@@ -15,7 +15,8 @@ from adacache_engines.bundle.manifest import Graph
 from adacache_engines.bundle.tensors import NUMPY_DTYPES
 from adacache_engines.contract.device import HostBuffer
 from adacache_engines.errors import EngineError, InputError, MissingDependencyError
-from adacache_engines.onnxruntime.backend import PROVIDERS, OnnxRuntime, OrtBackend
+from adacache_engines.onnxruntime.backend import OnnxRuntime, OrtBackend
+from adacache_engines.onnxruntime.provider import PROVIDERS
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers.reference import request

@@ -33,6 +33,8 @@ def test_the_fake_has_the_names_of_the_real_one(name: str) -> None:
         "ExecutionContextAllocationStrategy",
         "CudaGraphStrategy",
         "DynamicShapesKernelSpecializationStrategy",
+        "EngineValidity",
+        "EngineInvalidityDiagnostics",
     ],
 )
 def test_the_fakes_values_are_the_real_ones(name: str) -> None:
@@ -41,7 +43,7 @@ def test_the_fakes_values_are_the_real_ones(name: str) -> None:
         assert getattr(getattr(api, name), member.name).name == member.name
 
 
-OURS = tuple(f"tensorrt/{name}.py" for name in ("backend", "engine", "build", "refit"))
+OURS = tuple(f"tensorrt/{name}.py" for name in ("backend", "contexts", "engine", "build", "refit"))
 STUBS = ("tensorrt", "tensorrt_bindings")
 WRONG_CALL = """
 import tensorrt as trt

@@ -82,7 +82,7 @@ SPOILED = {
     "cut weights": (lambda folder: (folder / "model.safetensors").write_bytes(b"\x10" * 40), r"model\.safetensors"),
     "another model": (
         lambda folder: set_config(folder, model_type="bert"),
-        r"config\.json.*'bert'; expected a text encoder of type t5, mt5",
+        r"config\.json.*'bert'; expected a text encoder of type t5, mt5, umt5",
     ),
     "no field": (lambda folder: set_config(folder, d_ff=None, num_heads=0), r"(?s)d_ff.*num_heads|num_heads.*d_ff"),
     "unknown activation": (lambda folder: set_config(folder, feed_forward_proj="tanh"), "feed_forward_proj"),

@@ -9,6 +9,7 @@ import transformers
 
 from adacache_engines.errors import CheckpointError, MissingDependencyError
 from adacache_export.text_encoders.registry import open_text_encoder
+from adacache_export.text_encoders.tokenizers import tokenizer_of
 from adacache_runtime.text.tokenizer import Tokenizer
 from tests.helpers.t5 import SIZES, VOCABULARY
 
@@ -34,6 +35,27 @@ def test_converted_tokenizer_equals_sentencepiece(folder, spiece):
         assert not ids[~mask].any()
     spelled = tokenize(["<extra_id_0> a"]).ids
     assert (spelled < VOCABULARY).all()
+
+
+def test_characters_without_a_piece_are_spelled_in_bytes(tmp_path, spiece):
+    """Where the sentencepiece model does so, as UMT5's; transformers' conversion alone makes them unknown."""
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(spiece.parent / "text"),
+        model_prefix=str(tmp_path / "spiece"),
+        vocab_size=310,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        byte_fallback=True,
+        minloglevel=2,
+    )
+    original = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spiece.model"))
+    tokenize = Tokenizer(tokenizer_of(tmp_path, 512), 90)
+    for prompt, ids, mask in zip(PROMPTS, *tokenize(PROMPTS), strict=True):
+        assert ids[mask].tolist() == [*original.encode(prompt), original.eos_id()]
+    assert original.unk_id() not in tokenize(PROMPTS).ids
 
 
 def test_sentinels_with_embeddings_stay(tmp_path, spiece):

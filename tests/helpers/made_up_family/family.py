@@ -15,7 +15,7 @@ from adacache_engines.bundle.manifest import (
     VideoNames,
 )
 from adacache_engines.bundle.tensors import DType
-from adacache_export.families.description import Description, presets
+from adacache_export.families.description import Description, PipelineConfigs, presets
 from adacache_export.families.latte_t2v import family as latte_t2v
 from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
 
@@ -43,6 +43,7 @@ def describe(
     config: LatteT2VConfig,
     _scheduler: Mapping[str, Any] | None,
     _precision: DType = "float32",
+    _pipeline: PipelineConfigs | None = None,
 ) -> Description:
     height, width = config.sample_size
     return Description(

@@ -169,6 +169,7 @@ SAMPLERS = {
     "rflow": manifest().sampler,
     "ddim": SamplerDefaults(name="ddim", steps=12, guidance=2.0),
     "pndm": SamplerDefaults(name="pndm", steps=12, guidance=2.0),
+    "unipc": SamplerDefaults(name="unipc", steps=12, guidance=2.0, timestep_shift=3.0),
 }
 
 

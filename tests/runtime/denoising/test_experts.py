@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adacache_engines.errors import PolicyError
+from adacache_engines.errors import InputError, PolicyError
 from adacache_runtime.caching.policies.adacache import AdaCache
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.listed import ListedCalls
@@ -52,6 +52,26 @@ def test_a_request_has_the_last_word_on_guidance(pipeline: Any) -> None:
     compute = [Decision((True,))] * STEPS
     expected = plain_by_branch(pipeline, asked, compute, "stack", [5.0] * STEPS, by_call(SCALES), by_call(TEXT_SCALES))
     np.testing.assert_allclose(pipeline.generate(asked).latents, expected[-1], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "scales"),
+    [
+        ({"guidance_2": 1.5}, (GUIDANCES[0], 1.5)),
+        ({"guidance": 5.0, "guidance_2": 1.5}, (5.0, 1.5)),
+        ({"guidance": 5.0}, (5.0, 5.0)),
+        ({}, GUIDANCES),
+    ],
+)
+def test_each_expert_may_be_given_a_guidance_scale(pipeline: Any, given: Any, scales: Sequence[float]) -> None:
+    settled = pipeline.prepare(request(steps=STEPS, **given)).checked.settled
+    assert tuple(segment.guidance for segment in settled.segments) == scales
+
+
+def test_a_second_guidance_scale_is_refused_where_there_is_one_expert(tmp_path: Path) -> None:
+    single, _ = fake_pipeline(tmp_path / "single", functions_of_experts())
+    with pytest.raises(InputError, match="one guidance scale"):
+        single.prepare(request(steps=STEPS, guidance_2=2.0))
 
 
 @dataclass(frozen=True)

@@ -203,5 +203,23 @@ def test_other_samplers_are_refused(pipeline: Pipeline, name: Any) -> None:
     sampler = SamplerDefaults(name=name, steps=STEPS, guidance=2.0)
     other = replace(pipeline.bundle, manifest=pipeline.bundle.manifest.model_copy(update={"sampler": sampler}))
     assert isinstance(other, Bundle)
-    with pytest.raises(InputError, match=f"sampled with rflow; this bundle's is {name}"):
+    with pytest.raises(InputError, match=f"sampled with rflow, euler, unipc; this bundle's is {name}"):
         Pipeline(other, pipeline.backend).generate(asked())
+
+
+def test_a_sampler_with_a_history_keeps_whole_frames_only(pipeline: Pipeline) -> None:
+    """Frames that join midway are refused, and so is nothing else; those that are kept stay as they are."""
+    with pytest.raises(
+        InputError, match=r"edit ratios between 0 and 1 .*unipc.*an edit ratio of 0, or .*rflow or euler"
+    ):
+        pipeline.generate(asked(sampler="unipc"))
+    kept = np.floor(MASK)
+    given = asked(sampler="unipc", mask=kept, noise=None)
+    result = pipeline.generate(given)
+    assert given.latents is not None
+    for sample, frame in np.argwhere(kept == 0):
+        np.testing.assert_array_equal(result.latents[sample, :, frame], given.latents[sample, :, frame])
+    assert np.abs(result.latents - given.latents)[0, :, 0].max() > 0.1
+    chosen = {"latents": given.latents, "mask": kept, "noise": drawn(2, STEPS), "steps": STEPS}
+    follows(pipeline, "stack", False, policy=NeverReuse(), sampler="unipc", **chosen)
+    pipeline.generate(asked(sampler="euler"))

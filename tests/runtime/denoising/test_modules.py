@@ -12,6 +12,7 @@ from adacache_engines.errors import InputError
 from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
 from adacache_export.families.open_sora.family import OpenSoraConfig
 from adacache_export.families.registry import FAMILIES
+from adacache_export.families.wan.transformer import WanConfig
 from adacache_export.stages import run_stages
 from adacache_export.verification.examples import example
 from adacache_export.verification.verify import verify
@@ -31,6 +32,7 @@ CONFIGS = {
     "open-sora-1.2": OpenSoraConfig(hidden_size=32, depth=2, num_heads=2, caption_channels=12, model_max_length=7),
     "latte-1": LATTE,
     "open-sora-plan-1.1": LATTE,
+    "wan": WanConfig(num_attention_heads=2, attention_head_dim=12, text_dim=12, ffn_dim=40, num_layers=2),
 }
 GRANULARITIES: tuple[Granularity, ...] = ("stack", "block", "module")
 
@@ -38,7 +40,8 @@ GRANULARITIES: tuple[Granularity, ...] = ("stack", "block", "module")
 @pytest.mark.parametrize("name", FAMILIES)
 def test_modules_in_turn_are_the_block_to_the_bit(name: str) -> None:
     family, config = FAMILIES[name], CONFIGS[name]
-    sites = ("temporal.1.attn", "spatial.0.attn")
+    first, *_, last = *family.PARTS, *family.PARTS
+    sites = (f"{last}.1.attn", f"{first}.0.attn")
     whole, parts = (family.stages(config, sites, granularity=choice) for choice in ("block", "module"))
     torch.manual_seed(0)
     weights = {key: torch.randn(shape) * 0.2 for key, shape in family.expected(config).items()}
@@ -53,7 +56,7 @@ def test_modules_in_turn_are_the_block_to_the_bit(name: str) -> None:
     count = sum(map(len, family.PARTS.values()))
     assert [stage.name for stage in parts if stage.block][: count + 1] == [
         *(f"{kind}.00.{part}" for kind, some in family.PARTS.items() for part in some),
-        "spatial.01.attn",
+        f"{first}.01.attn",
     ]
     assert {key for stage in parts for key in stage.keys().values()} == {
         key for stage in whole for key in stage.keys().values()

@@ -17,6 +17,7 @@ from adacache_export import costs
 from adacache_export.families.latte_t2v.transformer import Block, LatteT2VConfig
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.registry import FAMILIES
+from adacache_export.families.wan.transformer import WanConfig
 from adacache_export.stages import Stage
 from adacache_export.verification.sizes import check_sizes
 from adacache_export.writing.weights_file import TORCH_DTYPES
@@ -61,6 +62,17 @@ SMALL: Mapping[str, Any] = {
             model_max_length=7,
         ),
     ),
+    "wan": WanConfig(
+        patch_size=(2, 3, 2),
+        num_attention_heads=5,
+        attention_head_dim=8,
+        in_channels=7,
+        out_channels=3,
+        text_dim=24,
+        freq_dim=16,
+        ffn_dim=27,
+        num_layers=2,
+    ),
 }
 CASES = [(name, config) for configs in (SMALL, PUBLISHED) for name, config in configs.items()]
 
@@ -85,7 +97,9 @@ def test_every_stage_is_what_torch_counts(name: str, config: Any, granularity: E
     sizes = check_sizes(FAMILIES[name].describe(config, None).latent)
     assert len(sizes) == 2
     for stage in {stage.traced_as: stage for stage in stages_of(name, config, granularity)}.values():
-        assert stage.flops is not None
+        if stage.role == "positions":  # tables that are looked up
+            assert stage.flops == ()
+            continue
         for size in sizes:
             anew = repeated_text(stage, size)
             assert flops(stage.flops, size) - anew == counted(stage, size) > 0, stage.name

@@ -11,7 +11,8 @@ from adacache_engines.bundle.manifest import DTYPES, Precision
 from adacache_engines.bundle.tensors import NUMPY_DTYPES, DType
 from adacache_engines.errors import OutOfRangeError
 from adacache_export.families.open_sora.family import SHIFT, OpenSoraConfig, describe
-from adacache_runtime.samplers.rflow import rflow, rflow_timesteps, shift_ratio
+from adacache_runtime.samplers.flow import shift_ratio
+from adacache_runtime.samplers.rflow import rflow, rflow_timesteps
 from adacache_runtime.samplers.update import check_guidance, check_steps
 from tests.helpers.reference import OPEN_SORA, arrays
 

@@ -1,10 +1,7 @@
-"""The model that tools/gpu_check.py measures, the measuring on a CPU, and the pack that travels."""
+"""The model that tools/gpu_check.py measures, and the measuring on a CPU."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -27,8 +24,7 @@ from tools.gpu import benchmark as benchmark_module
 from tools.gpu.benchmark import Run, benchmark
 from tools.gpu.contenders import open_contenders, with_reason
 from tools.gpu.measure import _Generation, measure_calls
-from tools.gpu.model import LARGE, PRECISIONS, PROBE, Preparation, prepare
-from tools.gpu.pack import pack
+from tools.gpu.model import LARGE, PROBE, Preparation, prepare
 from tools.gpu.report import markdown
 from tools.gpu.requests import sized_request
 from tools.gpu.skeleton import deepen, fill, strip
@@ -61,7 +57,7 @@ def pairs(once: Once) -> Path:
 @pytest.fixture
 def large(pairs: Path, tmp_path: Path) -> Path:
     """One to change."""
-    return Path(shutil.copytree(pairs, tmp_path / "large"))
+    return Path(shutil.copytree(pairs, tmp_path / LARGE))
 
 
 def test_weights_are_drawn_again_where_the_model_is_run(large: Path) -> None:
@@ -110,24 +106,12 @@ def test_only_two_pairs_can_be_deepened(large: Path) -> None:
         deepen(large, 4)
 
 
-@pytest.fixture(scope="session")
-def packed(once: Once, pairs: Path) -> Path:
-    """A pack of tiny bundles."""
-
-    def build(folder: Path) -> None:
-        bundles = folder.with_suffix(".bundles")
-        for name in (*PRECISIONS, LARGE):
-            shutil.copytree(pairs, bundles / name)
-        wheel = folder.with_suffix(".whl")
-        subprocess.run([sys.executable, "-m", "zipfile", "-c", str(wheel), str(ROOT / "Makefile")], check=True)
-        pack(folder, [wheel], bundles)
-
-    return once("pack", build)
-
-
-def test_the_model_is_prepared_from_a_pack(packed: Path, tmp_path: Path) -> None:
+def test_the_model_is_prepared_from_a_pack(large: Path, tmp_path: Path) -> None:
+    """Its weights are drawn where it is run."""
+    strip(large)
     work = tmp_path / "model"
-    told = prepare(Preparation(str(packed / "bundles"), str(work), ("tensorrt-rtx",), ("64x64:1f",), None, depth=3))
+    assert large.name == LARGE
+    told = prepare(Preparation(str(large.parent), str(work), ("tensorrt-rtx",), ("64x64:1f",), None, depth=3))
     assert told["config"]["depth"] == 3
     plans = told["plans"]["tensorrt-rtx"]
     assert plans["plans"] == 17  # stages and reuse, arithmetic and signals
@@ -176,22 +160,6 @@ def test_the_benchmark_measures_in_turn(
     assert told["skipped"] == [{"what": "tensorrt", "why": "not here"}]
     assert "| torch |" in markdown({**RESULT, "benchmark": {"tiny": told}})
     assert capsys.readouterr().out == ""
-
-
-def test_a_pack_starts_and_says_that_there_is_no_gpu(packed: Path, tmp_path: Path) -> None:
-    assert {path.name for path in packed.iterdir()} == {"project", "bundles", "wheels", "run.sh"}
-    assert not (packed / "bundles" / LARGE / "onnx" / "weights.safetensors").exists()
-    assert "tensorrt-rtx" in next(iter(read_manifest(packed / "bundles" / "fp16").plans))
-    here = Path(shutil.copytree(packed, tmp_path / "elsewhere"))
-    surroundings = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": ""}
-    done = subprocess.run(
-        ["sh", str(here / "run.sh"), "--out", "results"], cwd=tmp_path, env=surroundings, capture_output=True, text=True
-    )
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("gpu_check: this machine has no GPU that can be used, so nothing was run or written")
-    assert "cudaError" in done.stderr
-    assert not (tmp_path / "results").exists()
-    assert (here / "site" / "Makefile").is_file(), "wheels are unpacked"
 
 
 def test_contenders_that_cannot_be_opened_are_skipped(pairs: Path) -> None:

@@ -177,6 +177,7 @@ def test_the_gpu_is_described() -> None:
         cudaGetDeviceProperties=lambda _: (ok, found),
         cudaDriverGetVersion=lambda: (ok, 13020),
         cudaRuntimeGetVersion=lambda: (ok, 12090),
+        cudaGetLastError=lambda: (ok,),
     )
     assert find_gpu(api) == Gpu("Some GPU", "9.0", 80e3, 132, "13.2", "12.9")
     none = SimpleNamespace(name="cudaErrorNoDevice")

@@ -29,11 +29,12 @@ from adacache_tune.calibration.records import Record, load_record, ratios, recor
 from tests.helpers import fake_model
 from tests.helpers.calibration_records import without_probes
 from tests.helpers.fake_model import BLOCKS, captions, fake_pipeline, functions, request
+from tests.helpers.plain import entry
 from tests.helpers.policy_runs import places
 
 SITE, MODULATED = "temporal.0.attn", "spatial.0.modulated"
 STEPS, GAPS = 7, 3
-SAMPLERS = {name: SamplerDefaults(name=name, steps=STEPS, guidance=2.0) for name in ("rflow", "ddim", "pndm")}
+SAMPLERS = {name: SamplerDefaults(name=name, steps=STEPS, guidance=2.0) for name in ("rflow", "ddim", "pndm", "unipc")}
 
 
 def one(**options: Any) -> Request:
@@ -62,7 +63,7 @@ def full_compute(pipeline: Pipeline, asked: Request) -> tuple[list[dict[str, Arr
         prediction = fake_model.run_final(tensors)["prediction"]
         velocity = fake_model.run_guide({"prediction": prediction, "guidance": guidance})["velocity"]
         history = np.zeros((len(update.weights), *shape), np.float32) if history is None else history
-        history[update.slot] = velocity
+        history[update.slot] = entry(update, z, velocity)
         following = fake_model.run_combine(
             {"latents": z, "history": history, "scale": update.scale, "weights": update.weights}
         )["latents_out"]
@@ -159,7 +160,8 @@ def test_the_error_of_a_reuse_is_that_of_the_latents(tmp_path: Path, sampler: st
             both = np.concatenate([now[LATENTS]] * 2)
             prediction = fake_model.run_final({"hidden": hidden, "latents": both})["prediction"]
             history = now["history"].copy()
-            history[update.slot] = fake_model.run_guide({"prediction": prediction, "guidance": guidance})["velocity"]
+            velocity = fake_model.run_guide({"prediction": prediction, "guidance": guidance})["velocity"]
+            history[update.slot] = entry(update, now[LATENTS], velocity)
             reused = fake_model.run_combine(
                 {"latents": now[LATENTS], "history": history, "scale": update.scale, "weights": update.weights}
             )["latents_out"]

@@ -1,0 +1,113 @@
+"""The source of an export: the weights of a transformer, or the folder of a whole pipeline in diffusers' layout.
+
+The folder of a pipeline has a ``model_index.json``, which names a library and a class for each component, and a folder
+for each component.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from adacache_engines.errors import CheckpointError
+from adacache_export.checkpoint.formats import read_json
+from adacache_export.checkpoint.layout import CONFIG, SCHEDULER
+from adacache_export.checkpoint.opened import Checkpoint, open_checkpoint
+
+INDEX = "model_index.json"
+TRANSFORMERS = ("transformer", "transformer_2")
+COMPONENTS = (*TRANSFORMERS, "text_encoder", "tokenizer", "vae", "scheduler")  # others are not needed for an export
+
+
+@dataclass(frozen=True)
+class PipelineConfigs:
+    """What the folder of a pipeline says of the model beside the transformer's own configuration.
+
+    Attributes:
+        index: content of ``model_index.json``; empty where the transformer is published alone.
+        vae: content of the VAE's ``config.json``; empty without one.
+    """
+
+    index: Mapping[str, Any] = field(default_factory=dict)
+    vae: Mapping[str, Any] = field(default_factory=dict)
+
+    def has(self, component: str) -> bool:
+        """Return whether the pipeline has a component, such as ``transformer_2``."""
+        named = self.index.get(component)
+        return isinstance(named, list) and len(named) == 2 and all(isinstance(name, str) for name in named)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """An opened source of an export.
+
+    Attributes:
+        transformers: the transformer's checkpoint, or those of two experts: for high noise, then for low noise.
+        configs: what the folder of a pipeline says of the model.
+        text_encoder, vae: folders of the pipeline's other components; None without one.
+        notes: sentences for people on what is left out.
+    """
+
+    transformers: tuple[Checkpoint, ...]
+    configs: PipelineConfigs = PipelineConfigs()
+    text_encoder: Path | None = None
+    vae: Path | None = None
+    notes: tuple[str, ...] = ()
+
+
+def open_source(path: Path, weights: str | None = None, replaced: Collection[str] = ()) -> Source:
+    """Open the folder of a pipeline, or a checkpoint of any layout; run no code from it and read no values.
+
+    Args:
+        path: folder with a ``model_index.json``, or what :func:`open_checkpoint` takes.
+        weights: name of the set of weights to take, where a file holds several.
+        replaced: components that are not taken from the folder, and need not be there.
+
+    Raises:
+        CheckpointError: it cannot be opened, or a component is missing.
+    """
+    if not (path / INDEX).is_file():
+        return Source((open_checkpoint(path, weights),))
+    index = read_json(path / INDEX)
+    configs = PipelineConfigs(index)
+    named = [name for name in COMPONENTS if configs.has(name)]
+    lacking = [name for name in named if name not in replaced and not (path / name).is_dir()]
+    if lacking:
+        raise CheckpointError(
+            f"{path} has no folder {', '.join(lacking)}, which its {INDEX} names; expected the whole pipeline: download"
+            " it again"
+        )
+    if TRANSFORMERS[0] not in named:
+        raise CheckpointError(
+            f"{path / INDEX} names no {TRANSFORMERS[0]}; expected the pipeline of a video transformer"
+        )
+
+    def read(component: str, file: str) -> dict[str, Any]:
+        place = path / component / file
+        return read_json(place) if component in named and place.is_file() else {}
+
+    scheduler = read("scheduler", SCHEDULER)
+    transformers = tuple(
+        replace(open_checkpoint(path / name, weights), scheduler=scheduler or None)
+        for name in TRANSFORMERS
+        if name in named
+    )
+    parts = {name: path / name for name in ("text_encoder", "vae") if name in named}
+    notes: tuple[str, ...] = ()
+    if "text_encoder" in parts and "tokenizer" not in named:
+        del parts["text_encoder"]
+        notes = (f"left out the text encoder, because {INDEX} names no tokenizer",)
+    return Source(transformers, replace(configs, vae=read("vae", CONFIG)), **parts, notes=notes)
+
+
+def merged(transformers: Mapping[str, Checkpoint]) -> Checkpoint:
+    """Return one checkpoint with the tensors of several, each under a prefix, such as ``low.``, and its own name."""
+    first = next(iter(transformers.values()))
+    if len(transformers) == 1:
+        return first
+    return replace(
+        first,
+        tensors={prefix + name: value for prefix, one in transformers.items() for name, value in one.tensors.items()},
+        files=tuple(path for one in transformers.values() for path in one.files),
+        notes=tuple(dict.fromkeys(note for one in transformers.values() for note in one.notes)),
+    )

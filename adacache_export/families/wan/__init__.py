@@ -1,0 +1,1 @@
+"""The family of Wan 2.1 and 2.2."""

@@ -1,0 +1,197 @@
+"""Wan's stages in torch against diffusers' transformer, its configurations, and its layouts."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from adacache_engines.errors import CheckpointError
+from adacache_export.families.registry import FAMILIES, own_name, recognise
+from adacache_export.families.wan.transformer import WanConfig
+from adacache_export.stages import run_stages
+from tests.helpers import wan
+
+FAMILY = FAMILIES["wan"]
+Shapes = dict[str, tuple[int, ...]]
+
+
+def shapes_of(tensors: dict[str, Any]) -> Shapes:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = wan.transformer().state_dict()
+    return state
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return dict(wan.transformer().config)
+
+
+SIZES = [
+    ({"num_attention_heads": 3, "attention_head_dim": 16}, (5, 6, 10)),
+    ({"cross_attn_norm": False, "eps": 1e-5, "freq_dim": 24, "num_layers": 1}, (1, 2, 4)),
+    ({"attention_head_dim": 20, "in_channels": 36}, (3, 4, 2)),
+    ({"attention_head_dim": 6, "patch_size": (1, 1, 2), "out_channels": 5, "in_channels": 5}, (4, 3, 6)),
+]
+
+
+@pytest.mark.parametrize("granularity", ["block", "module"])
+@pytest.mark.parametrize(("changes", "size"), SIZES)
+def test_the_stages_predict_what_diffusers_predicts(
+    changes: dict[str, Any], size: tuple[int, int, int], granularity: Any
+) -> None:
+    original = wan.transformer(**changes)
+    state = original.state_dict()
+    settled = FAMILY.config_from(dict(original.config), shapes_of(state))
+    stages = FAMILY.stages(settled, ("joint.0.modulated", "joint.0.attn"), granularity=granularity)
+    for stage in stages:
+        stage.module.load_state_dict({name: state[key] for name, key in stage.keys().items()})
+    torch.manual_seed(0)
+    latents, condition = torch.randn(2, settled.out_channels, *size), torch.randn(2, settled.condition_channels, *size)
+    given = {"latents": latents, "captions": torch.randn(2, 7, 20), "timestep": torch.tensor([999.0, 333.0])}
+    seen: dict[str, torch.Tensor] = {}
+    original.blocks[0].attn1.register_forward_hook(lambda _module, inputs, _out: seen.update(modulated=inputs[0]))
+    with torch.no_grad():
+        made = run_stages(stages, {**given, "condition": condition})
+        entering = torch.cat([latents, condition], dim=1)
+        expected = original(entering, given["timestep"], given["captions"]).sample
+    assert (made["prediction"] - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (made["joint.0.modulated"].flatten(1, 2) - seen["modulated"]).abs().max() <= 1e-5
+
+
+def test_frames_that_are_kept_are_modulated_as_at_timestep_0() -> None:
+    """diffusers takes a timestep for each token."""
+    original = wan.transformer()
+    state = original.state_dict()
+    make_stages = FAMILY.conditioned_stages
+    assert make_stages is not None
+    stages = make_stages(FAMILY.config_from(dict(original.config), shapes_of(state)))
+    for stage in stages:
+        stage.module.load_state_dict({name: state[key] for name, key in stage.keys().items()})
+    torch.manual_seed(0)
+    latents, captions = torch.randn(2, 16, 3, 4, 6), torch.randn(2, 7, 20)
+    mask = torch.tensor([[False, True, True], [True, True, True]])
+    timestep = torch.tensor([500.0, 250.0])
+    tokens = (mask[:, :, None] * timestep[:, None, None]).expand(-1, -1, 6).flatten(1)
+    with torch.no_grad():
+        given = {"latents": latents, "captions": captions, "timestep": timestep, "x_mask": mask}
+        made = run_stages(stages, given)["prediction"]
+        expected = original(latents, tokens, captions).sample
+        plain = original(latents, timestep, captions).sample
+    assert (made - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (plain - expected).abs().max() > 1e-3
+
+
+def test_positions_are_tables_of_frames_and_of_tokens_made_once_a_generation() -> None:
+    stages = FAMILY.stages(WanConfig(num_layers=1))
+    (positions,) = (stage for stage in stages if stage.role == "positions")
+    assert positions.per_generation
+    assert [spec.axes[0] for spec in positions.outputs] == ["patch_frames", "tokens"]
+    takers = [
+        stage.name for stage in stages if {spec.name for spec in positions.outputs} & {s.name for s in stage.inputs}
+    ]
+    assert takers == ["joint.00"]
+    parts = {
+        stage.part: stage.independent_axes for stage in FAMILY.stages(WanConfig(num_layers=1), granularity="module")
+    }
+    assert (parts["attn"], parts["cross"], parts["mlp"]) == ((), *[("patch_frames", "tokens")] * 2)
+
+
+# configurations
+
+
+def test_the_released_sizes() -> None:
+    sizes = {
+        "1.3B": (WanConfig(num_attention_heads=12, ffn_dim=8960, num_layers=30), 1_418_996_800),
+        "14B": (WanConfig(), 14_288_491_584),
+    }
+    for config, count in sizes.values():
+        shapes = FAMILY.expected(config)
+        assert sum(int(torch.Size(shape).numel()) for shape in shapes.values()) == count
+        assert FAMILY.config_from(None, shapes) == config
+
+
+def test_the_configuration_of_diffusers_and_of_the_original(weights: Any, config: dict[str, Any]) -> None:
+    settled = FAMILY.config_from(config, shapes_of(weights))
+    original = {"_class_name": "WanModel", "num_heads": 2, "in_dim": 16, "out_dim": 16, "ffn_dim": 40, "freq_dim": 32}
+    assert FAMILY.config_from({**original, "dim": 24, "eps": 1e-6, "text_len": 512}, shapes_of(weights)) == settled
+    with pytest.raises(CheckpointError, match="number of attention heads is not in the weights"):
+        FAMILY.config_from(None, shapes_of(weights))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"image_dim": 1280}, "Wan2.1-I2V"),
+        ({"qk_norm": "layer_norm"}, "qk_norm"),
+        ({"num_attention_heads": 3}, "num_attention_heads is 3"),
+        ({"_class_name": "WanVACETransformer3DModel"}, "WanVACETransformer3DModel"),
+    ],
+)
+def test_other_models_are_refused(weights: Any, config: dict[str, Any], change: dict[str, Any], told: str) -> None:
+    with pytest.raises(CheckpointError, match=told):
+        FAMILY.config_from({**config, **change}, shapes_of(weights))
+
+
+# names of tensors
+
+
+def original_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The names of Wan's own repository."""
+    pairs = [
+        ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
+        ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
+        ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
+        ("condition_embedder.text_embedder.linear_2", "text_embedding.2"),
+        ("condition_embedder.time_proj", "time_projection.1"),
+        ("attn1", "self_attn"),
+        ("attn2", "cross_attn"),
+        (".to_out.0.", ".o."),
+        (".to_q.", ".q."),
+        (".to_k.", ".k."),
+        (".to_v.", ".v."),
+        ("ffn.net.0.proj", "ffn.0"),
+        ("ffn.net.2", "ffn.2"),
+        ("norm2", "norm3"),
+        ("proj_out", "head.head"),
+    ]
+    named = {}
+    for name, tensor in state.items():
+        for own, other in pairs:
+            name = name.replace(own, other)
+        if name.endswith("scale_shift_table"):
+            name = "head.modulation" if name == "scale_shift_table" else name.replace("scale_shift_table", "modulation")
+        named[name] = tensor
+    return named
+
+
+def test_names_of_the_original_repository(weights: dict[str, torch.Tensor]) -> None:
+    """Which diffusers' own converter translates alike."""
+    from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
+
+    published = original_names(weights)
+    assert published.keys() != weights.keys()
+    converted = convert_wan_transformer_to_diffusers(dict(published))
+    assert converted.keys() == weights.keys()
+    for prefix in ("", "diffusion_model."):
+        translated = {own_name("wan", prefix + name): tensor for name, tensor in published.items()}
+        assert {name: id(tensor) for name, tensor in translated.items()} == {n: id(t) for n, t in converted.items()}
+    assert recognise(published) is FAMILY
+    assert {own_name("wan", name) for name in weights} == weights.keys()
+
+
+def test_a_lora_is_refused() -> None:
+    names = ["diffusion_model.blocks.0.self_attn.q.lora_down.weight", "transformer.blocks.0.attn1.to_q.lora_A.weight"]
+    for name in names:
+        with pytest.raises(CheckpointError, match="LoRA") as caught:
+            recognise([name])
+        assert "\n" not in str(caught.value)
+
+
+def test_a_transformer_of_another_family_is_refused_by_its_class() -> None:
+    with pytest.raises(CheckpointError, match="CogVideoXTransformer3DModel") as caught:
+        recognise(["patch_embed.proj.weight"], {"_class_name": "CogVideoXTransformer3DModel"})
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,86 @@
+"""Wan pipelines of random weights, built by diffusers, and their latents."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adacache_engines.bundle.manifest import Manifest
+
+TINY: Mapping[str, Any] = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 16,
+    "out_channels": 16,
+    "text_dim": 20,
+    "freq_dim": 32,
+    "ffn_dim": 40,
+    "num_layers": 2,
+}
+SPREAD = 0.25  # standard deviation of the weights, at which every part of the model counts
+
+
+def transformer(seed: int = 0, **changes: Any) -> Any:
+    """Return diffusers' transformer with random weights."""
+    import torch  # here: few tests need it
+    from diffusers import WanTransformer3DModel
+
+    made = WanTransformer3DModel(**{**TINY, **changes}).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=SPREAD, generator=generator)
+    return made
+
+
+def pipeline(
+    transformers: list[Any], scheduler: Any = None, vae: Any = None, boundary: float | None = None, expand: bool = False
+) -> Any:
+    """Return diffusers' pipeline of one or two transformers, without a text encoder."""
+    from diffusers import UniPCMultistepScheduler, WanPipeline
+
+    usual = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
+    made = WanPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=vae,
+        scheduler=scheduler or UniPCMultistepScheduler(**usual),
+        transformer=transformers[0],
+        transformer_2=transformers[1] if len(transformers) > 1 else None,
+        boundary_ratio=boundary,
+        expand_timesteps=expand,
+    )
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def inputs(manifest: Manifest, folder: Path, frames: int, height: int, width: int, length: int = 7) -> dict[str, Any]:
+    """Write random latents and text embeddings as ``adacache-run`` reads them; return arrays and paths."""
+    latent, random = manifest.latent, np.random.default_rng(1)
+    shape = (
+        1,
+        latent.channels,
+        latent.latent_frames(frames),
+        *(side // latent.spatial_factor for side in (height, width)),
+    )
+    latents = random.standard_normal(shape, np.float32)
+    text = random.standard_normal((2, length, manifest.text.width), np.float32)
+    np.savez(folder / "z.npz", latents=latents)
+    np.savez(folder / "e.npz", embeddings=text[:1], negative=text[1:])
+    return {"latents": latents, "embeddings": text[:1], "negative": text[1:]}
+
+
+def latents_of(made: Any, given: Mapping[str, NDArray[np.float32]], **options: Any) -> NDArray[np.float32]:
+    """Return the latents that diffusers' pipeline ends with."""
+    import torch  # here: few tests need it
+
+    tensors = {name: torch.from_numpy(value) for name, value in given.items()}
+    result: NDArray[np.float32] = made(
+        prompt_embeds=tensors["embeddings"],
+        negative_prompt_embeds=tensors["negative"],
+        latents=tensors["latents"],
+        output_type="latent",
+        **options,
+    ).frames.numpy()
+    return result
