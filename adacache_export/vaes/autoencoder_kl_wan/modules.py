@@ -125,12 +125,19 @@ def autoencoder(config: WanVaeConfig) -> Any:
     lists = {name: list(value) for name, value in fields.items() if isinstance(value, tuple)}
     whole = require("diffusers", "export").AutoencoderKLWan(**fields | lists)
     implementation = require(IMPLEMENTATION, "export")
-    for module in whole.modules():  # norms and attention stay float32 where convolutions do not
-        if isinstance(module, implementation.WanRMS_norm):
+    # where convolutions are narrower, norms, attention and what is joined with carried features stay float32
+    for module in whole.modules():
+        if isinstance(module, (implementation.WanRMS_norm, implementation.WanResample, implementation.WanDecoder3d)):
             module.register_forward_pre_hook(lambda _module, given: tuple(value.float() for value in given))
+        if isinstance(module, implementation.WanResample):
+            module.resample.register_forward_hook(_widened)
         if isinstance(module, implementation.WanAttentionBlock):
-            module.to_qkv.register_forward_hook(lambda _module, _given, result: result.float())
+            module.to_qkv.register_forward_hook(_widened)
     return whole
+
+
+def _widened(_module: nn.Module, _given: object, result: Tensor) -> Tensor:
+    return result.float()
 
 
 def decoder_features(config: WanVaeConfig) -> tuple[Shape, ...]:

@@ -105,7 +105,7 @@ class CarryingGraph:
         """Bind a graph once for each pair of the set that it reads and the set that it writes; the rest is shared."""
         graph = engine.graph
         own = allocate(_not_carried(graph), sizes, self._backend.device)
-        bound = []
+        bound: list[Bound] = []
         for read, written in turns:
             buffers = {**own, **read, **{output: written[name] for output, name in graph.carried.items()}}
             bound.append((buffers, engine.bind(buffers)))

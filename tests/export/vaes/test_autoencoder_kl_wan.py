@@ -12,7 +12,9 @@ from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.errors import CheckpointError, InputError
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.stages import Stage
+from adacache_export.vaes.precision import TOLERANCE as PRECISION_TOLERANCE
 from adacache_export.vaes.registry import Vae, open_vae
+from adacache_export.writing.weights_file import TORCH_DTYPES
 from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.decode import decode
 from adacache_runtime.vae.encode import drawn, encode
@@ -90,7 +92,7 @@ def by_chunks(vae: Vae, stages: tuple[Stage, Stage], values: Floats, frames: int
     return np.concatenate(results, 1)
 
 
-@pytest.mark.parametrize("frames", [1, 5, 17])
+@pytest.mark.parametrize("frames", [1, 9])
 def test_a_decoder_of_chunks_gives_what_diffusers_gives(
     frames: int, vae: Vae, reference: AutoencoderKLWan, kind: str
 ) -> None:
@@ -101,7 +103,7 @@ def test_a_decoder_of_chunks_gives_what_diffusers_gives(
     np.testing.assert_allclose(clipped(made), wanted, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("frames", [1, 5, 17])
+@pytest.mark.parametrize("frames", [1, 9])
 def test_an_encoder_of_chunks_gives_what_diffusers_gives(
     frames: int, vae: Vae, reference: AutoencoderKLWan, kind: str
 ) -> None:
@@ -111,6 +113,7 @@ def test_an_encoder_of_chunks_gives_what_diffusers_gives(
     np.testing.assert_allclose(made, wanted, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_every_carried_feature_counts(vae: Vae) -> None:
     """So a stage that mixed two of them up, or lost one, would be seen above."""
     first, following = *vae.coding.first_decoding, *vae.coding.decoding
@@ -139,6 +142,32 @@ def test_the_stages_hold_all_weights_and_no_copy_of_them(vae: Vae) -> None:
     for stage in stages:
         assert not list(stage.module.buffers())
         assert {spec.name for spec in stage.outputs[1:]} == {*stage.carried}
+
+
+@torch.no_grad()
+def test_carried_features_are_as_narrow_as_the_convolutions_that_take_them(folder: Path, kind: str, vae: Vae) -> None:
+    """Which round them anyway, so that they take half the memory and lose nothing."""
+    narrow = open_vae(folder, latent_space(kind), "bf16")
+    dtypes = narrow.dtypes()
+    for stages, wide in ((narrow.coding.decoders, vae.coding.decoders), (narrow.coding.encoders, vae.coding.encoders)):
+        carried: dict[str, torch.Tensor] = {}
+        carried_wide: dict[str, torch.Tensor] = {}
+        for stage, other in zip(stages, wide, strict=True):
+            names = {*stage.carried, *stage.carried.values()}
+            for spec in (*stage.inputs, *stage.outputs):
+                assert spec.dtype == ("bfloat16" if spec.name in names else "float32")
+            weights = {
+                name: narrow.checkpoint.tensors[key].to(TORCH_DTYPES[dtypes[key]]) for name, key in stage.keys().items()
+            }
+            stage.module.load_state_dict(weights, assign=True)
+            value = noise(*other.inputs[0].shape(latent_space(kind).image_axes(*SIZE)))
+            result, *others = stage.module(torch.from_numpy(value), *carried.values())
+            assert result.dtype == torch.float32
+            assert {one.dtype for one in others} == {torch.bfloat16}
+            wanted, carried_wide = run(vae, other, value[0], carried_wide)
+            worst = np.abs(result[0].numpy() - wanted).max() / max(1, np.square(wanted).mean() ** 0.5)
+            assert 1e-4 < worst < PRECISION_TOLERANCE
+            carried = dict(zip(carried_wide, others, strict=True))
 
 
 # what is refused
@@ -173,7 +202,7 @@ def test_a_model_with_other_latents_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="other latent frames to AutoencoderKLWan than to this model"):
         open_vae(tmp_path / "vae", LATTE_LATENT)
     set_weights(tmp_path / "vae", lambda tensors: tensors.pop("decoder.mid_block.attentions.0.norm.gamma"))
-    with pytest.raises(CheckpointError, match=r"1 tensor missing.*vae\.decoder\.mid_block\.attentions\.0\.norm\.gamma"):
+    with pytest.raises(CheckpointError, match=r"(?s)1 tensor missing.*vae\.decoder\..*norm\.gamma"):
         open_vae(tmp_path / "vae", latent_space("plain"))
 
 
