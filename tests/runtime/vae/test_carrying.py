@@ -26,7 +26,7 @@ CARRIED_NBYTES = 4 * WIDTH * FACTOR * FACTOR  # for each latent pixel
 
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pipeline, list[str]]:
-    return fake_pipeline(tmp_path_factory.mktemp("bundle"), CARRYING_ENGINES, latent=CARRYING)
+    return fake_pipeline(tmp_path_factory.mktemp("carrying") / "bundle", CARRYING_ENGINES, latent=CARRYING)
 
 
 def decoded(pipeline: Pipeline, latents: Floats, chunk: int = 1, tile: int | None = None) -> Floats:
