@@ -9,8 +9,8 @@ from adacache_engines.bundle.files import read_manifest
 from adacache_engines.bundle.manifest import PlanSet
 from adacache_engines.bundle.shape_profiles import fixed_profile, profile_parts, shape_profile
 from adacache_engines.errors import InputError, MissingDependencyError
-from adacache_engines.tensorrt.build import TARGETS, BuildOptions, check_options
-from adacache_engines.tensorrt.library import LIBRARIES, InstalledLibrary, gpu_target, open_library
+from adacache_engines.tensorrt.build import BuildOptions, check_options
+from adacache_engines.tensorrt.library import LIBRARIES, TARGETS, InstalledLibrary, gpu_target, open_library
 from adacache_engines.tensorrt.plan_builder import Phase, build_plans
 
 AUTO = "auto"

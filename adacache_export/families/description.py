@@ -59,7 +59,13 @@ class Description:
     policies: Mapping[str, Preset] = field(default_factory=dict)
 
 
-def presets(family: Path) -> dict[str, Preset]:
-    """Read the policies in a family's folder: published settings, and those that ``tools/demo/fit.py`` fitted."""
+def presets(family: Path, model: str | None = None) -> dict[str, Preset]:
+    """Read the policies in a family's folder: published settings, and those that ``tools/demo/fit.py`` fitted.
+
+    Args:
+        family: folder of the family.
+        model: name of a published model whose own settings are added; None, or a name without any, adds none.
+    """
     content = json.loads((family / PRESETS).read_text(encoding="utf-8"))
-    return {name: Preset.model_validate(preset) for name, preset in content["presets"].items()}
+    own = content.get("models", {}).get(model, {})
+    return {name: Preset.model_validate(preset) for name, preset in {**content["presets"], **own}.items()}

@@ -353,6 +353,9 @@ class FakeCuda:
         return Status.cudaSuccess, self._current
 
     @api_call(1)
+    def cudaGetDeviceProperties(self, index: int) -> tuple[Status, Any]:
+        return Status.cudaSuccess, SimpleNamespace(name=b"NVIDIA Faked")
+
     def cudaDeviceGetAttribute(self, kind: int, index: int) -> tuple[Status, int]:
         return Status.cudaSuccess, self.capability[kind - 75]
 

@@ -232,7 +232,7 @@ class Module:
         missing: whether a library that the CUDA provider is linked to cannot be loaded.
         failure: what the CUDA provider says when it does not start; empty = it starts.
         refused: names of graphs whose runs fail.
-        preloads: number of calls of ``preload_dlls``.
+        preloads: folders that ``preload_dlls`` was given; None = the one beside the package.
         sessions: sessions on the GPU that run graphs of the bundle.
     """
 
@@ -250,15 +250,15 @@ class Module:
         self.missing = False
         self.failure = ""
         self.refused: set[str] = set()
-        self.preloads = 0
+        self.preloads: list[str | None] = []
         self.sessions: list[weakref.ref[Session]] = []
         self.__file__ = str(folder / "__init__.py")
 
     def get_available_providers(self) -> list[str]:
         return [CUDA, CPU]
 
-    def preload_dlls(self) -> None:
-        self.preloads += 1
+    def preload_dlls(self, directory: str | None = None) -> None:
+        self.preloads.append(directory)
         if self.missing:
             print("Failed to load libcublasLt.so.13")  # noqa: T201 - as the real one does
 

@@ -1,46 +1,49 @@
 """Checks of a backend on a GPU, as plain functions: test_gpu.py runs them on the GPU, test_gpu_on_fakes.py on fakes.
 
-Each raises an AssertionError where the backend is wrong. Tolerances are wider than those of an export, which compares
-stages on one processor: a GPU sums in another order.
+Each raises an AssertionError where the backend is wrong. Tolerances are those of :mod:`tools.gpu.agreement`.
 """
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from adacache_engines.bundle.files import Bundle
-from adacache_engines.bundle.manifest import Graph, Precision
+from adacache_engines.bundle.manifest import Precision
 from adacache_engines.contract.engine import Backend
+from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_engines.tensorrt.arena import Arena
 from adacache_engines.tensorrt.backend import RUNTIME_CACHE, TrtBackend
-from adacache_runtime.caching.policies.adacache import AdaCache
 from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policy import Granularity
 from adacache_runtime.events import Denoised
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
-from adacache_runtime.settled import settle
 from tests.helpers.waiting import HANG_SECONDS
-from tools.gpu.measure import bound, examples
+from tools.gpu.agreement import (
+    POLICIES,
+    STAGE_BOUNDS,
+    STEPS,
+    TRAJECTORY_BOUNDS,
+    error,
+    generations,
+    graph_sizes,
+    stage_outputs,
+)
 from tools.gpu.requests import small_request
+from tools.speed.calls import EVERY_THIRD
 
-EVERY_THIRD = AdaCache(codebook=((1.0, 3),))  # measures as any codebook does, and always decides the same
-POLICIES = {"never": NeverReuse(), "adacache": EVERY_THIRD}
-STEPS = 8
-STAGE_BOUNDS = {"fp32": 2e-4, "fp16": 2e-2, "bf16": 1.5e-1}  # see :func:`error`
-# of latents after STEPS calls, see :func:`error`: the roundings of all stages and calls, with guidance's gain
-TRAJECTORY_BOUNDS = {"fp32": 5e-3, "fp16": 5e-2, "bf16": 4e-1}
 DISTANCE_BOUNDS = {"fp32": 2e-3, "fp16": 2e-2, "bf16": 1.5e-1}  # relative, of the distances that a policy decides by
+# operators that compute sizes of tensors, on the host, where the provider of a GPU wants them
+SHAPE_ARITHMETIC = frozenset(
+    ("Add", "Cast", "Concat", "Div", "Gather", "Mod", "Mul", "Reshape", "Round", "Slice", "Sqrt", "Squeeze", "Sub")
+)
 
-Arrays = dict[str, NDArray[Any]]
 Open = Callable[..., TrtBackend]  # opens the plans that are tested; graphs=False runs them without CUDA graphs
 
 
@@ -64,8 +67,7 @@ def check_generation(
     bundle: Bundle, tested: Backend, reference: Backend, precision: Precision, policy: str
 ) -> tuple[Denoised, Denoised]:
     """Check that a generation has the reference's schedule and latents; returns both generations."""
-    request = small_request(bundle, STEPS, POLICIES[policy])
-    given, wanted = (Pipeline(bundle, backend).generate(request) for backend in (tested, reference))
+    given, wanted = generations(bundle, tested, reference, policy)
     assert given.trace.computed() == wanted.trace.computed()
     assert error({"latents": given.latents}, {"latents": wanted.latents}) <= TRAJECTORY_BOUNDS[precision]
     return given, wanted
@@ -84,6 +86,38 @@ def check_observations(given: Denoised, wanted: Denoised, precision: Precision, 
     assert bool(measured) == (policy == "adacache")
     for mine, other in measured:
         assert mine == pytest.approx(other, rel=DISTANCE_BOUNDS[precision])
+
+
+# ONNX Runtime's CUDA provider
+
+
+class RecordingBackend(OrtBackend):
+    """A backend whose sessions know which provider took which node."""
+
+    def _options(self) -> Any:
+        options = super()._options()
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        return options
+
+
+def check_provider(bundle: Bundle, backend: RecordingBackend) -> None:
+    """Check that the CPU is left with nothing but the arithmetic of shapes."""
+    left = {}
+    for graph in bundle.manifest.graphs():
+        parts = backend.session(graph).get_provider_graph_assignment_info()
+        on_cpu = {node.op_type for part in parts if part.ep_name != backend.provider for node in part.get_nodes()}
+        left[graph.name] = on_cpu - SHAPE_ARITHMETIC
+    assert {name: operators for name, operators in left.items() if operators} == {}
+
+
+def check_memory_is_steady(bundle: Bundle, backend: Backend) -> None:
+    """Check that a generation takes no device memory that the one before has not taken."""
+    pipeline = Pipeline(bundle, backend)
+    free = []
+    for seed in range(3):
+        pipeline.generate(small_request(bundle, STEPS, EVERY_THIRD, seed))
+        free.append(backend.device.free_nbytes())
+    assert free[1] == free[2]
 
 
 # against itself: not a bit may change
@@ -156,40 +190,6 @@ class PrivateArena(Arena):
 
     def memory(self) -> Any:
         return self._device.allocate(max(claim.nbytes for claim in self._claims))
-
-
-def graph_sizes(bundle: Bundle, graph: Graph, text: int = 0) -> dict[str, int]:
-    """Return the sizes of a graph's dynamic axes in a generation of one prompt; ``text`` 0 is the longest text."""
-    manifest = bundle.manifest
-    sizes = dict(settle(bundle, small_request(bundle, 1, NeverReuse())).sizes)
-    if graph in manifest.text.encoder_stages:
-        sizes["batch"] = 1
-    rest = {"text": text or manifest.text.max_length, "calls": 2, "pairs": max(sizes["patch_frames"] - 1, 1)}
-    space = manifest.latent
-    if graph not in manifest.vae_graphs():
-        return {**sizes, **rest}
-    height, width = (sizes[axis] for axis in ("height", "width"))
-    if space.tile:
-        height, width = (min(side, space.tile // space.spatial_factor) for side in (height, width))
-    return {**sizes, **rest, **space.chunk_axes(min(sizes["frames"], space.chunks.latents), height, width)}
-
-
-def stage_outputs(backend: Backend, graph: Graph, sizes: Mapping[str, int], seed: int = 0) -> Arrays:
-    """Return what an engine makes of seeded random inputs."""
-    call, buffers = bound(backend.load(graph), backend, examples(graph, sizes, seed), sizes)
-    call()
-    return {spec.name: buffers[spec.name].read() for spec in graph.outputs}
-
-
-def error(given: Mapping[str, NDArray[Any]], wanted: Mapping[str, NDArray[Any]]) -> float:
-    """Return the worst max |given - wanted| / max(1, rms(wanted)) of all tensors, as export records it; NaN stays."""
-    worst = []
-    for name, value in wanted.items():
-        assert given[name].shape == value.shape
-        reference = value.astype(np.float64)
-        difference = np.abs(given[name].astype(np.float64) - reference).max()
-        worst.append(float(difference) / max(1.0, float(np.sqrt(np.square(reference).mean()))))
-    return float(np.max(worst))
 
 
 def same(one: Denoised, other: Denoised) -> bool:

@@ -1,64 +1,72 @@
 """The backends that are measured against each other on one bundle."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.engine import Backend
-from adacache_engines.errors import AdaCacheError
+from adacache_engines.errors import InputError, MissingDependencyError
 from adacache_engines.onnxruntime.backend import OnnxRuntime
 from adacache_engines.tensorrt.backend import TrtBackend
 from adacache_engines.tensorrt.library import LIBRARIES, open_library
-from tools.gpu.machine import COMPILED, EAGER, ONNXRUNTIME
+from tools.gpu.phases import BACKENDS, COMPILED, EAGER, NO_GRAPHS, ONNXRUNTIME, RECORDED
+from tools.gpu.running.results import Report
 
-NO_GRAPHS = ", no graphs"  # after a library's name: its calls are not recorded as CUDA graphs
 Contenders = dict[str, Backend]
-Skips = list[dict[str, str]]
+CANNOT_BE_HAD = (MissingDependencyError, InputError, ImportError)
 
 
-def open_contenders(bundle: Bundle, names: Sequence[str], targets: Mapping[str, str], skipped: Skips) -> Contenders:
-    """Open the backends that can be opened; ``skipped`` gets the others, and why.
+def open_contenders(bundle: Bundle, names: Sequence[str], report: Report) -> Contenders:
+    """Open the backends that can be opened; the report gets the others, and why.
 
     Args:
         bundle: the opened bundle, with plans for the libraries among ``names``.
-        names: names of backends.
-        targets: compute capability whose plans are used on purpose, by library.
-        skipped: list of skipped backends, which grows.
+        names: names of backends, each perhaps with :data:`tools.gpu.phases.NO_GRAPHS` behind it.
+        report: gets the reason where a backend is left out.
     """
-    makers: dict[str, Callable[[], Backend]] = {}
+    opened: Contenders = {}
     for name in names:
-        if name in LIBRARIES:
-            makers[name] = _tensorrt(bundle, name, True, targets)
-            makers[name + NO_GRAPHS] = _tensorrt(bundle, name, False, targets)
-        elif name == ONNXRUNTIME:
-            makers[name] = lambda: OnnxRuntime(provider="cuda").open(bundle)
-        else:
-            makers[name] = _torch(bundle, name)
-    opened = {}
-    for name, make in makers.items():
-        with_reason(skipped, name, lambda name=name, make=make: opened.update({name: make()}))  # type: ignore[misc]
+        succeeds(report, name, lambda name=name: opened.update({name: open_backend(bundle, name)}))  # type: ignore[misc]
     return opened
 
 
-def with_reason(skipped: Skips, what: str, action: Callable[[], Any]) -> bool:
-    """Return whether the action succeeded; if not, ``skipped`` gets the reason."""
+def open_backend(bundle: Bundle, name: str) -> Backend:
+    """Open a backend by its name.
+
+    Raises:
+        InputError: no backend has this name, or it cannot be used here.
+        MissingDependencyError: its library is not installed.
+        EngineError: it cannot be opened; the message says why.
+    """
+    plain = name.removesuffix(NO_GRAPHS)
+    graphs = plain == name
+    if plain in LIBRARIES:
+        return TrtBackend(bundle, open_library(plain), graphs=graphs)
+    if name == ONNXRUNTIME:
+        return OnnxRuntime(provider="cuda").open(bundle)
+    if plain == RECORDED:
+        from adacache_engines.cuda.device import CudaDevice
+        from tools.gpu.pytorch.recorded import TorchOnBuffers  # here: torch need not be there
+
+        return TorchOnBuffers(bundle, CudaDevice(graphs=graphs))
+    if name in (EAGER, COMPILED):
+        from tools.gpu.pytorch.eager import TorchBackend
+
+        return TorchBackend(bundle, compiled=name == COMPILED)
+    raise InputError(f"backend {name!r} is unknown; known: {', '.join(BACKENDS)}")
+
+
+def succeeds(report: Report, what: str, action: Callable[[], Any]) -> bool:
+    """Do an action for one contender, and return whether it succeeded; no error of it ends the others.
+
+    What cannot be had here is skipped. Any other error is a failure: torch and its compiler raise errors of every kind.
+    """
     try:
         action()
-    except (AdaCacheError, RuntimeError, ImportError, MemoryError) as error:
-        skipped.append({"what": what, "why": f"{type(error).__name__}: {error}"})
-        return False
-    return True
-
-
-def _tensorrt(bundle: Bundle, name: str, graphs: bool, targets: Mapping[str, str]) -> Callable[[], Backend]:
-    return lambda: TrtBackend(bundle, open_library(name), graphs=graphs, target=targets.get(name))
-
-
-def _torch(bundle: Bundle, name: str) -> Callable[[], Backend]:
-    def make() -> Backend:
-        from tools.gpu.torch_backend import TorchBackend  # here: torch need not be there
-
-        assert name in (EAGER, COMPILED)
-        return TorchBackend(bundle, compiled=name == COMPILED)
-
-    return make
+    except CANNOT_BE_HAD as error:
+        report.skipped(what, error)
+    except Exception as error:
+        report.failed(what, error)
+    else:
+        return True
+    return False

@@ -1,23 +1,21 @@
-"""Describe the machine: its GPU, its libraries, and which of them are missing and why."""
+"""Describe the machine: its GPU, and the versions of what is installed. The first phase of a check."""
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from adacache_engines.cuda.calls import checked
-from adacache_engines.errors import AdaCacheError, InputError, MissingDependencyError, require
-from adacache_engines.tensorrt.library import LIBRARIES, open_library
+from adacache_engines.errors import EngineError, MissingDependencyError, require
+from tools.gpu.running.results import Report, reason
 
 CUDA = "cuda.bindings.runtime"
 PACKAGES = (
     "tensorrt-rtx", "tensorrt", "onnxruntime-gpu", "onnxruntime", "onnx", "torch", "triton", "cuda-bindings", "numpy",
 )  # fmt: skip
-ONNXRUNTIME = "onnxruntime-cuda"
-EAGER, COMPILED = "torch-eager", "torch-compile"
-BACKENDS: tuple[str, ...] = (*LIBRARIES, ONNXRUNTIME, EAGER, COMPILED)
 
 
 @dataclass(frozen=True)
@@ -63,15 +61,15 @@ def _cuda_version(number: int) -> str:
     return f"{number // 1000}.{number % 1000 // 10}"
 
 
-def machine(gpu: Gpu) -> dict[str, Any]:
-    """Return the machine and versions that the results hold for."""
+def machine() -> dict[str, Any]:
+    """Return the machine and the versions that the results hold for, without the GPU."""
     versions = {package: number for package in PACKAGES if (number := _version(package))}
     return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "system": platform.platform(),
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
-        "gpu": asdict(gpu),
         "versions": versions,
     }
 
@@ -83,54 +81,16 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _library(name: str) -> None:
-    open_library(name)
-
-
-def _onnxruntime() -> None:
-    runtime = require("onnxruntime", "gpu")
-    if "CUDAExecutionProvider" not in runtime.get_available_providers():
-        raise InputError("the onnxruntime that is installed has no CUDAExecutionProvider; onnxruntime-gpu has it")
-
-
-def _torch() -> None:
-    if not require("torch", "export").cuda.is_available():
-        raise InputError("the torch that is installed sees no GPU")
-
-
-def _compiler() -> None:
-    _torch()
-    require("triton", "export")
-
-
-CHECKS: Mapping[str, Callable[[], None]] = {
-    **{name: lambda name=name: _library(name) for name in LIBRARIES},  # type: ignore[misc]
-    ONNXRUNTIME: _onnxruntime,
-    EAGER: _torch,
-    COMPILED: _compiler,
-}
-
-
-def available(wanted: tuple[str, ...] = BACKENDS) -> tuple[list[str], dict[str, str]]:
-    """Return the backends that can be used here, and what keeps each of the others from it.
-
-    Raises:
-        InputError: one of ``wanted`` is unknown.
-    """
-    unknown = [name for name in wanted if name not in CHECKS]
-    if unknown:
-        raise InputError(f"backend {', '.join(unknown)} is unknown; known: {', '.join(BACKENDS)}")
-    usable, skipped = [], {}
-    for name in BACKENDS:
-        if name not in wanted:
-            skipped[name] = "not asked for"
-            continue
-        try:
-            CHECKS[name]()
-            usable.append(name)
-        except (AdaCacheError, OSError, ImportError) as error:  # a library that does not load is one that is not there
-            skipped[name] = str(error)
-    return usable, skipped
+def run(_arguments: Mapping[str, Any], report: Report) -> None:
+    """Describe the machine; ``no_gpu`` says why, where CUDA finds no GPU or cannot be asked."""
+    report.told |= machine()
+    report.keep()
+    try:
+        report.told["gpu"] = asdict(find_gpu())
+    except (EngineError, MissingDependencyError) as error:
+        report.told["no_gpu"] = str(error)
+    except Exception as error:  # CUDA may be there for others, though its bindings are not as they should be
+        report.skipped("the GPU's description", reason(error))
 
 
 def exporter_missing() -> str | None:

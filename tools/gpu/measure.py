@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from adacache_engines.bundle.manifest import Graph, Manifest
 from adacache_engines.bundle.tensors import NUMPY_DTYPES
 from adacache_engines.contract.device import Array, Buffer, Call
 from adacache_engines.contract.engine import Backend, Engine
-from adacache_engines.errors import AdaCacheError, EngineError
+from adacache_engines.errors import EngineError
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.events import Denoised
@@ -21,7 +21,9 @@ from adacache_runtime.reports.flops import flops, work
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord
 from adacache_tune.profiling.subjects import example
-from tools.gpu.contenders import NO_GRAPHS, Contenders, Skips, with_reason
+from tools.gpu.contenders import Contenders, succeeds
+from tools.gpu.phases import NO_GRAPHS
+from tools.gpu.running.results import Report
 from tools.speed.calls import EVERY_THIRD, WARM_UP
 from tools.speed.timing import Spread
 
@@ -61,10 +63,13 @@ def tflop_per_s(flop: int, milliseconds: float) -> float | None:
 
 
 def measure_stages(
-    contenders: Contenders, bundle: Bundle, sizes: Mapping[str, int], rounds: int, skipped: Skips
-) -> dict[str, Any]:
-    """Return each stage's operations, and for each backend the spread of its time and the rate at the median."""
-    measured = {}
+    contenders: Contenders, bundle: Bundle, sizes: Mapping[str, int], rounds: int, report: Report
+) -> None:
+    """Measure each stage: its operations, and for each backend the spread of its time and the rate at the median.
+
+    The report gets ``stages``, stage by stage.
+    """
+    measured = report.told["stages"] = {}
     counts = {stage.graph.name: flops(stage.flops or (), sizes) for stage in bundle.manifest.stages}
     for graph in distinct(bundle.manifest.loop_graphs()):
         flop = counts.get(graph.name, 0)  # arithmetic graphs have none
@@ -77,17 +82,18 @@ def measure_stages(
             def prepare(name: str = name, backend: Backend = backend) -> None:
                 ready[name] = _Stage(graph, backend, values, sizes)  # noqa: B023 - called within the loop
 
-            with_reason(skipped, f"{graph.name} on {name}", prepare)
+            succeeds(report, f"{graph.name} on {name}", prepare)
         for _ in range(rounds):
-            for stage in ready.values():
-                stage.measure()
+            for name in list(ready):
+                if not succeeds(report, f"{graph.name} on {name}", ready[name].measure):
+                    del ready[name]
         rows = {}
         for name, stage in ready.items():
             spread = Spread.of(stage.times_ms)
             rows[name] = {"ms": asdict(spread), "tflop_per_s": tflop_per_s(flop, spread.median)}
         label = graph.name.split(".")[0] + ("" if len(graph.outputs) == 1 or "." not in graph.name else " with probe")
         measured[label] = {"gflop": flop / 1e9, "backends": rows}
-    return measured
+        report.keep()
 
 
 class _Stage:
@@ -130,29 +136,24 @@ class _Generation:
     calls: Generator[CallRecord, None, Denoised]
     wall_s: float = 0.0
     records: list[CallRecord] = field(default_factory=list)
+    done: bool = False
 
     def advance(self) -> bool:
         """Run one call; return False when none was left."""
         start = time.perf_counter()
         record = next(self.calls, None)
         self.wall_s += time.perf_counter() - start
-        if record is not None:
+        if record is None:
+            self.done = True
+        else:
             self.records.append(record)
-        return record is not None
-
-    def device_ms(self, computed: bool) -> list[float]:
-        return [sum(r.engine_ms.values()) for r in self.records[WARM_UP:] if r.computed == computed]
-
-    def wall_ms(self, computed: bool) -> list[float]:
-        return [r.wall_ms for r in self.records[WARM_UP:] if r.computed == computed]
+        return not self.done
 
 
-def load(
-    contenders: Contenders, bundle: Bundle, request: Request, skipped: Skips
-) -> tuple[dict[str, Pipeline], dict[str, Any]]:
-    """Return a pipeline for each backend, warmed up by a short generation, and its memory in MB by kind."""
+def load(contenders: Contenders, bundle: Bundle, request: Request, report: Report) -> dict[str, Pipeline]:
+    """Return a pipeline for each backend, warmed up by a short generation; the report gets ``memory_mb`` by kind."""
     pipelines: dict[str, Pipeline] = {}
-    memory = {}
+    memory = report.told["memory_mb"] = {}
     for name, backend in contenders.items():
 
         def warm(name: str = name, backend: Backend = backend) -> None:
@@ -162,11 +163,12 @@ def load(
             running, changed = free[-1], replace(request, policy=EVERY_THIRD, steps=2 * WARM_UP + 3)
             for _ in pipeline.calls(changed):
                 running = min(running, backend.device.free_nbytes() or 0)
-            pipelines[name] = pipeline
             memory[name] = _memory(pipeline, changed, free[0] - free[1], free[1] - running)
+            pipelines[name] = pipeline
 
-        with_reason(skipped, f"calls on {name}", warm)
-    return pipelines, memory
+        succeeds(report, f"calls on {name}", warm)
+        report.keep()
+    return pipelines
 
 
 def _memory(pipeline: Pipeline, request: Request, loaded: int, running: int) -> dict[str, Any]:
@@ -177,51 +179,76 @@ def _memory(pipeline: Pipeline, request: Request, loaded: int, running: int) -> 
     return {text: None if nbytes is None else nbytes / 1e6 for text, nbytes in (measured | planned).items()}
 
 
-def _advanced(name: str, run: _Generation, runs: dict[str, Any], skipped: Skips) -> bool:
-    """Return whether more calls may follow; a backend that fails is left out, and its memory is freed."""
-    try:
-        return run.advance()
-    except AdaCacheError as error:
-        skipped.append({"what": f"calls on {name}", "why": str(error)})
-        del runs[name]
-        return False
-
-
 def measure_calls(
-    pipelines: Mapping[str, Pipeline],
-    manifest: Manifest,
-    request: Request,
-    sizes: Mapping[str, int],
-    skipped: Skips,
-) -> dict[str, Any]:
-    """Run a generation without reuse and one with it on each backend, all in turn, call by call."""
+    pipelines: Mapping[str, Pipeline], manifest: Manifest, request: Request, sizes: Mapping[str, int], report: Report
+) -> None:
+    """Run a generation without reuse and one with it on each backend, all in turn, call by call.
+
+    The report gets ``calls``, after each turn as far as they are known; a backend that fails is left out.
+
+    Raises:
+        EngineError: no backend came to the end.
+    """
     policies: dict[str, Policy[Any]] = {"never": NeverReuse(), "reuse": EVERY_THIRD}
     runs = {
         name: {key: _Generation(pipeline.calls(replace(request, policy=policy))) for key, policy in policies.items()}
         for name, pipeline in pipelines.items()
     }
-    running = [(name, run) for name, pair in runs.items() for run in pair.values()]
-    while running:
-        running = [(name, run) for name, run in running if name in runs and _advanced(name, run, runs, skipped)]
     counted = work(manifest, sizes)
     flop = counted.full if counted else 0
-    measured = {}
-    for name, pair in runs.items():
-        never, reuse = pair["never"], pair["reuse"]
-        computed = sum(record.computed for record in reuse.records)
-        full = Spread.of(never.device_ms(True))
-        ideal = len(reuse.records) / computed
-        measured[name] = {
-            "full_ms": asdict(full),
-            "full_wall_ms": asdict(Spread.of(never.wall_ms(True))),
-            "tflop_per_s": tflop_per_s(flop, full.median) if full.median else None,
-            "cached_ms": asdict(Spread.of(reuse.device_ms(False))),
-            "cached_wall_ms": asdict(Spread.of(reuse.wall_ms(False))),
-            "calls": len(reuse.records),
-            "computed": computed,
-            "never_s": never.wall_s,
-            "adacache_s": reuse.wall_s,
-            "speed_up": never.wall_s / reuse.wall_s,
-            "efficiency": never.wall_s / reuse.wall_s / ideal,
-        }
-    return {"tflop": flop / 1e12, "backends": measured}
+    advancing = list(runs)
+    while advancing:
+        for name in tuple(advancing):
+            more: list[bool] = []
+            pair = runs[name].values()
+            if not succeeds(report, f"calls on {name}", lambda pair=pair, more=more: more.extend(_advanced(pair))):  # type: ignore[misc]
+                del runs[name]
+            if not any(more):
+                advancing.remove(name)
+        measured = {name: _measured(pair["never"], pair["reuse"], flop) for name, pair in runs.items()}
+        report.told["calls"] = {"tflop": flop / 1e12, "backends": measured}
+        report.keep()
+    if not runs:
+        raise EngineError("no backend could be measured; the failures above say why")
+
+
+def _advanced(runs: Iterable[_Generation]) -> list[bool]:
+    """Run one call of each generation; tell for each whether there was one."""
+    return [run.advance() for run in runs]
+
+
+def _measured(never: _Generation, reuse: _Generation, flop: int) -> dict[str, Any]:
+    """Return what a backend's generations without reuse and with it have shown so far.
+
+    What the host adds to a call is its wall-clock time less the GPU's.
+    """
+    full, cached = _calls(never, True), _calls(reuse, False)
+    told: dict[str, Any] = {
+        "full_ms": full["gpu"],
+        "full_wall_ms": full["wall"],
+        "full_host_ms": full["host"],
+        "tflop_per_s": tflop_per_s(flop, full["gpu"]["median"]) if full["gpu"] and full["gpu"]["median"] else None,
+        "cached_ms": cached["gpu"],
+        "cached_wall_ms": cached["wall"],
+        "cached_host_ms": cached["host"],
+        "calls": len(reuse.records),
+        "computed": sum(record.computed for record in reuse.records),
+    }
+    if never.done and reuse.done:
+        speed_up = never.wall_s / reuse.wall_s
+        told |= {"never_s": never.wall_s, "adacache_s": reuse.wall_s, "speed_up": speed_up}
+        told["efficiency"] = speed_up * told["computed"] / told["calls"]
+    return told
+
+
+def _calls(run: _Generation, computed: bool) -> dict[str, Any]:
+    """Return the spread in milliseconds of a generation's calls of one kind; None where there are too few.
+
+    The first calls of a kind touch new memory, and are recorded.
+    """
+    records = [record for record in run.records if record.computed == computed][WARM_UP:]
+    gpu = [sum(record.engine_ms.values()) for record in records]
+    wall = [record.wall_ms for record in records]
+    host = [whole - inside for whole, inside in zip(wall, gpu, strict=True)]
+    values = {"gpu": gpu, "wall": wall, "host": host}
+    return {name: asdict(Spread.of(one)) if one else None for name, one in values.items()}

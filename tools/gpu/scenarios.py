@@ -222,6 +222,23 @@ def recorded_sequences(api: Any) -> None:
     assert len(count) == 2, f"the calls were made {len(count)} times; once to run and once to record was expected"
 
 
+def times_in_recordings(api: Any) -> None:
+    """Mark points inside a sequence, which every replay passes anew; their times are those of what lies between."""
+    device = CudaDevice(api=api)
+    count = _large(device)
+    large, small = [device.empty((count,), FLOAT) for _ in range(2)], [device.empty((4,), FLOAT) for _ in range(2)]
+    marks = [device.marker() for _ in range(3)]
+    sequence = device.sequence([marks[0], device.copy(*large), marks[1], device.copy(*small), marks[2]])
+    before = device.mark()
+    for _ in range(4):
+        sequence()
+        points = [before, *marks, device.mark()]
+        times = [device.milliseconds(start, stop) for start, stop in itertools.pairwise(points)]
+        assert all(math.isfinite(time) and time >= 0 for time in times), times
+        assert times[1] > 0, times
+        before = points[-1]
+
+
 def several_sequences(api: Any) -> None:
     """Enqueue sequences that share buffers in many orders without waiting; all see what came before them."""
     device = CudaDevice(api=api)
@@ -372,6 +389,7 @@ SCENARIOS: Mapping[str, Callable[[Any], None]] = {
         out_of_memory,
         dropped_memory_is_there_again,
         recorded_sequences,
+        times_in_recordings,
         several_sequences,
         sequences_come_and_go,
         failed_recordings,

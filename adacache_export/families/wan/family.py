@@ -252,12 +252,12 @@ def describe(
         ),
         text=TextRule(max_length=MAX_LENGTH, width=config.text_dim, cleaning="repaired", masking="zeros"),
         profiles={"default": {axis: (lower.get(axis, 1), size) for axis, size in upper.items()}},
-        probe=f"{KIND}.{(config.num_layers - 1) // 2}.attn",
+        probe=f"{KIND}.{config.num_layers // 2}.attn",
         block_input=BLOCK_INPUT,
         experts=_experts(release, pipeline),
         conditioned=pipeline.index.get("expand_timesteps") is True,
         float32=FLOAT32,
-        policies=presets(FOLDER),
+        policies=presets(FOLDER, release.model),
     )
 
 

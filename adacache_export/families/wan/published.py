@@ -65,6 +65,7 @@ class Release:
     """Settings that a model was published with.
 
     Attributes:
+        model: name of the model, by which ``policies.json`` has presets for it.
         video: the video that it makes unless a request says otherwise.
         shift: shift of timesteps, where no ``scheduler_config.json`` says it.
         guidance: guidance scale.
@@ -73,6 +74,7 @@ class Release:
         spatial_factor: number of pixel rows of a latent row.
     """
 
+    model: str
     video: VideoDefaults
     shift: float
     guidance: float
@@ -90,11 +92,11 @@ def published(config: WanConfig, pipeline: PipelineConfigs) -> Release:
     large = VideoDefaults(height=720, width=1280, frames=81, fps=16, image_fps=16)
     if factor == 16:
         video = VideoDefaults(height=704, width=1280, frames=121, fps=24, image_fps=24)
-        return Release(video, 5.0, 5.0, 5.0, 50, factor)
+        return Release("ti2v-5b", video, 5.0, 5.0, 5.0, 50, factor)
     if config.condition_channels:
-        return Release(large, 5.0, 3.5, 3.5, 40, factor)
+        return Release("i2v-a14b", large, 5.0, 3.5, 3.5, 40, factor)
     if pipeline.has("transformer_2"):
-        return Release(large, 12.0, 4.0, 3.0, 40, factor)
+        return Release("t2v-a14b", large, 12.0, 4.0, 3.0, 40, factor)
     if config.num_layers >= WanConfig().num_layers:
-        return Release(large, 5.0, 5.0, 5.0, 50, factor)
-    return Release(small, 3.0, 5.0, 5.0, 50, factor)
+        return Release("t2v-14b", large, 5.0, 5.0, 5.0, 50, factor)
+    return Release("t2v-1.3b", small, 3.0, 5.0, 5.0, 50, factor)

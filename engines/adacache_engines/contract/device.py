@@ -4,6 +4,7 @@ A device hands out buffers and enqueues work on them. On the host everything has
 on a GPU the same calls only enqueue, which is why results come back through :class:`Readback`.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,14 @@ class Readback(Protocol):
         ...
 
 
+class Mark(Protocol):
+    """A point in the enqueued work, for :meth:`Device.milliseconds`."""
+
+    def __call__(self) -> None:
+        """Put the point behind the work enqueued so far; inside a sequence, each run of the sequence does."""
+        ...
+
+
 class Device(Protocol):
     """Memory in which buffers live, and the order in which work on them is done."""
 
@@ -88,7 +97,7 @@ class Device(Protocol):
     def sequence(self, calls: Sequence[Call], name: str = "calls") -> Call:
         """Return one call that makes ``calls`` in turn; a device that can, records and replays them.
 
-        The calls must do the same each time: enqueue engines and copies on the same buffers, and nothing else.
+        The calls must do the same each time: enqueue engines, copies and marks on the same buffers, and nothing else.
         ``name`` is for error messages.
         """
         ...
@@ -97,12 +106,16 @@ class Device(Protocol):
         """Return the bytes of memory that are not taken; None = not known."""
         ...
 
-    def mark(self) -> object:
-        """Return a point in the enqueued work, for :meth:`milliseconds`."""
+    def mark(self) -> Mark:
+        """Return a point behind the work enqueued so far."""
         ...
 
-    def milliseconds(self, start: object, stop: object) -> float:
-        """Return the time between two marks, in milliseconds; waits for the second."""
+    def marker(self) -> Mark:
+        """Return a point that is nowhere yet, and is put behind the work enqueued so far whenever it is called."""
+        ...
+
+    def milliseconds(self, start: Mark, stop: Mark) -> float:
+        """Return the time between two points, in milliseconds; waits for the second."""
         ...
 
 
@@ -156,6 +169,16 @@ class HostReadback:
         return self.source.read()
 
 
+@dataclass
+class HostMark:
+    """A point in time, in seconds."""
+
+    time_s: float = math.nan
+
+    def __call__(self) -> None:
+        self.time_s = time.perf_counter()
+
+
 @dataclass(frozen=True)
 class HostDevice:
     """The processor's own memory, on which calls run at once."""
@@ -189,13 +212,16 @@ class HostDevice:
         fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
         return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
 
-    def mark(self) -> float:
-        return time.perf_counter()
+    def mark(self) -> HostMark:
+        return HostMark(time.perf_counter())
 
-    def milliseconds(self, start: object, stop: object) -> float:
-        assert isinstance(start, float)
-        assert isinstance(stop, float)
-        return 1e3 * (stop - start)
+    def marker(self) -> HostMark:
+        return HostMark()
+
+    def milliseconds(self, start: Mark, stop: Mark) -> float:
+        assert isinstance(start, HostMark)
+        assert isinstance(stop, HostMark)
+        return 1e3 * (stop.time_s - start.time_s)
 
 
 def in_turn(calls: Sequence[Call]) -> Call:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from adacache_engines.bundle.manifest import Graph
-from adacache_engines.contract.device import Array, Buffer, Call, in_turn
+from adacache_engines.contract.device import Array, Buffer, Call, Mark, in_turn
 from adacache_engines.contract.engine import Backend, Engine, check_binding
 from adacache_engines.contract.staging import staged
 
@@ -88,10 +88,13 @@ class DryRunDevice:
     def free_nbytes(self) -> None:
         """Return None: a dry run is never short of memory."""
 
-    def mark(self) -> None:
-        """Return None: no work is enqueued."""
+    def mark(self) -> Call:
+        return _nothing
 
-    def milliseconds(self, start: object, stop: object) -> float:
+    def marker(self) -> Call:
+        return _nothing
+
+    def milliseconds(self, start: Mark, stop: Mark) -> float:
         return 0.0
 
 

@@ -50,6 +50,11 @@ class CudaDevice(Stream):
         ]
         return ".".join(map(str, parts))
 
+    def gpu_name(self) -> str:
+        """Return the name that the GPU's maker gave it."""
+        found = checked(self.api, self.api.cudaGetDeviceProperties(self.index), f"asking GPU {self.index}").name
+        return found.decode(errors="replace") if isinstance(found, bytes) else str(found)
+
     def empty(self, shape: tuple[int, ...], dtype: np.dtype) -> CudaBuffer:
         nbytes = math.prod(shape) * dtype.itemsize
         memory = Memory(self, nbytes)

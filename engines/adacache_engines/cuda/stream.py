@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from adacache_engines.contract.device import Mark
 from adacache_engines.cuda.calls import checked, native_handle
 from adacache_engines.cuda.drops import Drops, reached
 from adacache_engines.errors import EngineError, require
@@ -78,7 +79,7 @@ class Stream:
         with self.turn():
             return Event(self)
 
-    def milliseconds(self, start: object, stop: object) -> float:
+    def milliseconds(self, start: Mark, stop: Mark) -> float:
         """Return the time between two events, in milliseconds; waits for the second."""
         assert isinstance(start, Event)
         assert isinstance(stop, Event)

@@ -22,11 +22,13 @@ from adacache_engines.onnxruntime.provider import (
     share_arena,
     shared_device,
 )
+from adacache_engines.passes.attention_by_rows import ATTENTION_BY_ROWS
 from adacache_engines.passes.graph_pass import rewritten
 from adacache_engines.passes.tiled_attention import TILED_ATTENTION
-from adacache_engines.passes.widening import WIDENING
+from adacache_engines.passes.widening import CUDA_WIDENING, WIDENING
 
 CPU_PASSES = (WIDENING, TILED_ATTENTION)
+CUDA_PASSES = (ATTENTION_BY_ROWS, CUDA_WIDENING)
 LOG_ERRORS_ONLY = 3
 
 
@@ -40,7 +42,8 @@ class OnnxRuntime:
             the pool that is shared.
         shared_threads: whether all engines run on one pool of threads, which is faster. ONNX Runtime then refuses
             sessions with a pool of their own anywhere in the process: set False where it has such sessions.
-        rewrites: whether graphs are rewritten for the CPU: attention by tiles, bfloat16 in float32.
+        rewrites: whether graphs are rewritten for the provider: on the CPU attention by tiles, and bfloat16 in float32;
+            on a GPU attention by rows, and bfloat16 in float32 for the operators that lack it.
 
     Raises:
         InputError: the provider is unknown, or the number of threads is negative.
@@ -57,7 +60,7 @@ class OnnxRuntime:
     )
     shared_threads: bool = option(True, "run all engines on one pool of threads, which is faster (default: yes)")
     rewrites: bool = option(
-        True, "rewrite graphs for the CPU instead of running them as they were exported (default: yes)"
+        True, "rewrite graphs for the provider instead of running them as they were exported (default: yes)"
     )
 
     def __post_init__(self) -> None:
@@ -113,6 +116,11 @@ class OrtBackend:
             check_starts(self._runtime, config.provider, self._settings, self._options())
             share_arena(self._runtime, self.device.index)
 
+    @property
+    def provider(self) -> str:
+        """ONNX Runtime's name of the execution provider."""
+        return PROVIDERS[self._provider]
+
     def weights_nbytes(self, graphs: Sequence[Graph]) -> int | None:
         """Return the bytes of device memory for these graphs' weights.
 
@@ -148,8 +156,8 @@ class OrtBackend:
         path = self._folder / graph.path
         try:
             model: str | bytes = str(path)
-            if self._rewrites and self._provider == "cpu":
-                model = rewritten(path, graph, CPU_PASSES, "cpu") or model
+            if self._rewrites:
+                model = self._rewritten(path, graph) or model
             if isinstance(model, bytes):
                 folder = str(path.parent)
                 options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
@@ -159,11 +167,15 @@ class OrtBackend:
             raise
         except Exception as error:
             raise EngineError(f"{self.name} cannot load {path}: {error}") from error
-        if PROVIDERS[self._provider] not in session.get_providers():
-            raise EngineError(
-                f"onnxruntime took the CPU instead of {PROVIDERS[self._provider]} for {path}; its log says why"
-            )
+        if self.provider not in session.get_providers():
+            raise EngineError(f"onnxruntime took the CPU instead of {self.provider} for {path}; its log says why")
         return session
+
+    def _rewritten(self, path: Path, graph: Graph) -> bytes | None:
+        """Return the graph as the provider wants it; None = as it was exported."""
+        if self._provider == "cpu":
+            return rewritten(path, graph, CPU_PASSES, "cpu")
+        return rewritten(path, graph, CUDA_PASSES, "gpu")
 
     def _options(self) -> Any:
         options = self._runtime.SessionOptions()

@@ -7,6 +7,8 @@ the CPU where one cannot. So a provider is known to be there when a session has 
 import contextlib
 import ctypes
 import functools
+import importlib.util
+import io
 import sys
 import threading
 import weakref
@@ -60,10 +62,24 @@ def import_onnxruntime(provider: str) -> ModuleType:
 
 @functools.cache
 def _preload(runtime: ModuleType) -> None:
-    """Load CUDA's libraries from their Python packages, where the system's loader does not look for them."""
-    if hasattr(runtime, "preload_dlls"):
-        with contextlib.redirect_stdout(sys.stderr):  # it prints the names of those that it does not find
-            runtime.preload_dlls()
+    """Load CUDA's libraries from their Python packages, where the system's loader does not look for them.
+
+    By itself ONNX Runtime looks for these packages beside its own only; they may be in another folder on Python's path.
+    """
+    if not hasattr(runtime, "preload_dlls"):
+        return
+    for folder in cuda_folders():
+        with contextlib.redirect_stdout(io.StringIO()):  # what is not in this folder may be in the next
+            runtime.preload_dlls(directory=str(folder))
+    with contextlib.redirect_stdout(sys.stderr):  # it prints the names of those that it does not find
+        runtime.preload_dlls()
+
+
+def cuda_folders() -> list[Path]:
+    """Return the folders of NVIDIA's Python packages that hold libraries."""
+    package = importlib.util.find_spec("nvidia")
+    places = package.submodule_search_locations if package is not None else None
+    return [folder for place in places or () for folder in sorted(Path(place).glob("*/lib"))]
 
 
 def settings(provider: str, device: Any) -> Settings:

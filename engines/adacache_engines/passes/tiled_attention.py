@@ -4,7 +4,6 @@ Its kernel of the standard Attention operator writes out all scores, (batch, hea
 own MultiHeadAttention needs a few tiles, and is faster for long sequences; it takes (batch, tokens, heads * width).
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +11,9 @@ import numpy as np
 
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.errors import require
+from adacache_engines.passes.attention_by_rows import TurnedAttention, turned_attentions
 from adacache_engines.passes.graph_pass import GraphPass
 
-TURN = [0, 2, 1, 3]  # (batch, tokens, heads, width) to (batch, heads, tokens, width), and back
 CONTRIB = "com.microsoft"
 
 
@@ -22,43 +21,19 @@ def _needs(_graph: Graph, content: bytes) -> bool:
     return b"Attention" in content
 
 
-def _found(model: Any) -> Iterator[tuple[Any, list[Any], Any, int]]:
-    """Return every unmasked float32 Attention between transpositions.
-
-    Each comes with the nodes that transpose its queries, keys and values, the node that transposes its result, and its
-    number of heads.
-    """
-    graph, floats = model.graph, require("onnx", "cpu").TensorProto.FLOAT
-    makers = {name: node for node in graph.node for name in node.output}
-    readers = {name: node for node in graph.node for name in node.input}
-    uses = Counter(name for node in graph.node for name in node.input)
-    types = {value.name: value.type.tensor_type for value in graph.value_info}
-    for node in graph.node:
-        before = [makers.get(name) for name in node.input]
-        after = readers.get(node.output[0])
-        kind = types.get(node.input[0]) if before else None
-        if (
-            node.op_type == "Attention"
-            and len(before) == 3
-            and kind is not None
-            and kind.elem_type == floats
-            and uses[node.output[0]] == 1
-            and all(map(_turns, (*before, after)))
-        ):
-            yield node, before, after, kind.shape.dim[1].dim_value
-
-
-def _turns(node: Any) -> bool:
-    return node is not None and node.op_type == "Transpose" and list(node.attribute[0].ints) == TURN
+def _found(model: Any) -> Iterator[TurnedAttention]:
+    """Return every unmasked float32 Attention between transpositions."""
+    floats = require("onnx", "cpu").TensorProto.FLOAT
+    return (found for found in turned_attentions(model) if found.element == floats and len(found.node.input) == 3)
 
 
 def _rewrite(model: Any) -> Any | None:
     onnx = require("onnx", "cpu")
     graph, node_of = model.graph, onnx.helper.make_node
-    found = {node.output[0]: (before, after, heads) for node, before, after, heads in _found(model)}
+    found = {each.node.output[0]: each for each in _found(model)}
     if not found:
         return None
-    replaced = {name for _, after, _ in found.values() for name in after.output}
+    replaced = {name for each in found.values() for name in each.after.output}
     nodes: list[Any] = []
 
     def constant(name: str, values: list[int]) -> str:
@@ -71,7 +46,8 @@ def _rewrite(model: Any) -> Any | None:
         if not node.output or node.output[0] not in found:
             nodes.append(node)
             continue
-        before, after, heads = found[node.output[0]]
+        each = found[node.output[0]]
+        before, after, heads = each.before, each.after, each.heads
         flat = constant(f"{node.name}/flat", [0, 0, -1])
         split = constant(f"{node.name}/split", [0, 0, heads, -1])
         rows = [f"{name}/rows" for name in node.input]
@@ -87,7 +63,7 @@ def _rewrite(model: Any) -> Any | None:
 
 
 def _left(model: Any) -> list[str]:
-    return [node.name for node, *_ in _found(model)]
+    return [each.node.name for each in _found(model)]
 
 
 TILED_ATTENTION = GraphPass("tiled attention", _needs, _rewrite, _left, required=False)

@@ -1,9 +1,12 @@
-"""Compute bfloat16 graphs in float32, for ONNX Runtime's CPU provider, which has no bfloat16 arithmetic.
+"""Compute bfloat16 operators in float32, for ONNX Runtime's providers, which lack bfloat16 kernels.
 
-Every operator computes in float32 on bfloat16 inputs and its result is rounded to bfloat16, so values are those
-of a device that accumulates in float32; only the speed is not.
+The CPU's has no bfloat16 arithmetic at all, CUDA's lacks it for some operators. An operator computes in float32 on
+bfloat16 inputs and its result is rounded to bfloat16, so values are those of a device that accumulates in float32;
+only the speed is not.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from adacache_engines.bundle.manifest import Graph
@@ -11,10 +14,27 @@ from adacache_engines.errors import require
 from adacache_engines.passes.graph_pass import GraphPass
 
 TYPELESS = ("Cast", "Constant")  # operators that take and give bfloat16 everywhere
+# Operators for which the CUDA provider of onnxruntime-gpu 1.31.1 takes float32 and float16 and not bfloat16, found by
+# opening a session with each of them. Where neither provider has a kernel, a graph cannot be loaded.
+NOT_ON_CUDA = frozenset((
+    "Ceil", "ConvTranspose", "CumSum", "Einsum", "Equal", "Floor", "Greater", "GreaterOrEqual", "InstanceNormalization",
+    "Less", "LessOrEqual", "Log", "Pad", "Reciprocal", "ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMin",
+    "ReduceProd", "Resize", "Round", "TopK",
+))  # fmt: skip
+
+Widened = Callable[[str], bool]  # whether operators of a type compute in float32
 
 
-def _needs(graph: Graph, _content: bytes) -> bool:
+def _has_bfloat16(graph: Graph, _content: bytes) -> bool:
     return "bfloat16" in {*(spec.dtype for spec in (*graph.inputs, *graph.outputs)), *graph.weight_dtypes}
+
+
+def _may_lack_kernels(graph: Graph, content: bytes) -> bool:
+    return _has_bfloat16(graph, content) and any(name.encode() in content for name in NOT_ON_CUDA)
+
+
+def _every(operator: str) -> bool:
+    return operator not in TYPELESS
 
 
 def _narrow(model: Any, tensor: Any) -> set[str]:
@@ -24,18 +44,24 @@ def _narrow(model: Any, tensor: Any) -> set[str]:
     return narrow | {value.name for value in model.graph.initializer if value.data_type == tensor.BFLOAT16}
 
 
-def _rewrite(model: Any) -> Any:
-    """Put casts around every operator on bfloat16."""
+def _touches(node: Any, names: set[str]) -> bool:
+    return not names.isdisjoint((*node.input, *node.output))
+
+
+def _rewrite(model: Any, widened: Widened) -> Any | None:
+    """Put casts around the operators that are to compute in float32."""
     onnx = require("onnx", "cpu")
     graph, tensor = model.graph, onnx.TensorProto
     narrow = _narrow(model, tensor)
+    if not any(widened(node.op_type) and _touches(node, narrow) for node in graph.node):
+        return None
     nodes, wide = [], {}
 
     def cast(source: str, target: str, to: int) -> None:
         nodes.append(onnx.helper.make_node("Cast", [source], [target], name=f"{target}/cast", to=to))
 
     for node in graph.node:
-        if node.op_type in TYPELESS:
+        if not widened(node.op_type):
             nodes.append(node)
             continue
         for index, name in enumerate(node.input):
@@ -57,13 +83,22 @@ def _rewrite(model: Any) -> Any:
     return model
 
 
-def _left(model: Any) -> list[str]:
+def _left(model: Any, widened: Widened) -> list[str]:
     narrow = _narrow(model, require("onnx", "cpu").TensorProto)
-    return [
-        node.name
-        for node in model.graph.node
-        if node.op_type not in TYPELESS and narrow.intersection((*node.input, *node.output))
-    ]
+    return [node.name for node in model.graph.node if widened(node.op_type) and _touches(node, narrow)]
 
 
-WIDENING = GraphPass("bfloat16 in float32", _needs, _rewrite, _left, required=True)
+WIDENING = GraphPass(
+    "bfloat16 in float32",
+    _has_bfloat16,
+    partial(_rewrite, widened=_every),
+    partial(_left, widened=_every),
+    required=True,
+)
+CUDA_WIDENING = GraphPass(
+    "bfloat16 in float32 where CUDA lacks it",
+    _may_lack_kernels,
+    partial(_rewrite, widened=NOT_ON_CUDA.__contains__),
+    partial(_left, widened=NOT_ON_CUDA.__contains__),
+    required=True,
+)

@@ -21,13 +21,14 @@ from adacache_engines.tensorrt.contexts import OpenedPlan
 from adacache_engines.tensorrt.engine import TrtEngine, done, translated
 from adacache_engines.tensorrt.kernel_cache import RuntimeCache
 from adacache_engines.tensorrt.library import EXTRAS, LIBRARIES, InstalledLibrary, open_library
-from adacache_engines.tensorrt.plans import ENGINES, check_plans, choose, find, resident_share
+from adacache_engines.tensorrt.plans import ENGINES, check_plans, choose, find, remedy, resident_share
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
 CUDA = "cuda.bindings.runtime"
 RUNTIME_CACHE = "runtime.cache"
+UNSUPPORTED = "UNSUPPORTED_CC"  # the library's name of a compute capability that a plan was not built for
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class TrtBackend:
             device = CudaDevice(api=require(CUDA, EXTRAS[library.name]), graphs=graphs)
         self.device = device
         self._bundle, self._library = bundle, library
-        own = device.compute_capability()
+        self._own = own = device.compute_capability()
         folder, self._set = choose(bundle, library.name, library.version, target or own)
         streaming = bool(self._set.options.get("weight_streaming"))
         if device.graphs and streaming and library.name == "tensorrt-rtx":
@@ -154,11 +155,34 @@ class TrtBackend:
             file.open("rb") as handle,
             mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
+            self._check_validity(content, path)
             engine = done(library, self._runtime.deserialize_cuda_engine(content), f"opening {file}")
             if self._resident < 1:  # before the engine has contexts
                 engine.weight_streaming_budget_v2 = int(self._resident * engine.streamable_weights_size)
             held = self._config(engine) if library.name == "tensorrt-rtx" else (None, None)
             return OpenedPlan(library, self.device, self._runtime, engine, *held)
+
+    def _check_validity(self, content: mmap.mmap, path: str) -> None:
+        """Ask the library by the head of a plan whether it runs here; TensorRT cannot be asked, and opens it or not.
+
+        Raises:
+            EngineError: it does not; the message names the GPU, what the plan was built for, and what to do.
+        """
+        library, runtime = self._library, self._runtime
+        ask = getattr(runtime, "get_engine_validity", None)
+        if ask is None:
+            return
+        validity, flags = ask(content)
+        if validity != library.api.EngineValidity.INVALID:
+            return
+        kinds = library.api.EngineInvalidityDiagnostics.__members__.items()
+        reasons = [name for name, kind in kinds if int(flags) & int(kind)]
+        wanted = None if self._own in self._set.targets and UNSUPPORTED not in reasons else self._own
+        raise EngineError(
+            f"{library.name} {library.version} refuses {path} on this GPU, {self.device.gpu_name()} with compute "
+            f"capability {self._own} ({', '.join(reasons) or library.complaints()}); it was built for "
+            f"{', '.join(self._set.targets)}; {remedy(self._bundle, library.name, library.version, wanted)}"
+        )
 
     def _config(self, engine: Any) -> tuple[Any, Any]:
         """Return the runtime cache, and the configuration with which TensorRT-RTX makes contexts of an engine."""

@@ -5,7 +5,7 @@ layer has no kernels for float32 and for narrow heads, so there attention is wri
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,24 +14,15 @@ from adacache_engines.bundle.manifest import Graph, Library
 from adacache_engines.bundle.shape_profiles import ShapeProfile
 from adacache_engines.errors import EngineError, InputError
 from adacache_engines.passes.graph_pass import GraphPass, rewritten
+from adacache_engines.passes.joint_sums import JOINT_SUMS
 from adacache_engines.passes.written_out_attention import WRITTEN_OUT_ATTENTION
-from adacache_engines.tensorrt.library import InstalledLibrary
+from adacache_engines.tensorrt.library import CURRENT, TARGETS, InstalledLibrary
 
 if TYPE_CHECKING:
     import tensorrt as trt
 
-# Compute capabilities that TensorRT for RTX builds for, whether or not such a GPU is there, by its own names.
-TARGETS: Mapping[str, str] = {
-    "7.5": "SM75",
-    "8.0": "SM80",
-    "8.6": "SM86",
-    "8.9": "SM89",
-    "12.0": "SM120",
-    "12.1": "SM121",
-    "current": "CURRENT",
-}
-CURRENT = "current"  # the GPU that is there, which need not be one of the others
-UNFUSED_PASSES = (WRITTEN_OUT_ATTENTION,)
+PASSES = (JOINT_SUMS,)
+UNFUSED_PASSES = (*PASSES, WRITTEN_OUT_ATTENTION)
 NARROWEST_FUSED = 16  # width of a head: TensorRT-RTX 1.7 refuses 4, 8 and sometimes 12
 USUAL_TARGETS = ("8.0", "8.6", "8.9", "12.0", "12.1")  # Ampere and newer
 
@@ -115,7 +106,7 @@ def build_plan(
     """
     api = library.api
     builder: trt.Builder = api.Builder(library.logger)
-    network = _network(library, builder, path, graph, () if fused else UNFUSED_PASSES)
+    network = _network(library, builder, path, graph, PASSES if fused else UNFUSED_PASSES)
     if fused and _narrowest_head(api, network) < NARROWEST_FUSED:
         fused, network = False, _network(library, builder, path, graph, UNFUSED_PASSES)
     _check_tensors(library, network, graph)
@@ -150,7 +141,7 @@ def _network(
 ) -> "trt.INetworkDefinition":
     network = builder.create_network(_typed(library.api))
     parser: trt.OnnxParser = library.api.OnnxParser(network, library.logger)
-    model = rewritten(path, graph, passes, "trt-rtx") if passes else None
+    model = rewritten(path, graph, passes, "trt-rtx")
     done = parser.parse(model, str(path)) if model else parser.parse_from_file(str(path))
     if not done:
         errors = [parser.get_error(index) for index in range(parser.num_errors)]

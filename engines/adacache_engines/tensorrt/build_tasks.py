@@ -1,6 +1,7 @@
 """Build plans in worker processes. Each finished plan has a record beside it, so that a build can go on later."""
 
 import json
+import logging
 import multiprocessing
 import shutil
 import signal
@@ -8,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,9 @@ from adacache_engines.bundle.shape_profiles import ShapeProfile
 from adacache_engines.errors import EngineError
 from adacache_engines.tensorrt.build import BuildOptions, build_plan
 from adacache_engines.tensorrt.library import InstalledLibrary, open_library
-from adacache_engines.tensorrt.refit import kind_of, refit
+from adacache_engines.tensorrt.refit import fixed_weights, kind_of, refit
 
+LOG = logging.getLogger(__name__)
 TIMING_CACHE = "timing.cache"  # in the folder of the plans
 
 
@@ -75,15 +77,28 @@ def run_tasks(
     missing = [task for task in tasks if task.plan not in found]
     if workers == 1:
         cache = _timing_cache(library, missing[0].plan.parent) if missing else None
-        firsts: dict[str, BuildTask] = {}
-        for task in tasks:
-            first = firsts.setdefault(kind_of(task.onnx), task) if task.options.refit else task
-            if task.plan not in found:
-                found[task.plan] = _build(task, library, cache, lambda: False, None if first is task else first)
+        for first, *others in _kinds(tasks):
+            refits = first.options.refit and bool(others)
+            if first.plan not in found:
+                found[first.plan] = _build(first, library, cache, lambda: False, refits=refits)
+                done(1)
+            others = [task for task in others if task.plan not in found]
+            if others and refits:
+                refits = not fixed_weights(library, first.plan.read_bytes(), first.onnx)
+            for task in others:
+                found[task.plan] = _build(task, library, cache, lambda: False, first if refits else None)
                 done(1)
     elif missing:
         found |= _in_parallel(missing, library.name, workers, done)
     return [found[task.plan] for task in tasks]
+
+
+def _kinds(tasks: Sequence[BuildTask]) -> list[list[BuildTask]]:
+    """Return the tasks whose graphs differ in their weights alone; without ``refit``, each by itself."""
+    kinds: dict[str, list[BuildTask]] = {}
+    for task in tasks:
+        kinds.setdefault(kind_of(task.onnx) if task.options.refit else task.graph.name, []).append(task)
+    return list(kinds.values())
 
 
 def finished(task: BuildTask) -> Built | None:
@@ -151,15 +166,28 @@ def _build(
     timing_cache: Any,
     stopped: Callable[[], bool],
     first: BuildTask | None = None,
+    refits: bool = False,
 ) -> Built:
-    """Build a plan, or make it from that of the ``first`` task of its kind."""
+    """Build a plan, or make it from that of the ``first`` task of its kind.
+
+    Where TensorRT drops weights from a plan that can be refitted, one that cannot is built in its stead.
+    """
     began = time.perf_counter()
-    if first is None:
-        plan = build_plan(
-            library, task.onnx, task.graph, task.profiles, task.options, task.fused, timing_cache, stopped
-        )
-    else:
+
+    def built(options: BuildOptions) -> memoryview:
+        return build_plan(library, task.onnx, task.graph, task.profiles, options, task.fused, timing_cache, stopped)
+
+    if first is not None:
         plan = refit(library, first.plan.read_bytes(), first.onnx, task.onnx)
+    else:
+        plan = built(replace(task.options, refit=refits))
+        dropped = fixed_weights(library, plan, task.onnx) if refits else []
+        if dropped:
+            LOG.warning(
+                "%s %s drops %s when it builds %s to be refitted; the blocks of this kind are built one by one",
+                *(library.name, library.version, ", ".join(dropped), task.graph.name),
+            )
+            plan = built(replace(task.options, refit=False))
     build_s = time.perf_counter() - began
     _write(task.plan, plan)
     if timing_cache is not None:

@@ -1,6 +1,7 @@
 """The two libraries that compile and run plans: TensorRT, and TensorRT for RTX. Their Python API is the same."""
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -12,6 +13,19 @@ from adacache_engines.errors import InputError, MissingDependencyError, require
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 MODULES: Mapping[Library, str] = {"tensorrt-rtx": "tensorrt_rtx", "tensorrt": "tensorrt"}
 EXTRAS: Mapping[Library, str] = {"tensorrt-rtx": "trt-rtx", "tensorrt": "trt"}
+# The first TensorRT whose ONNX parser reads Attention; the first TensorRT-RTX that says whether it can be recorded.
+OLDEST: Mapping[Library, str] = {"tensorrt-rtx": "1.2", "tensorrt": "10.14"}
+# Compute capabilities that TensorRT for RTX builds for, whether or not such a GPU is there, by its own names.
+TARGETS: Mapping[str, str] = {
+    "7.5": "SM75",
+    "8.0": "SM80",
+    "8.6": "SM86",
+    "8.9": "SM89",
+    "12.0": "SM120",
+    "12.1": "SM121",
+    "current": "CURRENT",
+}
+CURRENT = "current"  # the GPU that is there, which need not be one of the others
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,8 @@ def open_library(name: str) -> InstalledLibrary:
 
     Raises:
         InputError: there is no library of this name.
-        MissingDependencyError: it is not installed; the message names the extra that brings it.
+        MissingDependencyError: it is not installed, or older than :data:`OLDEST`; the message names the extra that
+            brings it.
     """
     known = {library: library for library in LIBRARIES}
     if name not in known:
@@ -59,8 +74,19 @@ def open_library(name: str) -> InstalledLibrary:
         raise MissingDependencyError(
             f'{MODULES[library]} is not installed and is needed here: pip install "adacache-export[{EXTRAS[library]}]"'
         )
+    version = str(api.__version__)
+    if _numbers(version) < _numbers(OLDEST[library]):
+        raise MissingDependencyError(
+            f"{library} {version} is installed, and {OLDEST[library]} or newer is needed here: "
+            f'pip install --upgrade "adacache-export[{EXTRAS[library]}]"'
+        )
     errors: list[str] = []
-    return InstalledLibrary(library, api, str(api.__version__), _logger(api, errors), errors)
+    return InstalledLibrary(library, api, version, _logger(api, errors), errors)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version."""
+    return tuple(map(int, re.findall(r"\d+", version)[:2]))
 
 
 def _logger(api: Any, errors: list[str]) -> Any:

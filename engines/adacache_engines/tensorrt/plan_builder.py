@@ -19,9 +19,9 @@ from adacache_engines.bundle.manifest import Graph, Manifest, PlanEntry, PlanSet
 from adacache_engines.bundle.shape_profiles import ShapeProfile, vae_ranges
 from adacache_engines.contract.device import HostDevice
 from adacache_engines.errors import EngineError, InputError
-from adacache_engines.tensorrt.build import CURRENT, USUAL_TARGETS, BuildOptions, check_options
+from adacache_engines.tensorrt.build import USUAL_TARGETS, BuildOptions, check_options
 from adacache_engines.tensorrt.build_tasks import TIMING_CACHE, BuildTask, Built, record_finished, run_tasks
-from adacache_engines.tensorrt.library import InstalledLibrary, gpu_target
+from adacache_engines.tensorrt.library import CURRENT, InstalledLibrary, gpu_target
 from adacache_engines.tensorrt.plans import ENGINES, check_plans
 
 Phase = Callable[[str, int], Callable[[int], None]]  # begins a phase of a number of units; the result counts them

@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from adacache_engines.bundle.files import Bundle, sha256_file
 from adacache_engines.bundle.manifest import Library, PlanEntry, PlanSet, Variant
 from adacache_engines.errors import BundleError, EngineError
+from adacache_engines.tensorrt.library import CURRENT, TARGETS
 
 ENGINES = "engines"  # folder in a bundle, with a folder for each set of plans
 
@@ -33,7 +34,21 @@ def choose(bundle: Bundle, library: Library, version: str, target: str | None) -
     raise EngineError(
         f"bundle {bundle.folder} has no plans that {library} {version} can run here ("
         + ("; ".join(reasons) or "it has none at all")
-        + f"); build them with: adacache-export {bundle.folder} --backend {library}"
+        + f"); {remedy(bundle, library, version, target)}"
+    )
+
+
+def remedy(bundle: Bundle, library: Library, version: str, target: str | None) -> str:
+    """Return what a user does who needs plans for a compute capability; None = that of no certain GPU."""
+    command = f"adacache-export {bundle.folder} --backend {library}"
+    if library != "tensorrt-rtx" or target is None:
+        return f"build them with: {command}"
+    if target in TARGETS:
+        return f"build them with: {command} --target {target}"
+    known = ", ".join(name for name in TARGETS if name != CURRENT)
+    return (
+        f"{library} {version} builds for {known} and not for {target}: run with --backend tensorrt, or with "
+        f"--backend onnxruntime --provider cuda, which needs no plans"
     )
 
 

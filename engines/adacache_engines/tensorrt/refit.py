@@ -1,4 +1,9 @@
-"""Make the plan of one block from that of another by replacing its weights, which TensorRT alone can do."""
+"""Make the plan of one block from that of another by replacing its weights, which TensorRT alone can do.
+
+A plan that is built to be refitted may lack weights: TensorRT 11.3 drops the bias of some products, computes without it
+and does not list it ("Refitting an Engine" in its documentation). So a plan is used, and made into others, only where
+the library lists every weight of the graph.
+"""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -35,6 +40,21 @@ def kind_of(path: Path) -> str:
     return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
+def fixed_weights(library: InstalledLibrary, plan: bytes | memoryview, path: Path) -> list[str]:
+    """Return the weights of a graph that its plan cannot change, and perhaps does not have; all, if it was built so.
+
+    Args:
+        library: the installed library that built the plan.
+        plan: plan of the graph.
+        path: ONNX file of the graph.
+
+    Raises:
+        EngineError: the library cannot open the plan.
+    """
+    _engine, refitter = _opened(library, plan, path)
+    return _unlisted(refitter, path)
+
+
 def refit(library: InstalledLibrary, plan: bytes, base: Path, other: Path) -> memoryview:
     """Return the plan of ``other``, made from that of ``base``.
 
@@ -47,18 +67,12 @@ def refit(library: InstalledLibrary, plan: bytes, base: Path, other: Path) -> me
         EngineError: the library cannot open the plan, or a weight cannot be replaced.
     """
     api = library.api
-    runtime: trt.Runtime = api.Runtime(library.logger)
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise EngineError(f"{library.name} {library.version} cannot open the plan of {base}: {library.complaints()}")
-    refitter: trt.Refitter = api.Refitter(engine, library.logger)
-    known = set(refitter.get_all_weights())
-    pairs = list(zip(_weights(_load(base)), _weights(_load(other)), strict=True))
-    fixed = [old.name for old, _ in pairs if old.name not in known]
-    if fixed:
+    engine, refitter = _opened(library, plan, base)
+    fixed = _unlisted(refitter, base)
+    if fixed or refitter is None:
         raise EngineError(f"the plan of {base} cannot change {', '.join(fixed)}; build without --refit")
     held = []  # until they are taken over
-    for old, new in pairs:
+    for old, new in zip(_weights(_load(base)), _weights(_load(other)), strict=True):
         content = _content(other, new)
         held.append(content)
         dtype = DTYPES[new.data_type]
@@ -73,6 +87,22 @@ def refit(library: InstalledLibrary, plan: bytes, base: Path, other: Path) -> me
             f"(missing: {', '.join(missing) or 'none'}): {library.complaints()}"
         )
     return memoryview(engine.serialize())
+
+
+def _opened(
+    library: InstalledLibrary, plan: bytes | memoryview, path: Path
+) -> tuple["trt.ICudaEngine", "trt.Refitter | None"]:
+    """Return the engine of a plan, and what changes its weights; None = it was not built for that."""
+    runtime: trt.Runtime = library.api.Runtime(library.logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise EngineError(f"{library.name} {library.version} cannot open the plan of {path}: {library.complaints()}")
+    return engine, library.api.Refitter(engine, library.logger) if engine.refittable else None
+
+
+def _unlisted(refitter: "trt.Refitter | None", path: Path) -> list[str]:
+    known = set() if refitter is None else set(refitter.get_all_weights())
+    return [weight.name for weight in _weights(_load(path)) if weight.name not in known]
 
 
 def _load(path: Path) -> Any:

@@ -115,6 +115,7 @@ class Run:
         places: where each group stands in the model, in the order of execution.
         timesteps: timesteps of all calls, from 1000 (noise) to 0 (data).
         branches: guidance branches that a call evaluates, in the order of a decision's rows.
+        before, after: number of calls of the generation that other experts make before and after these.
     """
 
     calls: int
@@ -123,6 +124,8 @@ class Run:
     places: tuple[Place, ...] = ()
     timesteps: tuple[float, ...] = ()
     branches: tuple[str, ...] = ("conditional",)
+    before: int = 0
+    after: int = 0
 
 
 @dataclass(frozen=True)

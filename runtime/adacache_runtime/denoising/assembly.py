@@ -38,7 +38,7 @@ class Assembly:
         shown: site -> buffer that a probe looks at.
         masked: keeps frames; None where all are generated.
         show_velocity: by slot of the history, copies what the probe of the velocity looks at; none without that probe.
-        opening: parts of the model that run before a call is decided.
+        opens: whether the embedding, and the first group if a probe looks at it, run before a call is decided.
     """
 
     device: Device
@@ -53,7 +53,7 @@ class Assembly:
     shown: Mapping[str, Buffer]
     masked: Masked | None
     show_velocity: Sequence[Call]
-    opening: Sequence[str]
+    opens: bool
 
 
 def assemble(
@@ -111,8 +111,7 @@ def assemble(
     residuals: Residuals = grouped
     if of_model:
         residuals = ModelResidual(grouped, needs.residuals, latents, engines.arithmetic, device)
-    embeds = opens_first or any(measure.early and measure.site != LATENTS for measure in settled.measures)
-    opening = ("embed", "first") if embeds else ()
+    opens = opens_first or any(measure.early and measure.site != LATENTS for measure in settled.measures)
     show_velocity: list[Call] = []
     slots = range(latents.history.shape[0])
     if VELOCITY in sites:
@@ -129,7 +128,7 @@ def assemble(
         guidance,
         residuals,
         grouped,
-        DevicePlan(device, stages, residuals, latents, opening),
+        DevicePlan(device, stages, residuals, latents, opens),
         [
             Probe(measure, shown[measure.site], signals, device, stages.branches, needs.by_branch)
             for measure in settled.measures
@@ -138,7 +137,7 @@ def assemble(
         shown,
         Masked(masking, latents, stages.tensors[X_MASK], engines.arithmetic, device) if masking else None,
         show_velocity,
-        opening,
+        opens,
     )
     _bind(assembly, [1 if of_model else len(expert) for expert in groups], opens_first, bool(needs.residuals))
     return assembly

@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from adacache_engines.contract.device import Mark
 from adacache_engines.errors import NonFiniteError
 from adacache_runtime.caching.policy import Context, Decision, Observation, Policy, Scope, compact
 from adacache_runtime.denoising.assembly import Assembly
 from adacache_runtime.denoising.decisions import Decisions
+from adacache_runtime.denoising.device_plan import TimedCall
 from adacache_runtime.denoising.latents import Latents
 from adacache_runtime.denoising.probes import Probe
 from adacache_runtime.denoising.residuals import Choice
@@ -54,7 +56,7 @@ class _Call:
     decision: Decision | None
     observation: Observation
     shown: list[Probe]
-    marks: list[tuple[str | None, object]]
+    marks: list[tuple[str | None, Mark]]
 
 
 class Denoiser:
@@ -163,11 +165,10 @@ class Denoiser:
         timestep = self._condition(call.update.timestep)
         assembly.stages.tensors["timestep"].write(np.tile(timestep, assembly.stages.branches))
         early = [probe for probe in assembly.probes if probe.measure.early]
-        self._mark(call, None)
-        for part, timed in (("embed", "embed"), ("first", "blocks")) if assembly.opening else ():
-            assembly.plan.open(part, call.choice)()
-            self._mark(call, timed)
+        if assembly.opens:
+            self._run(call, assembly.plan.open(call.choice))
         if early:
+            self._mark(call, None)
             call.shown = _enqueued([(probe, probe.due(self._everywhere)) for probe in early])
             self._mark(call, "measure")
 
@@ -184,26 +185,20 @@ class Denoiser:
             (probe, probe.due(self._everywhere if probe.measure.calls == "all" else whole)) for probe in assembly.probes
         ]
         measured = [(probe, parts) for probe, parts in due if parts]
-        self._mark(call, None)
-        plan.embed(call.choice)()
-        self._mark(call, "embed")
-        plan.blocks(call.choice)()
-        self._mark(call, "blocks")
         if before_advance is None and not measured:
-            plan.finish(call.choice, slot)()
+            self._run(call, plan.whole(call.choice, slot))
         else:
-            plan.velocity(call.choice, slot)()
-            self._mark(call, "final")
+            self._run(call, plan.velocity(call.choice, slot))
+            self._mark(call, None)
             self._measure(call, measured, whole)
             self._mark(call, "measure")
             if before_advance is not None:
                 before_advance(call.number, call.update)
-            plan.advance(slot)()
+            self._run(call, plan.advance(slot))
         if self._reads_back:
             assembly.latents.ask()
         else:
             assembly.latents.note(call.number)
-        self._mark(call, "final")
 
     def _measure(self, call: _Call, due: Sequence[tuple[Probe, list[int]]], whole: Sequence[bool]) -> None:
         """Enqueue what is measured after the decision, and keep the tensors that later ones are compared with.
@@ -218,6 +213,11 @@ class Denoiser:
         call.shown = _enqueued([(probe, parts) for probe, parts in due if not probe.measure.early])
         for probe, parts in due:
             probe.remember(parts if probe.measure.since == "measured" else probe.due(whole))
+
+    def _run(self, call: _Call, timed: TimedCall) -> None:
+        """Enqueue a part of a call. Its marks are its own until it is enqueued again, so a record is made before."""
+        timed.call()
+        call.marks += timed.marks
 
     def _mark(self, call: _Call, part: str | None) -> None:
         call.marks.append((part, self.assembly.device.mark()))

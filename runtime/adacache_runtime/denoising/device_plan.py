@@ -1,15 +1,29 @@
-"""From a decision to a few calls that a device may record and replay.
+"""From a decision to a sequence that a device may record and replay.
 
-A device plan belongs to one generation. What a call consists of is said by the residuals; here it is cut into the
-sequences that the loop enqueues: embedding, blocks, and all that follows them up to the next latents, as one.
+A device plan belongs to one generation. The residuals say what a call consists of; here it becomes one sequence, from
+the latents that enter it to the next ones, which is cut only where something has to come in between.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 
-from adacache_engines.contract.device import Call, Device, in_turn
+from adacache_engines.contract.device import Call, Device, Mark
 from adacache_runtime.denoising.latents import Latents
-from adacache_runtime.denoising.residuals import MODEL_PARTS, PARTS, Choice, Parts, Residuals
+from adacache_runtime.denoising.residuals import MODEL_PARTS, Choice, Parts, Residuals
 from adacache_runtime.denoising.stages import BoundStages, Step
+
+
+@dataclass(frozen=True)
+class TimedCall:
+    """A call, and the points in it that tell how long its parts take.
+
+    Attributes:
+        call: enqueues everything.
+        marks: points that each run passes, each with the part that it ends; None = it begins the first.
+    """
+
+    call: Call
+    marks: tuple[tuple[str | None, Mark], ...]
 
 
 class DevicePlan:
@@ -20,55 +34,46 @@ class DevicePlan:
         stages: the bound stages.
         residuals: say what a call consists of.
         latents: the latents that a call begins with and moves on.
-        opening: parts of the model that run before a call is decided.
+        opens: whether a call begins before it is decided.
     """
 
     def __init__(
-        self, device: Device, stages: BoundStages, residuals: Residuals, latents: Latents, opening: Sequence[str] = ()
+        self, device: Device, stages: BoundStages, residuals: Residuals, latents: Latents, opens: bool = False
     ) -> None:
         self._device, self._stages, self._residuals, self._latents = device, stages, residuals, latents
-        self._opening = tuple(opening)
+        self._opens = opens
         self._parts: dict[tuple[Choice, int], Parts] = {}
-        self._calls: dict[Hashable, Call] = {}
+        self._calls: dict[Hashable, TimedCall] = {}
 
     def begin(self, expert: int) -> None:
         """Run the stages that run once a generation, for the calls of an expert."""
-        self._once(("begin", expert), lambda: self._sequence(self._stages.begin(expert)))()
+        self._once(("begin", expert), lambda: self._timed({"begin": _calls(self._stages.begin(expert))})).call()
 
-    def open(self, part: str, choice: Choice) -> Call:
-        """Return what runs of a part before a call is decided, which is as in a call that computes everything."""
-        return self._once(("open", part, choice), lambda: self._part(part, choice.whole(), part in self._opening))
+    def open(self, choice: Choice) -> TimedCall:
+        """Return what runs before a call is decided, which is as in a call that computes everything."""
 
-    def embed(self, choice: Choice) -> Call:
-        """Return what spreads the latents to the branches that run, and embeds them."""
+        def make() -> TimedCall:
+            steps = self.parts(choice.whole(), 0)
+            return self._timed({"embed": self._embedding(choice), "blocks": _calls(steps["first"])})
 
-        def make() -> Call:
-            runs = bool(self.parts(choice, 0)["embed"]) and "embed" not in self._opening
-            return self._part("embed", choice.whole(), runs)
+        return self._once(("open", choice), make)
 
-        return self._once(("embed", choice), make)
+    def whole(self, choice: Choice, slot: int) -> TimedCall:
+        """Return all of a call that comes after its decision, up to the next latents."""
 
-    def blocks(self, choice: Choice) -> Call:
-        """Return what computes or reuses the groups of blocks."""
-        return self._once(("blocks", choice), lambda: self._sequence(self.parts(choice, 0)["blocks"]))
+        def make() -> TimedCall:
+            parts = self._model(choice, slot)
+            return self._timed({**parts, "final": [*parts["final"], *self._latents.advance(slot)]})
 
-    def velocity(self, choice: Choice, slot: int) -> Call:
-        """Return what turns the state into the call's velocity: final stage, guidance, and residuals of the model."""
-        return self._once(("velocity", choice, slot), lambda: self._sequence(self._ending(choice, slot)))
+        return self._once(("whole", choice, slot), make)
 
-    def advance(self, slot: int) -> Call:
-        """Return what takes the velocity into the sampler's history and moves the latents on."""
-        made = self._latents.advance
-        return self._once(("advance", slot), lambda: self._device.sequence(made(slot), "the sampler's update"))
+    def velocity(self, choice: Choice, slot: int) -> TimedCall:
+        """Return the beginning of :meth:`whole`, up to the velocity, for calls in which something is measured then."""
+        return self._once(("velocity", choice, slot), lambda: self._timed(self._model(choice, slot)))
 
-    def finish(self, choice: Choice, slot: int) -> Call:
-        """Return :meth:`velocity` and :meth:`advance` as one, for calls in which nothing comes between them."""
-
-        def make() -> Call:
-            calls = [*(step.call for step in self._ending(choice, slot)), *self._latents.advance(slot)]
-            return self._device.sequence(calls, "final to the sampler's update")
-
-        return self._once(("finish", choice, slot), make)
+    def advance(self, slot: int) -> TimedCall:
+        """Return the rest of :meth:`whole`: it takes the velocity into the history and moves the latents on."""
+        return self._once(("advance", slot), lambda: self._timed({"final": self._latents.advance(slot)}))
 
     def model_steps(self, choice: Choice) -> Sequence[Step]:
         """Return the steps of the model alone, from the latents that entered it, for repeating a call."""
@@ -82,28 +87,39 @@ class DevicePlan:
             self._parts[key] = self._residuals.parts(choice, slot)
         return self._parts[key]
 
-    def _ending(self, choice: Choice, slot: int) -> list[Step]:
-        parts = self.parts(choice, slot)
-        return [step for part in PARTS[-2:] for step in parts[part]]
+    def _model(self, choice: Choice, slot: int) -> dict[str, list[Call]]:
+        """Return the calls from the decision to the velocity, by the part that their time counts for."""
+        steps = self.parts(choice, slot)
+        embeds = bool(steps["embed"]) and not self._opens
+        return {
+            "embed": self._embedding(choice) if embeds else [],
+            "blocks": _calls(steps["blocks"]),
+            "final": [*_calls(steps["final"]), *_calls(steps["velocity"])],
+        }
 
-    def _part(self, part: str, choice: Choice, runs: bool) -> Call:
-        """Return a part that several choices share, so that it is recorded once; or nothing."""
-        if not runs:
-            return in_turn([])
-        before = self._spread(choice) if part == "embed" else []
-        return self._once(("part", part, choice), lambda: self._sequence(self.parts(choice, 0)[part], before))
+    def _embedding(self, choice: Choice) -> list[Call]:
+        """Return what spreads the latents to the branches that run, and embeds them, for all groups alike."""
+        whole, target, samples = choice.whole(), self._stages.tensors["latents"], self._stages.samples
+        spread = [call for span in whole.spans(apart=False) for call in self._latents.spread(span.of(target, samples))]
+        return [*spread, *_calls(self.parts(whole, 0)["embed"])]
 
-    def _spread(self, choice: Choice) -> list[Call]:
-        target, samples = self._stages.tensors["latents"], self._stages.samples
-        return [call for span in choice.spans(apart=False) for call in self._latents.spread(span.of(target, samples))]
+    def _timed(self, parts: Mapping[str, Sequence[Call]]) -> TimedCall:
+        """Return a sequence of the calls, with a mark before the first part and one behind each."""
+        marks: list[tuple[str | None, Mark]] = [(None, self._device.marker())]
+        calls: list[Call] = [marks[0][1]]
+        for part, group in parts.items():
+            if group:
+                mark = self._device.marker()
+                marks.append((part, mark))
+                calls += [*group, mark]
+        return TimedCall(self._device.sequence(calls, f"a call's {', '.join(parts)}"), tuple(marks))
 
-    def _sequence(self, steps: Sequence[Step], before: Sequence[Call] = ()) -> Call:
-        if not steps:
-            return in_turn([])
-        return self._device.sequence([*before, *(step.call for step in steps)], f"{steps[0].name} to {steps[-1].name}")
-
-    def _once(self, key: Hashable, make: Callable[[], Call]) -> Call:
+    def _once(self, key: Hashable, make: Callable[[], TimedCall]) -> TimedCall:
         call = self._calls.get(key)
         if call is None:
             call = self._calls[key] = make()
         return call
+
+
+def _calls(steps: Sequence[Step]) -> list[Call]:
+    return [step.call for step in steps]

@@ -10,6 +10,7 @@ from adacache_engines.contract.engine import Engine
 from adacache_runtime.samplers.update import Update
 
 FLOAT32 = np.dtype(np.float32)
+ALIGNED = 64  # float32 numbers in the 256 bytes at whose multiples the engines of a GPU take tensors as they are
 
 
 def filled(device: Device, shape: tuple[int, ...], value: float) -> Buffer:
@@ -56,11 +57,12 @@ class Latents:
         self._velocity = None if keeps_velocity else device.empty((1, *shape), FLOAT32)
         self.following = device.empty(shape, FLOAT32)
         self.generated = generated
-        # one write a call: a, b (history), and c, d where an entry is no velocity
-        self._coefficients = device.empty((1 + history + (0 if keeps_velocity else 2), samples), FLOAT32)
+        # one write a call: a, b (history), and c, d where an entry is no velocity; each begins where a GPU can read it
+        longest = -(-history // ALIGNED) * ALIGNED
+        self._coefficients = device.empty((2 if keeps_velocity else 4, longest, samples), FLOAT32)
         magnitude = device.empty((samples,), FLOAT32)
         self._unused = device.empty((samples,), FLOAT32)
-        scale, weights = self._coefficients.row(0), self._coefficients.part(1, 1 + history)
+        scale, weights = self._coefficients.row(0).row(0), self._coefficients.row(1).part(0, history)
         moved = self._bound(self.history, scale, weights, self.following, magnitude)
         move = (
             device.copy(self.following, self.current)
@@ -103,16 +105,17 @@ class Latents:
         """Return calls that take a velocity into the history and move the latents on, by the written coefficients."""
         if self._velocity is None:
             return self._advance
-        c, d = (self._coefficients.part(place, place + 1) for place in (-2 + self._rows, -1 + self._rows))
-        keep = self._bound(self._velocity, c.row(0), d, self.history.row(slot), self._unused)
+        c, d = self._coefficients.row(2).row(0), self._coefficients.row(3).part(0, 1)
+        keep = self._bound(self._velocity, c, d, self.history.row(slot), self._unused)
         return [keep, *self._advance]
 
     def write(self, update: Update) -> None:
         """Write the coefficients of an update for the calls of :meth:`advance`."""
-        rows = [update.scale[None], update.weights]
+        values = np.zeros(self._coefficients.shape, np.float32)
+        values[0, 0], values[1, : len(update.weights)] = update.scale, update.weights
         if self._velocity is not None:
-            rows += [values[None] for values in update.entry()]
-        self._coefficients.write(np.concatenate(rows).astype(np.float32, copy=False))
+            values[2, 0], values[3, 0] = update.entry()
+        self._coefficients.write(values)
 
     def ask(self) -> None:
         """Enqueue the question that :meth:`finite` answers."""
@@ -134,10 +137,6 @@ class Latents:
     def read(self) -> NDArray[np.float32]:
         """Return a copy of the latents on the host."""
         return self.current.read().astype(np.float32, copy=False)
-
-    @property
-    def _rows(self) -> int:
-        return self._coefficients.shape[0]
 
     def _bound(self, history: Buffer, scale: Buffer, weights: Buffer, out: Buffer, magnitude: Buffer) -> Call:
         tensors = {"history": history, "scale": scale, "weights": weights, "latents_out": out}

@@ -17,7 +17,7 @@ from adacache_engines.contract.engine import Engine
 from adacache_engines.errors import PolicyError
 from adacache_runtime.caching.policy import Rows
 from adacache_runtime.denoising.guidance import Guidance
-from adacache_runtime.denoising.latents import FLOAT32, Latents, filled
+from adacache_runtime.denoising.latents import ALIGNED, FLOAT32, Latents, filled
 from adacache_runtime.denoising.stages import OUT, BoundStages, Span, Step
 
 MODEL_PARTS = ("embed", "first", "blocks", "final")  # "first": what runs before a policy decides; mostly nothing
@@ -122,7 +122,7 @@ class GroupResiduals:
             else []
         )
         self._kept = kept
-        shape = (lanes, count, kept)
+        shape = (lanes, count, -(-kept // ALIGNED) * ALIGNED)  # each group's begin where a GPU can read them
         self._weights = stages.device.empty(shape, FLOAT32) if weighted and kept else None
         self._model: dict[Choice, Mapping[str, list[Step]]] = {}
 
@@ -154,11 +154,10 @@ class GroupResiduals:
         """Write the weights of the residuals for the next call; see :class:`Residuals`."""
         if self._weights is None:
             return
-        lanes, groups, kept = self._weights.shape
-        values = np.zeros((lanes, groups, kept), np.float32)
+        values = np.zeros(self._weights.shape, np.float32)
         values[:, :, 0] = 1
-        for lane in range(lanes if weights else 0):
-            values[lane, : len(weights[lane])] = weights[lane]
+        for lane in range(len(values) if weights else 0):
+            values[lane, : len(weights[lane]), : self._kept] = weights[lane]
         self._weights.write(values)
 
     def _bind(self, choice: Choice) -> Mapping[str, list[Step]]:
@@ -229,7 +228,7 @@ class GroupResiduals:
         if self._weights is None:
             newest = span.of(residuals.row(0), stages.samples)
             return Step("add", arithmetic["add"].bind({**tensors, "residual": newest}), (hidden,))
-        weights = self._weights.row(span.start if self._apart else 0).row(number)
+        weights = self._weights.row(span.start if self._apart else 0).row(number).part(0, self._kept)
         weighted = {**tensors, "residuals": residuals, "weights": weights}
         return Step("blend", arithmetic["blend"].bind(weighted), (hidden,))
 

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from adacache_engines.bundle.manifest import Manifest
 from adacache_runtime.caching.groups import group_stages, run_of
@@ -62,6 +62,7 @@ def segments(
     for expert, calls in itertools.groupby(updates, lambda update: _expert(manifest, update)):
         own = list(calls)
         run = run_of(group_stages(manifest, granularity, expert), own, units, branches)
+        run = replace(run, before=before, after=len(updates) - before - len(own))
         made.append(Segment(expert, scales[expert], before, run))
         before += len(own)
     return tuple(made)

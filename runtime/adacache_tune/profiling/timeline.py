@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Graph
-from adacache_engines.contract.device import Buffer, Call, Device
+from adacache_engines.contract.device import Buffer, Call, Device, Mark
 from adacache_engines.contract.engine import Backend, Engine
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.memory.estimate import MemoryEstimate
@@ -15,7 +15,7 @@ from adacache_runtime.reports.summary import timing
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord, Trace
 
-Marks = dict[str, list[tuple[object, object]]]  # by graph: around each of its calls
+Marks = dict[str, list[tuple[Mark, Mark]]]  # by graph: around each of its calls
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from adacache_engines.bundle.tensors import TensorSpec
 from adacache_engines.errors import EngineError, MissingDependencyError
 from adacache_engines.onnxruntime.backend import CPU_PASSES
 from adacache_engines.passes.graph_pass import GraphPass, rewritten
-from adacache_engines.passes.widening import WIDENING
+from adacache_engines.passes.widening import CUDA_WIDENING, NOT_ON_CUDA, WIDENING
 
 SUM = ("a", "b")
 
@@ -93,3 +93,25 @@ def test_widening_rounds_after_every_operator(tmp_path: Path) -> None:
     )
     assert not WIDENING.left(onnx.load_from_string(model))
     assert list(WIDENING.left(onnx.load(str(tmp_path / "g.onnx")))) == ["add", "mul"]
+
+
+def test_widening_for_cuda_takes_the_operators_without_a_kernel_alone(tmp_path: Path) -> None:
+    """A padding by zeros computes the same values in float32; the product beside it stays in bfloat16."""
+    graph = write(tmp_path / "g.onnx")
+    model = onnx.load(str(tmp_path / "g.onnx"))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([0, 2], np.int64), "widths"))
+    model.graph.node[0].CopyFrom(helper.make_node("Pad", ["a", "widths"], ["sum"], name="pad"))
+    model.graph.node[1].input[1] = "sum"
+    onnx.save(model, str(tmp_path / "g.onnx"))
+    made = rewritten(tmp_path / "g.onnx", graph, [CUDA_WIDENING], "gpu")
+    assert operators(made) == ["Cast", "Pad", "Cast", "Mul"]
+    assert made is not None
+    given = {name: np.arange(4).astype(ml_dtypes.bfloat16) for name in SUM}
+    (out,) = ReferenceEvaluator(onnx.load_from_string(made)).run(None, given)
+    np.testing.assert_array_equal(np.asarray(out, np.float32), [0, 1, 4, 9, 0, 0])
+    assert list(CUDA_WIDENING.left(model)) == ["pad"]
+
+
+def test_widening_for_cuda_leaves_graphs_that_it_can_run(tmp_path: Path) -> None:
+    assert rewritten(tmp_path / "g.onnx", write(tmp_path / "g.onnx"), [CUDA_WIDENING], "gpu") is None
+    assert not NOT_ON_CUDA & {"MatMul", "Attention", "RMSNormalization", "LayerNormalization", "Conv", "Softmax"}

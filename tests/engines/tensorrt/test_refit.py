@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,7 @@ def weights_of(path: Path) -> dict[str, str]:
 class Engine:
     def __init__(self, weights: dict[str, str]) -> None:
         self.weights = weights
+        self.refittable = weights.pop("refittable", "yes") == "yes"
 
     def serialize(self) -> bytes:
         return json.dumps(self.weights).encode()
@@ -51,7 +53,7 @@ class Api:
 
     def Runtime(self, _logger: object) -> Any:
         def deserialize(plan: bytes) -> Engine | None:
-            return Engine(json.loads(plan)) if self.opens else None
+            return Engine(json.loads(bytes(plan))) if self.opens else None
 
         return SimpleNamespace(deserialize_cuda_engine=deserialize)
 
@@ -59,6 +61,7 @@ class Api:
         return ctypes.string_at(address, count * BYTES[kind])
 
     def Refitter(self, engine: Engine, _logger: object) -> Any:
+        assert engine.refittable
         given: dict[str, str] = {}
 
         def put(name: str, values: bytes) -> bool:
@@ -115,15 +118,17 @@ def test_a_kind_is_built_once_and_every_plan_has_its_own_weights(
 ) -> None:
     built: list[str] = []
 
-    def build(_library: InstalledLibrary, path: Path, graph: Any, *_rest: Any) -> memoryview:
+    def build(_library: InstalledLibrary, path: Path, graph: Any, _profiles: Any, options: Any, *_: Any) -> memoryview:
         built.append(graph.name)
+        kind = kinds[graph.name]
+        assert options.refit == (list(kinds.values()).count(kind) > 1)
         return memoryview(json.dumps(weights_of(path)).encode())
 
+    kinds = {task.graph.name: kind_of(task.onnx) for task in tasks(folder, tmp_path)}
     monkeypatch.setattr(build_tasks, "build_plan", build)
     monkeypatch.setattr(build_tasks, "_timing_cache", lambda _library, _folder: None)
     todo = tasks(folder, tmp_path)
     run_tasks(todo, library(), 1, lambda _units: None)
-    kinds = {task.graph.name: kind_of(task.onnx) for task in todo}
     assert len(built) == len(set(kinds.values())) < len(todo)
     for task in todo:
         content = json.loads(task.plan.read_bytes())
@@ -131,6 +136,33 @@ def test_a_kind_is_built_once_and_every_plan_has_its_own_weights(
         assert list(content) == list(weights_of(first.onnx))
         assert list(content.values()) == list(weights_of(task.onnx).values())
     assert set(BLOCKS) <= kinds.keys()
+
+
+def test_a_plan_that_lacks_a_bias_is_not_used(
+    bundle_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorRT 11.3 computes without it and does not list it; such a kind is built block by block."""
+    built: list[tuple[str, bool]] = []
+
+    def build(_library: InstalledLibrary, path: Path, graph: Any, _profiles: Any, options: Any, *_: Any) -> memoryview:
+        built.append((graph.name, options.refit))
+        weights = weights_of(path)
+        if options.refit:
+            weights = {name: value for name, value in weights.items() if not name.endswith("attn.qkv.bias")}
+        return memoryview(json.dumps({**weights, "refittable": "yes" if options.refit else "no"}).encode())
+
+    monkeypatch.setattr(build_tasks, "build_plan", build)
+    monkeypatch.setattr(build_tasks, "_timing_cache", lambda _library, _folder: None)
+    todo = [task for task in tasks(bundle_folder, tmp_path) if task.graph.name in ("spatial.00", "spatial.02")]
+    with caplog.at_level(logging.WARNING):
+        run_tasks(todo, library(), 1, lambda _units: None)
+    assert built == [("spatial.00", True), ("spatial.00", False), ("spatial.02", False)]
+    assert "drops spatial_blocks.0.attn.qkv.bias when it builds spatial.00 to be refitted" in caplog.text
+    for task in todo:
+        assert json.loads(task.plan.read_bytes()) == {**weights_of(task.onnx), "refittable": "no"}
+    todo[1].plan.unlink()
+    run_tasks(todo, library(), 1, lambda _units: None)
+    assert built[3:] == [("spatial.02", False)], "a build that goes on knows it, too"
 
 
 @pytest.mark.parametrize(

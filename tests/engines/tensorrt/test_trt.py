@@ -18,6 +18,7 @@ from adacache_engines.contract.device import Array
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import AdaCacheError, EngineError, NonFiniteError
 from adacache_engines.tensorrt.backend import TrtBackend
+from adacache_engines.tensorrt.engine import TrtEngine
 from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.easycache import EasyCache
 from adacache_runtime.caching.policies.fbcache import FBCache
@@ -106,9 +107,9 @@ def test_generations_are_the_hosts_to_the_bit(
     if policy != "never":
         assert 2 < len(result.trace.computed()) < 12
     paths = {call.compute for call in result.trace.calls}
-    # the embedding is the same on all; where a call is measured, its update comes apart from its final stage
+    # where a call is measured, its update comes apart
     apart = bool(POLICIES[policy].needs.measures)
-    assert made.cuda.captures == (1 + 2 * len(paths) + apart if graphs else 0)
+    assert made.cuda.captures == (len(paths) + apart if graphs else 0)
 
 
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
@@ -163,11 +164,11 @@ def test_samplers_of_noise_predictions(machine: Callable[..., Machine], tmp_path
 
 
 def test_every_path_is_replayed(machine: Callable[..., Machine]) -> None:
-    """Run once, recorded once, launched from then on: the embedding in all calls, the rest by path."""
+    """Run once, recorded once, launched from then on."""
     made = machine()
     result = made.pipeline.generate(request(steps=9, policy=FixedInterval(every=3)))
     assert len(result.trace.computed()) == 4
-    assert made.cuda.launches == (9 - 1) + 2 * (9 - 2)
+    assert made.cuda.launches == 9 - 2
 
 
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
@@ -232,8 +233,8 @@ def test_nothing_inside_a_step_waits(machine: Callable[..., Machine], monkeypatc
     made.cuda.stepping = False
 
 
-def test_a_cached_call_launches_three_graphs_and_no_kernel(machine: Callable[..., Machine]) -> None:
-    """Embedding, addition, and all that follows; beside them go a timestep, coefficients and a number a sample."""
+def test_a_cached_call_is_one_graph(machine: Callable[..., Machine]) -> None:
+    """From the latents to the next ones; beside it go a timestep, coefficients and a number a sample."""
     made = machine()
     cuda, apart = made.cuda, {"copies": 0, "kernels": 0}
     copy, launch = cuda.cudaMemcpyAsync, cuda.launch
@@ -253,7 +254,52 @@ def test_a_cached_call_launches_three_graphs_and_no_kernel(machine: Callable[...
         (later[0], *(now - before for now, before in zip(later[1:], earlier[1:], strict=True)))
         for earlier, later in itertools.pairwise(counts[6:])  # the first ones are recorded, or run as they are
     }
-    assert per_call == {(False, 3, 3, 0), (True, 3, 3, 0)}
+    assert per_call == {(False, 1, 3, 0), (True, 1, 3, 0)}
+
+
+def test_the_parts_of_a_recorded_call_have_times(machine: Callable[..., Machine]) -> None:
+    """By marks inside the graph; what does not run takes none."""
+    times = [call.engine_ms for call in machine().pipeline.generate(request(steps=9, policy=ADACACHE)).trace.calls]
+    each = 1.5  # between any two marks of the faked CUDA
+    cached = {"embed": each, "blocks": each, "final": each, "measure": 0.0}
+    assert [part for part in times if part["measure"] == 0] == [cached] * len([t for t in times if t["measure"] == 0])
+    assert {"embed": each, "blocks": each, "final": 2 * each, "measure": each} in times
+
+
+@pytest.mark.parametrize("name", ["rflow", "pndm"])
+def test_numbers_of_a_call_begin_where_a_gpu_reads_them(
+    machine: Callable[..., Machine], folder: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    bind, seen = TrtEngine.bind, {}
+
+    def noted(engine: TrtEngine, tensors: Any) -> Any:
+        for tensor in {"scale", "weights", "guidance"} & set(tensors):
+            seen.setdefault((engine.graph.name, tensor), set()).add(tensors[tensor].address % 256)
+        return bind(engine, tensors)
+
+    monkeypatch.setattr(TrtEngine, "bind", noted)
+    bundle = write_plans(write_bundle(folder))
+    sampler = SamplerDefaults(name=name, steps=6, guidance=2.0)
+    made = machine(bundle=Bundle(folder, bundle.manifest.model_copy(update={"sampler": sampler})))
+    made.pipeline.generate(request(policy=Extrapolate(policy=FixedInterval(every=2)), granularity="block"))
+    assert seen.keys() >= {("combine", "scale"), ("combine", "weights"), ("blend", "weights")}
+    assert set().union(*seen.values()) == {0}
+
+
+@pytest.mark.parametrize("granularity", ["stack", "block", "model"])
+@pytest.mark.parametrize("policy", ["adacache", "weighted"])
+def test_a_cached_call_of_any_policy_is_one_graph(
+    machine: Callable[..., Machine], policy: str, granularity: str
+) -> None:
+    """Also where computed calls are measured, and where residuals are weighted."""
+    made = machine()
+    chosen = ADACACHE if policy == "adacache" else Extrapolate(policy=FixedInterval(every=3))
+    records = made.pipeline.calls(request(steps=14, policy=chosen, granularity=granularity))
+    counts = [(record.computed, made.cuda.launches) for record in records]
+    launched = [later[1] - earlier[1] for earlier, later in itertools.pairwise(counts) if not later[0]]
+    assert launched[:1] == [0], "the first one runs as it is"
+    assert set(launched[2:]) == {1}
+    assert len(launched) > 5
 
 
 # memory
@@ -374,9 +420,13 @@ def test_other_plans_are_refused_with_the_reason(folder: Path, cuda: FakeCuda) -
     message, module = refused(bundle, cuda)
     assert "tensorrt-1.7: built by tensorrt" in message
     assert "tensorrt-rtx-1.6: built by version 1.6" in message
-    assert "--backend tensorrt-rtx" in message
+    assert "--backend tensorrt-rtx --target 8.9" in message
     bundle = write_plans(bundle, targets=("8.0", "12.0"))
     assert "built for compute capability 8.0, 12.0, this GPU has 8.9" in refused(bundle, cuda)[0]
+    cuda.capability = (9, 0)
+    message, module = refused(bundle, cuda)
+    assert "this GPU has 9.0); tensorrt-rtx 1.7 builds for 7.5, 8.0, 8.6, 8.9, 12.0, 12.1 and not for 9.0" in message
+    assert "run with --backend tensorrt, or with --backend onnxruntime --provider cuda" in message
     assert module.opened == []
 
 
@@ -391,6 +441,22 @@ def test_plans_for_another_gpu_run_only_where_that_is_asked_for(folder: Path, cu
         TrtBackend(bundle, library(Module(cuda)), CudaDevice(api=cuda), target="8.6")
 
 
+def test_a_gpu_that_the_library_refuses_is_named(folder: Path, cuda: FakeCuda) -> None:
+    """Before a plan is opened, by its head."""
+    cuda.capability = (9, 0)
+    bundle = write_plans(write_bundle(folder), targets=("8.0", "12.0"))
+    module = Module(cuda)
+    backend = TrtBackend(bundle, library(module), CudaDevice(api=cuda), target="8.0")
+    with pytest.raises(
+        EngineError,
+        match=r"tensorrt-rtx 1\.7 refuses engines/.*add\.plan on this GPU, NVIDIA Faked with compute capability 9\.0 "
+        r"\(UNSUPPORTED_CC\); it was built for 8\.0, 12\.0; tensorrt-rtx 1\.7 builds for .* and not for 9\.0: run with",
+    ):
+        backend.load(bundle.manifest.arithmetic["add"])
+    assert module.opened == []
+    backend.close()
+
+
 def test_a_plan_that_is_not_there_is_named(folder: Path, cuda: FakeCuda) -> None:
     bundle = write_plans(write_bundle(folder))
     ((name, plans),) = bundle.manifest.plans.items()
@@ -401,6 +467,10 @@ def test_a_plan_that_is_not_there_is_named(folder: Path, cuda: FakeCuda) -> None
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "magic": ({"magic": "x"}, "failed opening .*final.plan: Serialization assertion failed"),
+    "version": (
+        {"version": "1.6"},
+        r"refuses engines/.*final\.plan .*\(VERSION_MISMATCH\); .* build them with: .*-rtx$",
+    ),
     "no plan": ({"magic": [1] * 9}, "failed opening"),
     "profiles": ({"profiles": [WIDE["any"]] * 2}, "has 2 profiles, the manifest any"),
     "on the host": ({"on_host": "time"}, "time is read on the host"),
@@ -483,7 +553,7 @@ def test_a_capture_that_fails_names_the_way_out(machine: Callable[..., Machine])
 
     calls = made.pipeline.calls(request(policy=Once(every=1)))
     with pytest.raises(
-        EngineError, match=r"spatial.00 to .* cannot be recorded .*engine temporal.01 failed.*--no-cuda-graphs"
+        EngineError, match=r"a call's .* cannot be recorded .*engine temporal.01 failed.*--no-cuda-graphs"
     ):
         list(calls)
     made.module.refuse = None

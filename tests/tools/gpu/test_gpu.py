@@ -1,8 +1,7 @@
 """Every stage and whole generations on a GPU against ONNX Runtime on the CPU, and against themselves.
 
 ``tools/gpu_check.py`` runs these. It sets ADACACHE_BUNDLES to a folder with a bundle of one model in each precision
-(``fp32``, ``fp16``, ``bf16``); without it the reference model is exported. ADACACHE_RTX_TARGET says which target's
-plans TensorRT-RTX is to take on purpose, on a GPU that it does not name; ``none`` = it does not run there.
+(``fp32``, ``fp16``, ``bf16``); without it the reference model is exported.
 """
 
 import os
@@ -22,10 +21,11 @@ from adacache_engines.tensorrt.backend import RUNTIME_CACHE, TrtBackend
 from adacache_engines.tensorrt.library import LIBRARIES, InstalledLibrary, open_library
 from adacache_runtime.caching.policy import GRANULARITIES, Granularity
 from tests.helpers import gpu_checks
-from tests.helpers.gpu_checks import Open
+from tests.helpers.gpu_checks import Open, RecordingBackend
+from tools.gpu.gpu_tests import BUNDLES
+from tools.gpu.libraries import unusable
 from tools.gpu.machine import exporter_missing, find_gpu
-from tools.gpu.model import PRECISIONS, compiled, run_target
-from tools.gpu.steps import BUNDLES, NO_TARGET, RTX_TARGET
+from tools.gpu.model import PRECISIONS, compiled
 
 pytestmark = pytest.mark.gpu
 
@@ -58,12 +58,11 @@ def folder(gpu: str, request: pytest.FixtureRequest) -> Callable[[Precision], Pa
 
 @pytest.fixture(scope="session", params=LIBRARIES)
 def library(gpu: str, request: pytest.FixtureRequest) -> InstalledLibrary:
-    if request.param == "tensorrt-rtx" and os.environ.get(RTX_TARGET) == NO_TARGET:
-        pytest.skip(f"tensorrt-rtx was tried and does not run on compute capability {gpu}")
-    try:
-        return open_library(request.param)
-    except MissingDependencyError as reason:
-        pytest.skip(str(reason))
+    assert gpu
+    why = unusable(request.param)
+    if why is not None:
+        pytest.skip(why)
+    return open_library(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -78,7 +77,7 @@ def plans(
             copy = tmp_path_factory.mktemp(library.name) / precision
             shutil.copytree(folder(precision), copy, ignore=shutil.ignore_patterns(RUNTIME_CACHE))
             try:
-                compiled(copy, library, taken=os.environ.get(RTX_TARGET))
+                compiled(copy, library)
             except MissingDependencyError as reason:
                 pytest.skip(str(reason))
             made[precision] = open_bundle(copy)
@@ -92,8 +91,7 @@ def opened(plans: Callable[[Precision], Bundle], library: InstalledLibrary) -> O
     """Opens the plans of a precision."""
 
     def open_(precision: Precision, graphs: bool = True) -> TrtBackend:
-        target = run_target(library.name, os.environ.get(RTX_TARGET))
-        return TrtBackend(plans(precision), library, graphs=graphs, target=target)
+        return TrtBackend(plans(precision), library, graphs=graphs)
 
     return open_
 
@@ -150,16 +148,39 @@ def test_the_runtime_cache_is_read_again(
     gpu_checks.check_runtime_cache(plans("fp16"), partial(opened, "fp16"), caplog)
 
 
+def on_cuda(bundle: Bundle) -> RecordingBackend:
+    try:
+        return RecordingBackend(bundle.folder, OnnxRuntime(provider="cuda"))
+    except (MissingDependencyError, InputError) as reason:
+        pytest.skip(str(reason))
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_onnxruntime_on_cuda_gives_what_the_cpu_gives(
     precision: Precision, folder: Callable[[Precision], Path]
 ) -> None:
     bundle = open_bundle(folder(precision))
-    try:
-        tested = OnnxRuntime(provider="cuda").open(bundle)
-    except (MissingDependencyError, InputError) as reason:
-        pytest.skip(str(reason))
+    tested = on_cuda(bundle)
     assert isinstance(tested.device, CudaDevice)
     reference = on_cpu(bundle.folder)
     gpu_checks.check_stages(bundle, tested, reference, precision, texts=(0,))
     gpu_checks.check_generation(bundle, tested, reference, precision, "adacache")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_onnxruntime_on_cuda_leaves_the_cpu_nothing_but_shapes(
+    precision: Precision, folder: Callable[[Precision], Path]
+) -> None:
+    bundle = open_bundle(folder(precision))
+    gpu_checks.check_provider(bundle, on_cuda(bundle))
+
+
+def test_onnxruntime_on_cuda_takes_no_more_memory_each_time(folder: Callable[[Precision], Path]) -> None:
+    bundle = open_bundle(folder("fp16"))
+    gpu_checks.check_memory_is_steady(bundle, on_cuda(bundle))
+    gpu_checks.check_repetition(bundle, on_cuda(bundle))
+
+
+def test_onnxruntime_on_cuda_in_threads(folder: Callable[[Precision], Path]) -> None:
+    bundle = open_bundle(folder("fp16"))
+    gpu_checks.check_generations_in_threads(bundle, on_cuda(bundle))

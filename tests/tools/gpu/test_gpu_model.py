@@ -1,6 +1,5 @@
 """The model that tools/gpu_check.py measures, and the measuring on a CPU."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -12,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from adacache_engines.bundle.files import open_bundle, read_manifest
+from adacache_engines.contract.device import HostDevice
 from adacache_engines.errors import BundleError, EngineError, InputError
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.convert import convert
@@ -19,21 +19,24 @@ from adacache_export.options import Options
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.flops import flops
 from adacache_runtime.settled import settle
-from tests.helpers.gpu_check_result import RESULT
+from tests.helpers.gpu_check_result import RECORDS
+from tools.gpu import agreement
 from tools.gpu import benchmark as benchmark_module
 from tools.gpu.benchmark import Run, benchmark
-from tools.gpu.contenders import open_contenders, with_reason
+from tools.gpu.contenders import open_contenders
 from tools.gpu.measure import _Generation, measure_calls
-from tools.gpu.model import LARGE, PROBE, Preparation, prepare
+from tools.gpu.model import LARGE, PROBE, prepare, run
+from tools.gpu.phases import BACKENDS
+from tools.gpu.pytorch.eager import TorchBackend
+from tools.gpu.pytorch.recorded import TorchOnBuffers
 from tools.gpu.report import markdown
 from tools.gpu.requests import sized_request
+from tools.gpu.running.results import Report, read_part
 from tools.gpu.skeleton import deepen, fill, strip
-from tools.gpu.torch_backend import TorchBackend
 from tools.speed.calls import EVERY_THIRD
 from tools.speed.checkpoint import config_of, write_checkpoint
 from tools.speed.size import Size
 
-ROOT = Path(__file__).parents[3]
 TINY = Size(depth=2, width=32, heads=2, caption_width=8, tokens=16, text=3)
 pytestmark = pytest.mark.slow  # an export
 Once = Callable[[str, Callable[[Path], object]], Path]
@@ -111,7 +114,7 @@ def test_the_model_is_prepared_from_a_pack(large: Path, tmp_path: Path) -> None:
     strip(large)
     work = tmp_path / "model"
     assert large.name == LARGE
-    told = prepare(Preparation(str(large.parent), str(work), ("tensorrt-rtx",), ("64x64:1f",), None, depth=3))
+    told = prepare(str(large.parent), str(work), "tensorrt-rtx", ("64x64:1f",), depth=3)
     assert told["config"]["depth"] == 3
     plans = told["plans"]["tensorrt-rtx"]
     assert plans["plans"] == 17  # stages and reuse, arithmetic and signals
@@ -127,22 +130,37 @@ def test_the_model_is_prepared_from_a_pack(large: Path, tmp_path: Path) -> None:
     assert all(hashes[entry.graph] == entry.graph_sha256 for entry in made.plans)
 
 
+def test_a_preparation_that_was_ended_is_made_again(pairs: Path, tmp_path: Path) -> None:
+    shutil.copytree(pairs, tmp_path / "bundles" / LARGE)
+    work = tmp_path / "model"
+    left = tmp_path / ".model.part"
+    left.mkdir()
+    (left / "manifest.json").write_text("half")
+    report = Report(tmp_path / "model.part.json")
+    run({"source": str(tmp_path / "bundles"), "work": str(work), "depth": 3}, report)
+    assert open_bundle(work).manifest.config["depth"] == report.told["model"]["config"]["depth"] == 3
+    assert report.told["model"]["plans"] == {}
+    assert not left.exists()
+
+
 def test_the_benchmark_measures_in_turn(
     large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the CPU, where its numbers mean nothing; backends that cannot be opened are skipped with the reason."""
 
-    def opened(bundle: Any, _names: Any, _targets: Any, skipped: list[dict[str, str]]) -> dict[str, Any]:
-        skipped.append({"what": "tensorrt", "why": "not here"})
+    def opened(bundle: Any, _names: Any, report: Report) -> dict[str, Any]:
+        report.skipped("tensorrt", "not here")
         return {"onnxruntime": OrtBackend(bundle.folder), "torch": TorchBackend(bundle, "cpu")}
 
     monkeypatch.setattr(benchmark_module, "open_contenders", opened)
     deepen(large, 3)
-    file = tmp_path / "told.json"
-    benchmark(Run(str(large), "64x64:17f", ("tensorrt", "torch-eager"), {}, steps=9, rounds=1), file)
-    told = json.loads(file.read_text())
+    report = Report(tmp_path / "it.part.json")
+    benchmark(Run(str(large), "64x64:17f", ("tensorrt", "torch-eager"), steps=13, rounds=1), report)
+    report.keep(complete=True)
+    kept = read_part(tmp_path, "it")
+    told = kept["told"]
     bundle = open_bundle(large)
-    sizes = settle(bundle, sized_request(bundle, "64x64:17f", 9)).sizes
+    sizes = settle(bundle, sized_request(bundle, "64x64:17f", 13)).sizes
     assert {key: told["sizes"][key] for key in sizes} == sizes
     assert set(told["stages"]) >= {"text", "embed", "spatial", "temporal", "temporal with probe", "final", "add"}
     for stage in told["stages"].values():
@@ -154,26 +172,33 @@ def test_the_benchmark_measures_in_turn(
     spatial = told["stages"]["spatial"]["backends"]["torch"]
     assert spatial["tflop_per_s"] == pytest.approx(flop / spatial["ms"]["median"] / 1e9)
     for one in told["calls"]["backends"].values():
-        assert one["computed"] < one["calls"] == 9
+        assert one["computed"] < one["calls"] == 13
+        assert one["cached_wall_ms"]["median"] > 0
+        assert one["full_host_ms"]["low"] <= one["full_wall_ms"]["high"]
         assert one["speed_up"] == pytest.approx(one["never_s"] / one["adacache_s"])
-        assert one["efficiency"] == pytest.approx(one["speed_up"] * one["computed"] / 9)
-    assert told["skipped"] == [{"what": "tensorrt", "why": "not here"}]
-    assert "| torch |" in markdown({**RESULT, "benchmark": {"tiny": told}})
+        assert one["efficiency"] == pytest.approx(one["speed_up"] * one["computed"] / 13)
+    assert kept["skips"] == [{"what": "tensorrt", "why": "not here"}]
+    shown = markdown({"tiny": {**RECORDS["torch-480p-2s"], **kept}})
+    assert "| torch |" in shown
+    assert "cannot be shown" not in shown
     assert capsys.readouterr().out == ""
 
 
-def test_contenders_that_cannot_be_opened_are_skipped(pairs: Path) -> None:
-    skipped: list[dict[str, str]] = []
-    names = ("tensorrt-rtx", "onnxruntime-cuda", "torch-eager")
-    assert open_contenders(open_bundle(pairs), names, {}, skipped) == {}
-    assert [one["what"] for one in skipped] == [
-        "tensorrt-rtx", "tensorrt-rtx, no graphs", "onnxruntime-cuda", "torch-eager",
-    ]  # fmt: skip
-    with pytest.raises(ZeroDivisionError):
-        with_reason(skipped, "a mistake of ours", lambda: 1 / 0)
+def test_contenders_that_cannot_be_opened_are_left_out(pairs: Path, tmp_path: Path) -> None:
+    report = Report(tmp_path / "it.part.json")
+    names = ("tensorrt-rtx", "tensorrt-rtx, no graphs", "onnxruntime-cuda", "torch-recorded", "torch-eager", "jax")
+    assert open_contenders(open_bundle(pairs), names, report) == {}
+    report.keep()
+    kept = read_part(tmp_path, "it")
+    assert sorted(one["what"] for one in (*kept["skips"], *kept["failures"])) == sorted(names)
+    why = f"InputError: backend 'jax' is unknown; known: {', '.join(BACKENDS)}"
+    assert {"what": "jax", "why": why} in kept["skips"]
 
 
-def test_a_back_end_that_fails_is_out_and_the_others_go_on(large: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [EngineError("out of memory"), AssertionError("of torch's compiler")])
+def test_a_backend_that_fails_is_out_and_the_others_go_on(
+    large: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
+) -> None:
     bundle = open_bundle(large)
     request = replace(TINY.request(), steps=9)
     pipelines = {name: Pipeline(bundle, OrtBackend(large)) for name in ("good", "bad")}
@@ -182,13 +207,70 @@ def test_a_back_end_that_fails_is_out_and_the_others_go_on(large: Path, monkeypa
     def failing(run: _Generation) -> bool:
         count[0] += 1
         if count[0] == 7:  # the third call of the second backend's first generation
-            raise EngineError("out of memory")
+            raise error
         return advance(run)
 
     monkeypatch.setattr(_Generation, "advance", failing)
-    skipped: list[dict[str, str]] = []
+    report = Report(tmp_path / "it.part.json")
     sizes = {**settle(bundle, request).sizes, "text": TINY.text}
-    told = measure_calls(pipelines, bundle.manifest, request, sizes, skipped)
-    assert list(told["backends"]) == ["good"]
-    assert told["backends"]["good"]["calls"] == 9
-    assert skipped == [{"what": "calls on bad", "why": "out of memory"}]
+    measure_calls(pipelines, bundle.manifest, request, sizes, report)
+    kept = read_part(tmp_path, "it")
+    assert list(kept["told"]["calls"]["backends"]) == ["good"]
+    assert kept["told"]["calls"]["backends"]["good"]["calls"] == 9
+    assert "speed_up" in kept["told"]["calls"]["backends"]["good"]
+    assert kept["failures"] == [{"what": "calls on bad", "why": f"{type(error).__name__}: {error}"}]
+
+
+def test_calls_are_kept_while_they_are_measured(large: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bundle = open_bundle(large)
+    request = replace(TINY.request(), steps=9)
+    advance, count = _Generation.advance, [0]
+
+    def interrupted(run: _Generation) -> bool:
+        count[0] += 1
+        if count[0] == 9:
+            raise KeyboardInterrupt
+        return advance(run)
+
+    monkeypatch.setattr(_Generation, "advance", interrupted)
+    sizes = {**settle(bundle, request).sizes, "text": TINY.text}
+    pipelines, report = {"it": Pipeline(bundle, OrtBackend(large))}, Report(tmp_path / "it.part.json")
+    with pytest.raises(KeyboardInterrupt):
+        measure_calls(pipelines, bundle.manifest, request, sizes, report)
+    kept = read_part(tmp_path, "it")["told"]["calls"]["backends"]["it"]
+    assert kept["full_ms"]["median"] > 0
+    assert kept["calls"] == 4
+    assert "speed_up" not in kept
+
+
+# torch on the project's own buffers
+
+
+def test_torch_on_the_projects_buffers_gives_what_onnxruntime_gives(large: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(large)
+    report = Report(tmp_path / "it.part.json")
+    tested, reference = TorchOnBuffers(bundle, HostDevice()), OrtBackend(large)
+    graphs = bundle.manifest.loop_graphs()
+    agreement.compare_graphs(bundle, tested, reference, graphs, 1e-4, report)
+    agreement.compare_generations(bundle, tested, reference, 1e-4, report)
+    kept = read_part(tmp_path, "it")
+    assert kept["failures"] == []
+    assert set(kept["told"]["graphs"]) == {graph.name for graph in graphs}
+    assert set(kept["told"]["generations"]) == {"never", "adacache"}
+    shown = markdown({"it": {**RECORDS["torch-480p-2s"], **kept}})
+    assert shown.count("| yes |") == len(graphs) + 2
+
+
+def test_a_graph_that_disagrees_or_fails_takes_nothing_from_the_others(large: Path, tmp_path: Path) -> None:
+    bundle = open_bundle(large)
+    report = Report(tmp_path / "it.part.json")
+    tested = TorchOnBuffers(bundle, HostDevice())
+    tested._modules["final"].linear.weight.data[0] += 1
+    del tested._modules["embed"]
+    graphs = bundle.manifest.loop_graphs()
+    agreement.compare_graphs(bundle, tested, OrtBackend(large), graphs, 1e-4, report)
+    kept = read_part(tmp_path, "it")
+    assert [one["what"] for one in kept["failures"]] == ["embed", "final"]
+    assert kept["failures"][0]["why"] == "KeyError: 'embed'"
+    assert "where 1.0e-04 are allowed" in kept["failures"][1]["why"]
+    assert len(kept["told"]["graphs"]) == len(graphs) - 1

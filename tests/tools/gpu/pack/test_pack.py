@@ -167,7 +167,7 @@ def test_every_module_of_the_check_imports_there(unpacked: Path) -> None:
     folders = [project / "tools" / "gpu", *(project / "tools").glob("gpu_check.py")]
     files = sorted(path for folder in folders for path in ([folder] if folder.is_file() else folder.rglob("*.py")))
     modules = [".".join(path.relative_to(project).with_suffix("").parts) for path in files]
-    assert {"tools.gpu_check", "tools.gpu.torch_backend", "tools.gpu.measure"} <= set(modules)
+    assert {"tools.gpu_check", "tools.gpu.pytorch.recorded", "tools.gpu.measure"} <= set(modules)
     code = "import importlib\nfor name in sys.argv[1:]: print(importlib.import_module(name).__file__)"
     done = gated(code, unpacked, *modules)
     assert done.returncode == 0, done.stderr

@@ -4,30 +4,22 @@ Engines hand their results on as they are: a buffer takes a result's memory over
 buffer's, so the contract costs PyTorch no copies.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from adacache_engines.bundle.files import Bundle
-from adacache_engines.bundle.manifest import DTYPES, Graph
+from adacache_engines.bundle.manifest import Graph
 from adacache_engines.bundle.tensors import NUMPY_DTYPES
-from adacache_engines.contract.device import Array, Buffer, Call, in_turn
+from adacache_engines.contract.device import Array, Buffer, Call, HostMark, Mark, in_turn
 from adacache_engines.contract.engine import check_binding
 from adacache_engines.errors import EngineError
-from adacache_export.arithmetic import arithmetic
-from adacache_export.families.registry import FAMILIES, maker
-from adacache_export.signals import Reference, signal_stages
-from adacache_export.stages import Stage, hidden_of
 from adacache_export.writing.weights_file import TORCH_DTYPES
-from adacache_runtime.caching.signals.registry import SIGNALS
-from adacache_runtime.caching.signals.signal import FRAME_AXIS
-from tools.gpu.skeleton import config_of, source_of
+from tools.gpu.pytorch.stages import modules_of
+from tools.gpu.skeleton import source_of
 
 DTYPE_OF = {NUMPY_DTYPES[name]: dtype for name, dtype in TORCH_DTYPES.items()}
 NUMPY_OF = {dtype: numpy for numpy, dtype in DTYPE_OF.items()}
@@ -129,20 +121,31 @@ class TorchDevice:
     def free_nbytes(self) -> int | None:
         return torch.cuda.mem_get_info()[0] if self.kind == "cuda" else None
 
-    def mark(self) -> object:
-        if self.kind != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    def mark(self) -> Mark:
+        mark = self.marker()
+        mark()
+        return mark
 
-    def milliseconds(self, start: object, stop: object) -> float:
-        if isinstance(start, float) and isinstance(stop, float):
-            return 1e3 * (stop - start)
-        assert isinstance(start, torch.cuda.Event)
-        assert isinstance(stop, torch.cuda.Event)
-        stop.synchronize()
-        return float(start.elapsed_time(stop))
+    def marker(self) -> Mark:
+        return HostMark() if self.kind != "cuda" else TorchMark()
+
+    def milliseconds(self, start: Mark, stop: Mark) -> float:
+        if isinstance(start, HostMark) and isinstance(stop, HostMark):
+            return 1e3 * (stop.time_s - start.time_s)
+        assert isinstance(start, TorchMark)
+        assert isinstance(stop, TorchMark)
+        stop.event.synchronize()
+        return float(start.event.elapsed_time(stop.event))
+
+
+class TorchMark:
+    """A point on the current stream."""
+
+    def __init__(self) -> None:
+        self.event = torch.cuda.Event(enable_timing=True)
+
+    def __call__(self) -> None:
+        self.event.record()
 
 
 class TorchEngine:
@@ -162,7 +165,7 @@ class TorchEngine:
                     result = self._run(*(buffer.tensor for buffer in inputs))  # type: ignore[attr-defined]
                     for buffer, value in zip(outputs, result if isinstance(result, tuple) else (result,), strict=True):
                         buffer.take(value)  # type: ignore[attr-defined]
-            except RuntimeError as error:  # torch's own, out of memory included
+            except Exception as error:  # torch and its compiler raise errors of every kind
                 raise EngineError(f"PyTorch failed on {self.graph.name}: {error}") from error
 
         return call
@@ -184,11 +187,8 @@ class TorchBackend:
         self.name = f"torch {torch.__version__} {'compiled' if compiled else 'eager'}"
         self.device = TorchDevice(kind)
         self._compiled = compiled
-        weights = load_file(bundle.path(bundle.manifest.weights), device=kind)
-        self._stages = {stage.name: stage for stage in _stages(bundle, weights)}
+        self._modules = modules_of(bundle, kind)
         self._runs: dict[str, Callable[..., Any]] = {}
-        for stage in self._stages.values():
-            stage.module.load_state_dict({name: weights[key] for name, key in stage.keys().items()}, assign=True)
 
     def weights_nbytes(self, graphs: Sequence[Graph]) -> None:
         """Return None, because all weights are loaded at once."""
@@ -196,49 +196,9 @@ class TorchBackend:
     def load(self, graph: Graph) -> TorchEngine:
         source = source_of(graph)
         if source not in self._runs:
-            module = self._stages[source].module.eval()
+            module = self._modules[source]
             self._runs[source] = torch.compile(module, dynamic=False) if self._compiled else module
         return TorchEngine(graph, self._runs[source])
 
     def close(self) -> None:
         """Do nothing: memory is freed with the engines."""
-
-
-def _stages(bundle: Bundle, weights: Mapping[str, Tensor]) -> list[Stage]:
-    """Return the stages of the bundle's graphs and their arithmetic, without weights."""
-    manifest = bundle.manifest
-    family = FAMILIES[manifest.family]
-    given = config_of(manifest)
-    probes = {
-        f"{kind}.{int(index)}.{site.split('.', 2)[2]}"
-        for stage in manifest.stages
-        for site in stage.probes
-        for kind, index in [source_of(stage.graph).split(".")]
-    }
-    with torch.device("meta"):
-        config = family.config_from(given, {name: tuple(tensor.shape) for name, tensor in weights.items()})
-        stages = maker(family, manifest.conditioned())(config, tuple(sorted(probes)), DTYPES[manifest.precision])
-        sums = arithmetic(stages, manifest.latent, manifest.guidance)
-        measured = signal_stages(SIGNALS.values(), hidden_of(stages), manifest.latent)
-        return [*stages, *sums, *(replace(stage, module=_on_device(stage.module)) for stage in measured)]
-
-
-def _on_device(module: nn.Module) -> nn.Module:
-    assert isinstance(module, Reference)
-    return _OnDevice(module)
-
-
-class _OnDevice(nn.Module):
-    """A signal's reference on the device's own tensors: its few lines mean the same to numpy and to PyTorch."""
-
-    def __init__(self, reference: Reference) -> None:
-        super().__init__()
-        self._signal, self._frames = reference.signal, FRAME_AXIS[reference.space]
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        tensors: dict[str, Any] = {
-            name: tensor.float().movedim(self._frames, 1) if tensor.is_floating_point() else tensor
-            for name, tensor in zip(self._signal.inputs, inputs, strict=True)
-        }
-        numbers: Mapping[str, Any] = self._signal.reference(tensors)
-        return tuple(numbers[name] for name in self._signal.numbers)
