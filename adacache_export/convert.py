@@ -29,8 +29,8 @@ from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.arithmetic import arithmetic
 from adacache_export.checkpoint import Checkpoint, check
 from adacache_export.checkpoint.formats import read_json
-from adacache_export.checkpoint.hub import resolved
-from adacache_export.checkpoint.pipeline_folder import merged, open_source
+from adacache_export.checkpoint.hub import open_published
+from adacache_export.checkpoint.pipeline_folder import merged
 from adacache_export.families.registry import Family, maker, own_name, recognise
 from adacache_export.families.residual_block import sites_of
 from adacache_export.options import Options
@@ -75,7 +75,7 @@ def convert(
     progress = progress or Progress()
     check_destination(output, options.force)
     replaced = [part for part in ("text_encoder", "vae") if getattr(options, part)]
-    opened = open_source(resolved(source, options.revision), options.weights, replaced)
+    opened = open_published(source, options.revision, options.weights, replaced)
     transformers = opened.transformers
     for sentence in (*opened.notes, *transformers[0].notes):
         note(sentence)

@@ -54,11 +54,6 @@ class WanConfig:
         sides = self.attention_head_dim // 6
         return self.attention_head_dim // 2 - 2 * sides, sides, sides
 
-    @property
-    def condition_channels(self) -> int:
-        """Number of channels that the model takes beside the latents: a mask, and an image as latents."""
-        return self.in_channels - self.out_channels
-
 
 class Positions(nn.Module):
     """The ``positions`` stage: cosines and sines by which queries and keys rotate (RoPE, arXiv 2104.09864, eq. 34).
@@ -144,28 +139,25 @@ class Embed(nn.Module):
             self.blocks = nn.ModuleList([BlockInput(config)])
         self.probed, self.conditioned = probed, conditioned
 
-    def forward(self, latents: Tensor, timestep: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, latents: Tensor, timestep: Tensor, x_mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Embed the latents and the timestep.
 
         Args:
             latents: latents (B, C, T, H, W) float32, in whole patches.
             timestep: timesteps (B,) float32; 1000 is pure noise.
-            given: for a model with further channels, ``condition`` (B, C', T, H, W) float32; then, if conditioned, the
-                mask (B, T') bool, False = a frame that is kept.
+            x_mask: mask (B, T') bool, False = a frame that is kept; None unless conditioned.
 
         Returns:
             hidden (B, T', S, D); modulation (B, 6, D) float32, or (B, T', 6, D) if conditioned; time (B, D) float32, or
             (B, T', D) if conditioned; and, if probed, the modulated input of the first block (B, T', S, D).
         """
-        condition, mask = given[: len(given) - self.conditioned], given[len(given) - self.conditioned :]
-        entering = torch.cat([latents, *condition], dim=1).to(self.patch_embedding.weight.dtype)
-        hidden = self.patch_embedding(entering).flatten(3).permute(0, 2, 3, 1)
+        patches: Tensor = self.patch_embedding(latents.to(self.patch_embedding.weight.dtype))
+        hidden = patches.flatten(3).permute(0, 2, 3, 1)
         time, modulation = self.condition_embedder(timestep)
-        if self.conditioned:
-            (generated,) = mask
+        if x_mask is not None:
             time_of_kept, modulation_of_kept = self.condition_embedder(torch.zeros_like(timestep))
-            time = torch.where(generated[:, :, None], time[:, None], time_of_kept[:, None])
-            modulation = torch.where(generated[:, :, None, None], modulation[:, None], modulation_of_kept[:, None])
+            time = torch.where(x_mask[:, :, None], time[:, None], time_of_kept[:, None])
+            modulation = torch.where(x_mask[:, :, None, None], modulation[:, None], modulation_of_kept[:, None])
         outputs = (hidden, modulation, time)
         return (*outputs, self.blocks[0](hidden, modulation)) if self.probed else outputs
 

@@ -63,6 +63,7 @@ def test_tiles_change_nothing_where_a_vae_looks_at_single_blocks(
     np.testing.assert_allclose(tiled, whole, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(23, 35), (16, 30), (40, 14)], ids=str)
 def test_tiles_are_those_of_diffusers(size: tuple[int, int], open_sora_vae_bundle: Path) -> None:
     """Of the spatial half, in mean and in deviation."""
