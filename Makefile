@@ -3,6 +3,9 @@ BIN := .venv/bin
 SOURCES := adacache_export engines/adacache_engines runtime/adacache_runtime runtime/adacache_tune runtime/adacache_serve tools
 EXTRAS := compare,cpu,export,otel,plot,postgresql,profile,s3,serve,trt-rtx,dev
 
+# two processes on two cores: threads of their own would only wait for one another
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
 .PHONY: demo test test-slow table frontier bench clean
 
 demo: .venv/installed
@@ -13,11 +16,11 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy $(SOURCES)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # the tests that take longest
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m slow
+	$(PYTEST) -m slow
 
 # the README's table
 table: .venv/installed

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers.exporting import convert_quietly, unlogged
-from tests.helpers.reference import DATA, OPEN_SORA
+from tests.helpers.reference import DATA, DEMO, OPEN_SORA
 
 # on all blocks alike: each kind of block is traced once
 PROBES = (
@@ -90,6 +90,12 @@ def exported(once: Callable[[str, Callable[[Path], object]], Path], checkpoint: 
 def conditioned_folder(once: Callable[[str, Callable[[Path], object]], Path], checkpoint: Path) -> Path:
     """The reference model, exported so that it may keep frames. Not to be changed."""
     return once("bundle-A-conditioned", lambda folder: convert_quietly(checkpoint, folder, conditioning=True))
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
+    """The demo model with its text encoder: for slow tests. Not to be changed."""
+    return once("bundle-demo", lambda folder: convert_quietly(DEMO, folder, text_encoder=DEMO / "text_encoder"))
 
 
 @pytest.fixture(scope="session")

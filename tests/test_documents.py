@@ -1,4 +1,4 @@
-"""Pages of folders: every relative link leads to a file or folder, and every room of the exporter has a page."""
+"""Pages: every relative link leads to a file or folder, and every room of the exporter has a page."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 for package in ("adacache_export", "engines", "runtime"):
     PAGES += sorted((ROOT / package).rglob("*.md"))
 ROOMS = [path.parent for path in sorted((ROOT / "adacache_export").glob("*/__init__.py"))]

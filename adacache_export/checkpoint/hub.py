@@ -1,9 +1,11 @@
 """Repositories of Hugging Face whose files are already in the local cache; nothing is downloaded."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 
-from adacache_engines.errors import InputError, require
+from adacache_engines.errors import CheckpointError, InputError, require
+from adacache_export.checkpoint.pipeline_folder import Source, open_source
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
 CACHED, SEPARATOR = "models--", "--"  # how the name of a repository's folder in the cache begins, and is divided
@@ -56,3 +58,21 @@ def resolved(source: Path, revision: str | None = None) -> Path:
             f"{where} is not in the local cache of Hugging Face, and nothing is downloaded here; {hint}else run:"
             f" {download_command(repository, revision)}"
         ) from error
+
+
+def open_published(
+    source: Path, revision: str | None = None, weights: str | None = None, replaced: Collection[str] = ()
+) -> Source:
+    """Open a path or a repository in the local cache, see :func:`resolved` and :func:`open_source`.
+
+    Raises:
+        CheckpointError, InputError: as these; for a repository the message names the command that downloads all of it.
+    """
+    folder, repository = resolved(source, revision), repository_of(source)
+    try:
+        return open_source(folder, weights, replaced)
+    except CheckpointError as error:
+        if repository is None:
+            raise
+        message = f"{str(error).rstrip('.')}; all files come with: {download_command(repository, revision)}"
+        raise CheckpointError(message) from error

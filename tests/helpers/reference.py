@@ -14,8 +14,10 @@ from adacache_engines.bundle.tensors import NUMPY_DTYPES
 from adacache_engines.contract.engine import Backend
 from adacache_runtime.request import Captions, Request
 
-DATA = Path(__file__).parents[2] / "tests" / "data"
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data"
 OPEN_SORA = DATA / "open-sora"
+DEMO = ROOT / "tools" / "demo" / "model"  # the checkpoint that the checkout brings
 # what the original was told in the sampling runs; its tiny latents have another size
 SIZE = {"height": 48, "width": 80, "frames": 17, "fps": (24.0,), "guidance": 7.0}
 

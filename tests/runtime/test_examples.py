@@ -4,7 +4,6 @@ import asyncio
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,24 +13,16 @@ from adacache_runtime import OnnxRuntime, Pipeline, Request
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.events import Called
 from adacache_runtime.vae.decode import render
-from tests.helpers.exporting import convert_quietly
 from tools.examples.async_events import events, make
 
 ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "tools" / "demo" / "model"
 PROMPT = "a red circle moves left fast"
-
-
-@pytest.fixture(scope="session")
-def demo_folder(once: Callable[[str, Callable[[Path], object]], Path]) -> Path:
-    """The demo's bundle, with its text encoder. Not to be changed."""
-    return once("bundle-demo", lambda folder: convert_quietly(DEMO, folder, text_encoder=DEMO / "text_encoder"))
 
 
 @pytest.fixture(params=[pytest.param("demo", marks=pytest.mark.slow), "vae"])
 def folder(request: pytest.FixtureRequest) -> Path:
     """A bundle of pixels, and one whose frames a VAE decodes."""
-    made: Path = request.getfixturevalue("demo_folder" if request.param == "demo" else "decoding_folder")
+    made: Path = request.getfixturevalue("demo_bundle" if request.param == "demo" else "decoding_folder")
     return made
 
 

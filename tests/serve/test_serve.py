@@ -86,6 +86,7 @@ def test_an_error_is_that_of_its_job(client: httpx.Client) -> None:
     assert video["error"] == {"code": "EngineError", "message": "the fake encoder breaks at this prompt"}
 
 
+@pytest.mark.slow
 def test_a_job_whose_worker_dies_every_time_fails_and_others_do_not(client: httpx.Client) -> None:
     deadly = client.post("/v1/videos", json={"prompt": "die"}).json()["id"]
     harmless = client.post("/v1/videos", json={"prompt": "boat"}).json()["id"]

@@ -274,6 +274,7 @@ def test_a_wrong_parameter_is_named(given: dict[str, str], error: str) -> None:
         settings_of(given)
 
 
+@pytest.mark.slow
 def test_a_gpu_is_counted_among_those_that_triton_sees() -> None:
     assert visible_device(1, None) == "1"
     assert visible_device(1, "5,3") == "3"

@@ -61,7 +61,7 @@ PARTS: Mapping[str, Parts] = {KIND: Block.PARTS}
 BLOCK_INPUT = f"{KIND}.0.modulated"
 REQUIRED = {
     "qk_norm": ("rms_norm_across_heads", "queries and keys that are normalised otherwise are not supported"),
-    "image_dim": (None, "Wan2.1-I2V is not supported; Wan2.2-I2V and Wan2.2-TI2V start from an image without it"),
+    "image_dim": (None, "Wan2.1-I2V is not supported; Wan2.2-TI2V starts from an image without it"),
     "added_kv_proj_dim": (None, "Wan2.1-I2V, whose cross attention takes states of an image, is not supported"),
     "pos_embed_seq_len": (None, "a model of first and last frames is not supported"),
 }
@@ -90,6 +90,12 @@ def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) ->
     if any(name.startswith(IMAGE_EMBEDDERS) for name in shapes):
         raise CheckpointError(f"the model attends to CLIP states of an image: {REQUIRED['image_dim'][1]}")
     config = WanConfig(**settle(asdict(WanConfig()), there, _infer(there, shapes), REQUIRED))
+    if config.in_channels != config.out_channels:
+        raise CheckpointError(
+            f"the model takes {config.in_channels} channels and gives {config.out_channels}: models that take an"
+            " encoded image beside the latents (Wan2.1-I2V, Wan2.2-I2V) are not supported; Wan2.2-TI2V starts from an"
+            " image"
+        )
     if config.attention_head_dim % 2 or config.attention_head_dim < 6 or config.freq_dim % 2:
         raise CheckpointError(
             f"attention_head_dim {config.attention_head_dim} with freq_dim {config.freq_dim} is not possible; expected"
@@ -178,7 +184,6 @@ def stages(
     for name, dtype, axes in (
         ("rotary_frames", "float32", ("patch_frames", 2, by_frame)),
         ("rotary_tokens", "float32", ("tokens", 2, by_row + by_column)),
-        ("condition", "float32", ("batch", config.condition_channels, "frames", "height", "width")),
         (X_MASK, "bool", frames),
     ):
         spec[name] = TensorSpec.model_validate({"name": name, "dtype": dtype, "axes": axes})
@@ -195,12 +200,18 @@ def stages(
 
         return block_stages(KIND, index, Block.PARTS, make, f"blocks.{index}.", spec, sites, granularity)
 
-    further = (["condition"] if config.condition_channels else []) + ([X_MASK] if conditioned else [])
-    entering = named("latents", "timestep", *further)
+    entering = named("latents", "timestep", *([X_MASK] if conditioned else []))
     return [
         text_stage(TextProjection(config.text_dim, width), "condition_embedder.text_embedder.", spec),
         positions_stage(Positions(config), named("latents"), named("rotary_frames", "rotary_tokens")),
-        embed_stage(lambda probed: Embed(config, probed, conditioned), entering, spec, sites, site=BLOCK_INPUT),
+        embed_stage(
+            lambda probed: Embed(config, probed, conditioned),
+            entering,
+            spec,
+            sites,
+            site=BLOCK_INPUT,
+            time=TensorSpec(name="time_embedding", dtype="float32", axes=("batch", width)),
+        ),
         *(stage for index in range(config.num_layers) for stage in block(index)),
         final_stage(Final(config), "", named("hidden", "time", "latents"), spec),
     ]

@@ -54,11 +54,6 @@ class WanConfig:
         sides = self.attention_head_dim // 6
         return self.attention_head_dim // 2 - 2 * sides, sides, sides
 
-    @property
-    def condition_channels(self) -> int:
-        """Number of channels that the model takes beside the latents: a mask, and an image as latents."""
-        return self.in_channels - self.out_channels
-
 
 class Positions(nn.Module):
     """The ``positions`` stage: cosines and sines by which queries and keys rotate (RoPE, arXiv 2104.09864, eq. 34).
@@ -99,16 +94,22 @@ def _rotations(length: int, pairs: int) -> Tensor:
 
 
 class ConditionEmbedder(nn.Module):
-    """Embeddings of timesteps: ``time`` (B, D) of the final layer, and the ``modulation`` (B, 6, D) of all blocks."""
+    """Embeddings of timesteps.
+
+    These are ``time`` (B, D) of the final layer, the ``modulation`` (B, 6, D) of all blocks, and the ``embedding``
+    (B, D) behind both, not rounded to the model's precision.
+    """
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
         self.time_embedder = TimestepEmbedding(config.freq_dim, config.width)
         self.time_proj = nn.Linear(config.width, 6 * config.width)
 
-    def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        time = self.time_embedder(timestep).to(self.time_proj.weight.dtype)
-        return time.float(), self.time_proj(F.silu(time)).unflatten(1, (6, time.shape[1])).float()
+    def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        embedding = self.time_embedder(timestep)
+        time = embedding.to(self.time_proj.weight.dtype)
+        modulation = self.time_proj(F.silu(time)).unflatten(1, (6, time.shape[1])).float()
+        return time.float(), modulation, embedding.float().clone()
 
 
 class BlockInput(nn.Module):
@@ -131,7 +132,8 @@ class BlockInput(nn.Module):
 class Embed(nn.Module):
     """The ``embed`` stage: latents and timestep -> tokens, and modulation of the blocks and of the final layer.
 
-    If it is ``probed``, it also returns the modulated input of the first block. If it is ``conditioned``, some frames
+    It also returns the embedding of the timestep for TeaCache, which measures it on these models, and, if it is
+    ``probed``, the modulated input of the first block. If it is ``conditioned``, some frames
     may be given and are to be kept: these are modulated as at timestep 0.
     """
 
@@ -144,30 +146,28 @@ class Embed(nn.Module):
             self.blocks = nn.ModuleList([BlockInput(config)])
         self.probed, self.conditioned = probed, conditioned
 
-    def forward(self, latents: Tensor, timestep: Tensor, *given: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, latents: Tensor, timestep: Tensor, x_mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Embed the latents and the timestep.
 
         Args:
             latents: latents (B, C, T, H, W) float32, in whole patches.
             timestep: timesteps (B,) float32; 1000 is pure noise.
-            given: for a model with further channels, ``condition`` (B, C', T, H, W) float32; then, if conditioned, the
-                mask (B, T') bool, False = a frame that is kept.
+            x_mask: mask (B, T') bool, False = a frame that is kept; None unless conditioned.
 
         Returns:
             hidden (B, T', S, D); modulation (B, 6, D) float32, or (B, T', 6, D) if conditioned; time (B, D) float32, or
-            (B, T', D) if conditioned; and, if probed, the modulated input of the first block (B, T', S, D).
+            (B, T', D) if conditioned; if probed, the modulated input of the first block (B, T', S, D); and the
+            embedding of the timestep (B, D) float32.
         """
-        condition, mask = given[: len(given) - self.conditioned], given[len(given) - self.conditioned :]
-        entering = torch.cat([latents, *condition], dim=1).to(self.patch_embedding.weight.dtype)
-        hidden = self.patch_embedding(entering).flatten(3).permute(0, 2, 3, 1)
-        time, modulation = self.condition_embedder(timestep)
-        if self.conditioned:
-            (generated,) = mask
-            time_of_kept, modulation_of_kept = self.condition_embedder(torch.zeros_like(timestep))
-            time = torch.where(generated[:, :, None], time[:, None], time_of_kept[:, None])
-            modulation = torch.where(generated[:, :, None, None], modulation[:, None], modulation_of_kept[:, None])
-        outputs = (hidden, modulation, time)
-        return (*outputs, self.blocks[0](hidden, modulation)) if self.probed else outputs
+        patches: Tensor = self.patch_embedding(latents.to(self.patch_embedding.weight.dtype))
+        hidden = patches.flatten(3).permute(0, 2, 3, 1)
+        time, modulation, embedding = self.condition_embedder(timestep)
+        if x_mask is not None:
+            time_of_kept, modulation_of_kept, _ = self.condition_embedder(torch.zeros_like(timestep))
+            time = torch.where(x_mask[:, :, None], time[:, None], time_of_kept[:, None])
+            modulation = torch.where(x_mask[:, :, None, None], modulation[:, None], modulation_of_kept[:, None])
+        shown = (self.blocks[0](hidden, modulation),) if self.probed else ()
+        return (hidden, modulation, time, *shown, embedding)
 
     def flops(self) -> tuple[Term, ...]:
         timesteps = [layers(self.condition_embedder, SAMPLES)] * (1 + self.conditioned)

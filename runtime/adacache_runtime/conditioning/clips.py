@@ -20,9 +20,15 @@ def check_continues(space: LatentSpace, frames: int) -> None:
     """Check that clips of ``frames`` latent frames can continue one another.
 
     Raises:
-        InputError: they are too short, or do not end with a whole group.
+        InputError: they are too short, or do not end with a whole group; or the first latent frame of a clip stands for
+            fewer frames than the last.
     """
     rule, continued = space.frames, space.continued
+    if rule.first_alone == "always":
+        raise InputError(
+            "clips of this model cannot continue one another, because the first latent frame of each stands for one "
+            f"frame, and the last for {rule.stretch}; make one clip, or begin the next with --image"
+        )
     if frames <= continued or frames % alignment(space):
         chunk, what = rule.chunk_frames, "more of them"
         if alignment(space) > 1 and chunk is not None:

@@ -43,7 +43,8 @@ def place_given(manifest: Manifest, request: Request, frames: int, latent_frames
     Raises:
         InputError: the bundle cannot keep frames or has no encoder, two fall on the same latent frame, or nothing is
             left to generate.
-        OutOfRangeError: the video has no such frame, or the edit ratio is not 0 or more and below 1.
+        OutOfRangeError: the video has no such frame, or an image cannot be there; or the edit ratio is not 0 or more
+            and below 1.
     """
     images, clip, space = request.images, request.clip, manifest.latent
     places = request.image_at or (0,) * len(images[:1])
@@ -64,6 +65,11 @@ def place_given(manifest: Manifest, request: Request, frames: int, latent_frames
         counts.append(clip_frames(space))
     for number, (image, at) in enumerate(zip(images, places, strict=True)):
         asked = latent_index(space, at, frames)
+        if asked and space.frames.chunk_frames is None:
+            raise OutOfRangeError(
+                f"{_name(image, number)}: at frame {at} it is not possible with this model, which codes a video as a "
+                "whole; give it frame 0"
+            )
         start = snapped(asked, latent_frames, alignment(space))
         if start != asked:
             frame, chunk = space.frames.frames_of(start), space.frames.chunk_frames

@@ -27,8 +27,8 @@ from adacache_serve.settings import Settings
 from tests.helpers.exporting import convert_quietly
 from tests.helpers.made_up_family import family
 from tests.helpers.policy_kinds import KINDS
+from tests.helpers.reference import DEMO
 
-TEXT_ENCODER = Path(__file__).parents[3] / "tools" / "demo" / "model" / "text_encoder"
 JSON: dict[str, Any] = {
     "made_up": True,
     "num_attention_heads": 2,
@@ -40,6 +40,7 @@ JSON: dict[str, Any] = {
     "out_channels": 3,
     "caption_channels": 64,
 }
+pytestmark = pytest.mark.slow  # exports a model
 PROBES = ("temporal.0.attn", "spatial.0.modulated")
 
 
@@ -60,7 +61,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_checkpoint(root / "model")
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(registry.FAMILIES, family.NAME, family)
-        chosen = {"granularity": "module", "probes": PROBES, "family": family.NAME, "text_encoder": TEXT_ENCODER}
+        chosen = {
+            "granularity": "module",
+            "probes": PROBES,
+            "family": family.NAME,
+            "text_encoder": DEMO / "text_encoder",
+        }
         convert_quietly(root / "model", root / "bundle", **chosen)
     yield root / "bundle"
 

@@ -33,7 +33,7 @@ def config() -> dict[str, Any]:
 SIZES = [
     ({"num_attention_heads": 3, "attention_head_dim": 16}, (5, 6, 10)),
     ({"cross_attn_norm": False, "eps": 1e-5, "freq_dim": 24, "num_layers": 1}, (1, 2, 4)),
-    ({"attention_head_dim": 20, "in_channels": 36}, (3, 4, 2)),
+    ({"attention_head_dim": 20}, (3, 4, 2)),
     ({"attention_head_dim": 6, "patch_size": (1, 1, 2), "out_channels": 5, "in_channels": 5}, (4, 3, 6)),
 ]
 
@@ -50,14 +50,13 @@ def test_the_stages_predict_what_diffusers_predicts(
     for stage in stages:
         stage.module.load_state_dict({name: state[key] for name, key in stage.keys().items()})
     torch.manual_seed(0)
-    latents, condition = torch.randn(2, settled.out_channels, *size), torch.randn(2, settled.condition_channels, *size)
+    latents = torch.randn(2, settled.out_channels, *size)
     given = {"latents": latents, "captions": torch.randn(2, 7, 20), "timestep": torch.tensor([999.0, 333.0])}
     seen: dict[str, torch.Tensor] = {}
     original.blocks[0].attn1.register_forward_hook(lambda _module, inputs, _out: seen.update(modulated=inputs[0]))
     with torch.no_grad():
-        made = run_stages(stages, {**given, "condition": condition})
-        entering = torch.cat([latents, condition], dim=1)
-        expected = original(entering, given["timestep"], given["captions"]).sample
+        made = run_stages(stages, given)
+        expected = original(latents, given["timestep"], given["captions"]).sample
     assert (made["prediction"] - expected).abs().max() <= 1e-5 * expected.abs().max()
     assert (made["joint.0.modulated"].flatten(1, 2) - seen["modulated"]).abs().max() <= 1e-5
 
@@ -126,6 +125,7 @@ def test_the_configuration_of_diffusers_and_of_the_original(weights: Any, config
     ("change", "told"),
     [
         ({"image_dim": 1280}, "Wan2.1-I2V"),
+        ({"in_channels": 36}, "in_channels is 36"),
         ({"qk_norm": "layer_norm"}, "qk_norm"),
         ({"num_attention_heads": 3}, "num_attention_heads is 3"),
         ({"_class_name": "WanVACETransformer3DModel"}, "WanVACETransformer3DModel"),
@@ -134,6 +134,12 @@ def test_the_configuration_of_diffusers_and_of_the_original(weights: Any, config
 def test_other_models_are_refused(weights: Any, config: dict[str, Any], change: dict[str, Any], told: str) -> None:
     with pytest.raises(CheckpointError, match=told):
         FAMILY.config_from({**config, **change}, shapes_of(weights))
+
+
+def test_a_model_that_takes_an_encoded_image_is_refused() -> None:
+    original = wan.transformer(in_channels=36)
+    with pytest.raises(CheckpointError, match="36 channels and gives 16"):
+        FAMILY.config_from(dict(original.config), shapes_of(original.state_dict()))
 
 
 # names of tensors

@@ -1,11 +1,12 @@
 """Whole folders of Wan pipelines: what ``adacache-run`` makes from their bundles is what diffusers makes of them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from adacache_engines.bundle.files import read_manifest
 from adacache_export.commands.export import main as export
@@ -15,7 +16,6 @@ from tests.helpers.exporting import unlogged
 
 TOLERANCE = 1e-4  # relative
 STEPS, GUIDANCE = 8, 5.0
-Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 def euler() -> Any:
@@ -33,6 +33,32 @@ CASES: Mapping[str, tuple[dict[str, Any], dict[str, Any], int, int, int, float |
 }
 
 
+def exported(pipeline: Any, folder: Path) -> Path:
+    """Save a pipeline, and export its folder."""
+    pipeline.save_pretrained(folder / "Wan2.1-Tiny")
+    with unlogged():
+        assert export([str(folder / "Wan2.1-Tiny"), "-o", str(folder / "bundle"), "--backend", "onnxruntime"]) == 0
+    return folder / "bundle"
+
+
+def made_by_run(
+    bundle: Path, folder: Path, frames: int, height: int, width: int, guidance_2: float | None = None
+) -> NDArray[np.float32]:
+    """Return the latents that ``adacache-run`` makes from the files that :func:`tests.helpers.wan.inputs` wrote."""
+    command: list[object] = [bundle, "--latents", folder / "z.npz", "--text-embeddings", folder / "e.npz"]
+    command += ["--steps", STEPS, "--guidance", GUIDANCE, "--height", height, "--width", width, "--frames", frames]
+    command += [] if guidance_2 is None else ["--guidance-2", guidance_2]
+    command += ["--save-latents", folder / "out.npz", "-o", folder / "frames.npz"]
+    assert run(list(map(str, command))) == 0
+    latents: NDArray[np.float32] = np.load(folder / "out.npz")["latents"]
+    return latents
+
+
+def assert_alike(latents: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
+    assert np.isfinite(expected).all()
+    assert np.abs(latents - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_latents_are_those_of_diffusers(name: str, tmp_path: Path) -> None:
@@ -40,20 +66,41 @@ def test_latents_are_those_of_diffusers(name: str, tmp_path: Path) -> None:
     made = {key: value() if callable(value) else value for key, value in options.items()}
     count = 2 if "boundary" in options else 1
     pipeline = wan.pipeline([wan.transformer(seed, **changes) for seed in range(count)], **made)
-    folder, bundle = tmp_path / "Wan2.1-Tiny", tmp_path / "bundle"
-    pipeline.save_pretrained(folder)
-    with unlogged():
-        assert export([str(folder), "-o", str(bundle), "--backend", "onnxruntime"]) == 0
+    bundle = exported(pipeline, tmp_path)
     given = wan.inputs(read_manifest(bundle), tmp_path, frames, height, width)
     size = {"height": height, "width": width, "num_frames": frames}
     second = {} if guidance_2 is None else {"guidance_scale_2": guidance_2}
     expected = wan.latents_of(pipeline, given, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **size, **second)
-    command = [str(bundle), "--latents", "z.npz", "--text-embeddings", "e.npz", "--steps", str(STEPS)]
-    command += ["--guidance", str(GUIDANCE), "--height", str(height), "--width", str(width), "--frames", str(frames)]
-    command += [] if guidance_2 is None else ["--guidance-2", str(guidance_2)]
-    at = {"z.npz", "e.npz"}
-    command = [str(tmp_path / part) if part in at else part for part in command]
-    assert run([*command, "--save-latents", str(tmp_path / "out.npz"), "-o", str(tmp_path / "frames.npz")]) == 0
-    latents = np.load(tmp_path / "out.npz")["latents"]
-    assert np.isfinite(expected).all()
-    assert np.abs(latents - expected).max() <= TOLERANCE * np.abs(expected).max()
+    assert_alike(made_by_run(bundle, tmp_path, frames, height, width, guidance_2), expected)
+
+
+@pytest.mark.slow
+def test_a_given_first_frame_is_kept(tmp_path: Path) -> None:
+    """As WanImageToVideoPipeline keeps it where timesteps are those of tokens (``expand_timesteps``)."""
+    import torch
+
+    frames, height, width = 9, 32, 48
+    pipeline = wan.pipeline([wan.transformer(num_layers=1)], expand=True)
+    bundle = exported(pipeline, tmp_path)
+    given = wan.inputs(read_manifest(bundle), tmp_path, frames, height, width)
+    latents = torch.from_numpy(given["latents"])
+    condition = torch.zeros_like(latents)
+    condition[:, :, 0] = latents[:, :, 0] / 2
+    generated = torch.ones_like(latents)
+    generated[:, :, 0] = 0
+    np.savez(tmp_path / "z.npz", latents=torch.where(generated == 0, condition, latents), mask=generated[:, 0, :, 0, 0])
+    made = made_by_run(bundle, tmp_path, frames, height, width)
+
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(STEPS)
+    scheduler.set_begin_index(0)
+    for timestep in scheduler.timesteps:
+        entering = (1 - generated) * condition + generated * latents
+        of_tokens = (generated[:, 0, :, ::2, ::2] * timestep).flatten(1)
+        with torch.no_grad():
+            negative, positive = (
+                pipeline.transformer(entering, of_tokens, torch.from_numpy(given[name])).sample
+                for name in ("negative", "embeddings")
+            )
+        latents = scheduler.step(negative + GUIDANCE * (positive - negative), timestep, latents).prev_sample
+    assert_alike(made, ((1 - generated) * condition + generated * latents).numpy())

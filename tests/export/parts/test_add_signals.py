@@ -17,10 +17,16 @@ from adacache_runtime.caching.presets import policy_from
 from adacache_runtime.caching.signals.registry import SIGNALS
 from adacache_runtime.denoising.probes import Probe
 from adacache_runtime.pipeline import Pipeline
+from adacache_runtime.request import Request
 from tests.helpers.cosine import COSINE
 from tests.helpers.reference import request
 
 POLICY = "tests.helpers.cosine:POLICY"
+PROMPTS = 2
+REQUESTS = {
+    "reference": request(),
+    "demo": Request(prompts=("a red circle moves left fast", "a blue square stays still"), steps=30),
+}
 
 
 @pytest.fixture
@@ -33,8 +39,18 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_policy_from_outside_brings_a_signal_of_its_own(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["reference", pytest.param("demo", marks=pytest.mark.slow)])
+def yesterday(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Request]:
+    """A bundle to change, and a request of two prompts for it."""
+    made: Path = request.getfixturevalue("demo_bundle" if request.param == "demo" else "bundle_folder")
+    return Path(shutil.copytree(made, tmp_path / "yesterday.adacache")), REQUESTS[request.param]
+
+
+def test_a_policy_from_outside_brings_a_signal_of_its_own(
+    yesterday: tuple[Path, Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it observes is what numpy makes of the tensors that the probe showed, prompt by prompt."""
+    folder, asked = yesterday
     assert export([str(folder), "--signal", "tests.helpers.cosine:COSINE"]) == 0
     check = read_manifest(folder).signals["cosine"].graphs["hidden"].check
     assert check is not None
@@ -49,15 +65,13 @@ def test_a_policy_from_outside_brings_a_signal_of_its_own(folder: Path, monkeypa
         return done
 
     monkeypatch.setattr(Probe, "enqueue", spy)
-    pipeline = Pipeline.open(folder)
-    asked = request(policy=policy_from(POLICY), scope="prompt")
-    trace = pipeline.generate(asked).trace
+    with Pipeline.open(folder) as pipeline:
+        trace = pipeline.generate(replace(asked, policy=policy_from(POLICY), scope="prompt")).trace
     assert 2 < len(trace.computed()) < 30
     seen = [call.observation["cosine"] for call in trace.calls if call.observation]
     assert len(seen) == len(pairs) == len(trace.computed()) - 1
-    prompts = len(asked.captions.embeddings)
     for cosine, tensors in zip(seen, pairs, strict=True):
-        cached, new = (tensor.reshape(2, prompts, -1).swapaxes(0, 1).reshape(prompts, -1) for tensor in tensors)
+        cached, new = (tensor.reshape(2, PROMPTS, -1).swapaxes(0, 1).reshape(PROMPTS, -1) for tensor in tensors)
         expected = (cached * new).sum(1) / np.sqrt((cached**2).sum(1) * (new**2).sum(1))
         assert cosine == pytest.approx(expected.min(), rel=1e-5)
 

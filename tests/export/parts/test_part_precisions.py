@@ -69,6 +69,7 @@ def test_convolutions_and_products_are_narrow_and_nothing_else(kind: str, vae_of
     assert all("norm" in name or name == "vae" or "time_mixer" in name or "time_upsample" in name for name in wide)
 
 
+@pytest.mark.slow
 def test_engine_of_a_narrow_vae(tmp_path: Path) -> None:
     """Only its weights say that the graph is bfloat16 inside; what is recorded is how far that is from float32."""
     torch.manual_seed(0)

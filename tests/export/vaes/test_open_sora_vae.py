@@ -1,20 +1,15 @@
-"""Open-Sora's VAE: engines against the original's tensors, the whole against its halves in torch, and odd folders."""
+"""Engines of Open-Sora's VAE against the original's tensors, and the whole against its halves in torch."""
 
-import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file
 
 from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.onnxruntime.backend import OrtBackend
-from adacache_export.vaes.open_sora.temporal import TemporalConfig, TemporalDecoder, TemporalEncoder
-from adacache_export.vaes.registry import open_vae
 from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.decode import decode
 from adacache_runtime.vae.encode import drawn, encode
@@ -25,10 +20,9 @@ from tests.helpers.vae_bundle import (
     SHIFT,
     alone,
     random_spatial_vae,
-    set_config,
 )
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+pytestmark = pytest.mark.slow  # exports the VAE
 TOLERANCE = 1e-5
 FACTOR = 0.18215
 MEAN, DEVIATION = (np.array(values, np.float32)[:, None, None, None] for values in (SHIFT, SCALE))
@@ -55,12 +49,6 @@ def whole(open_sora_vae_bundle: Path) -> Bundle:
 @pytest.fixture(scope="module")
 def backend(open_sora_vae_bundle: Path) -> OrtBackend:
     return OrtBackend(open_sora_vae_bundle)
-
-
-@pytest.fixture
-def folder(open_sora_vae_folder: Path, tmp_path: Path) -> Path:
-    """One to spoil."""
-    return Path(shutil.copytree(open_sora_vae_folder, tmp_path / "vae"))
 
 
 def noise(*shape: int) -> Floats:
@@ -100,17 +88,6 @@ def test_encoding_is_the_originals(temporal: Bundle, backend: OrtBackend, origin
     assert worst(DEVIATION * given + MEAN, mean) < TOLERANCE
     further = encode(temporal, backend, frames, lambda shape: np.ones(shape, np.float32))
     assert worst(2 * np.log(DEVIATION * (further - given)), log_variance) < TOLERANCE
-
-
-def test_the_published_tensors() -> None:
-    """Of the original class, enumerated: names, shapes, order of magnitude."""
-    lines = (OPEN_SORA / "vae_temporal_keys.txt").read_text().splitlines()
-    wanted = dict(line.split(" ", 1) for line in lines[:-1])
-    with torch.device("meta"):
-        modules = TemporalEncoder(TemporalConfig()), TemporalDecoder(TemporalConfig())
-    tensors = {name: value for module in modules for name, value in module.temporal_vae.state_dict().items()}
-    assert {name: str(tuple(value.shape)) for name, value in tensors.items()} == wanted
-    assert sum(value.numel() for value in tensors.values()) == int(lines[-1].split()[1])
 
 
 # the whole
@@ -224,38 +201,3 @@ def test_what_else_cannot_be_encoded(whole: Bundle, backend: OrtBackend) -> None
     pixels[0, 0, 0, 0] = np.nan
     with pytest.raises(InputError, match="contain NaN"):
         encode(whole, backend, pixels, no_noise)
-
-
-# what a folder may hold
-
-
-def test_sizes_follow_from_the_tensors(open_sora_vae_folder: Path) -> None:
-    vae = open_vae(open_sora_vae_folder, OPEN_SORA_LATENT)
-    config = vae.config.model_dump()
-    assert config["temporal"] == {
-        "channels": (4, 8, 8, 16),
-        "halving": (False, True, True),
-        "blocks": 1,
-        "coded_channels": 4,
-        "latent_channels": 4,
-        "groups": 2,
-    }
-    assert config["spatial"]["block_out_channels"] == (8, 8)
-    assert config["spatial"]["layers_per_block"] == 1
-    assert config["spatial"]["scaling_factor"] == FACTOR
-    stored = load_file(open_sora_vae_folder / WEIGHTS)
-    assert {key.removeprefix("vae.") for key in vae.checkpoint.tensors} == set(stored)
-    assert type(vae.config).model_validate(json.loads(vae.config.model_dump_json())) == vae.config
-
-
-@pytest.mark.parametrize(
-    "named",
-    [
-        {"architectures": ["OpenSoraVAE_V1_2"]},
-        {"architectures": None, "model_type": "OpenSoraVAE_V1_2"},
-        {"micro_frame_size": None},
-    ],
-)
-def test_other_configs(named: dict[str, object], folder: Path) -> None:
-    set_config(folder, **named)
-    open_vae(folder, OPEN_SORA_LATENT)

@@ -281,6 +281,7 @@ def test_usage_errors() -> None:
         assert stopped.value.code == USAGE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_export_leaves_nothing(stop: signal.Signals, tmp_path: Path) -> None:
     program = "import sys; from adacache_export.commands.export import main; sys.exit(main())"

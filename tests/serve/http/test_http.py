@@ -42,6 +42,7 @@ def explore(client: httpx.Client, *options: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_every_answer_is_as_documented(client: httpx.Client) -> None:
     explore(client, "--phases", "coverage,fuzzing", "--max-examples", "3")
 

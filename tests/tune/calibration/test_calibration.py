@@ -166,6 +166,7 @@ def test_presets_are_written_into_the_bundle(command: Command, capsys: Capture) 
         assert f"{measured['speed_up']:.2f}" in row
 
 
+@pytest.mark.slow
 def test_what_calibration_gives_does_better_than_fixed_intervals(command: Command) -> None:
     """At any goal, on the prompts that confirmed it."""
     for target in ("22", "30"):
@@ -453,6 +454,7 @@ def test_a_speed_without_a_decoder(command: Command) -> None:
     assert preset.measured["latents_db"] == pytest.approx(sum(levels) / 2, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_method_whose_probe_is_missing(command: Command, capsys: Capture) -> None:
     """Left out with a remark, or refused where it was named; so is motion of an image."""
     stages = command.manifest().stages

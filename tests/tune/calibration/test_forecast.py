@@ -343,6 +343,7 @@ def test_methods_meet_a_goal(method: str, goal: Goal, records: list[Record]) -> 
     assert policy_from_description(kept.model_dump(mode="json"), "here") == found.policy
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "quality_db"), [("adacache", 14.0), ("adacache-moreg", 14.0), ("teacache", 18.0)])
 def test_random_changes_make_it_better_and_are_the_same_each_time(method: str, quality_db: float) -> None:
     records, goal = [wandering(20, seed) for seed in range(2)], Goal(quality_db=quality_db)

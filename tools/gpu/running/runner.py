@@ -94,9 +94,12 @@ def remaining(phases: Sequence[Phase], records: Mapping[str, Record]) -> list[Ph
 
 
 def is_done(phase: Phase, record: Record | None) -> bool:
-    """Return whether a record is that of the same phase, which ended well and whose files are still there."""
+    """Return whether a record is that of the same phase, which ended well and whose files are still there.
+
+    What is installed is looked at in every check, since a package can come between two of them.
+    """
     same = record is not None and record["status"] == DONE and record["arguments"] == dict(phase.arguments)
-    return same and (not phase.leaves or Path(phase.leaves).exists())
+    return same and phase.name != LIBRARIES and (not phase.leaves or Path(phase.leaves).exists())
 
 
 def lacking(phase: Phase, records: Mapping[str, Record]) -> str | None:

@@ -123,6 +123,15 @@ def test_a_second_run_continues(tmp_path: Path) -> None:
     assert again.asked == []
 
 
+def test_a_backend_that_is_installed_between_two_runs_takes_part(tmp_path: Path) -> None:
+    phases = (phase(LIBRARIES), phase("a"), phase("b", backends=("gpu",)))
+    before = Machine(told={LIBRARIES: {"unusable": {"gpu": "it is not installed"}}})
+    assert before.run(phases, tmp_path)["b"]["why"] == "it needs gpu: it is not installed"
+    after = Machine(told={LIBRARIES: {"unusable": {}}})
+    assert after.run(phases, tmp_path)["b"]["status"] == DONE
+    assert [name for name, _ in after.asked] == [LIBRARIES, "b"]
+
+
 def test_what_others_need_is_tried_again_first(tmp_path: Path) -> None:
     phases = (phase("a"), phase("b", after=("a",)))
     Machine(ends={"a": Ended(1, False, 1.0, "")}).run(phases, tmp_path)
