@@ -30,6 +30,7 @@ class Stage:
         nodes: the graph's body in ONNX's textual form; None = the module is traced.
         independent_axes: axes along which the stage's work is independent; see
             :class:`adacache_engines.bundle.entries.Graph`.
+        carried: outputs that the call for the next chunk of a video takes: name of the output -> name of the input.
         role: the stage's role in the transformer, see :class:`adacache_engines.bundle.stages.StageEntry`; None = the
             stage is arithmetic, or belongs to the text encoder or the VAE.
         per_generation: whether the stage runs once in a generation; else it runs in each call.
@@ -47,6 +48,7 @@ class Stage:
     tolerance: float | None = None
     nodes: str | None = None
     independent_axes: tuple[str, ...] = ()
+    carried: Mapping[str, str] = field(default_factory=dict)
     role: Role | None = None
     per_generation: bool = False
     kind: str | None = None

@@ -31,7 +31,7 @@ def open_decoder(folder: Path, latent: LatentSpace, precision: VaePrecision, pro
 def add_decoder(bundle: Path, vae: Vae, latent: LatentSpace, progress: Progress) -> tuple[Part, LatentSpace]:
     """Write a VAE into a bundle; return the part, and the latent space of the manifest with the VAE in it."""
     fed, coding = vae.added_to(latent, {}), vae.coding
-    stages = [(coding.decoding, decoder_sizes(fed)), (coding.encoding, vae_encoder_sizes(fed))]
+    stages = [(coding.decoders, decoder_sizes(fed)), (coding.encoders, vae_encoder_sizes(fed))]
     tensors, used = vae.checkpoint.tensors, [one for one in stages if one[0]]
     part = write_part(bundle, "vae", used, tensors, vae.dtypes(), vae.precision, progress)
     return part, vae.added_to(latent, part.graphs)

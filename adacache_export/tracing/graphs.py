@@ -66,6 +66,7 @@ def export_graphs(
             weights_nbytes=sum(locations[key].nbytes for key in stage.keys().values()),
             weight_dtypes=tuple(sorted({locations[key].dtype for key in stage.keys().values()})),
             independent_axes=stage.independent_axes,
+            carried=dict(stage.carried),
         )
         write_graph(path, traced[stage.traced_as], stage, weights, locations)
         graphs[stage.name] = verified(stage, graph, precision, backend, read, sizes)

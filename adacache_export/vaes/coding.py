@@ -26,6 +26,7 @@ class Coding:
         decoding, encoding: stages as :class:`adacache_engines.bundle.latent_space.LatentSpace` describes their graphs,
             written for float32; :mod:`adacache_export.vaes.precision` narrows them. Modules are on the meta device.
             Their parameters have the names of the VAE's folder, under ``PREFIX``.
+        first_decoding, first_encoding: stages of a video's first chunk; empty = the same.
         chunks, images, tile, tiles_chunks: the fields of ``LatentSpace`` of these names.
     """
 
@@ -33,10 +34,22 @@ class Coding:
     spatial_factor: int
     decoding: tuple[Stage, ...]
     encoding: tuple[Stage, ...] = ()
+    first_decoding: tuple[Stage, ...] = ()
+    first_encoding: tuple[Stage, ...] = ()
     chunks: ChunkRule = field(default_factory=ChunkRule)
     images: int = 1
     tile: int | None = None
     tiles_chunks: bool = False
+
+    @property
+    def decoders(self) -> tuple[Stage, ...]:
+        """All stages from latents to pixels."""
+        return (*self.first_decoding, *self.decoding)
+
+    @property
+    def encoders(self) -> tuple[Stage, ...]:
+        """All stages from pixels to latents."""
+        return (*self.first_encoding, *self.encoding)
 
 
 def chunk_decoder(make: Callable[[], nn.Module], channels: int) -> Stage:

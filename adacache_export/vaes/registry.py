@@ -15,8 +15,9 @@ from adacache_engines.errors import CheckpointError, InputError
 from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
 from adacache_export.checkpoint.formats import read_json
 from adacache_export.checkpoint.layout import CONFIG
-from adacache_export.stages import weight_shapes
+from adacache_export.stages import Stage, weight_shapes
 from adacache_export.vaes.autoencoder_kl import vae as autoencoder_kl
+from adacache_export.vaes.autoencoder_kl_wan import vae as autoencoder_kl_wan
 from adacache_export.vaes.causal_vae import vae as causal_vae
 from adacache_export.vaes.coding import PREFIX, Coding
 from adacache_export.vaes.open_sora import vae as open_sora
@@ -60,6 +61,7 @@ KINDS: dict[str, Kind] = {
     temporal_decoder.NAME: temporal_decoder,
     open_sora.NAME: open_sora,
     causal_vae.NAME: causal_vae,
+    autoencoder_kl_wan.NAME: autoencoder_kl_wan,
 }
 
 
@@ -93,13 +95,19 @@ class Vae:
             graphs: graphs of the VAE's stages by name; empty before they are made, when only the feeding counts.
         """
         coding = self.coding
+
+        def made(stages: tuple[Stage, ...]) -> tuple[Graph, ...]:
+            return tuple(graphs[stage.name] for stage in stages if stage.name in graphs)
+
         return latent.model_copy(
             update={
                 "decoder": self.kind,
                 "decoder_config": self.config.model_dump(mode="json"),
                 "precision": self.precision,
-                "decoding": tuple(graphs[stage.name] for stage in coding.decoding if stage.name in graphs),
-                "encoding": tuple(graphs[stage.name] for stage in coding.encoding if stage.name in graphs),
+                "decoding": made(coding.decoding),
+                "encoding": made(coding.encoding),
+                "first_decoding": made(coding.first_decoding),
+                "first_encoding": made(coding.first_encoding),
                 "chunks": coding.chunks,
                 "images": coding.images,
                 "tile": coding.tile,
@@ -170,7 +178,7 @@ def open_vae(
         )
     tensors = {PREFIX + name: tensor for name, tensor in kind.tensors(opened.tensors, config).items()}
     checkpoint = replace(opened, tensors=tensors)
-    check(checkpoint, weight_shapes((*coding.decoding, *coding.encoding)), progress=progress)
+    check(checkpoint, weight_shapes((*coding.decoders, *coding.encoders)), progress=progress)
     return Vae(kind.NAME, config, coding, checkpoint, precision)
 
 

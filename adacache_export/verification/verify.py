@@ -101,6 +101,6 @@ def _jobs(
         ]
     if vae := {graph.name: graph for graph in manifest.vae_graphs()}:
         coding = coding_of(manifest.latent)
-        for some, vae_sizes in ((coding.decoding, decoder_sizes), (coding.encoding, vae_encoder_sizes)):
+        for some, vae_sizes in ((coding.decoders, decoder_sizes), (coding.encoders, vae_encoder_sizes)):
             jobs += [(stage, vae[stage.name], manifest.latent.precision, vae_sizes(manifest.latent)) for stage in some]
     return jobs

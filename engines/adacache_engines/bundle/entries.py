@@ -1,6 +1,6 @@
 """The base class of all entries of a manifest, and the entry of one graph."""
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from adacache_engines.bundle.tensors import DType, TensorSpec
 
@@ -42,6 +42,7 @@ class Graph(Entry):
         independent_axes: axes along which the work can be divided among devices without an exchange, each device
             getting a part of every tensor that has the axis: ``patch_frames`` or ``frames``, ``tokens``, ``text``.
             Along the batch all work is independent.
+        carried: outputs that the call for the next chunk of a video takes: name of the output -> name of the input.
     """
 
     name: str
@@ -52,3 +53,4 @@ class Graph(Entry):
     weights_nbytes: int | None = None
     weight_dtypes: tuple[DType, ...] = ()
     independent_axes: tuple[str, ...] = ()
+    carried: dict[str, str] = Field(default_factory=dict)

@@ -1,9 +1,10 @@
 """The manifest's entries on latents: how they relate to a video, and the graphs between the two.
 
-A VAE cuts a video into chunks of frames and codes each chunk by itself, by one graph or two in a row. A graph that
+A VAE cuts a video into chunks of frames and codes them one after another, by one graph or two in a row. A graph that
 works on chunks has an axis ``frames``, of latents, or ``pixel_frames``; one that works on single images has an axis
-``images`` instead. Everything else that is particular to a VAE, such as the scale and shift of its latents, is in its
-graphs.
+``images`` instead. A VAE that is causal in time may carry features from one chunk to the next, as outputs of a graph
+that its next call takes (``Graph.carried``); another codes each chunk by itself. Everything else that is particular to
+a VAE, such as the scale and shift of its latents, is in its graphs.
 """
 
 import math
@@ -83,6 +84,7 @@ class ChunkRule(Entry):
             because the chunk before already gave it.
         spare: position of decoded frames that are not in the video: the ``first`` ones of each chunk, or the ``last``
             ones of the video.
+        first_alone: whether the first frame of a video is a chunk by itself, and a latent frame by itself.
     """
 
     frames: int = Field(default=1, ge=1)
@@ -91,9 +93,13 @@ class ChunkRule(Entry):
     short: int = 0
     shared: int = 0
     spare: Literal["first", "last"] = "last"
+    first_alone: bool = False
 
     def decoded(self, latents: int) -> int:
-        """Return the number of frames that a decoder makes from ``latents`` latent frames of a chunk."""
+        """Return the number of frames that a decoder makes from ``latents`` latent frames of a chunk.
+
+        Where the first frame of a video is a chunk by itself, this holds for the chunks that follow.
+        """
         return self.stretch * latents - self.short if latents else 0
 
     def encoded(self, frames: int) -> int:
@@ -118,9 +124,14 @@ class LatentSpace(Entry):
         decoding: graphs from latents to pixels, one after another, all float32. Each takes the output of the one
             before, the first ``latents`` (1, channels, frames, height, width) or (images, channels, height, width);
             the last gives ``pixels`` (1, 3, pixel_frames, pixel_height, pixel_width) or (images, 3, pixel_height,
-            pixel_width), about -1 to 1.
+            pixel_width), about -1 to 1. Tensors that a graph carries follow these, and may have the VAE's precision;
+            their rows and columns are ``height`` and ``width``, or ``height_2`` and ``width_2``, which are twice as
+            many, and so on (see ``levels``).
         encoding: graphs from pixels to latents, one after another, all float32. Each gives ``mean`` and ``deviation``
-            of a normal distribution, from which the input of the next is sampled.
+            of a normal distribution, from which the input of the next is sampled, or ``mean`` alone, which is the input
+            of the next. Tensors that a graph carries follow these.
+        first_decoding, first_encoding: graphs that the first chunk of a video takes, one for each of ``decoding`` and
+            ``encoding``; empty = the same graphs. They take nothing from a chunk before.
         chunks: chunks of a video that the graphs take.
         images: number of images that a graph of images gets at once; it changes no value.
         tile: side, in pixels, of the square tiles by which larger frames are coded, unless a run asks for others; None
@@ -139,10 +150,17 @@ class LatentSpace(Entry):
     precision: VaePrecision = "fp32"
     decoding: tuple[Graph, ...] = ()
     encoding: tuple[Graph, ...] = ()
+    first_decoding: tuple[Graph, ...] = ()
+    first_encoding: tuple[Graph, ...] = ()
     chunks: ChunkRule = ChunkRule()
     images: int = Field(default=1, ge=1)
     tile: int | None = None
     tiles_chunks: bool = False
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Numbers of rows for each latent row that features between latents and pixels may have, from 2 on."""
+        return tuple(rows for rows in range(2, self.spatial_factor + 1) if self.spatial_factor % rows == 0)
 
     def latent_frames(self, frames: int) -> int:
         """Return the number of latent frames of a video of ``frames``."""
@@ -156,8 +174,10 @@ class LatentSpace(Entry):
 
     def image_axes(self, height: int, width: int, images: int = 1) -> dict[str, int]:
         """Return the sizes of the axes of a decoder's graphs for ``images`` images of a latent size."""
-        pixels = {"pixel_height": height * self.spatial_factor, "pixel_width": width * self.spatial_factor}
-        return {"images": images, "height": height, "width": width, **pixels}
+        inside = {"height": height, "width": width}
+        pixels = {f"pixel_{axis}": size * self.spatial_factor for axis, size in inside.items()}
+        features = {f"{axis}_{rows}": size * rows for axis, size in inside.items() for rows in self.levels}
+        return {"images": images, **inside, **pixels, **features}
 
     def chunk_axes(self, latents: int, height: int, width: int, images: int = 1) -> dict[str, int]:
         """Return the sizes of a graph's axes for a chunk of ``latents`` latent frames."""

@@ -206,7 +206,8 @@ class Manifest(Entry):
 
     def vae_graphs(self) -> list[Graph]:
         """Return the graphs of the VAE's decoder, then of its encoder."""
-        return [*self.latent.decoding, *self.latent.encoding]
+        latent = self.latent
+        return [*latent.first_decoding, *latent.decoding, *latent.first_encoding, *latent.encoding]
 
     def part_graphs(self, part: PartName) -> list[Graph]:
         """Return the graphs of the text encoder or the VAE; none where the bundle has no such part."""

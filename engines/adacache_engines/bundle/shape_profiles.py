@@ -124,16 +124,19 @@ def vae_ranges(latent: LatentSpace, graph: Graph, profile: ShapeProfile) -> Shap
     A graph works on chunks of a video, or on some of its images. A graph that makes or takes pixels also works on tiles
     of any size up to the bundle's.
     """
+    makes_pixels = (*latent.first_decoding[-1:], *latent.decoding[-1:])
+    takes_pixels = (*latent.first_encoding[:1], *latent.encoding[:1])
     chunks, factor = latent.chunks, latent.spatial_factor
     ranges = {**profile, "images": (1, latent.images, latent.images)}
     ranges |= {"frames": (1, chunks.latents, chunks.latents), "pixel_frames": (1, chunks.frames, chunks.frames)}
     for axis in ("height", "width"):
         least, usual, most = profile[axis]
-        if graph in (*latent.decoding[-1:], *latent.encoding[:1]):
+        if graph in (*makes_pixels, *takes_pixels):
             largest = latent.tile // factor if latent.tile else most
             least, usual, most = ranges[axis] = (1, min(usual, largest), min(most, largest))
         # an encoder ignores pixels beyond the last whole latent row or column
         ranges[f"pixel_{axis}"] = (least * factor, usual * factor, most * factor + factor - 1)
+        ranges |= {f"{axis}_{rows}": (least * rows, usual * rows, most * rows) for rows in latent.levels}
     return ranges
 
 

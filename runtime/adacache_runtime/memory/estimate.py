@@ -23,10 +23,11 @@ from adacache_runtime.denoising.assembly import assemble
 from adacache_runtime.denoising.stages import Engines
 from adacache_runtime.request import Request
 from adacache_runtime.settled import Settled
+from adacache_runtime.vae.carrying import load_step
 from adacache_runtime.vae.chunks import video_frames
-from adacache_runtime.vae.decode import decoder_sizes
-from adacache_runtime.vae.encode import encoder_sizes
-from adacache_runtime.vae.graph import VaeGraph
+from adacache_runtime.vae.decode import decoder_steps
+from adacache_runtime.vae.encode import encoder_steps
+from adacache_runtime.vae.graph import Step
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def encoder_memory(
         EngineError, OutOfRangeError: as in :func:`estimate_memory`.
     """
     space = bundle.manifest.latent
-    steps = [step for shape in references for step in encoder_sizes(space, shape, tile)]
+    steps = [step for shape in references for step in encoder_steps(space, shape, tile)]
     parts = [_part_memory(space, backend, [step], tile, known) for step in steps]
     return max(parts, key=lambda part: part.nbytes, default=PartMemory())
 
@@ -201,14 +202,14 @@ def _decoder_memory(
     if not space.decoding:
         return PartMemory()
     shape = settled.latent_shape[1:]
-    steps = decoder_sizes(space, shape, video_frames(space, shape[1], settled.frames), request.tile)
+    steps = decoder_steps(space, shape, video_frames(space, shape[1], settled.frames), request.tile)
     return _part_memory(space, backend, steps, request.tile, known)
 
 
 def _part_memory(
     space: LatentSpace,
     backend: Backend,
-    steps: Sequence[tuple[Graph, Sequence[Mapping[str, int]]]],
+    steps: Sequence[Step],
     tile: int | None,
     known: KnownWorkspaces,
 ) -> PartMemory:
@@ -217,13 +218,13 @@ def _part_memory(
     A backend that knows its weights knows its activations, too; engines of another are not loaded to be asked, and
     neither is what does not fit anyway.
     """
-    graphs = [graph for graph, _ in steps]
+    graphs = [graph for step in steps for graph in step.graphs]
     weights, free = _weights(backend, graphs), backend.device.free_nbytes()
     loads = backend.weights_nbytes(graphs) is not None and (free is None or weights <= free)
     dry_run = DryRunBackend(backend, loads, known)
     try:
-        for graph, at in steps:
-            VaeGraph(graph, dry_run, at)
+        for step in steps:
+            load_step(step, dry_run)
     except EngineError as error:
         if tile is None or space.tile is None or tile <= space.tile:
             raise

@@ -48,8 +48,8 @@ def decoded_chunks(space: LatentSpace, latent_frames: int, frames: int | None = 
 
 def _decoded(rule: ChunkRule, latent_frames: int, frames: int | None) -> Iterator[Chunk]:
     given = 0
-    for start, stop in _cuts(latent_frames, rule.latents, rule.shared):
-        made = rule.decoded(stop - start)
+    for start, stop in _cuts(latent_frames, rule.latents, rule.shared, rule.first_alone):
+        made = 1 if rule.first_alone and not start else rule.decoded(stop - start)
         repeated = rule.decoded(rule.shared) if start else 0
         count = min(rule.frames, made) - repeated
         if frames is not None:
@@ -60,8 +60,17 @@ def _decoded(rule: ChunkRule, latent_frames: int, frames: int | None) -> Iterato
 
 
 def encoded_chunks(rule: ChunkRule, frames: int) -> list[Chunk]:
-    """Cut a video of ``frames`` frames into the chunks that are encoded."""
-    cuts = _cuts(frames, rule.frames, rule.decoded(rule.shared))
+    """Cut a video of ``frames`` frames into the chunks that are encoded.
+
+    Raises:
+        InputError: the first frame is a chunk by itself, and the others are not whole latent frames.
+    """
+    if rule.first_alone and (rest := (frames - 1) % rule.stretch):
+        raise InputError(
+            f"a video of {frames} frames cannot be encoded: expected one frame, and then a multiple of {rule.stretch}; "
+            f"choose {frames - rest} or {frames - rest + rule.stretch} frames"
+        )
+    cuts = _cuts(frames, rule.frames, rule.decoded(rule.shared), rule.first_alone)
     made = [(start, stop, rule.encoded(stop - start)) for start, stop in cuts]
     return [Chunk(start, stop, some, slice(rule.shared if start else 0, some)) for start, stop, some in made]
 
@@ -77,9 +86,14 @@ def video_frames(space: LatentSpace, latent_frames: int, frames: int) -> int:
     return sum(chunk.count for chunk in decoded_chunks(space, latent_frames, fitting))
 
 
-def _cuts(length: int, chunk: int, shared: int) -> Iterator[tuple[int, int]]:
+def _cuts(length: int, chunk: int, shared: int, first_alone: bool) -> Iterator[tuple[int, int]]:
     """Yield where chunks begin and end; each begins with the ``shared`` end of the one before."""
     start = 0
+    if first_alone and length:
+        yield 0, 1
+        if length == 1:
+            return
+        start = 1
     while True:
         yield start, min(start + chunk, length)
         if start + chunk >= length:

@@ -1,19 +1,20 @@
 """Latents to pixels, by the decoder that a bundle has: chunk by chunk, so that a long video is never held whole."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.latent_space import takes_images
-from adacache_engines.bundle.manifest import Graph, LatentSpace
+from adacache_engines.bundle.manifest import LatentSpace
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import InputError
 from adacache_runtime.media.frames import Frames, to_pixels
 from adacache_runtime.samplers.update import Floats
+from adacache_runtime.vae.carrying import CarryingGraph, load_step
 from adacache_runtime.vae.chunks import Chunk, decoded_chunks
-from adacache_runtime.vae.graph import VaeGraph, batches
+from adacache_runtime.vae.graph import Sizes, Step, VaeGraph, batches
 from adacache_runtime.vae.tiles import by_tiles, spans, tile_side
 
 WITHOUT_DECODER = "to get videos, export the checkpoint with --vae DIR (the folder of the model's VAE)"  # what to do
@@ -45,7 +46,7 @@ def decode(
         raise InputError(f"this bundle has no decoder; {WITHOUT_DECODER}")
     chunks = decoded_chunks(space, latents.shape[1], frames)
     side = tile_side(space, tile, latents.shape[2:], len(chunks))
-    engines = [VaeGraph(graph, backend, at) for graph, at in decoder_sizes(space, latents.shape, frames, tile)]
+    engines = [load_step(step, backend) for step in decoder_steps(space, latents.shape, frames, tile)]
     for chunk in chunks:
         parts = iter([latents[:, chunk.start : chunk.stop]])
         for engine in engines:
@@ -54,7 +55,7 @@ def decode(
 
 
 def _through(
-    engine: VaeGraph, parts: Iterator[Floats], space: LatentSpace, chunk: Chunk, side: int | None
+    engine: VaeGraph | CarryingGraph, parts: Iterator[Floats], space: LatentSpace, chunk: Chunk, side: int | None
 ) -> Iterator[Floats]:
     """Run a graph on parts (channels, frames, height, width): on a whole chunk, or on some of its images at a time."""
 
@@ -72,9 +73,9 @@ def _through(
             yield by_tiles(run, images, side, given=space.spatial_factor).swapaxes(0, 1)
 
 
-def decoder_sizes(
+def decoder_steps(
     space: LatentSpace, shape: Sequence[int], frames: int | None = None, tile: int | None = None
-) -> list[tuple[Graph, list[dict[str, int]]]]:
+) -> list[Step]:
     """Return each graph of :func:`decode` with the sizes of the axes at which it is called.
 
     Args:
@@ -91,13 +92,22 @@ def decoder_sizes(
         for chunk in chunks
         for batch in batches(chunk.count if stretched else chunk.stop - chunk.start, space.images)
     }
-    found = []
-    for graph in space.decoding:
+    later = sorted({chunk.stop - chunk.start for chunk in chunks[1:]})
+
+    def sizes(fed: Iterable[tuple[int, int]], heights: Iterable[int], widths: Iterable[int]) -> tuple[Sizes, ...]:
+        every = itertools.product(fed, heights, widths)
+        return tuple(space.chunk_axes(some, height, width, n) for (some, n), height, width in every)
+
+    steps = []
+    for index, graph in enumerate(space.decoding):
         side = tiled if graph is space.decoding[-1] else None
-        heights, widths = ({stop - start for start, stop in spans(length, side)} for length in whole)
-        sizes = itertools.product(sorted(fed), sorted(heights), sorted(widths))
-        found.append((graph, [space.chunk_axes(some, height, width, n) for (some, n), height, width in sizes]))
-    return found
+        heights, widths = ([stop - start for start, stop in spans(length, side)] for length in whole)
+        if space.first_decoding:
+            following, first = (sizes([(some, 1) for some in lengths], heights, widths) for lengths in (later, [1]))
+            steps.append(Step(graph, following, space.first_decoding[index], first))
+        else:
+            steps.append(Step(graph, sizes(sorted(fed), sorted({*heights}), sorted({*widths}))))
+    return steps
 
 
 def stream(

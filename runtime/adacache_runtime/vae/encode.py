@@ -11,8 +11,9 @@ from adacache_engines.bundle.manifest import Graph, LatentSpace
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import InputError
 from adacache_runtime.samplers.update import Floats
+from adacache_runtime.vae.carrying import CarryingGraph, load_step
 from adacache_runtime.vae.chunks import encoded_chunks
-from adacache_runtime.vae.graph import VaeGraph, batches
+from adacache_runtime.vae.graph import Sizes, Step, VaeGraph, batches
 from adacache_runtime.vae.tiles import by_tiles, spans, tile_side
 
 LEAST = np.finfo(np.float32).tiny  # deviation, so that it has a logarithm
@@ -42,8 +43,9 @@ def check_encoder(space: LatentSpace) -> None:
 def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise, tile: int | None = None) -> Floats:
     """Run the bundle's encoder, on some images and then on a chunk at a time; each graph is loaded for its turn only.
 
-    Each graph gives a normal distribution, and the next takes a sample of it; noise is drawn once for all images,
-    (frames, channels, height, width), and once for every chunk, (1, channels, latent frames, height, width), in order.
+    Each graph gives a normal distribution, and the next takes a sample of it, or its mean where the graph gives nothing
+    else. Noise is drawn once for all images, (frames, channels, height, width), and once for every chunk, (1, channels,
+    latent frames, height, width), in order.
 
     Args:
         bundle: a bundle with an encoder.
@@ -74,16 +76,14 @@ def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise, tile:
     if not np.isfinite(pixels).all():
         raise InputError("the pixels to encode contain NaN or infinity")
     value: Floats = pixels
-    for graph, at in encoder_sizes(space, pixels.shape, tile):
-        side = _side(space, pixels.shape, tile) if graph is space.encoding[0] else None
-        through = _images if takes_images(graph) else _chunks
-        value = through(VaeGraph(graph, backend, at), space, value, side, noise)
+    for step in encoder_steps(space, pixels.shape, tile):
+        side = _side(space, pixels.shape, tile) if step.graph is space.encoding[0] else None
+        through = _images if takes_images(step.graph) else _chunks
+        value = through(load_step(step, backend), space, value, side, noise)
     return value
 
 
-def encoder_sizes(
-    space: LatentSpace, shape: Sequence[int], tile: int | None = None
-) -> list[tuple[Graph, list[dict[str, int]]]]:
+def encoder_steps(space: LatentSpace, shape: Sequence[int], tile: int | None = None) -> list[Step]:
     """Return each graph of :func:`encode` with the sizes of the axes at which it is called.
 
     Args:
@@ -92,20 +92,27 @@ def encoder_sizes(
         tile: as in :func:`encode`.
     """
     _, frames, *size = shape
-    found = []
-    for graph in space.encoding:
+    steps = []
+    for index, graph in enumerate(space.encoding):
         unit = _unit(space, graph)
         side = _side(space, shape, tile) if graph is space.encoding[0] else None
         if takes_images(graph):
-            counts = {len(batch) for batch in batches(frames, space.images)}
+            counts = [len(batch) for batch in batches(frames, space.images)]
         else:
             chunks = encoded_chunks(space.chunks, frames)
-            counts, frames = {chunk.stop - chunk.start for chunk in chunks}, sum(one.count for one in chunks)
-        heights, widths = ({stop - start for start, stop in spans(length, side, unit)} for length in size)
-        sizes = itertools.product(sorted(counts), sorted(heights), sorted(widths))
-        found.append((graph, [_axes(space, unit, *some) for some in sizes]))
+            counts, frames = [chunk.stop - chunk.start for chunk in chunks], sum(one.count for one in chunks)
+        heights, widths = ([stop - start for start, stop in spans(length, side, unit)] for length in size)
+        if space.first_encoding:
+            following, first = (
+                tuple(_axes(space, unit, *some) for some in itertools.product(lengths, heights, widths))
+                for lengths in (sorted({*counts[1:]}), [1])
+            )
+            steps.append(Step(graph, following, space.first_encoding[index], first))
+        else:
+            sizes = itertools.product(sorted({*counts}), sorted({*heights}), sorted({*widths}))
+            steps.append(Step(graph, tuple(_axes(space, unit, *some) for some in sizes)))
         size = [length // unit for length in size]
-    return found
+    return steps
 
 
 def _unit(space: LatentSpace, graph: Graph) -> int:
@@ -118,48 +125,59 @@ def _side(space: LatentSpace, shape: Sequence[int], tile: int | None) -> int | N
     return tile_side(space, tile, size, len(encoded_chunks(space.chunks, shape[1])))
 
 
-def _axes(space: LatentSpace, unit: int, count: int, height: int, width: int) -> dict[str, int]:
+def _axes(space: LatentSpace, unit: int, count: int, height: int, width: int) -> Sizes:
     """Return the sizes of a graph's axes, for ``count`` images or frames of a height and width."""
-    time = {"images": count, "pixel_frames": count, "frames": space.chunks.encoded(count)}
-    inside = {"height": height // unit, "width": width // unit}
-    return {**time, **inside, "pixel_height": height, "pixel_width": width}
+    time = {"pixel_frames": count, "frames": space.chunks.encoded(count)}
+    inside = space.image_axes(height // unit, width // unit, count)
+    return {**inside, **time, "pixel_height": height, "pixel_width": width}
 
 
-def _images(engine: VaeGraph, space: LatentSpace, value: Floats, side: int | None, noise: Noise) -> Floats:
+def _images(
+    engine: VaeGraph | CarryingGraph, space: LatentSpace, value: Floats, side: int | None, noise: Noise
+) -> Floats:
     """Run a graph of images on (channels, frames, height, width), and draw a sample with the same axes."""
     images = value.swapaxes(0, 1)
     parts = [images[batch.start : batch.stop] for batch in batches(len(images), space.images)]
     given = [_distribution(engine, space, part, len(part), side) for part in parts]
-    mean, deviation = (np.concatenate(some) for some in zip(*given, strict=True))
-    return (mean + deviation * noise(mean.shape)).swapaxes(0, 1)
+    return _sample([np.concatenate(some) for some in zip(*given, strict=True)], noise).swapaxes(0, 1)
 
 
-def _chunks(engine: VaeGraph, space: LatentSpace, value: Floats, side: int | None, noise: Noise) -> Floats:
+def _chunks(
+    engine: VaeGraph | CarryingGraph, space: LatentSpace, value: Floats, side: int | None, noise: Noise
+) -> Floats:
     """Run a graph of chunks on (channels, frames, height, width), and draw a sample with the same axes."""
     samples = []
     for chunk in encoded_chunks(space.chunks, value.shape[1]):
         part = value[None, :, chunk.start : chunk.stop]
-        mean, deviation = _distribution(engine, space, part, part.shape[2], side)
-        samples.append((mean + deviation * noise(mean.shape))[0, :, chunk.kept])
+        sample = _sample(_distribution(engine, space, part, part.shape[2], side), noise)
+        samples.append(sample[0, :, chunk.kept])
     return np.concatenate(samples, 1)
 
 
+def _sample(distribution: Sequence[Floats], noise: Noise) -> Floats:
+    """Return a sample of a distribution with a mean and a standard deviation, or its mean where that is all."""
+    mean, *deviations = distribution
+    for deviation in deviations:
+        mean = mean + deviation * noise(mean.shape)
+    return mean
+
+
 def _distribution(
-    engine: VaeGraph, space: LatentSpace, value: Floats, count: int, side: int | None
-) -> tuple[Floats, Floats]:
-    """Return the mean and standard deviation of the latents of ``count`` images or frames."""
+    engine: VaeGraph | CarryingGraph, space: LatentSpace, value: Floats, count: int, side: int | None
+) -> list[Floats]:
+    """Return the mean of the latents of ``count`` images or frames, and their deviation where the graph gives it."""
     unit = _unit(space, engine.graph)
 
     def run(part: Floats) -> list[Floats]:
         return engine(part, _axes(space, unit, count, *part.shape[-2:]))
 
     if side is None:
-        mean, deviation = run(value)
-        return mean, deviation
+        return run(value)
 
     def moments(part: Floats) -> Floats:
-        mean, deviation = run(part)
-        return np.concatenate([mean, np.log(np.maximum(deviation, LEAST))], 1)
+        mean, *deviations = run(part)
+        return np.concatenate([mean, *(np.log(np.maximum(one, LEAST)) for one in deviations)], 1)
 
-    mean, log_deviation = np.split(by_tiles(moments, value, side, taken=unit), 2, 1)
-    return mean, np.exp(log_deviation)
+    outputs = len(engine.graph.outputs) - len(engine.graph.carried)
+    mean, *log_deviations = np.split(by_tiles(moments, value, side, taken=unit), outputs, 1)
+    return [mean, *map(np.exp, log_deviations)]

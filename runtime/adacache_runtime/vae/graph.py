@@ -1,16 +1,41 @@
 """A graph of a VAE, with buffers of its own for every shape at which it is called."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from adacache_engines.bundle.manifest import Graph
-from adacache_engines.bundle.tensors import NUMPY_DTYPES
+from adacache_engines.bundle.tensors import NUMPY_DTYPES, TensorSpec
 from adacache_engines.contract.device import Buffer, Call, Device
 from adacache_engines.contract.engine import Backend
 from adacache_runtime.samplers.update import Floats
 
+Sizes = Mapping[str, int]  # of dynamic axes, by their names
 Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step from latents to pixels or back: a graph, and the sizes of its axes at which it is called.
+
+    Attributes:
+        graph: a graph of the bundle.
+        at: sizes of the dynamic axes. Where the graph carries tensors, each tile of a chunk has an entry of its own, in
+            the order in which tiles are coded, and so for each length of a chunk.
+        first: graph that the first chunk of a video takes; None = the same.
+        first_at: sizes of its dynamic axes, an entry for each tile.
+    """
+
+    graph: Graph
+    at: tuple[Sizes, ...]
+    first: Graph | None = None
+    first_at: tuple[Sizes, ...] = ()
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """The graphs that are loaded together."""
+        return [graph for graph, at in ((self.first, self.first_at), (self.graph, self.at)) if graph and at]
 
 
 class VaeGraph:
@@ -20,7 +45,7 @@ class VaeGraph:
     The engine stays loaded for as long as this object lives.
     """
 
-    def __init__(self, graph: Graph, backend: Backend, at: Iterable[Mapping[str, int]]) -> None:
+    def __init__(self, graph: Graph, backend: Backend, at: Iterable[Sizes]) -> None:
         """Load the engine and bind it at all sizes.
 
         Args:
@@ -34,13 +59,14 @@ class VaeGraph:
         self.graph = graph
         self._engine = backend.load(graph)
         self._calls: dict[Shapes, tuple[Mapping[str, Buffer], Call]] = {}
+        specs = (*graph.inputs, *graph.outputs)
         for sizes in at:
-            shapes = self._shapes(sizes)
-            if shapes not in self._calls:
-                buffers = _allocate(graph, sizes, backend.device)
-                self._calls[shapes] = buffers, self._engine.bind(buffers)
+            key = shapes(specs, sizes)
+            if key not in self._calls:
+                buffers = allocate(specs, sizes, backend.device)
+                self._calls[key] = buffers, self._engine.bind(buffers)
 
-    def __call__(self, value: Floats, sizes: Mapping[str, int]) -> list[Floats]:
+    def __call__(self, value: Floats, sizes: Sizes) -> list[Floats]:
         """Run the graph.
 
         Args:
@@ -50,20 +76,26 @@ class VaeGraph:
         Returns:
             The outputs, in order; the arrays belong to the caller.
         """
-        buffers, call = self._calls[self._shapes(sizes)]
-        buffers[self.graph.inputs[0].name].write(np.ascontiguousarray(value))
-        call()
-        # what a GPU's buffers read cannot be written
-        return [np.require(buffers[spec.name].read(), np.float32, "W") for spec in self.graph.outputs]
-
-    def _shapes(self, sizes: Mapping[str, int]) -> Shapes:
-        return tuple(spec.shape(sizes) for spec in (*self.graph.inputs, *self.graph.outputs))
+        buffers, call = self._calls[shapes((*self.graph.inputs, *self.graph.outputs), sizes)]
+        return run(self.graph, buffers, call, value)
 
 
-def _allocate(graph: Graph, sizes: Mapping[str, int], device: Device) -> dict[str, Buffer]:
-    """Allocate buffers for all inputs and outputs."""
-    specs = (*graph.inputs, *graph.outputs)
+def run(graph: Graph, buffers: Mapping[str, Buffer], call: Call, value: Floats) -> list[Floats]:
+    """Write a graph's first input, run it, and read the outputs that it does not carry."""
+    buffers[graph.inputs[0].name].write(np.ascontiguousarray(value))
+    call()
+    read = [buffers[spec.name].read() for spec in graph.outputs if spec.name not in graph.carried]
+    return [np.require(array, np.float32, "W") for array in read]  # what a GPU's buffers read cannot be written
+
+
+def allocate(specs: Iterable[TensorSpec], sizes: Sizes, device: Device) -> dict[str, Buffer]:
+    """Allocate a buffer for each tensor."""
     return {spec.name: device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for spec in specs}
+
+
+def shapes(specs: Iterable[TensorSpec], sizes: Sizes) -> Shapes:
+    """Return the shapes of tensors at given sizes of the dynamic axes."""
+    return tuple(spec.shape(sizes) for spec in specs)
 
 
 def batches(images: int, most: int) -> list[range]:

@@ -16,7 +16,7 @@ from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.frame_rules import FIRST_THEN_FOURS
 from adacache_runtime.memory.estimate import encoder_memory
 from adacache_runtime.pipeline import Pipeline
-from adacache_runtime.vae.encode import drawn, encode, encoder_sizes
+from adacache_runtime.vae.encode import drawn, encode, encoder_steps
 from tests.helpers.fake_model import WIDTH, fake_pipeline, graph, spec
 from tests.helpers.fake_vae import CHAIN, ENGINES, SPACE, noise
 from tests.helpers.vae_bundle import alone, random_spatial_vae
@@ -89,7 +89,7 @@ def test_pixels_reach_an_engine_by_tiles_of_a_few_images(tmp_path: Path) -> None
     encode(pipeline.bundle, pipeline.backend, pixels, drawn(0), 16)
     image, chunk = "vae_encoder.spatial", "vae_encoder.temporal"
     assert log == [image] * 5 * (2 * 2) + [chunk] * 2
-    sizes = {graph.name: at for graph, at in encoder_sizes(CHAIN, pixels.shape, 16)}
+    sizes = {step.graph.name: step.at for step in encoder_steps(CHAIN, pixels.shape, 16)}
     assert {(at["pixel_height"], at["pixel_width"]) for at in sizes[image]} == {(16, 15), (16, 3), (8, 15), (8, 3)}
     assert {at["images"] for at in sizes[image]} == {4, 3}
     assert {(at["pixel_frames"], at["frames"], at["height"], at["width"]) for at in sizes[chunk]} == {

@@ -1,0 +1,1 @@
+"""AutoencoderKLWan, the causal video VAE of Wan 2.1 and 2.2."""
