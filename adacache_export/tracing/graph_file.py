@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
 
 from adacache_export.passes.declared_axes import DeclaredAxes
 from adacache_export.passes.external_weights import ExternalWeights
@@ -25,6 +26,7 @@ def write_graph(path: Path, traced: ir.Model, stage: Stage, weights: Path, locat
     model = traced.clone()
     model.graph.name = stage.name
     rewritten = ir.passes.Sequential(
+        NameFixPass(),  # tracing may give a value between nodes the name of an output
         RemoveTraceNotes(),
         ExternalWeights(stage.keys(), locations, weights.name, str(path.parent)),
         DeclaredAxes(stage.inputs, stage.outputs),

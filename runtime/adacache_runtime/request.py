@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from adacache_engines.errors import InputError
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policy import Granularity, Policy, Scope
 from adacache_runtime.media.frames import ClipSource, ImageSource
@@ -93,11 +94,20 @@ class Request:
     tile: int | None = None
 
     def __post_init__(self) -> None:
-        """Turn single values and lists into tuples, so that no text is ever iterated letter by letter."""
+        """Turn single values and lists into tuples, so that no text is ever iterated letter by letter.
+
+        Raises:
+            InputError: a prompt is no string.
+        """
         for name in ("prompts", "negative_prompts", "images", "image_at", "fps"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, several(value))
+        for name in ("prompts", "negative_prompts"):
+            for text in getattr(self, name) or ():
+                if not isinstance(text, str):
+                    kind = type(text).__name__
+                    raise InputError(f"{name} have {text!r} of type {kind}; give a string, or a list of strings")
 
 
 def several(value: T | Iterable[T]) -> tuple[T, ...]:

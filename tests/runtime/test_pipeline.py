@@ -67,6 +67,12 @@ def test_prompts_give_a_list_of_videos(pipeline: Pipeline) -> None:
     np.testing.assert_array_equal(one.frames, pipeline("a boat", seed=3).frames)
 
 
+@pytest.mark.parametrize("given", [7, None, ["a boat", 7], b"a boat"], ids=str)
+def test_a_prompt_that_is_no_text_is_named(given: Any, pipeline: Pipeline) -> None:
+    with pytest.raises(InputError, match=r"prompts have .* of type (int|NoneType|bytes); give a string, or a list"):
+        pipeline(given)
+
+
 def test_text_is_never_iterated_letter_by_letter(pipeline: Pipeline) -> None:
     one: Any = {"prompts": "abc", "negative_prompts": "ugly", "fps": 8, "image_at": 0, "images": "a.png"}
     asked = Request(**one)

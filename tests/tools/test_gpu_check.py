@@ -25,6 +25,7 @@ def test_the_phases_are_in_the_order_that_keeps_most() -> None:
         *("bindings", "scenarios", "scenarios-rest", "libraries"),
         *("onnxruntime-cuda-fp32", "onnxruntime-cuda-fp16", "onnxruntime-cuda-bf16", "torch-recorded-fp16", "model"),
         *("torch-480p-2s", "torch-720p-2s", "onnxruntime-480p-2s", "onnxruntime-720p-2s"),
+        "tests-onnxruntime-cuda",
         *("eager-480p-2s", "eager-720p-2s", "compile-480p-2s", "compile-720p-2s"),
     ]
 
@@ -85,13 +86,16 @@ def test_no_time_is_spent_on_a_gpu_that_tensorrt_rtx_does_not_list(monkeypatch: 
 
 
 @pytest.mark.slow  # pytest in pytest
-def test_gpu_tests_are_skipped_here_and_say_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("backend", "count"), [("tensorrt-rtx", 17), ("tensorrt", 17), ("onnxruntime-cuda", 5)])
+def test_gpu_tests_are_skipped_here_and_say_so(
+    backend: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     report = Report(tmp_path / "tests.part.json")
     monkeypatch.setenv(gpu_tests.BUNDLES, "nowhere")
-    gpu_tests.run({"library": "tensorrt-rtx", "bundles": "nowhere"}, report)
+    gpu_tests.run({"backend": backend, "bundles": "nowhere"}, report)
     told = report.told["tests"]
     assert (told["passed"], told["failed"]) == (0, {})
-    assert len(told["skipped"]) == 17
+    assert len(told["skipped"]) == count
     assert all("needs a GPU: CUDA failed" in reason for reason in told["skipped"].values())
 
 

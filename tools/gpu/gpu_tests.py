@@ -1,4 +1,4 @@
-"""Run the tests marked ``gpu`` of one library, and keep the outcome of each as it ends. A phase of a check."""
+"""Run the tests marked ``gpu`` of one backend, and keep the outcome of each as it ends. A phase of a check."""
 
 import os
 from collections.abc import Mapping
@@ -10,7 +10,12 @@ from tools.gpu.running.results import Report
 
 BUNDLES = "ADACACHE_BUNDLES"  # variable of the environment; see tests/tools/gpu/test_gpu.py
 TESTS = ROOT / "tests" / "tools" / "gpu" / "test_gpu.py"
-CHOICES = {"tensorrt": "tensorrt and not rtx", "tensorrt-rtx": "rtx"}  # of pytest's -k, by library
+# pytest's -k, by backend; another phase compares ONNX Runtime with the processor
+CHOICES = {
+    "tensorrt": "tensorrt and not rtx",
+    "tensorrt-rtx": "rtx",
+    "onnxruntime-cuda": "onnxruntime and not gives_what_the_cpu_gives",
+}
 OUTCOMES = ("passed", "failed", "skipped")
 
 
@@ -40,14 +45,14 @@ class Outcomes:
 
 
 def run(arguments: Mapping[str, Any], report: Report) -> None:
-    """Run the tests of ``library`` on the bundles in the folder ``bundles``.
+    """Run the tests of ``backend`` on the bundles in the folder ``bundles``.
 
     Raises:
         MissingDependencyError: pytest or what the tests import is not installed.
     """
     pytest = require("pytest", "dev")
     os.environ[BUNDLES] = arguments["bundles"]
-    options = ["-q", "-m", "gpu", "-k", CHOICES[arguments["library"]], "-p", "no:cacheprovider"]
+    options = ["-q", "-m", "gpu", "-k", CHOICES[arguments["backend"]], "-p", "no:cacheprovider"]
     options += ["-W", "default"]  # of libraries that nobody here chose, whose warnings are no failures
     status = pytest.main([*options, f"--rootdir={ROOT}", str(TESTS)], plugins=[Outcomes(report)])
     if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):

@@ -33,7 +33,7 @@ MACHINE = Phase("machine", "tools.gpu.machine", 60, 2, "the GPU, and the version
 
 @dataclass(frozen=True)
 class Setup:
-    """What the phases of a check are made from.
+    """The settings that the phases of a check are made from.
 
     Attributes:
         records: folder of the phases' records.
@@ -71,17 +71,18 @@ def phases(setup: Setup) -> tuple[Phase, ...]:
             for precision in PRECISIONS
         ),
         _agreement(setup, RECORDED, "fp16", "every graph of the loop, and recorded generations of the demo model"),
-        *(_tests(setup, library) for library in TENSORRT),
+        *(_tests(setup, library, "against the processor and against itself", 900) for library in TENSORRT),
         _model(setup, "model"),
-        *_measured(setup, "torch", "model", (RECORDED, RECORDED + NO_GRAPHS), 90),
-        *_measured(setup, "onnxruntime", "model", (ONNXRUNTIME, RECORDED), 120),
+        *_measured(setup, "torch", "model", (RECORDED, RECORDED + NO_GRAPHS), 120),
+        *_measured(setup, "onnxruntime", "model", (ONNXRUNTIME, RECORDED), 150),
+        _tests(setup, ONNXRUNTIME, "what it leaves to the processor, its memory, and threads", 120),
     ]
     for library in TENSORRT:
         name = f"model-{library}"
         contenders = (library, library + NO_GRAPHS, RECORDED, ONNXRUNTIME)
-        found += [_model(setup, name, library), *_measured(setup, library, name, contenders, 180)]
-    found += _measured(setup, "eager", "model", (EAGER, RECORDED), 90)
-    found += _measured(setup, "compile", "model", (COMPILED, RECORDED), 150)
+        found += [_model(setup, name, library), *_measured(setup, library, name, contenders, 240)]
+    found += _measured(setup, "eager", "model", (EAGER, RECORDED), 120)
+    found += _measured(setup, "compile", "model", (COMPILED, RECORDED), 200)
     return tuple(found)
 
 
@@ -121,10 +122,10 @@ def _agreement(setup: Setup, backend: str, precision: str, what: str) -> Phase:
     return Phase(f"{backend}-{precision}", "tools.gpu.agreement", 60, 15, shows, arguments, setup.after, (backend,))
 
 
-def _tests(setup: Setup, library: str) -> Phase:
-    arguments = {"bundles": str(setup.folder), "library": library}
-    shows = f"{library} against the processor and against itself: the tests marked gpu"
-    return Phase(f"tests-{library}", "tools.gpu.gpu_tests", 900, 60, shows, arguments, setup.after, (library,))
+def _tests(setup: Setup, backend: str, what: str, cap_s: float) -> Phase:
+    arguments = {"bundles": str(setup.folder), "backend": backend}
+    shows = f"{backend}, by the tests marked gpu: {what}"
+    return Phase(f"tests-{backend}", "tools.gpu.gpu_tests", cap_s, 30, shows, arguments, setup.after, (backend,))
 
 
 def _model(setup: Setup, name: str, library: str | None = None) -> Phase:

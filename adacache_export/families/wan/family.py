@@ -204,7 +204,14 @@ def stages(
     return [
         text_stage(TextProjection(config.text_dim, width), "condition_embedder.text_embedder.", spec),
         positions_stage(Positions(config), named("latents"), named("rotary_frames", "rotary_tokens")),
-        embed_stage(lambda probed: Embed(config, probed, conditioned), entering, spec, sites, site=BLOCK_INPUT),
+        embed_stage(
+            lambda probed: Embed(config, probed, conditioned),
+            entering,
+            spec,
+            sites,
+            site=BLOCK_INPUT,
+            time=TensorSpec(name="time_embedding", dtype="float32", axes=("batch", width)),
+        ),
         *(stage for index in range(config.num_layers) for stage in block(index)),
         final_stage(Final(config), "", named("hidden", "time", "latents"), spec),
     ]

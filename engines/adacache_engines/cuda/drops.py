@@ -1,4 +1,4 @@
-"""What finalisers have dropped: kept until the work on a stream that uses it is done, and freed then.
+"""Memory, events and graphs that finalisers have dropped, which are freed when the work that uses them is done.
 
 Finalisers run wherever the garbage collector pleases: on threads that never chose this GPU, in the middle of any call,
 inside a recording of this GPU or another. So they only leave a note here, and whoever enqueues next frees.
@@ -14,7 +14,7 @@ Release = Callable[[], object]
 
 
 class Drops:
-    """What was dropped of one stream and is not freed.
+    """Everything of one stream that was dropped and is not freed.
 
     Args:
         api: the CUDA runtime.

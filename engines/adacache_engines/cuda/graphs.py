@@ -12,7 +12,7 @@ from typing import Any
 from adacache_engines.contract.device import Call
 from adacache_engines.cuda.calls import checked, forget_error
 from adacache_engines.cuda.stream import Stream
-from adacache_engines.errors import EngineError
+from adacache_engines.errors import DeviceLostError, EngineError
 
 SWITCH_OFF = "run without CUDA graphs: --no-cuda-graphs, or cuda_graphs=False in Python"
 
@@ -56,6 +56,8 @@ class RecordedSequence:
                 self._graph = checked(api, api.cudaGraphInstantiate(graph, 0), "instantiating the graph")
             finally:
                 api.cudaGraphDestroy(graph)
+        except DeviceLostError:
+            raise
         except EngineError as error:
             raise EngineError(f"{self._name} cannot be recorded as a CUDA graph: {error}; {SWITCH_OFF}") from error
         weakref.finalize(self, stream.drop, functools.partial(api.cudaGraphExecDestroy, self._graph), when_idle=True)

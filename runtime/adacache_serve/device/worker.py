@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from adacache_engines.errors import AdaCacheError, InputError
+from adacache_engines.errors import AdaCacheError, DeviceLostError, InputError
 from adacache_runtime import events
 from adacache_runtime.memory.estimate import megabytes
 from adacache_runtime.pipeline import Pipeline
@@ -104,6 +104,7 @@ class Worker:
 
         Raises:
             EOFError: the pipe has ended.
+            DeviceLostError: this process cannot use its GPU any more.
         """
         timeout = 0 if len(self._turns) else None
         while self._connection.poll(timeout):
@@ -127,6 +128,8 @@ class Worker:
                 return
             try:
                 attempt = self._prepare(message)
+            except DeviceLostError:
+                raise
             except Exception as error:  # any error of this job leaves the others alone
                 self._send(failure(message, error))
                 return
@@ -179,6 +182,8 @@ class Worker:
         try:
             event = next(attempt.events, None)
             message = self._complete(attempt) if event is None else self._report(attempt, event)
+        except DeviceLostError:  # no job can go on in this process, and the jobs' next attempts are in another
+            raise
         except Exception as error:  # any error of this job leaves the others alone
             message = failure(begin, error)
         # after the except clause, since the error keeps the generation's buffers alive

@@ -3,7 +3,7 @@
 import gc
 import itertools
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -12,16 +12,8 @@ from adacache_engines.contract.device import HostDevice
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.cuda.memory import CudaBuffer
 from adacache_engines.errors import EngineError
+from tests.helpers.cuda_work import FLOAT, ones
 from tests.helpers.fake_cuda import FakeCuda, Fault
-
-FLOAT = np.dtype(np.float32)
-
-
-@pytest.fixture
-def api() -> Iterator[FakeCuda]:
-    api = FakeCuda()
-    yield api
-    assert api.faults == []
 
 
 def test_round_trip_and_views(api: FakeCuda) -> None:
@@ -81,10 +73,6 @@ def test_errors_name_what_failed(api: FakeCuda) -> None:
 
 
 # what a GPU does not tell
-
-
-def ones(value: float, count: int = 4) -> np.ndarray:
-    return np.full(count, value, np.float32)
 
 
 def test_a_write_neither_waits_nor_races(api: FakeCuda) -> None:

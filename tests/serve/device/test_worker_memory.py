@@ -14,7 +14,7 @@ import pytest
 from adacache_engines.contract.device import HostBuffer, HostDevice
 from adacache_engines.contract.fake import FakeBackend, Function
 from adacache_engines.cuda.device import CudaDevice
-from adacache_engines.errors import EngineError
+from adacache_engines.errors import DeviceLostError, EngineError
 from adacache_engines.tensorrt.backend import TrtBackend
 from adacache_runtime.pipeline import Pipeline
 from adacache_serve.device.messages import (
@@ -26,7 +26,7 @@ from adacache_serve.device.messages import (
     PhaseEnded,
 )
 from adacache_serve.device.worker import Models
-from tests.helpers.fake_cuda import FakeCuda
+from tests.helpers.fake_cuda import FakeCuda, Status
 from tests.helpers.fake_server import functions, write_model
 from tests.helpers.fake_tensorrt import Module, library, write_plans
 from tests.helpers.worker_rig import ENDS, MODEL, PICTURE, Rig, fake
@@ -163,3 +163,18 @@ def test_who_waits_for_memory_begins_in_order(tmp_path: Path) -> None:
     next_began = next(i for i, said in enumerate(rig.said) if said.kind == "began" and said.job == "2")
     _encoded, denoised, _decoded = rig.of(PhaseEnded, "1")
     assert rig.said.index(denoised) < next_began < rig.said.index(rig.of(Completed, "1")[0])
+
+
+def test_a_worker_ends_when_its_gpu_is_lost(tmp_path: Path) -> None:
+    """Nothing else would run in this process; no job fails for good, since the next worker makes it."""
+    cuda = FakeCuda(capacity=1 << 24)
+    rig = Rig(on_gpu(tmp_path / MODEL, cuda), tmp_path / "out")
+    for name in ("one", "other"):
+        rig.begin(name, policy="adacache-fast", steps=9)
+    for _ in range(6):
+        rig.turn()
+    cuda.crash = Status.cudaErrorIllegalAddress
+    with pytest.raises(DeviceLostError, match="start it again"):
+        rig.finish()
+    assert rig.of(ENDS) == []
+    assert cuda.faults == []

@@ -1,4 +1,4 @@
-"""What tools/gpu_check.py writes."""
+"""The report that tools/gpu_check.py writes."""
 
 from tests.helpers.gpu_check_result import RECORDS
 from tools.gpu.measure import tflop_per_s

@@ -64,6 +64,6 @@ def check_wheels(wheels: Iterable[Path]) -> None:
         raise InputError(f"the wheels of {', '.join(missing)} are missing; download them with: {DOWNLOAD}")
     own = f"cp{PYTHON.replace('.', '')}"
     for file in files:
-        python, abi, _ = file.stem.rsplit("-", 3)[1:]
+        python, abi = (["", "", *file.stem.split("-")])[-3:-1]  # of NAME-VERSION-PYTHON-ABI-PLATFORM
         if own not in python.split(".") and "py3" not in python.split(".") and abi != "abi3":
             raise InputError(f"{file.name} is not for Python {PYTHON}; download wheels with: {DOWNLOAD}")

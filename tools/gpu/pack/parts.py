@@ -90,7 +90,7 @@ def _compress(folder: Path, file: Path) -> None:
 
     with tarfile.open(file, "w:xz", preset=6) as archive:
         for path in sorted(folder.iterdir()):
-            archive.add(path, path.name, filter=plain)  # sorted below, too
+            archive.add(path, path.name, filter=plain)  # adds what is in a folder in order, too
 
 
 def _too_large(archive: Archive, nbytes: int, limit_mb: float) -> str:

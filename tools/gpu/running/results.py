@@ -19,7 +19,7 @@ Record = dict[str, Any]
 
 
 class Report:
-    """What a phase finds, which is kept in a file piece by piece.
+    """The results of a phase under way, which are kept in a file piece by piece.
 
     Args:
         file: file that is written by :meth:`keep`.

@@ -84,9 +84,10 @@ def test_a_wheel_that_must_be_carried_is_asked_for(tmp_path: Path) -> None:
     packages.check_wheels(wheels)
     with pytest.raises(InputError, match=r"the wheels of pydantic, pydantic-core are missing; download .* pydantic$"):
         packages.check_wheels([wheel for wheel in wheels if "pydantic" not in wheel.name])
-    other = tmp_path / "x-1.0-cp311-cp311-linux_x86_64.whl"
-    with pytest.raises(InputError, match=r"^x-1.0-cp311.* is not for Python 3.12"):
-        packages.check_wheels([*wheels, other])
+    for other in ("x-1.0-cp311-cp311-linux_x86_64.whl", "x.whl"):
+        with pytest.raises(InputError, match=rf"^{other} is not for Python 3.12"):
+            packages.check_wheels([*wheels, tmp_path / other])
+    packages.check_wheels([*wheels, tmp_path / "x-1.0-cp39-abi3-linux_x86_64.whl"])
 
 
 def test_what_keeps_a_pack_from_being_made(tmp_path: Path) -> None:
