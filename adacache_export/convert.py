@@ -88,7 +88,11 @@ def convert(
     described = family.describe(config, transformers[0].scheduler, dtype, opened.configs)
     experts = described.experts
     _check_alike(family, transformers, len(experts), config)
-    make_stages = maker(family, options.conditioning or described.conditioned)
+    if options.conditioning and described.conditioned == "never":
+        raise InputError(
+            f"--conditioning: this model of {family.NAME} was not trained to keep frames that are given; leave it out"
+        )
+    make_stages = maker(family, options.conditioning or described.conditioned == "always")
     latent, guidance, text = described.latent, described.guidance, described.text
     vae_folder, encoder_folder = options.vae or opened.vae, options.text_encoder or opened.text_encoder
     vae = open_decoder(vae_folder, latent, options.vae_precision, progress) if vae_folder else None
