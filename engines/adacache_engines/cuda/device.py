@@ -14,20 +14,16 @@ from adacache_engines.contract.device import Buffer, Call, in_turn
 from adacache_engines.cuda.calls import checked
 from adacache_engines.cuda.graphs import RecordedSequence
 from adacache_engines.cuda.memory import CudaBuffer, CudaReadback, Memory
-from adacache_engines.cuda.pinned import Pinned
-from adacache_engines.cuda.stream import Stream
+from adacache_engines.cuda.pinned import PinningStream
 
 
-class CudaDevice(Stream):
+class CudaDevice(PinningStream):
     """One GPU with a stream of its own.
 
     Args:
         index: number of the GPU.
         api: ``cuda.bindings.runtime``, or an object that stands in for it; None = the former.
         graphs: whether sequences of calls are recorded as CUDA graphs and replayed.
-
-    Attributes:
-        pinned: memory of the host through which values travel.
 
     Raises:
         MissingDependencyError: cuda-bindings is not installed.
@@ -39,7 +35,6 @@ class CudaDevice(Stream):
     def __init__(self, index: int = 0, api: Any = None, graphs: bool = True) -> None:
         super().__init__(index, api)
         self.graphs = graphs
-        self.pinned = Pinned()
 
     def compute_capability(self) -> str:
         """Return the GPU's compute capability, such as ``8.9``."""

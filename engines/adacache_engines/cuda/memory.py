@@ -4,23 +4,19 @@ import ctypes
 import functools
 import math
 import weakref
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adacache_engines.contract.device import Array
-from adacache_engines.cuda.pinned import PIECE_NBYTES, copying, fetch, send
+from adacache_engines.cuda.pinned import PIECE_NBYTES, PinningStream, copying, fetch, send
 from adacache_engines.cuda.stream import retried
-
-if TYPE_CHECKING:
-    from adacache_engines.cuda.device import CudaDevice
 
 
 class CudaBuffer:
     """A tensor in device memory, which is freed when the last buffer that shares ``owner`` is gone."""
 
     def __init__(
-        self, device: "CudaDevice", owner: "Memory", address: int, shape: tuple[int, ...], dtype: np.dtype
+        self, device: PinningStream, owner: "Memory", address: int, shape: tuple[int, ...], dtype: np.dtype
     ) -> None:
         self.device, self.owner = device, owner
         self.address, self.shape, self.dtype = address, shape, dtype
@@ -42,11 +38,11 @@ class CudaBuffer:
     def write(self, array: Array) -> None:
         if array.shape != self.shape or array.dtype != self.dtype:
             raise ValueError(f"a buffer {self.dtype} {self.shape} cannot hold {array.dtype} {array.shape}")
-        send(self.device, self.device.pinned, self.address, np.ascontiguousarray(array))
+        send(self.device, self.address, np.ascontiguousarray(array))
 
     def read(self) -> Array:
         array = np.empty(self.shape, self.dtype)
-        fetch(self.device, self.device.pinned, self.address, array)
+        fetch(self.device, self.address, array)
         return array
 
 
@@ -65,7 +61,7 @@ class Memory:
         EngineError: there is too little memory, even when what others dropped is freed.
     """
 
-    def __init__(self, device: "CudaDevice", nbytes: int) -> None:
+    def __init__(self, device: PinningStream, nbytes: int) -> None:
         api, doing = device.api, f"allocating {nbytes} bytes of device memory"
         self.nbytes = nbytes
         self.address = retried(device, functools.partial(api.cudaMalloc, max(nbytes, 1)), doing)

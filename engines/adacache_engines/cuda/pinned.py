@@ -32,6 +32,18 @@ class Block:
     copied: Any
 
 
+class PinningStream(Stream):
+    """A stream with pinned memory of the host for the values that travel on it.
+
+    Attributes:
+        pinned: memory of the host through which values travel.
+    """
+
+    def __init__(self, index: int = 0, api: Any = None) -> None:
+        super().__init__(index, api)
+        self.pinned = Pinned()
+
+
 class Pinned:
     """The blocks of a device, each of which one user has at a time. They are freed with the device."""
 
@@ -73,28 +85,28 @@ class Pinned:
         return Block(address, size, event)
 
 
-def send(stream: Stream, pinned: Pinned, address: int, array: Array) -> None:
+def send(stream: PinningStream, address: int, array: Array) -> None:
     """Enqueue the copy of a contiguous array to the device; the array may change afterwards."""
     for start, nbytes in _pieces(array.nbytes):
-        block = pinned.take(stream, nbytes)
+        block = stream.pinned.take(stream, nbytes)
         ctypes.memmove(block.address, array.ctypes.data + start, nbytes)
         with copying(stream, block):
             stream.enqueue_copy(address + start, block.address, nbytes, "HostToDevice")
-        pinned.give(block)
+        stream.pinned.give(block)
 
 
-def fetch(stream: Stream, pinned: Pinned, address: int, array: Array) -> None:
+def fetch(stream: PinningStream, address: int, array: Array) -> None:
     """Copy device memory to a contiguous array, behind the work enqueued so far, and wait for it."""
     on_the_way: deque[tuple[int, int, Block]] = deque()
     for start, nbytes in _pieces(array.nbytes):
-        block = pinned.take(stream, nbytes)
+        block = stream.pinned.take(stream, nbytes)
         with copying(stream, block):
             stream.enqueue_copy(block.address, address + start, nbytes, "DeviceToHost")
         on_the_way.append((start, nbytes, block))
         if len(on_the_way) == IN_FLIGHT:
-            _arrive(stream, pinned, array, *on_the_way.popleft())
+            _arrive(stream, array, *on_the_way.popleft())
     while on_the_way:
-        _arrive(stream, pinned, array, *on_the_way.popleft())
+        _arrive(stream, array, *on_the_way.popleft())
 
 
 @contextmanager
@@ -105,10 +117,10 @@ def copying(stream: Stream, block: Block) -> Iterator[None]:
         checked(stream.api, stream.api.cudaEventRecord(block.copied, stream.stream), "recording an event")
 
 
-def _arrive(stream: Stream, pinned: Pinned, array: Array, start: int, nbytes: int, block: Block) -> None:
+def _arrive(stream: PinningStream, array: Array, start: int, nbytes: int, block: Block) -> None:
     stream.wait(block.copied)
     ctypes.memmove(array.ctypes.data + start, block.address, nbytes)
-    pinned.give(block)
+    stream.pinned.give(block)
 
 
 def _pieces(nbytes: int) -> Iterator[tuple[int, int]]:

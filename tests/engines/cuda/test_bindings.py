@@ -65,5 +65,7 @@ def test_the_bindings_take_what_they_are_given() -> None:
         setattr(api, name, both(name))
     for name in ("bindings_alone", "times_in_recordings", "drops_behind_work", "out_of_memory", "dropped_devices"):
         SCENARIOS[name](api)
-    CudaDevice(api=api).compute_capability()
+    device = CudaDevice(api=api)
+    assert device.compute_capability()
+    assert device.gpu_name()
     assert called == names - {"cudaError_t", "cudaStreamCaptureMode"}
