@@ -39,7 +39,7 @@ from adacache_export.parts.text_encoder import add_encoder, open_encoder
 from adacache_export.parts.vae import add_decoder, open_decoder
 from adacache_export.phases import Progress, running_total
 from adacache_export.signals import signal_entry, signal_stages
-from adacache_export.stages import Stage, hidden_of, key_prefixes, of_experts
+from adacache_export.stages import TIME, Stage, hidden_of, key_prefixes, of_experts, shown_at
 from adacache_export.tracing.graphs import export_graphs
 from adacache_export.verification.sizes import check_sizes
 from adacache_export.writing.folder import building, check_destination, file_entries
@@ -88,7 +88,11 @@ def convert(
     described = family.describe(config, transformers[0].scheduler, dtype, opened.configs)
     experts = described.experts
     _check_alike(family, transformers, len(experts), config)
-    make_stages = maker(family, options.conditioning or described.conditioned)
+    if options.conditioning and described.conditioned == "never":
+        raise InputError(
+            f"--conditioning: this model of {family.NAME} was not trained to keep frames that are given; leave it out"
+        )
+    make_stages = maker(family, options.conditioning or described.conditioned == "always")
     latent, guidance, text = described.latent, described.guidance, described.text
     vae_folder, encoder_folder = options.vae or opened.vae, options.text_encoder or opened.text_encoder
     vae = open_decoder(vae_folder, latent, options.vae_precision, progress) if vae_folder else None
@@ -113,7 +117,7 @@ def convert(
     with torch.device("meta"):  # shapes only: the weights stay in their file until a stage is verified
         stages = of_experts(make_stages(config, probes, dtype, options.granularity), experts)
         sums = arithmetic(stages, latent, guidance)
-        measured = signal_stages(signals.values(), hidden_of(stages), latent)
+        measured = signal_stages(signals.values(), hidden_of(stages), latent, shown_at(stages, TIME))
     _check_probes(probes, stages, family.PARTS, options.granularity, block_input)
     keys = [*_keys(stages), *([guidance.null_captions] if guidance.null_captions else [])]
     dtypes: dict[str, DType] = {
@@ -183,7 +187,9 @@ def stage_entry(stage: Stage, graph: Graph, default: Collection[str]) -> StageEn
     assert stage.role is not None
 
     def role(site: str) -> ProbeRole | None:
-        return "block_input" if not stage.block else "default" if site in default else None
+        if stage.block:
+            return "default" if site in default else None
+        return "time" if site == TIME else "block_input"
 
     return StageEntry(
         graph=graph,

@@ -16,6 +16,7 @@ from adacache_runtime.caching.signals.signal import Signal, graph_name
 AXES: Mapping[Space, Mapping[str, tuple[str, ...]]] = {
     "hidden": {"patch_frames": ("patch_frames",), "tokens": ("tokens",)},
     "latents": {"patch_frames": ("frames",), "tokens": ("height", "width")},
+    "time": {"patch_frames": (), "tokens": ()},
 }
 
 
@@ -38,19 +39,24 @@ class Reference(nn.Module):
         return tuple(torch.from_numpy(numbers[name]) for name in self.signal.numbers)
 
 
-def signal_stages(signals: Iterable[Signal], hidden: TensorSpec, latent: LatentSpace) -> list[Stage]:
-    """Return a stage for each signal and each space that it is made for.
+def signal_stages(
+    signals: Iterable[Signal], hidden: TensorSpec, latent: LatentSpace, time: TensorSpec | None = None
+) -> list[Stage]:
+    """Return a stage for each signal and each space that it is made for and the model shows.
 
     Args:
         signals: the signals.
         hidden: the hidden state between blocks.
         latent: the model's latents.
+        time: the embedding of the timestep; None = the model does not show it.
     """
     latents = TensorSpec(
         name="latents", dtype="float32", axes=("samples", latent.channels, "frames", "height", "width")
     )
-    tensors: Mapping[Space, TensorSpec] = {"hidden": hidden, "latents": latents}
-    return [_stage(signal, space, tensors[space]) for signal in signals for space in signal.spaces]
+    tensors: dict[Space, TensorSpec] = {"hidden": hidden, "latents": latents}
+    if time is not None:
+        tensors["time"] = time
+    return [_stage(signal, space, tensors[space]) for signal in signals for space in signal.spaces if space in tensors]
 
 
 def _stage(signal: Signal, space: Space, tensor: TensorSpec) -> Stage:
@@ -69,4 +75,5 @@ def _stage(signal: Signal, space: Space, tensor: TensorSpec) -> Stage:
 
 def signal_entry(signal: Signal, graphs: Mapping[str, Graph]) -> SignalEntry:
     """Return the manifest's entry for a signal, with its graphs out of these, by name."""
-    return SignalEntry(graphs={space: graphs[graph_name(signal.name, space)] for space in signal.spaces})
+    named = {space: graph_name(signal.name, space) for space in signal.spaces}
+    return SignalEntry(graphs={space: graphs[name] for space, name in named.items() if name in graphs})

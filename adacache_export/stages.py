@@ -12,6 +12,7 @@ from adacache_export.families.description import MODULATED as MODULATED
 from adacache_export.families.residual_block import Parts, ResidualBlock, sites_of
 
 WITHIN_FRAMES = ("patch_frames",)  # the independent axes of a stage that mixes the tokens of a frame
+TIME = "time"  # site of the embedding of the timestep
 OUT = "_out"  # the output "hidden_out" is the next stage's "hidden"
 
 
@@ -74,6 +75,12 @@ class Stage:
 def hidden_of(stages: Iterable[Stage]) -> TensorSpec:
     """Return name, dtype and axes of the hidden state that blocks hand on."""
     return next(spec for stage in stages if stage.block for spec in stage.inputs if spec.name == "hidden")
+
+
+def shown_at(stages: Iterable[Stage], site: str) -> TensorSpec | None:
+    """Return name, dtype and axes of the tensor that is shown at a site; None where no stage has that site."""
+    shown = ((stage, stage.probes[site]) for stage in stages if site in stage.probes)
+    return next((spec for stage, output in shown for spec in stage.outputs if spec.name == output), None)
 
 
 def weight_shapes(stages: Iterable[Stage]) -> dict[str, tuple[int, ...]]:
@@ -162,6 +169,7 @@ def embed_stage(
     sites: Collection[str],
     names: Iterable[str] = ("hidden", "modulation", "time"),
     site: str = MODULATED,
+    time: TensorSpec | None = None,
 ) -> Stage:
     """Make the stage that turns latents into the hidden state.
 
@@ -173,11 +181,14 @@ def embed_stage(
         sites: sites to probe; all but the site of the modulated input are ignored.
         names: names of the tensors that the module returns.
         site: site of the modulated input of the first block.
+        time: embedding of the timestep, which the module returns last for policies that measure it; None = it does not.
     """
     probed = site in sites
     outputs = [spec[name] for name in names]
     shown = [spec["hidden"].model_copy(update={"name": "modulated"})] if probed else []
     probes = {site: "modulated"} if probed else {}
+    if time is not None:
+        shown, probes = [*shown, time], {**probes, TIME: time.name}
     given = (*outputs, *shown)
     module = make(probed)
     return Stage("embed", "embed", module, "", inputs, given, probes, independent_axes=WITHIN_FRAMES, role="embed")

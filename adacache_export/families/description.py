@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from adacache_engines.bundle.manifest import (
     Expert,
@@ -38,7 +39,8 @@ class Description:
         probe: site that is probed where the user asks for none.
         block_input: site of the modulated input of the first block.
         experts: the model's transformers, each with its range of timesteps.
-        conditioned: whether the model keeps frames that are given, without being asked to.
+        conditioned: whether the bundle can keep frames that are given: ``always``, ``never`` because the model was not
+            trained for it, or where the user asks for it and the family's models can.
         float32: parts of the names of weights that stay float32 whatever the precision.
         names: sizes and durations that have a name; those that no profile covers are left out of the manifest.
         policies: presets for this model, by name.
@@ -53,7 +55,7 @@ class Description:
     probe: str
     block_input: str = MODULATED
     experts: tuple[Expert, ...] = (Expert(),)
-    conditioned: bool = False
+    conditioned: Literal["always", "never", "asked"] = "asked"
     float32: tuple[str, ...] = ()
     names: VideoNames = field(default_factory=VideoNames)
     policies: Mapping[str, Preset] = field(default_factory=dict)

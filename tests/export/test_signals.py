@@ -24,7 +24,8 @@ LATENT: LatentSpace = manifest().latent
 def export(folder: Path, signals: list[Signal], precision: Precision) -> dict[str, float]:
     """The error of each graph."""
     hidden = TensorSpec(name="hidden", dtype=DTYPES[precision], axes=("batch", "patch_frames", "tokens", 24))
-    stages = signal_stages(signals, hidden, LATENT)
+    time = TensorSpec(name="time_embedding", dtype="float32", axes=("batch", 24))
+    stages = signal_stages(signals, hidden, LATENT, time)
     (folder / "onnx").mkdir()
     weights, sizes, backend = folder / "onnx" / "none", check_sizes(LATENT), OrtBackend(folder)
     graphs = export_graphs(stages, precision, weights, {}, lambda _: pytest.fail(), sizes, backend, Progress())
@@ -32,8 +33,8 @@ def export(folder: Path, signals: list[Signal], precision: Precision) -> dict[st
         entry = signal_entry(signal, graphs)
         assert tuple(entry.graphs) == signal.spaces
         for space, graph in entry.graphs.items():
-            frames = "patch_frames" if space == "hidden" else "frames"
-            assert (frames in graph.independent_axes) == ("patch_frames" in signal.independent_axes)
+            frames = {"hidden": "patch_frames", "latents": "frames"}.get(space)
+            assert (frames in graph.independent_axes) == (bool(frames) and "patch_frames" in signal.independent_axes)
             assert tuple(spec.name for spec in graph.inputs) == signal.inputs
             assert tuple(spec.name for spec in graph.outputs) == signal.numbers
     return {name: graph.check.error for name, graph in graphs.items() if graph.check}
@@ -43,7 +44,8 @@ def export(folder: Path, signals: list[Signal], precision: Precision) -> dict[st
 def test_graphs_are_their_references(tmp_path: Path, precision: Precision) -> None:
     """Sums are float32 whatever the precision, so the error is that of float32."""
     errors = export(tmp_path, [*SIGNALS.values(), COSINE], precision)
-    assert set(errors) == {"hidden_change", "latents_change", "hidden_motion", "latents_new_magnitude", "hidden_cosine"}
+    changes = {"hidden_change", "latents_change", "time_change"}
+    assert set(errors) == {*changes, "hidden_motion", "latents_new_magnitude", "hidden_cosine"}
     assert max(errors.values()) <= TOLERANCES["fp32"]
 
 

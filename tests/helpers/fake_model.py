@@ -225,9 +225,13 @@ def signal_functions(signals: Iterable[Signal]) -> dict[str, Function]:
     return {graph_name(signal.name, space): run(signal, space) for signal in signals for space in signal.spaces}
 
 
-def signal_entry(signal: Signal) -> SignalEntry:
-    """A signal with graphs for the fake model's tensors."""
-    tensors: dict[Space, TensorSpec] = {"hidden": hidden("hidden"), "latents": latents("latents", "samples")}
+def signal_entry(signal: Signal, spaces: Iterable[Space] = ("hidden", "latents")) -> SignalEntry:
+    """A signal with graphs for the fake model's tensors in some spaces."""
+    tensors: dict[Space, TensorSpec] = {
+        "hidden": hidden("hidden"),
+        "latents": latents("latents", "samples"),
+        "time": spec("time", "batch", WIDTH),
+    }
 
     def entry(space: Space) -> Graph:
         def given(name: str) -> TensorSpec:
@@ -237,7 +241,7 @@ def signal_entry(signal: Signal) -> SignalEntry:
         numbers = tuple(spec(number, tensors[space].axes[0]) for number in signal.numbers)
         return graph(graph_name(signal.name, space), tuple(map(given, signal.inputs)), numbers)
 
-    return SignalEntry(graphs={space: entry(space) for space in signal.spaces})
+    return SignalEntry(graphs={space: entry(space) for space in signal.spaces if space in spaces})
 
 
 def write_weights(folder: Path) -> None:

@@ -28,7 +28,7 @@ from adacache_export.families.description import PROMPTS, Description, PipelineC
 from adacache_export.families.diffusers_layers import TextProjection
 from adacache_export.families.residual_block import Parts
 from adacache_export.families.schedulers import CLASS, sampler_of
-from adacache_export.families.wan.published import FLOW, NAMES, Release, published, translated
+from adacache_export.families.wan.published import FLOW, IMAGE_TO_VIDEO, NAMES, Release, published, translated
 from adacache_export.families.wan.transformer import Block, Embed, Final, Positions, WanConfig
 from adacache_export.frame_rules import FIRST_ALONE_THEN_FOURS
 from adacache_export.stages import (
@@ -204,7 +204,14 @@ def stages(
     return [
         text_stage(TextProjection(config.text_dim, width), "condition_embedder.text_embedder.", spec),
         positions_stage(Positions(config), named("latents"), named("rotary_frames", "rotary_tokens")),
-        embed_stage(lambda probed: Embed(config, probed, conditioned), entering, spec, sites, site=BLOCK_INPUT),
+        embed_stage(
+            lambda probed: Embed(config, probed, conditioned),
+            entering,
+            spec,
+            sites,
+            site=BLOCK_INPUT,
+            time=TensorSpec(name="time_embedding", dtype="float32", axes=("batch", width)),
+        ),
         *(stage for index in range(config.num_layers) for stage in block(index)),
         final_stage(Final(config), "", named("hidden", "time", "latents"), spec),
     ]
@@ -259,10 +266,17 @@ def describe(
         probe=f"{KIND}.{config.num_layers // 2}.attn",
         block_input=BLOCK_INPUT,
         experts=_experts(release, pipeline),
-        conditioned=pipeline.index.get("expand_timesteps") is True,
+        conditioned="always" if _keeps_frames(release, pipeline) else "never",
         float32=FLOAT32,
         policies=presets(FOLDER, release.model),
     )
+
+
+def _keeps_frames(release: Release, pipeline: PipelineConfigs) -> bool:
+    """Return whether a model has a timestep for each frame, so that given frames are at timestep 0."""
+    if pipeline.index:
+        return pipeline.index.get("expand_timesteps") is True
+    return release.model == IMAGE_TO_VIDEO
 
 
 def _experts(release: Release, pipeline: PipelineConfigs) -> tuple[Expert, ...]:

@@ -34,6 +34,7 @@ TABLE = re.compile(r"(?:^head|(^blocks\.\d+))\.modulation$")
 AROUND = "diffusion_model."  # prefix that some tools put before all names
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}  # of a scheduler for these models
+IMAGE_TO_VIDEO = "ti2v-5b"  # the model that also starts from an image
 FULL_SCALE_CHANNELS = 48  # of latents in which 16 pixels are a row, where nothing else tells it
 NAMES = VideoNames(
     sizes={
@@ -92,7 +93,7 @@ def published(config: WanConfig, pipeline: PipelineConfigs) -> Release:
     large = VideoDefaults(height=720, width=1280, frames=81, fps=16, image_fps=16)
     if factor == 16:
         video = VideoDefaults(height=704, width=1280, frames=121, fps=24, image_fps=24)
-        return Release("ti2v-5b", video, 5.0, 5.0, 5.0, 50, factor)
+        return Release(IMAGE_TO_VIDEO, video, 5.0, 5.0, 5.0, 50, factor)
     if pipeline.has("transformer_2"):
         return Release("t2v-a14b", large, 12.0, 4.0, 3.0, 40, factor)
     if config.num_layers >= WanConfig().num_layers:

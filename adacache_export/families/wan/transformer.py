@@ -94,16 +94,22 @@ def _rotations(length: int, pairs: int) -> Tensor:
 
 
 class ConditionEmbedder(nn.Module):
-    """Embeddings of timesteps: ``time`` (B, D) of the final layer, and the ``modulation`` (B, 6, D) of all blocks."""
+    """Embeddings of timesteps.
+
+    These are ``time`` (B, D) of the final layer, the ``modulation`` (B, 6, D) of all blocks, and the ``embedding``
+    (B, D) behind both, not rounded to the model's precision.
+    """
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
         self.time_embedder = TimestepEmbedding(config.freq_dim, config.width)
         self.time_proj = nn.Linear(config.width, 6 * config.width)
 
-    def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        time = self.time_embedder(timestep).to(self.time_proj.weight.dtype)
-        return time.float(), self.time_proj(F.silu(time)).unflatten(1, (6, time.shape[1])).float()
+    def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        embedding = self.time_embedder(timestep)
+        time = embedding.to(self.time_proj.weight.dtype)
+        modulation = self.time_proj(F.silu(time)).unflatten(1, (6, time.shape[1])).float()
+        return time.float(), modulation, embedding.float().clone()
 
 
 class BlockInput(nn.Module):
@@ -126,7 +132,8 @@ class BlockInput(nn.Module):
 class Embed(nn.Module):
     """The ``embed`` stage: latents and timestep -> tokens, and modulation of the blocks and of the final layer.
 
-    If it is ``probed``, it also returns the modulated input of the first block. If it is ``conditioned``, some frames
+    It also returns the embedding of the timestep for TeaCache, which measures it on these models, and, if it is
+    ``probed``, the modulated input of the first block. If it is ``conditioned``, some frames
     may be given and are to be kept: these are modulated as at timestep 0.
     """
 
@@ -149,17 +156,18 @@ class Embed(nn.Module):
 
         Returns:
             hidden (B, T', S, D); modulation (B, 6, D) float32, or (B, T', 6, D) if conditioned; time (B, D) float32, or
-            (B, T', D) if conditioned; and, if probed, the modulated input of the first block (B, T', S, D).
+            (B, T', D) if conditioned; if probed, the modulated input of the first block (B, T', S, D); and the
+            embedding of the timestep (B, D) float32.
         """
         patches: Tensor = self.patch_embedding(latents.to(self.patch_embedding.weight.dtype))
         hidden = patches.flatten(3).permute(0, 2, 3, 1)
-        time, modulation = self.condition_embedder(timestep)
+        time, modulation, embedding = self.condition_embedder(timestep)
         if x_mask is not None:
-            time_of_kept, modulation_of_kept = self.condition_embedder(torch.zeros_like(timestep))
+            time_of_kept, modulation_of_kept, _ = self.condition_embedder(torch.zeros_like(timestep))
             time = torch.where(x_mask[:, :, None], time[:, None], time_of_kept[:, None])
             modulation = torch.where(x_mask[:, :, None, None], modulation[:, None], modulation_of_kept[:, None])
-        outputs = (hidden, modulation, time)
-        return (*outputs, self.blocks[0](hidden, modulation)) if self.probed else outputs
+        shown = (self.blocks[0](hidden, modulation),) if self.probed else ()
+        return (hidden, modulation, time, *shown, embedding)
 
     def flops(self) -> tuple[Term, ...]:
         timesteps = [layers(self.condition_embedder, SAMPLES)] * (1 + self.conditioned)

@@ -11,7 +11,7 @@ from adacache_engines.bundle.entries import Entry, Graph
 from adacache_engines.bundle.tensors import TensorSpec
 
 Role = Literal["text", "positions", "embed", "block", "final"]
-ProbeRole = Literal["default", "block_input"]
+ProbeRole = Literal["default", "block_input", "time"]
 
 
 class Term(Entry):
@@ -27,7 +27,8 @@ class ProbeEntry(Entry):
     Attributes:
         output: name of the stage's output that carries it.
         role: role by which policies find the probe without its site: ``default`` is the residual that they measure
-            where they name no site; ``block_input`` is the modulated input of the first block; None = it has no role.
+            where they name no site; ``block_input`` is the modulated input of the first block; ``time`` is the
+            embedding of the timestep, whose site is called the same; None = it has no role.
     """
 
     output: str

@@ -11,6 +11,7 @@ from adacache_runtime.caching.policy import (
     DEFAULT,
     FIRST,
     LATENTS,
+    TIME,
     VELOCITY,
     Granularity,
     Measure,
@@ -22,7 +23,7 @@ ROLES = (DEFAULT, BLOCK_INPUT)
 
 def space_of(site: str) -> Space:
     """Return the space of the tensor that a site shows."""
-    return "latents" if site in (LATENTS, VELOCITY) else "hidden"
+    return "latents" if site in (LATENTS, VELOCITY) else "time" if site == TIME else "hidden"
 
 
 def resolve(manifest: Manifest, needs: Needs, granularity: Granularity) -> tuple[Measure, ...]:

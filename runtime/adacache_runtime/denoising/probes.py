@@ -62,9 +62,9 @@ class Probe:
     ) -> None:
         self.measure, self.new = measure, new
         self._space = space_of(measure.site)
-        hidden = self._space == "hidden"
-        self._samples = new.shape[0] // branches if hidden else new.shape[0]
-        self._by_branch = by_branch and hidden
+        branched = self._space != "latents"
+        self._samples = new.shape[0] // branches if branched else new.shape[0]
+        self._by_branch = by_branch and branched
         self.cached = device.empty(new.shape, new.dtype)
         copies = [(new, self.cached)]
         if self._by_branch:
@@ -73,7 +73,7 @@ class Probe:
         self._remember = [device.copy(*pair) for pair in copies]
         self._calls: list[Call] = []
         self._numbers: dict[str, Readback | None] = {}  # None: the video has no frames so far apart
-        frames = new.shape[FRAME_AXIS[self._space]]
+        frames = new.shape[FRAME_AXIS[self._space]] if self._space in FRAME_AXIS else 1
         for name in measure.signals:
             graph = signals.entries[name].graphs[self._space]
             inputs = {spec.name for spec in graph.inputs}

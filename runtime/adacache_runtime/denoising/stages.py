@@ -68,7 +68,7 @@ class BoundStages:
     Attributes:
         tensors: the model's inputs and outputs and what stages hand on, by name, except states and probes.
         hidden: pool of buffers for the state (batch, ...).
-        unwatched: receives all probes that nobody looks at; None where there are none.
+        unwatched: shape and dtype -> buffer that receives all probes like it that nobody looks at.
         samples, branches: number of prompts, and of guidance branches.
     """
 
@@ -87,7 +87,7 @@ class BoundStages:
         self._sizes, self._probes = sizes, probes
         self._spec = hidden_spec(manifest)
         self.hidden: Sequence[Buffer] = [self.empty_hidden() for _ in range(pool)]
-        self.unwatched: Buffer | None = None
+        self.unwatched: dict[tuple[tuple[int, ...], str], Buffer] = {}
         self.tensors: dict[str, Buffer] = {}
         for stage in manifest.stages:
             watched = {*(probe.output for probe in stage.probes.values()), "hidden", "hidden" + OUT}
@@ -156,9 +156,10 @@ class BoundStages:
         return stages
 
     def _ignored(self, spec: TensorSpec) -> Buffer:
-        if self.unwatched is None:
-            self.unwatched = self._empty(spec)
-        return self.unwatched
+        key = spec.shape(self._sizes), spec.dtype
+        if key not in self.unwatched:
+            self.unwatched[key] = self._empty(spec)
+        return self.unwatched[key]
 
     def _empty(self, spec: TensorSpec) -> Buffer:
         return self.device.empty(spec.shape(self._sizes), NUMPY_DTYPES[spec.dtype])

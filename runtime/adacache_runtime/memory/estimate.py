@@ -156,8 +156,7 @@ def estimate_memory(
     assembly = assemble(manifest, dry, device, request, settled, sizes)
     stages = assembly.stages
     probes = [*assembly.probed.values(), *(probe.cached for probe in assembly.probes)]
-    if stages.unwatched is not None:
-        probes.append(stages.unwatched)
+    probes += stages.unwatched.values()
     kinds = {"hidden": stages.hidden, "residuals": assembly.residuals.buffers, "probes": probes}
     nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
     weights = backend.weights_nbytes(manifest.loop_graphs())

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from adacache_engines.errors import CheckpointError
+from adacache_export.checkpoint.pipeline_folder import PipelineConfigs
 from adacache_export.families.registry import FAMILIES, own_name, recognise
+from adacache_export.families.wan.published import published
 from adacache_export.families.wan.transformer import WanConfig
 from adacache_export.stages import run_stages
 from tests.helpers import wan
@@ -140,6 +142,42 @@ def test_a_model_that_takes_an_encoded_image_is_refused() -> None:
     original = wan.transformer(in_channels=36)
     with pytest.raises(CheckpointError, match="36 channels and gives 16"):
         FAMILY.config_from(dict(original.config), shapes_of(original.state_dict()))
+
+
+EXPERTS = {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875}
+
+
+@pytest.mark.parametrize(
+    ("config", "index", "vae", "expected"),
+    [
+        (WanConfig(num_layers=30), {}, {}, ("t2v-1.3b", 8, 1, 5.0, 3.0, "never")),
+        (WanConfig(), {}, {}, ("t2v-14b", 8, 1, 5.0, 5.0, "never")),
+        (WanConfig(), EXPERTS, {}, ("t2v-a14b", 8, 2, 4.0, 12.0, "never")),
+        (WanConfig(in_channels=48, out_channels=48), {}, {}, ("ti2v-5b", 16, 1, 5.0, 5.0, "always")),
+        (WanConfig(), {"expand_timesteps": True}, {"scale_factor_spatial": 16}, ("ti2v-5b", 16, 1, 5.0, 5.0, "always")),
+        (WanConfig(), {"expand_timesteps": False}, {}, ("t2v-14b", 8, 1, 5.0, 5.0, "never")),
+    ],
+)
+def test_models_are_described_as_published(
+    config: WanConfig, index: dict[str, Any], vae: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    pipeline = PipelineConfigs(index, vae)
+    made = FAMILY.describe(config, None, pipeline=pipeline)
+    shift = made.sampler.timestep_shift
+    found = (made.latent.spatial_factor, len(made.experts), made.sampler.guidance, shift, made.conditioned)
+    assert (published(config, pipeline).model, *found) == expected
+
+
+def test_two_experts_divide_the_timesteps() -> None:
+    made = FAMILY.describe(WanConfig(), None, pipeline=PipelineConfigs(EXPERTS))
+    assert [(expert.timesteps, expert.guidance) for expert in made.experts] == [((875, 1000), 4.0), ((0, 875), 3.0)]
+    with pytest.raises(CheckpointError, match="boundary_ratio None"):
+        FAMILY.describe(WanConfig(), None, pipeline=PipelineConfigs({**EXPERTS, "boundary_ratio": None}))
+
+
+@pytest.mark.parametrize(("frames", "nearest"), [(1, (1, 1)), (80, (77, 81)), (81, (81, 81)), (2, (1, 5))])
+def test_videos_have_one_frame_more_than_a_multiple_of_four(frames: int, nearest: tuple[int, int]) -> None:
+    assert FAMILY.describe(WanConfig(), None).latent.frames.nearest(frames) == nearest
 
 
 # names of tensors

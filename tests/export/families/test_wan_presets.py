@@ -1,9 +1,10 @@
-"""Published caching constants for Wan: the schedules of MagCache's own code, and that all presets are policies."""
+"""Published caching constants for Wan: the schedules of the methods' own code, and that all presets are policies."""
 
 import itertools
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,10 +13,11 @@ from adacache_engines.bundle.manifest import Preset
 from adacache_export.families import description
 from adacache_export.families.description import presets
 from adacache_runtime.caching.policies.magcache import MagCache
-from adacache_runtime.caching.policy import Run, rows_of
+from adacache_runtime.caching.policy import Context, Measure, Measurement, Run, rows_of
 from adacache_runtime.caching.presets import policy_from
 from adacache_runtime.samplers.unipc import unipc_sigmas
 from tests.helpers.magcache_original import Kind, magcache_calls
+from tests.helpers.teacache_original import teacache_calls
 
 FOLDER = Path(description.__file__).parent / "wan"
 ORDER = ("unconditional", "conditional")  # as the model evaluates them; the original has the conditional branch first
@@ -90,6 +92,28 @@ def test_any_ratios_of_two_branches(
     expected[0] = (True, True)  # the published shares always keep the first step
     if int(2 * steps * retention) >= 2:
         assert schedule(policy, steps, 0) == expected
+
+
+@pytest.mark.parametrize("model", ["t2v-1.3b", "t2v-14b"])
+@pytest.mark.parametrize("seed", range(8))
+def test_teacache_is_its_published_code(model: str, seed: int) -> None:
+    """On embeddings that drift as those of timesteps do, the slower the later."""
+    policy: Any = policy_from("teacache", presets(FOLDER, model))
+    assert policy.needs.measures == (Measure("time", calls="all"),)
+    random = np.random.default_rng(seed)
+    drift = random.uniform(0.01, 0.2, (40, 1)) * random.standard_normal((40, 64))
+    embeddings = np.cumsum(np.concatenate([random.standard_normal((1, 64)), drift]), axis=0)
+    run = Run(len(embeddings), 1, 1)
+    state, made = policy.start(run), []
+    for call, now in enumerate(embeddings, 1):
+        context = Context(run, call, 1000.0 - call)
+        if call > 1:
+            before = embeddings[call - 2]
+            numbers = {"change": (float(abs(now - before).sum()),), "magnitude": (float(abs(before).sum()),)}
+            _, state = policy.observe(state, context, [Measurement("time", numbers)])
+        decision, state = policy.decide(state, context)
+        made.append(decision.compute[0])
+    assert made == teacache_calls(embeddings, policy.coefficients, policy.threshold)
 
 
 @pytest.mark.parametrize(("model", "name"), OF_MODELS)

@@ -63,7 +63,7 @@ class _OnDevice(nn.Module):
 
     def __init__(self, reference: Reference) -> None:
         super().__init__()
-        self._signal, self._frames = reference.signal, FRAME_AXIS[reference.space]
+        self._signal, self._frames = reference.signal, FRAME_AXIS.get(reference.space, 1)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         tensors: dict[str, Any] = {

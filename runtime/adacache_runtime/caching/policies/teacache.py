@@ -1,7 +1,8 @@
 """TeaCache (arXiv 2411.19108): reuse while the modulated input of the first block has changed little.
 
-The input is known before anything is computed. A polynomial, fitted to the model, turns its change into an estimate of
-the output's change, which adds up from call to call.
+Its authors' code for some models measures the embedding of the timestep instead. Either is known before anything is
+computed. A polynomial, fitted to the model, turns its change into an estimate of the output's change, which adds up
+from call to call.
 """
 
 import math
@@ -41,6 +42,7 @@ class TeaCache(BaseModel):
     Attributes:
         coefficients: coefficients of the polynomial, the highest power first.
         threshold: threshold of the estimate, relative L1.
+        probe: tensor that is measured, by its role.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -48,10 +50,11 @@ class TeaCache(BaseModel):
     name: Literal["teacache"] = "teacache"
     coefficients: tuple[float, ...] = Field(min_length=1)
     threshold: float = Field(gt=0)
+    probe: Literal["block_input", "time"] = BLOCK_INPUT
 
     @property
     def needs(self) -> Needs:
-        return Needs(measures=(Measure(BLOCK_INPUT, calls="all"),))
+        return Needs(measures=(Measure(self.probe, calls="all"),))
 
     def bounds(self) -> tuple["TeaCache", "TeaCache"]:
         """Return the policies that no estimate makes compute a call, and that every estimate does."""

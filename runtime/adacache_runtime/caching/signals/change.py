@@ -27,4 +27,5 @@ CHANGE = Signal(
     nodes=NODES,
     reference=_reference,
     independent_axes=("patch_frames", "tokens"),
+    spaces=("hidden", "latents", "time"),
 )

@@ -16,8 +16,8 @@ from adacache_engines.bundle.signals import Space
 Arrays = Mapping[str, NDArray[Any]]
 Input = Literal["cached", "new", "earlier", "later"]
 
-FRAME_AXIS: Mapping[Space, int] = {"hidden": 1, "latents": 2}
-RANK: Mapping[Space, int] = {"hidden": 4, "latents": 5}
+FRAME_AXIS: Mapping[Space, int] = {"hidden": 1, "latents": 2}  # of the spaces that have frames
+RANK: Mapping[Space, int] = {"hidden": 4, "latents": 5, "time": 2}
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Signal:
         reference: the same in numpy, from ``inputs`` in float64, (first axis, frames, ...), to ``numbers``.
         independent_axes: axes along which the work is independent: the numbers of a tensor's parts, cut along one of
             these, add up to those of the whole tensor.
-        spaces: tensors that it is made for: the hidden state and what has its shape, the latents, or both.
+        spaces: tensors that it is made for: the hidden state and what has its shape, the latents, or embeddings of
+            timesteps, which have no frames.
     """
 
     name: str
@@ -62,11 +63,11 @@ class Signal:
     def nodes_in(self, space: Space) -> str:
         """Return the graph's nodes for tensors of a space."""
         axes = ", ".join(map(str, range(1, RANK[space])))
-        return self.nodes.replace("{axes}", axes).replace("{frames}", str(FRAME_AXIS[space]))
+        return self.nodes.replace("{axes}", axes).replace("{frames}", str(FRAME_AXIS.get(space, 1)))
 
     def in_numpy(self, space: Space, given: Arrays) -> dict[str, NDArray[np.float64]]:
         """Return the numbers of tensors of a space, each (first axis,), as the reference computes them."""
-        frames = FRAME_AXIS[space]
+        frames = FRAME_AXIS.get(space, 1)
         arrays = {
             name: array if name in ("earlier", "later") else np.moveaxis(array.astype(np.float64), frames, 1)
             for name, array in given.items()
