@@ -131,6 +131,7 @@ def test_the_extra_that_a_message_names_brings_the_module() -> None:
         ("cuda", "gpu"): "cuda-bindings",
         ("PIL", "compare"): "pillow",
         ("skimage", "compare"): "scikit-image",
+        ("huggingface_hub", "export"): "diffusers",  # brings it
     }
     found = set(required())
     assert {("onnxruntime", "cpu"), ("onnxruntime", "gpu"), ("onnx", "cpu"), ("matplotlib", "plot")} <= found

@@ -255,7 +255,7 @@ class Runtime:
 
 
 class Contents:
-    """What is in a plan, which its engine and its contexts know."""
+    """The contents of a plan, which its engine and its contexts know."""
 
     def __init__(self, plan: dict[str, Any]) -> None:
         self.plan = plan
@@ -333,7 +333,7 @@ class ICudaEngine:
 
 @dataclass
 class Kernels:
-    """What a runtime cache holds.
+    """Kernels in a runtime cache.
 
     Attributes:
         life: life of the cache.
@@ -346,7 +346,7 @@ class Kernels:
 
 @dataclass
 class Settings:
-    """What a runtime configuration says."""
+    """Settings in a runtime configuration."""
 
     strategy: ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy.STATIC
     graphs: CudaGraphStrategy = CudaGraphStrategy.WHOLE_GRAPH_CAPTURE

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from adacache_engines.bundle.files import read_manifest
 from adacache_export.commands.export import main as export
 from adacache_runtime.commands.run import main as run
+from adacache_runtime.trace import read_trace
 from tests.helpers import wan
 from tests.helpers.exporting import unlogged
 
@@ -137,3 +138,25 @@ def test_frames_are_those_of_diffusers(kind: str, tmp_path: Path) -> None:
     made = np.load(tmp_path / "frames.npz")["frames"]
     assert made.shape == expected.shape
     assert np.abs(made / 255 - expected).max() <= 2e-3
+
+
+@pytest.mark.slow
+def test_published_presets_run(tmp_path: Path) -> None:
+    """Each of the bundle's own, without a further option of the export; TeaCache sees the timestep's embedding."""
+    pipeline = wan.pipeline([wan.transformer(0, num_layers=1)])
+    folder, bundle = tmp_path / "Wan2.1-Tiny", tmp_path / "bundle"
+    pipeline.save_pretrained(folder)
+    with unlogged():
+        assert export([str(folder), "-o", str(bundle), "--backend", "onnxruntime"]) == 0
+    manifest = read_manifest(bundle)
+    assert manifest.sites("time") == ("time",)
+    assert {"teacache", "magcache-fast", "easycache", "adacache-fast"} <= {*manifest.policies}
+    wan.inputs(manifest, tmp_path, 1, 16, 16)
+    command = [str(bundle), "--latents", str(tmp_path / "z.npz"), "--text-embeddings", str(tmp_path / "e.npz")]
+    command += ["--steps", "30", "--height", "16", "--width", "16", "--frames", "1", "-o", str(tmp_path / "out.npz")]
+    for name in manifest.policies:
+        assert run([*command, "--policy", name, "--trace", str(tmp_path / "trace.json")]) == 0
+        computed = read_trace(tmp_path / "trace.json").computed()
+        assert computed[0] == 1
+        # others depend on the content, and these random weights change a lot from call to call
+        assert len(computed) < 30 or not name.startswith(("magcache", "adacache")), name

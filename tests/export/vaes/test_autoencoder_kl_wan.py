@@ -115,7 +115,7 @@ def test_an_encoder_of_chunks_gives_what_diffusers_gives(
 
 @pytest.mark.slow
 def test_every_carried_feature_counts(vae: Vae) -> None:
-    """So a stage that mixed two of them up, or lost one, would be seen above."""
+    """A stage that mixed two of them up, or lost one, would be seen in the tests above."""
     first, following = *vae.coding.first_decoding, *vae.coding.decoding
     latents = noise(CHANNELS, 2, *SIZE)
     _, carried = run(vae, first, latents[:, :1], {})
@@ -146,7 +146,7 @@ def test_the_stages_hold_all_weights_and_no_copy_of_them(vae: Vae) -> None:
 
 @torch.no_grad()
 def test_carried_features_are_as_narrow_as_the_convolutions_that_take_them(folder: Path, kind: str, vae: Vae) -> None:
-    """Which round them anyway, so that they take half the memory and lose nothing."""
+    """Convolutions round them anyway, so that they take half the memory and lose nothing."""
     if kind == "three doublings":
         pytest.skip("its norms see a single channel, of which they leave the sign alone")
     narrow = open_vae(folder, latent_space(kind), "bf16")
@@ -239,7 +239,7 @@ def test_engines_give_what_diffusers_gives_of_the_whole_video(
 def test_tiles_are_those_of_diffusers(
     exported: tuple[Bundle, OrtBackend], reference: AutoencoderKLWan, kind: str
 ) -> None:
-    """Where a pixel is a patch, within an overlap as far as a pixel's step in its weights."""
+    """Where pixels are patches, weights within an overlap differ by up to a pixel's step."""
     side = 8 * factor(kind)
     reference.enable_tiling(side, side, side * 3 // 4, side * 3 // 4)
     latents = noise(CHANNELS, 3, 9, 13)
@@ -247,9 +247,11 @@ def test_tiles_are_those_of_diffusers(
         wanted = decoded_by_diffusers(reference, latents)
     finally:
         reference.use_tiling = False
-    made = clipped(decoded_at_once(*exported, latents, tile=side))
+    unclipped = decoded_at_once(*exported, latents, tile=side)
+    made = clipped(unclipped)
     patch = CONFIGS[kind].get("patch_size", 1)
-    step = 2 * 2 * (patch - 1) / (side // 4)  # twice, of values that are at most 2 apart
+    # along both axes, of values that are at most twice the largest apart
+    step = 2 * 2 * float(np.abs(unclipped).max()) * (patch - 1) / (side // 4)
     np.testing.assert_allclose(made, wanted, rtol=0, atol=TOLERANCE + step)
     inside = np.s_[:, :, side // 4 : side * 3 // 4, side // 4 : side * 3 // 4]  # no overlap
     np.testing.assert_allclose(made[inside], wanted[inside], rtol=0, atol=TOLERANCE)
@@ -261,7 +263,7 @@ def test_tiles_are_those_of_diffusers(
 def test_an_encoders_tiles_are_those_of_diffusers(
     exported: tuple[Bundle, OrtBackend], reference: AutoencoderKLWan, kind: str
 ) -> None:
-    """But for patches, whose tiles diffusers measures in patches."""
+    """Patches are left out: diffusers measures their tiles in patches."""
     if "patch_size" in CONFIGS[kind]:
         pytest.skip("diffusers cuts larger tiles here")
     side = 8 * factor(kind)
