@@ -46,7 +46,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_version(parser)
     add = parser.add_argument
-    add("source", metavar="CHECKPOINT", type=Path, help="file or folder; to extend, inspect or verify it, a bundle")
+    add(
+        "source",
+        metavar="CHECKPOINT",
+        type=Path,
+        help="file, folder, or the id of a Hugging Face repository in the local cache; to extend, inspect or verify "
+        "it, a bundle",
+    )
     add("-o", "--output", metavar="BUNDLE", type=Path, help="folder to make (default: CHECKPOINT's name + .adacache)")
     add_fields(parser, Options)
     plans.add_arguments(parser)

@@ -35,13 +35,18 @@ def transformer(seed: int = 0, **changes: Any) -> Any:
 
 
 def pipeline(
-    transformers: list[Any], scheduler: Any = None, vae: Any = None, boundary: float | None = None, expand: bool = False
+    transformers: list[Any],
+    scheduler: Any = None,
+    vae: Any = None,
+    boundary: float | None = None,
+    expand: bool = False,
+    image: bool = False,
 ) -> Any:
-    """Return diffusers' pipeline of one or two transformers, without a text encoder."""
-    from diffusers import UniPCMultistepScheduler, WanPipeline
+    """Return diffusers' pipeline of one or two transformers, without a text encoder; ``image`` = it takes an image."""
+    from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline
 
     usual = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
-    made = WanPipeline(
+    made = (WanImageToVideoPipeline if image else WanPipeline)(
         tokenizer=None,
         text_encoder=None,
         vae=vae,
@@ -71,16 +76,18 @@ def inputs(manifest: Manifest, folder: Path, frames: int, height: int, width: in
     return {"latents": latents, "embeddings": text[:1], "negative": text[1:]}
 
 
-def latents_of(made: Any, given: Mapping[str, NDArray[np.float32]], **options: Any) -> NDArray[np.float32]:
-    """Return the latents that diffusers' pipeline ends with."""
+def latents_of(
+    made: Any, given: Mapping[str, NDArray[np.float32]], output: str = "latent", **options: Any
+) -> NDArray[np.float32]:
+    """Return the latents that diffusers' pipeline ends with, or where ``output`` is ``np`` its frames, 0 to 1."""
     import torch  # here: few tests need it
 
     tensors = {name: torch.from_numpy(value) for name, value in given.items()}
-    result: NDArray[np.float32] = made(
+    result = made(
         prompt_embeds=tensors["embeddings"],
         negative_prompt_embeds=tensors["negative"],
         latents=tensors["latents"],
-        output_type="latent",
+        output_type=output,
         **options,
-    ).frames.numpy()
-    return result
+    ).frames
+    return np.asarray(result)

@@ -43,13 +43,13 @@ def exported(pipeline: Any, folder: Path) -> Path:
 
 
 def made_by_run(
-    bundle: Path, folder: Path, frames: int, height: int, width: int, guidance_2: float | None = None
+    bundle: Path, folder: Path, frames: int, height: int, width: int, guidance_2: float | None = None, *others: object
 ) -> NDArray[np.float32]:
     """Return the latents that ``adacache-run`` makes from the files that :func:`tests.helpers.wan.inputs` wrote."""
     command: list[object] = [bundle, "--latents", folder / "z.npz", "--text-embeddings", folder / "e.npz"]
     command += ["--steps", STEPS, "--guidance", GUIDANCE, "--height", height, "--width", width, "--frames", frames]
     command += [] if guidance_2 is None else ["--guidance-2", guidance_2]
-    command += ["--save-latents", folder / "out.npz", "-o", folder / "frames.npz"]
+    command += [*others, "--save-latents", folder / "out.npz", "-o", folder / "frames.npz"]
     assert run(list(map(str, command))) == 0
     latents: NDArray[np.float32] = np.load(folder / "out.npz")["latents"]
     return latents
@@ -105,6 +105,39 @@ def test_a_given_first_frame_is_kept(tmp_path: Path) -> None:
             )
         latents = scheduler.step(negative + GUIDANCE * (positive - negative), timestep, latents).prev_sample
     assert_alike(made, ((1 - generated) * condition + generated * latents).numpy())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["three doublings", "residual"])
+def test_frames_are_those_of_diffusers(kind: str, tmp_path: Path) -> None:
+    """The residual VAE's model starts from an image."""
+    from PIL import Image
+
+    from tests.helpers.wan_vae import CHANNELS, CONFIGS, random_wan_vae  # here: it imports torch
+
+    image, frames, height, width = kind == "residual", 9, 32, 48
+    own = wan.transformer(num_layers=1, in_channels=CHANNELS, out_channels=CHANNELS)
+    vae = random_wan_vae(kind)
+    pipeline = wan.pipeline([own], vae=vae, expand=image, image=image)
+    bundle = exported(pipeline, tmp_path)
+    manifest = read_manifest(bundle)
+    assert manifest.latent.spatial_factor == CONFIGS[kind].get("scale_factor_spatial", 8)
+    given = wan.inputs(manifest, tmp_path, frames, height, width)
+    shown: dict[str, Any] = {}
+    options: list[object] = []
+    if image:
+        pixels = np.random.default_rng(2).integers(0, 256, (height, width, 3), np.uint8)
+        shown["image"] = Image.fromarray(pixels)
+        shown["image"].save(tmp_path / "first.png")
+        options = ["--image", tmp_path / "first.png"]
+    size = {"height": height, "width": width, "num_frames": frames}
+    asked = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, **size, **shown}
+    latents = made_by_run(bundle, tmp_path, frames, height, width, None, *options)
+    assert_alike(latents, wan.latents_of(pipeline, given, **asked))
+    (expected,) = wan.latents_of(pipeline, given, "np", **asked)
+    made = np.load(tmp_path / "frames.npz")["frames"]
+    assert made.shape == expected.shape
+    assert np.abs(made / 255 - expected).max() <= 2e-3
 
 
 @pytest.mark.slow
