@@ -4,7 +4,7 @@ SOURCES := adacache_export engines/adacache_engines runtime/adacache_runtime run
 EXTRAS := compare,cpu,export,otel,plot,postgresql,profile,s3,serve,trt-rtx,dev
 
 # two processes on two cores: threads of their own would only wait for one another
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 .PHONY: demo test test-slow table frontier bench clean
 
@@ -15,12 +15,12 @@ demo: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy $(SOURCES)
-	$(PYTEST) -m "not slow"
+	$(BIN)/mypy --num-workers 2 $(SOURCES)
+	$(PYTEST) --dist loadfile -m "not slow"
 
 # the tests that take longest
 test-slow: .venv/installed
-	$(PYTEST) -m slow
+	$(PYTEST) --dist worksteal -m slow
 
 # the README's table
 table: .venv/installed

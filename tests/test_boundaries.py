@@ -210,6 +210,7 @@ def test_a_missing_extra_is_named(bundle_folder: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_wheel_is_whole_without_torch(tmp_path: Path) -> None:
     """In an environment of its own, that sees of this one's packages only what the base install asks for."""
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]

@@ -17,6 +17,7 @@ from tools.examples.async_events import events, make
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a red circle moves left fast"
+pytestmark = pytest.mark.slow  # both bundles are exported
 
 
 @pytest.fixture(params=["demo", "vae"])

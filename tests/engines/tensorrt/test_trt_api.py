@@ -52,6 +52,7 @@ def wrong(context: trt.IExecutionContext) -> None:
 """
 
 
+@pytest.mark.slow
 def test_the_calls_are_those_of_the_stubs(tmp_path: Path) -> None:
     """The published stubs do not parse as they are: their parameters are called ``in``."""
     site = Path(pytest.__file__).parent.parent

@@ -29,12 +29,13 @@ def test_equals_transformers(proj, tmp_path, tokenizer_json):
         assert (got - reference(model, tokens, mask)).abs().max() < TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("proj", "precision"),
     [
         ("gated-gelu", "fp32"),
-        pytest.param("relu", "fp32", marks=pytest.mark.slow),
-        pytest.param("gated-gelu", "bf16", marks=pytest.mark.slow),
+        ("relu", "fp32"),
+        ("gated-gelu", "bf16"),
     ],
 )
 def test_engines_equal_transformers(proj, precision, tmp_path, tokenizer_json):

@@ -301,7 +301,7 @@ def test_a_stopped_export_leaves_nothing(stop: signal.Signals, tmp_path: Path) -
     [
         ("torch", "export", "adacache_export.commands.export"),
         ("onnxruntime", "cpu", "adacache_runtime.commands.run"),
-        ("onnxscript", "export", "adacache_export.commands.export"),
+        pytest.param("onnxscript", "export", "adacache_export.commands.export", marks=pytest.mark.slow),
     ],
 )
 def test_a_missing_package_is_named_with_what_installs_it(

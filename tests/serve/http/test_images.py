@@ -108,6 +108,7 @@ def test_pictures_are_read_as_files_are(tmp_path: Path, content: bytes) -> None:
     assert decode_image(content).shape == (1, 5, 7, 3)
 
 
+@pytest.mark.slow
 def test_what_is_no_picture_is_refused() -> None:
     def refusal(content: bytes) -> str:
         try:
@@ -234,6 +235,7 @@ def test_statuses_are_told_while_many_pictures_are_read(client: httpx.Client, mo
     assert set(statuses) == {202, 429}
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_pictures(client: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -> None:
     order = {"prompt": "a", "image": base64.b64encode(GOOD["grey"]).decode()}
     for _ in range(3):

@@ -88,6 +88,7 @@ def leaving_nothing(client: httpx.Client) -> Iterator[None]:
     assert threading.active_count() <= threads + 40 + 4 + 2  # idle ones of the pools
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["events", "content"])
 def test_who_goes_away_in_the_middle_leaves_nothing(client: httpx.Client, large: str, what: str) -> None:
     name = create(client, **SLOW) if what == "events" else large
@@ -100,6 +101,7 @@ def test_who_goes_away_in_the_middle_leaves_nothing(client: httpx.Client, large:
         client.delete(f"/v1/videos/{name}")
 
 
+@pytest.mark.slow
 def test_who_goes_away_in_the_middle_of_an_upload_leaves_nothing(
     client: httpx.Client, made: Service, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -249,6 +251,7 @@ def test_who_comes_back_hears_what_is_new(client: httpx.Client) -> None:
     assert client.get(path, headers={"Last-Event-ID": "end"}).status_code == 204
 
 
+@pytest.mark.slow
 def test_a_listener_of_a_job_that_is_made_again_hears_the_new_calls(client: httpx.Client, made: Service) -> None:
     name = create(client, prompt="slow", steps=12)
     heard: list[str] = []

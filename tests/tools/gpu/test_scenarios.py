@@ -8,6 +8,7 @@ from tests.helpers.fake_cuda import FakeCuda
 from tools.gpu.scenarios import SCENARIOS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_scenario_on_the_faked_runtime(name: str) -> None:
     api = FakeCuda(capacity=1 << 20)

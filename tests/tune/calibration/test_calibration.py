@@ -278,6 +278,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, int]:
 STOPS = {"recording full compute": 0.1, "trying intervals": 0.4, "trying what was found": 0.7, "confirming": 0.97}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [None, InputError("the model broke")], ids=["interrupted", "failed"])
 @pytest.mark.parametrize("phase", STOPS)
 def test_a_stopped_calibration_goes_on(

@@ -323,6 +323,7 @@ def records() -> list[Record]:
     return [wandering(12, seed) for seed in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("goal", GOALS, ids=Goal.text)
 @pytest.mark.parametrize("method", ALL)
 def test_methods_meet_a_goal(method: str, goal: Goal, records: list[Record]) -> None:

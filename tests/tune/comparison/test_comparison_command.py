@@ -75,6 +75,7 @@ def stopping(after: int, error: BaseException | None) -> Mapping[str, Callable[.
     return {**functions, "embed": embed}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [None, InputError("the model broke")], ids=["interrupted", "failed"])
 def test_a_stopped_comparison_goes_on(command: Command, tmp_path: Path, capsys: Capture, error: Any) -> None:
     assert command("-o", "whole", "--videos", "2") == 0
@@ -108,6 +109,7 @@ def test_a_finished_comparison_runs_nothing_again(command: Command, tmp_path: Pa
     assert len(rows("out")) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0, 5, -1, -9])
 def test_a_torn_line_is_dropped(command: Command, keep: int) -> None:
     """The last one, wherever it was torn; the first one, too."""

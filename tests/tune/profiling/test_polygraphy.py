@@ -28,6 +28,7 @@ def test_inspect(bundle_folder: Path) -> None:
     assert "hidden [dtype=float32, shape=('batch', 'patch_frames', 'tokens', 96)]" in shown
 
 
+@pytest.mark.slow
 def test_run(bundle_folder: Path) -> None:
     shown = polygraphy(
         "run", "onnx/spatial.00.onnx", "--onnxrt", "--input-shapes", *SHAPES, "--validate", folder=bundle_folder
