@@ -279,6 +279,7 @@ def test_an_export_that_breaks_leaves_nothing(
     assert list(room.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", FAULTS)
 def test_an_export_that_breaks_leaves_the_old_bundle(
     checkpoint: Path, room: Path, monkeypatch: pytest.MonkeyPatch, place: str

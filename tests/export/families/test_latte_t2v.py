@@ -105,6 +105,7 @@ def test_torch_stages_predict_what_the_original_predicts(name: str, variant: str
     assert worst(prediction, original.outputs[f"{variant}.out"]) <= TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("heads", "width", "sample_size", "frames", "patch", "size"),
     [(3, 16, 16, 7, 2, (12, 20)), (2, 12, 128, 3, 2, (8, 30)), (4, 8, 8, 1, 2, (10, 6)), (2, 8, 24, 4, 4, (24, 16))],

@@ -333,6 +333,7 @@ def test_held_out_prompts_that_do_worse(command: Command, capsys: Capture, monke
 # what is refused
 
 
+@pytest.mark.slow
 def test_another_calibration_is_refused(command: Command, capsys: Capture) -> None:
     assert command(*PSNR) == 0
     files = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
@@ -478,6 +479,7 @@ def test_a_method_whose_probe_is_missing(command: Command, capsys: Capture) -> N
     assert {"listed", "magcache"} <= tried
 
 
+@pytest.mark.slow
 def test_methods_that_measure(command: Command) -> None:
     """Their thresholds are found on the recorded prompts, and hold on others."""
     assert command("--target-speedup", "1.3", methods=["teacache", "adacache-moreg", "adacache-moreg"]) == 0

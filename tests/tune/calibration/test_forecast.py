@@ -361,6 +361,7 @@ def test_the_shortest_path_is_the_best_method(records: list[Record]) -> None:
             assert best <= find(method, Forecaster(records), goal, 0).score
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", [3, 4])
 @pytest.mark.parametrize("method", ALL)
 def test_methods_on_few_calls(method: str, calls: int) -> None:

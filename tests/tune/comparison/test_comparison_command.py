@@ -95,6 +95,7 @@ def test_a_stopped_comparison_goes_on(command: Command, tmp_path: Path, capsys: 
             assert one["metrics"].get(name) == other["metrics"].get(name)
 
 
+@pytest.mark.slow
 def test_a_finished_comparison_runs_nothing_again(command: Command, tmp_path: Path) -> None:
     assert command("-o", "out", "--videos", "1") == 0
     before = {path.name: path.read_bytes() for path in Path("out").rglob("*.*")}
@@ -139,6 +140,7 @@ def test_another_comparison_is_refused(command: Command, capsys: Capture) -> Non
     assert {row[0]["calls"] for row in rows("out").values()} == {4}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "message"),
     [("[]\n", "is no comparison"), ("{\n", "line 1 is not JSON"), ("HEADER{}\n", "line 2 is none of a comparison")],
