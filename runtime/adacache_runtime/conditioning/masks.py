@@ -64,8 +64,8 @@ def check_conditioned(manifest: Manifest) -> None:
     """
     if not manifest.conditioned():
         raise InputError(
-            "this bundle cannot keep frames that are given: export the checkpoint again with --conditioning, or leave "
-            "the mask, images and clips out"
+            "this bundle cannot keep frames that are given: export the checkpoint again with --conditioning, which "
+            "not every model has, or leave the mask, images and clips out"
         )
 
 
