@@ -22,7 +22,13 @@ COMMON: dict[str, Any] = {
     "latents_std": DEVIATION,
 }
 CONFIGS: dict[str, dict[str, Any]] = {
-    "plain": {**COMMON, "base_dim": 4, "dim_mult": [1, 1, 2], "temperal_downsample": [True, True]},
+    "plain": {
+        **COMMON,
+        "base_dim": 4,
+        "dim_mult": [1, 1, 2],
+        "temperal_downsample": [True, True],
+        "scale_factor_spatial": 4,
+    },
     "residual": {
         **COMMON,
         "base_dim": 3,
