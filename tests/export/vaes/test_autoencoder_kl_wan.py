@@ -252,7 +252,7 @@ def test_tiles_are_those_of_diffusers(
     patch = CONFIGS[kind].get("patch_size", 1)
     # along both axes, of values that are at most twice the largest apart
     step = 2 * 2 * float(np.abs(unclipped).max()) * (patch - 1) / (side // 4)
-    np.testing.assert_allclose(made, wanted, rtol=0, atol=TOLERANCE + step)
+    np.testing.assert_allclose(made, wanted, rtol=0, atol=2 * TOLERANCE + step)  # rounding of another order
     inside = np.s_[:, :, side // 4 : side * 3 // 4, side // 4 : side * 3 // 4]  # no overlap
     np.testing.assert_allclose(made[inside], wanted[inside], rtol=0, atol=TOLERANCE)
     whole = clipped(decoded_at_once(*exported, latents))
