@@ -21,7 +21,7 @@ COMPONENTS = (*TRANSFORMERS, "text_encoder", "tokenizer", "vae", "scheduler")  #
 
 @dataclass(frozen=True)
 class PipelineConfigs:
-    """What the folder of a pipeline says of the model beside the transformer's own configuration.
+    """The files of a pipeline's folder that describe the model beside the transformer's own configuration.
 
     Attributes:
         index: content of ``model_index.json``; empty where the transformer is published alone.

@@ -140,7 +140,7 @@ def api_call(values: int = 0) -> Callable[[Any], Any]:
 
 
 class PerThread(threading.local):
-    """What CUDA keeps for each thread."""
+    """The state that CUDA keeps for each thread: current device, capture mode and last error."""
 
     device: int | None = None
     mode = CaptureMode.cudaStreamCaptureModeGlobal
@@ -167,7 +167,7 @@ class FakeCuda:
         graphs: graphs that are not destroyed.
         finaliser: runs before and after every call, on the thread that makes it.
         crash: status with which the next enqueued work breaks the device, when it runs.
-        broken: that status, which every call returns from then on.
+        broken: status that every call returns once ``crash`` has broken the device; None until then.
     """
 
     capacity: int = 1 << 20
@@ -244,7 +244,7 @@ class FakeCuda:
 
     @property
     def queue(self) -> list[Operation]:
-        """What is enqueued and has not run."""
+        """The operations that are enqueued on all streams and have not run."""
         return [operation for stream in self._streams.values() for operation in stream.queue]
 
     def enqueue(
@@ -342,7 +342,7 @@ class FakeCuda:
         return (error,)
 
     def cudaSetDevice(self, index: int) -> tuple[Status]:
-        """Chooses the device even when it is broken."""
+        """Choose the device, even when it is broken."""
         if not 0 <= index < self.devices:
             self._thread.last_error = Status.cudaErrorInvalidDevice
             return (Status.cudaErrorInvalidDevice,)
@@ -639,7 +639,7 @@ class FakeCuda:
 
     @api_call()
     def cudaGraphExecDestroy(self, graph: Graph) -> tuple[Status]:
-        """May come before a launch has run: CUDA frees the graph when it has."""
+        """Destroy a graph, possibly before a launch has run: CUDA frees it once the launch is over."""
         return self._destroy(graph, executable=True)
 
     def _destroy(self, graph: Graph, executable: bool) -> tuple[Status]:

@@ -12,7 +12,7 @@ from tests.helpers.fake_cuda import FakeCuda, Status
 
 
 def test_an_error_of_earlier_work_is_told_as_such(api: FakeCuda) -> None:
-    """It comes with a later call, and with every one from then on; nothing that is dropped raises or hangs."""
+    """The error comes with a later call, and with every call after it; dropping objects neither raises nor hangs."""
     device = CudaDevice(api=api)
     buffers, sequence = recorded(device)
     readback = device.readback(buffers[1])

@@ -33,7 +33,7 @@ def test_finalisers_may_run_in_every_call_of_cuda() -> None:
 
 @pytest.mark.slow
 def test_finalisers_may_run_at_every_line() -> None:
-    """Of this project's code for CUDA: at the first time that a line is reached."""
+    """A finaliser runs the first time that each line of this project's code for CUDA is reached."""
     lines: set[tuple[str, int]] = set()
 
     def watch(_: FakeCuda, finaliser: Callable[[], None]) -> None:
@@ -109,7 +109,7 @@ def used(device: CudaDevice) -> list[np.ndarray]:
 
 
 def test_a_finaliser_leaves_another_gpus_work_alone() -> None:
-    """It may come in a recording, or between the choice of the other GPU and its use."""
+    """A finaliser may run inside a recording, or between the choice of the other GPU and its use."""
     api = FakeCuda(devices=2)
     one, other = (CudaDevice(index, api) for index in range(2))
     for rubbish in ([recorded(other), other.mark(), other.readback(other.empty((4,), FLOAT))], [other]):
@@ -157,7 +157,7 @@ def test_each_thread_has_its_own_current_gpu() -> None:
 
 
 def test_everything_may_be_dropped_in_any_order() -> None:
-    """With work on the way: each is freed after what uses it, and the stream at the end."""
+    """While work is enqueued, each object is freed after the work that uses it, and the stream is freed last."""
     for order in itertools.permutations(("device", "buffers", "sequence", "mark", "readback")):
         api = FakeCuda()
         device = CudaDevice(api=api)

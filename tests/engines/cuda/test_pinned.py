@@ -11,7 +11,7 @@ from tests.helpers.fake_cuda import FakeCuda
 
 
 def test_a_host_buffer_is_pinned_once(api: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often, and into however many buffers, values travel; large ones go in pieces."""
+    """Memory is pinned once however often values travel to however many buffers; large tensors go in pieces."""
     monkeypatch.setattr(pinned, "PIECE_NBYTES", 1 << 14)
     device = CudaDevice(api=api)
     large = np.arange(10_000, dtype=np.float32)
@@ -31,7 +31,7 @@ def test_a_host_buffer_is_pinned_once(api: FakeCuda, monkeypatch: pytest.MonkeyP
 
 
 def test_pinned_memory_is_bounded(api: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where much is written before the GPU is there, the oldest copy is waited for."""
+    """Writes that are faster than the GPU wait for the oldest copy, and pin no further memory."""
     monkeypatch.setattr(pinned, "PIECE_NBYTES", 1 << 14)
     monkeypatch.setattr(pinned, "ENOUGH_NBYTES", 1 << 17)
     device = CudaDevice(api=api)
@@ -46,7 +46,7 @@ def test_pinned_memory_is_bounded(api: FakeCuda, monkeypatch: pytest.MonkeyPatch
 
 
 def test_values_do_not_travel_in_a_recording(api: FakeCuda) -> None:
-    """The replays would all have the same."""
+    """All replays of the recording would have the same value."""
     device = CudaDevice(api=api)
     buffer = device.empty((4,), FLOAT)
     for call in (lambda: buffer.write(ones(1)), lambda: buffer.read()):

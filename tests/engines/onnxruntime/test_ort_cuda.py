@@ -82,7 +82,7 @@ def test_a_generation_is_that_of_the_plain_functions(
 
 @pytest.mark.usefixtures("module")
 def test_no_run_waits_for_the_gpu(bundle: Bundle, cuda: FakeCuda) -> None:
-    """Neither a block nor a signal: between two calls the host waits for what it reads, and for nothing else."""
+    """Neither blocks nor signals wait: between two calls the host waits for what it reads, and for nothing else."""
     pipeline = Pipeline(bundle, ON_CUDA.open(bundle))
     pipeline.generate(request(policy=NeverReuse()))
     waits = {}

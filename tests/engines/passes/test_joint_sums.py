@@ -94,7 +94,7 @@ def test_a_single_sum_and_a_sum_that_is_read_are_left_alone(tmp_path: Path) -> N
 @pytest.mark.slow
 @pytest.mark.parametrize("signal", [CHANGE, MOTION], ids=lambda signal: signal.name)
 def test_tensorrt_makes_one_kernel_of_all_sums(tmp_path: Path, signal: Signal, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As far as it can be seen without a GPU: by the names of the kernels in the plan."""
+    """The plan names a single kernel that sums; how fast it is only a GPU can show."""
     library = open_library("tensorrt-rtx")
     path = tmp_path / "g.onnx"
     graph = write(path, signal)

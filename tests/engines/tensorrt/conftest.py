@@ -29,7 +29,7 @@ def cuda() -> Iterator[FakeCuda]:
 
 @pytest.fixture
 def machine(folder: Path, cuda: FakeCuda) -> Callable[..., Machine]:
-    """Makes a machine on a bundle with plans."""
+    """Return a function that makes a machine on a bundle with plans."""
 
     def make(graphs: bool = True, name: Library = "tensorrt-rtx", **options: Any) -> Machine:
         functions_, budget = options.pop("functions", None), options.pop("weight_budget", None)

@@ -71,7 +71,7 @@ def kernels(rtx: InstalledLibrary, path: Path, graph: Graph) -> Iterator[tuple[s
 
 
 def test_attention_is_one_kernel_between_four_that_move_its_tensors(rtx: InstalledLibrary, tmp_path: Path) -> None:
-    """All of them on one stream. The fused kernel wants (tokens, batch and heads, width), and makes the same."""
+    """All kernels are on one stream. The fused one wants (tokens, batch and heads, width), and gives the same shape."""
     graph = write_attention(tmp_path / "attention.onnx")
     made = [found for found in kernels(rtx, tmp_path / "attention.onnx", graph) if found[1] != "shape_call"]
     assert {stream for _, _, stream in made} == {0}

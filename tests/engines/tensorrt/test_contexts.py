@@ -22,7 +22,7 @@ FLOAT = np.dtype(np.float32)
 
 
 class Different(FixedInterval):
-    """Decides something else in every call after the first."""
+    """A policy that decides something else in every call after the first."""
 
     def decide(self, state: Any, context: Any) -> Any:
         if context.call == 1:
@@ -36,7 +36,7 @@ class Different(FixedInterval):
 
 @pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "eager"])
 def test_decisions_share_contexts(machine: Callable[..., Machine], tmp_path: Path, graphs: bool) -> None:
-    """A context for each plan and its sizes, however many decisions there are and however often they come."""
+    """There is one context for each plan and its sizes, however many decisions come and however often."""
     made = machine(graphs)
     options = {"steps": 40, "policy": Different(every=2), "granularity": "block"}
     contexts = made.pipeline.prepare(request(**options)).memory.contexts
@@ -83,7 +83,7 @@ def test_a_pipeline_is_dropped_with_work_under_way(machine: Callable[..., Machin
 
 @pytest.mark.parametrize("every", [1, 7, 40])
 def test_finalisers_run_inside_any_call(machine: Callable[..., Machine], tmp_path: Path, every: int) -> None:
-    """As the garbage collector may: what is let go then belongs to generations that were abandoned at any point."""
+    """The garbage collector may run in any call, and free what abandoned generations held at that point."""
     made = machine()
     abandoned: list[Any] = []
     for number in range(12):
@@ -148,7 +148,7 @@ def test_the_fake_faults_where_a_recording_would_fail(machine: Callable[..., Mac
 
 
 def test_tensors_that_are_not_aligned_are_copied(machine: Callable[..., Machine]) -> None:
-    """Rows of tensors begin anywhere; so do the output and the input that are one."""
+    """Rows of tensors may begin anywhere, and so may a buffer that is input and output."""
     made = machine()
     device, engine = made.pipeline.backend.device, made.pipeline.engines.arithmetic["add"]
     values = np.random.default_rng(1).standard_normal((2, 3, 1, 1, 2, WIDTH)).astype(np.float32)

@@ -234,7 +234,7 @@ def test_nothing_inside_a_step_waits(machine: Callable[..., Machine], monkeypatc
 
 
 def test_a_cached_call_is_one_graph(machine: Callable[..., Machine]) -> None:
-    """From the latents to the next ones; beside it go a timestep, coefficients and a number a sample."""
+    """The graph leads from the latents to the next ones; beside it only three small arrays are copied to the GPU."""
     made = machine()
     cuda, apart = made.cuda, {"copies": 0, "kernels": 0}
     copy, launch = cuda.cudaMemcpyAsync, cuda.launch
@@ -258,7 +258,7 @@ def test_a_cached_call_is_one_graph(machine: Callable[..., Machine]) -> None:
 
 
 def test_the_parts_of_a_recorded_call_have_times(machine: Callable[..., Machine]) -> None:
-    """By marks inside the graph; what does not run takes none."""
+    """Marks inside the graph give the times, and a part that does not run takes none."""
     times = [call.engine_ms for call in machine().pipeline.generate(request(steps=9, policy=ADACACHE)).trace.calls]
     each = 1.5  # between any two marks of the faked CUDA
     cached = {"embed": each, "blocks": each, "final": each, "measure": 0.0}
@@ -291,7 +291,7 @@ def test_numbers_of_a_call_begin_where_a_gpu_reads_them(
 def test_a_cached_call_of_any_policy_is_one_graph(
     machine: Callable[..., Machine], policy: str, granularity: str
 ) -> None:
-    """Also where computed calls are measured, and where residuals are weighted."""
+    """This holds also where computed calls are measured, and where residuals are weighted."""
     made = machine()
     chosen = ADACACHE if policy == "adacache" else Extrapolate(policy=FixedInterval(every=3))
     records = made.pipeline.calls(request(steps=14, policy=chosen, granularity=granularity))
@@ -442,7 +442,7 @@ def test_plans_for_another_gpu_run_only_where_that_is_asked_for(folder: Path, cu
 
 
 def test_a_gpu_that_the_library_refuses_is_named(folder: Path, cuda: FakeCuda) -> None:
-    """Before a plan is opened, by its head."""
+    """The head of a plan tells it before the plan is opened."""
     cuda.capability = (9, 0)
     bundle = write_plans(write_bundle(folder), targets=("8.0", "12.0"))
     module = Module(cuda)

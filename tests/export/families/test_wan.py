@@ -214,7 +214,7 @@ def original_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_names_of_the_original_repository(weights: dict[str, torch.Tensor]) -> None:
-    """Which diffusers' own converter translates alike."""
+    """Diffusers' own converter translates the names alike."""
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
     published = original_names(weights)

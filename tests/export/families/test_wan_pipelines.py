@@ -77,7 +77,7 @@ def test_latents_are_those_of_diffusers(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_given_first_frame_is_kept(tmp_path: Path) -> None:
-    """As WanImageToVideoPipeline keeps it where timesteps are those of tokens (``expand_timesteps``)."""
+    """The latents are those of WanImageToVideoPipeline with a timestep for each token (``expand_timesteps``)."""
     import torch
 
     frames, height, width = 9, 32, 48
@@ -142,7 +142,7 @@ def test_frames_are_those_of_diffusers(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_published_presets_run(tmp_path: Path) -> None:
-    """Each of the bundle's own, without a further option of the export; TeaCache sees the timestep's embedding."""
+    """Each preset of the bundle runs without a further option of the export; TeaCache sees the timestep's embedding."""
     pipeline = wan.pipeline([wan.transformer(0, num_layers=1)])
     folder, bundle = tmp_path / "Wan2.1-Tiny", tmp_path / "bundle"
     pipeline.save_pretrained(folder)

@@ -97,7 +97,7 @@ def test_any_ratios_of_two_branches(
 @pytest.mark.parametrize("model", ["t2v-1.3b", "t2v-14b"])
 @pytest.mark.parametrize("seed", range(8))
 def test_teacache_is_its_published_code(model: str, seed: int) -> None:
-    """On embeddings that drift as those of timesteps do, the slower the later."""
+    """Both decide alike on embeddings that drift as those of timesteps do: ever slower."""
     policy: Any = policy_from("teacache", presets(FOLDER, model))
     assert policy.needs.measures == (Measure("time", calls="all"),)
     random = np.random.default_rng(seed)

@@ -38,7 +38,7 @@ def test_converted_tokenizer_equals_sentencepiece(folder, spiece):
 
 
 def test_characters_without_a_piece_are_spelled_in_bytes(tmp_path, spiece):
-    """Where the sentencepiece model does so, as UMT5's; transformers' conversion alone makes them unknown."""
+    """UMT5's sentencepiece model spells them so; transformers' conversion alone makes them unknown."""
     sentencepiece.SentencePieceTrainer.train(
         input=str(spiece.parent / "text"),
         model_prefix=str(tmp_path / "spiece"),

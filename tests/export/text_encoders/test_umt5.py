@@ -68,7 +68,7 @@ def test_stages(umt5: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_engines_equal_transformers(precision: Any, umt5: Path, model: Any) -> None:
-    """Those of a part, one after another as the runtime runs them, which pads to the model's length."""
+    """The engines run in turn, as the runtime runs them, and pad to the model's length."""
     encoder = open_text_encoder(umt5, DTYPES[precision])
     wide = {key for key, dtype in encoder.dtypes().items() if dtype == "float32"}
     kept = ("norm.weight", "relative_attention_bias.weight", "wo.weight")

@@ -48,7 +48,7 @@ def reference(kind: str) -> AutoencoderKLWan:
 
 @pytest.fixture(scope="module")
 def folder(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Must not be changed."""
+    """Return the folder of a random VAE, which must not be changed."""
     made = tmp_path_factory.mktemp("vae") / "vae"
     write_wan_vae(made, kind)
     return made
@@ -147,7 +147,7 @@ def test_the_stages_hold_all_weights_and_no_copy_of_them(vae: Vae) -> None:
 
 @torch.no_grad()
 def test_carried_features_are_as_narrow_as_the_convolutions_that_take_them(folder: Path, kind: str, vae: Vae) -> None:
-    """Convolutions round them anyway, so that they take half the memory and lose nothing."""
+    """Convolutions round carried features anyway, so in bfloat16 they take half the memory and lose nothing."""
     if kind == "three doublings":
         pytest.skip("its norms see a single channel, of which they leave the sign alone")
     narrow = open_vae(folder, latent_space(kind), "bf16")

@@ -48,7 +48,7 @@ def test_states_beyond_the_tokens_are_zeros_and_nothing_is_masked(
 
 
 def test_captions_of_one_length_are_taken_as_they_are(bundle: Bundle) -> None:
-    """As the original's pipeline takes those of one's own: it attends to no more than is given."""
+    """The original's pipeline attends to no more than the embeddings that it is given, and so does the runtime."""
     embeddings = np.random.default_rng(0).standard_normal((2, 4, WIDTH), np.float32)
     text = read_text(bundle, request(captions=Captions(embeddings[:1], np.ones((1, 4), np.bool_), embeddings[1:])))
     assert text.length == 4

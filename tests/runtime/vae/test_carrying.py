@@ -60,7 +60,7 @@ def test_chunks_of_any_length_give_the_whole_video(
 @settings(max_examples=20)
 @given(latent_frames=some.integers(1, 6), height=some.integers(2, 25), width=some.integers(2, 25))
 def test_the_encoder_carries_too(latent_frames: int, height: int, width: int, fake: tuple[Pipeline, list[str]]) -> None:
-    """It gives the mean alone, so no noise is drawn."""
+    """The encoder gives the mean alone, so that no noise is drawn."""
     pipeline, _ = fake
     pixels = noise(3, 4 * latent_frames - 3, height, width)
 
@@ -129,7 +129,7 @@ def test_a_set_for_each_tile_and_one_more_are_all_that_is_carried(
     fake: tuple[Pipeline, list[str]],
     allocated: list[int],
 ) -> None:
-    """However long the video is."""
+    """The number of live buffers does not depend on the length of the video."""
     pipeline, _ = fake
     for step in decoder_steps(CARRYING, (WIDTH, frames, 9, 13), tile=tile):
         load_step(step, pipeline.backend)

@@ -61,7 +61,7 @@ def test_a_wheel_without_the_provider_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_real_wheel_takes_two_parts(tmp_path: Path) -> None:
-    """Where it can be downloaded: 256 MB. Both parts together are hardly larger than one may be."""
+    """Both parts of the trimmed wheel together are hardly larger than one part may be."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     command += [
         "--python-version",

@@ -194,7 +194,7 @@ def run_check() -> Callable[..., int]:
 
 
 def test_the_check_starts_where_no_package_is_installed() -> None:
-    """It must be able to tell what is missing."""
+    """The check starts without packages, so that it can name the missing ones."""
     paths = [str(ROOT), str(ROOT / "engines"), str(ROOT / "runtime")]
     code = (
         f"import sys; sys.path[:0] = {paths}; from tools import gpu_check\n"
