@@ -10,11 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.errors import require
-from adacache_engines.passes.graph_pass import GraphPass
+from adacache_engines.passes.graph_pass import GraphPass, add_integers
 
 TURN = [0, 2, 1, 3]  # (batch, tokens, heads, width) to (batch, heads, tokens, width), and back
 
@@ -63,7 +61,8 @@ def _turns(node: Any) -> bool:
     return node is not None and node.op_type == "Transpose" and list(node.attribute[0].ints) == TURN
 
 
-def _needs(_graph: Graph, content: bytes) -> bool:
+def has_attention(_graph: Graph, content: bytes) -> bool:
+    """Return whether a graph's file may have an Attention, without parsing it."""
     return b"Attention" in content
 
 
@@ -78,10 +77,6 @@ def _rewrite(model: Any) -> Any | None:
     nodes: list[Any] = []
     turned: list[Any] = []
 
-    def constant(name: str, values: list[int]) -> str:
-        graph.initializer.append(onnx.numpy_helper.from_array(np.array(values, np.int64), name))
-        return name
-
     for node in graph.node:
         if replaced.intersection(node.output):
             continue
@@ -90,7 +85,8 @@ def _rewrite(model: Any) -> Any | None:
             nodes.append(node)
             continue
         out = node.output[0]
-        flat, split = constant(f"{out}/flat", [0, 0, -1]), constant(f"{out}/split", [0, 0, each.heads, -1])
+        flat = add_integers(onnx, graph, f"{out}/flat", [0, 0, -1])
+        split = add_integers(onnx, graph, f"{out}/split", [0, 0, each.heads, -1])
         for place, turn in enumerate(each.before):
             rows = f"{out}/rows.{place}"
             nodes.append(node_of("Reshape", [turn.input[0], flat], [rows]))
@@ -113,4 +109,4 @@ def _left(model: Any) -> list[str]:
     return [each.node.name for each in turned_attentions(model)]
 
 
-ATTENTION_BY_ROWS = GraphPass("attention by rows", _needs, _rewrite, _left, required=False)
+ATTENTION_BY_ROWS = GraphPass("attention by rows", has_attention, _rewrite, _left, required=False)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.errors import EngineError, MissingDependencyError, require
 
@@ -70,3 +72,9 @@ def rewritten(path: Path, graph: Graph, passes: Sequence[GraphPass], extra: str)
             raise EngineError(f"the pass {each.name} did not replace {', '.join(left)} in {path}; report this graph")
         model, changed = made, True
     return bytes(model.SerializeToString()) if changed else None
+
+
+def add_integers(onnx: Any, graph: Any, name: str, values: Sequence[int]) -> str:
+    """Add a constant (n,) int64, such as a shape, to an ``onnx.GraphProto`` and return its name."""
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(values, np.int64), name))
+    return name

@@ -7,18 +7,11 @@ own MultiHeadAttention needs a few tiles, and is faster for long sequences; it t
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from adacache_engines.bundle.manifest import Graph
 from adacache_engines.errors import require
-from adacache_engines.passes.attention_by_rows import TurnedAttention, turned_attentions
-from adacache_engines.passes.graph_pass import GraphPass
+from adacache_engines.passes.attention_by_rows import TurnedAttention, has_attention, turned_attentions
+from adacache_engines.passes.graph_pass import GraphPass, add_integers
 
 CONTRIB = "com.microsoft"
-
-
-def _needs(_graph: Graph, content: bytes) -> bool:
-    return b"Attention" in content
 
 
 def _found(model: Any) -> Iterator[TurnedAttention]:
@@ -36,10 +29,6 @@ def _rewrite(model: Any) -> Any | None:
     replaced = {name for each in found.values() for name in each.after.output}
     nodes: list[Any] = []
 
-    def constant(name: str, values: list[int]) -> str:
-        graph.initializer.append(onnx.numpy_helper.from_array(np.array(values, np.int64), name))
-        return name
-
     for node in graph.node:
         if replaced.intersection(node.output):
             continue
@@ -48,8 +37,8 @@ def _rewrite(model: Any) -> Any | None:
             continue
         each = found[node.output[0]]
         before, after, heads = each.before, each.after, each.heads
-        flat = constant(f"{node.name}/flat", [0, 0, -1])
-        split = constant(f"{node.name}/split", [0, 0, heads, -1])
+        flat = add_integers(onnx, graph, f"{node.name}/flat", [0, 0, -1])
+        split = add_integers(onnx, graph, f"{node.name}/split", [0, 0, heads, -1])
         rows = [f"{name}/rows" for name in node.input]
         for turn, name in zip(before, rows, strict=True):
             nodes.append(node_of("Reshape", [turn.input[0], flat], [name]))
@@ -66,4 +55,4 @@ def _left(model: Any) -> list[str]:
     return [each.node.name for each in _found(model)]
 
 
-TILED_ATTENTION = GraphPass("tiled attention", _needs, _rewrite, _left, required=False)
+TILED_ATTENTION = GraphPass("tiled attention", has_attention, _rewrite, _left, required=False)
