@@ -71,30 +71,43 @@ def compare(
     """
     wide = not any(spec.dtype in HALVES for spec in (*stage.inputs, *stage.outputs))
     weights = {name: read(key).float() if wide else read(key) for name, key in stage.keys().items()}
-    # assigned, not copied: weights that are mapped from the checkpoint's file stay mapped
-    stage.module.load_state_dict(weights, assign=True)
-    engine = backend.load(graph)
     generator = torch.Generator().manual_seed(0)
+    inputs = [tuple(example(spec, sizes, generator) for spec in stage.inputs) for sizes in shapes]
+    # one after the other: a stage's weights are in memory once, whoever has converted or packed them for itself
+    expected = _results(stage, weights, inputs)
+    del weights
+    engine = backend.load(graph)
     errors = []
-    for sizes in shapes:
-        inputs = [example(spec, sizes, generator) for spec in stage.inputs]
-        with torch.no_grad():
-            result = stage.module(*inputs)
-        expected = result if isinstance(result, tuple) else (result,)
+    for given, wanted in zip(inputs, expected, strict=True):
         buffers = {}
-        for spec, value in zip(stage.inputs, inputs, strict=True):
+        for spec, value in zip(stage.inputs, given, strict=True):
             buffers[spec.name] = backend.device.empty(tuple(value.shape), NUMPY_DTYPES[spec.dtype])
             buffers[spec.name].write(_to_numpy(value, spec))
-        for spec, value in zip(stage.outputs, expected, strict=True):
+        for spec, value in zip(stage.outputs, wanted, strict=True):
             buffers[spec.name] = backend.device.empty(tuple(value.shape), NUMPY_DTYPES[spec.dtype])
         engine.bind(buffers)()
-        for spec, value in zip(stage.outputs, expected, strict=True):
+        for spec, value in zip(stage.outputs, wanted, strict=True):
             reference = value.double()
             got = torch.from_numpy(buffers[spec.name].read().astype(np.float64))
             scale = max(1.0, float(reference.square().mean().sqrt()))
             errors.append(float((got - reference).abs().max()) / scale)
-    stage.module.to("meta")  # frees converted copies
     return math.nan if any(map(math.isnan, errors)) else max(errors)
+
+
+def _results(
+    stage: Stage, weights: Mapping[str, Tensor], inputs: Sequence[tuple[Tensor, ...]]
+) -> list[tuple[Tensor, ...]]:
+    """Return what a torch stage makes of each of several sets of inputs; its module is on the meta device again then.
+
+    The module holds ``weights`` meanwhile, and no copy of them.
+    """
+    stage.module.load_state_dict(weights, assign=True)
+    try:
+        with torch.no_grad():
+            results = [stage.module(*given) for given in inputs]
+    finally:
+        stage.module.to("meta")
+    return [result if isinstance(result, tuple) else (result,) for result in results]
 
 
 def _to_numpy(value: Tensor, spec: TensorSpec) -> np.ndarray:
