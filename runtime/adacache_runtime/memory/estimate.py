@@ -4,7 +4,9 @@ The numbers are those of the run itself by construction: the same code assembles
 encoder, on a device that hands out buffers without memory and engines that only say what they need.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import ChainMap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from adacache_engines.bundle.files import Bundle
@@ -15,11 +17,13 @@ from adacache_engines.contract.dry_run import (
     DryRunEngine,
     KnownWorkspaces,
     Workspaces,
+    WorkspaceSource,
     arena_nbytes,
 )
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import EngineError, OutOfRangeError
 from adacache_runtime.denoising.assembly import assemble
+from adacache_runtime.denoising.experts import expert_graphs
 from adacache_runtime.denoising.stages import Engines
 from adacache_runtime.request import Request
 from adacache_runtime.settled import Settled
@@ -53,7 +57,10 @@ class MemoryEstimate:
     """Bytes that a generation takes, by kind.
 
     Attributes:
-        weights: weights of the engines, which stay loaded for all runs.
+        weights: weights of the engines, which stay loaded for all runs; where experts take turns, of those of the
+            largest one.
+        weights_with_offload, weights_without_offload: the same where experts take turns, and where all are loaded;
+            None = the model is one transformer.
         encoder: weights of the text encoder that are loaded at once, before the run only; 0 where the run needs none,
             has none here, or the bundle does not say. Its activations are those of one prompt, and not counted.
         pixel_encoder: weights of the encoder of images and clips, and what it encodes them in; it is there before
@@ -67,9 +74,10 @@ class MemoryEstimate:
         residuals: residuals that the policy reuses.
         probes: tensors at which the policy looks, and the earlier ones that they are compared with.
         latents: latents and velocities, conditions, and the tensors that stages hand on beside the hidden state.
-        contexts: number of pairs of an engine and sizes that are bound before the first call; only a policy that
-            decides by branch adds to them later, with the sizes of one branch. For each, TensorRT keeps an execution
-            context, whose own memory no library tells and no kind above counts.
+        contexts: number of pairs of an engine and sizes that are bound before the first call, of one expert at most
+            where experts take turns; only a policy that decides by branch adds to them later, with the sizes of one
+            branch. For each, TensorRT keeps an execution context, whose own memory no library tells and no kind above
+            counts.
     """
 
     weights: int
@@ -84,6 +92,8 @@ class MemoryEstimate:
     probes: int
     latents: int
     contexts: int
+    weights_with_offload: int | None = None
+    weights_without_offload: int | None = None
 
     @property
     def run(self) -> int:
@@ -146,36 +156,62 @@ def estimate_memory(
         OutOfRangeError: nor does the decoder or the encoder at these tiles.
     """
     device = DryRunDevice()
-    workspaces: Workspaces = {}
-    dry = Engines(
-        {name: DryRunEngine(engine, workspaces) for name, engine in engines.stages.items()},
-        {name: DryRunEngine(engine, workspaces) for name, engine in engines.arithmetic.items()},
-        {name: DryRunEngine(engine, workspaces) for name, engine in engines.signals.items()},
-    )
     manifest = bundle.manifest
-    assembly = assemble(manifest, dry, device, request, settled, sizes)
+    shared: Workspaces = {}
+    of_experts: list[Workspaces] = [{} for _ in manifest.experts]
+    with _sources(engines) as sources:
+        names = {stage.graph.name: stage.expert for stage in manifest.stages}
+        dry = Engines(
+            {name: DryRunEngine(sources[name], of_experts[expert]) for name, expert in names.items()},
+            {name: DryRunEngine(engine, shared) for name, engine in engines.arithmetic.items()},
+            {name: DryRunEngine(engine, shared) for name, engine in engines.signals.items()},
+        )
+        assembly = assemble(manifest, dry, device, request, settled, sizes)
     stages = assembly.stages
     probes = [*assembly.probed.values(), *(probe.cached for probe in assembly.probes)]
     probes += stages.unwatched.values()
     kinds = {"hidden": stages.hidden, "residuals": assembly.residuals.buffers, "probes": probes}
     nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
-    weights = backend.weights_nbytes(manifest.loop_graphs())
+    take_turns = engines.one_expert is not None
+    together, one = _loop_weights(bundle, backend)
+    bound = [len(workspaces) for workspaces in of_experts]
     counts = settled.given.counts if settled.given else ()
     pixels = [(3, count, settled.height, settled.width) for count in counts]
     encoder = encoder_memory(bundle, backend, pixels, request.tile, known)
     decoder = _decoder_memory(manifest.latent, backend, request, settled, known)
     return MemoryEstimate(
-        weights=bundle.path(manifest.weights).stat().st_size if weights is None else weights,
+        weights=one if take_turns else together,
+        weights_with_offload=one if len(bound) > 1 else None,
+        weights_without_offload=together if len(bound) > 1 else None,
         encoder=_most_weights(backend, manifest.part_graphs("text_encoder")) if encodes else 0,
         pixel_encoder=encoder.held,
         pixel_encoder_arena=encoder.arena,
         decoder=decoder.held,
         decoder_arena=decoder.arena,
-        arena=arena_nbytes(workspaces),
+        arena=arena_nbytes(ChainMap(shared, *of_experts)),
         **nbytes,
         latents=device.nbytes - sum(nbytes.values()),
-        contexts=len(workspaces),
+        contexts=len(shared) + (max(bound) if take_turns else sum(bound)),
     )
+
+
+def _loop_weights(bundle: Bundle, backend: Backend) -> tuple[int, int]:
+    """Return the bytes of the weights of the loop's engines with all experts loaded, and with the largest alone."""
+    manifest = bundle.manifest
+    known = backend.weights_nbytes(manifest.loop_graphs())
+    together = bundle.path(manifest.weights).stat().st_size if known is None else known
+    experts = [_weights(backend, graphs) for graphs in expert_graphs(manifest)]
+    return together, together - (sum(experts) - max(experts))
+
+
+@contextmanager
+def _sources(engines: Engines) -> Iterator[Mapping[str, WorkspaceSource]]:
+    """Yield by graph what tells the activations of the stages' engines, while no expert's engines are closed."""
+    if engines.one_expert is None:
+        yield engines.stages
+    else:
+        with engines.one_expert.sources() as sources:
+            yield sources
 
 
 def encoder_memory(
