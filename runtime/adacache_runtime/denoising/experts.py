@@ -84,8 +84,8 @@ class OneExpert:
             yield self._switch(expert)
 
     @contextmanager
-    def sources(self) -> Iterator[Mapping[str, WorkspaceSource]]:
-        """Yield by graph what tells the activations of all experts' engines, and load no other engines meanwhile.
+    def kept(self) -> Iterator[None]:
+        """Keep those engines loaded inside the context that are there, whichever they are.
 
         Raises:
             EngineError: no expert is loaded, and the first one cannot be.
@@ -93,13 +93,17 @@ class OneExpert:
         with self._lock:
             if self._loaded is None:
                 self._switch(0)
-            assert self._loaded is not None
-            engines = [self.stages[stage.graph.name] for stage in self._stages_of(self._loaded)]
-            yield {
-                stage.graph.name: engine if expert == self._loaded else _Twin(stage.graph, engine)
-                for expert in range(len(self._manifest.experts))
-                for stage, engine in zip(self._stages_of(expert), engines, strict=True)
-            }
+            yield
+
+    def sources(self) -> Mapping[str, WorkspaceSource]:
+        """Return by graph what tells the activations of all experts' engines; for use inside :meth:`kept`."""
+        assert self._loaded is not None
+        engines = [self.stages[stage.graph.name] for stage in self._stages_of(self._loaded)]
+        return {
+            stage.graph.name: engine if expert == self._loaded else _Twin(stage.graph, engine)
+            for expert in range(len(self._manifest.experts))
+            for stage, engine in zip(self._stages_of(expert), engines, strict=True)
+        }
 
     def missing_nbytes(self) -> int:
         """Return by how many bytes the weights of the largest expert exceed those that are loaded now."""

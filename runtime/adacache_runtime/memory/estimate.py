@@ -5,19 +5,18 @@ encoder, on a device that hands out buffers without memory and engines that only
 """
 
 from collections import ChainMap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from adacache_engines.bundle.files import Bundle
-from adacache_engines.bundle.manifest import Graph, LatentSpace
+from adacache_engines.bundle.manifest import Graph, LatentSpace, Manifest
 from adacache_engines.contract.dry_run import (
     DryRunBackend,
     DryRunDevice,
     DryRunEngine,
     KnownWorkspaces,
     Workspaces,
-    WorkspaceSource,
     arena_nbytes,
 )
 from adacache_engines.contract.engine import Backend
@@ -155,44 +154,70 @@ def estimate_memory(
         EngineError: an engine does not run at these sizes.
         OutOfRangeError: nor does the decoder or the encoder at these tiles.
     """
-    device = DryRunDevice()
     manifest = bundle.manifest
-    shared: Workspaces = {}
-    of_experts: list[Workspaces] = [{} for _ in manifest.experts]
-    with _sources(engines) as sources:
-        names = {stage.graph.name: stage.expert for stage in manifest.stages}
-        dry = Engines(
-            {name: DryRunEngine(sources[name], of_experts[expert]) for name, expert in names.items()},
-            {name: DryRunEngine(engine, shared) for name, engine in engines.arithmetic.items()},
-            {name: DryRunEngine(engine, shared) for name, engine in engines.signals.items()},
-        )
-        assembly = assemble(manifest, dry, device, request, settled, sizes)
-    stages = assembly.stages
-    probes = [*assembly.probed.values(), *(probe.cached for probe in assembly.probes)]
-    probes += stages.unwatched.values()
-    kinds = {"hidden": stages.hidden, "residuals": assembly.residuals.buffers, "probes": probes}
-    nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
+    with _kept(engines):
+        run = _run_memory(manifest, engines, request, settled, sizes)
     take_turns = engines.one_expert is not None
     together, one = _loop_weights(bundle, backend)
-    bound = [len(workspaces) for workspaces in of_experts]
+    several = len(manifest.experts) > 1
     counts = settled.given.counts if settled.given else ()
     pixels = [(3, count, settled.height, settled.width) for count in counts]
     encoder = encoder_memory(bundle, backend, pixels, request.tile, known)
     decoder = _decoder_memory(manifest.latent, backend, request, settled, known)
     return MemoryEstimate(
         weights=one if take_turns else together,
-        weights_with_offload=one if len(bound) > 1 else None,
-        weights_without_offload=together if len(bound) > 1 else None,
+        weights_with_offload=one if several else None,
+        weights_without_offload=together if several else None,
         encoder=_most_weights(backend, manifest.part_graphs("text_encoder")) if encodes else 0,
         pixel_encoder=encoder.held,
         pixel_encoder_arena=encoder.arena,
         decoder=decoder.held,
         decoder_arena=decoder.arena,
-        arena=arena_nbytes(ChainMap(shared, *of_experts)),
-        **nbytes,
-        latents=device.nbytes - sum(nbytes.values()),
-        contexts=len(shared) + (max(bound) if take_turns else sum(bound)),
+        arena=run.arena,
+        **run.nbytes,
+        contexts=run.shared + (max(run.bound) if take_turns else sum(run.bound)),
     )
+
+
+@dataclass(frozen=True)
+class _RunMemory:
+    """Bytes that a run allocates, and the engines that it binds.
+
+    Attributes:
+        nbytes: bytes of tensors, by kind.
+        arena: bytes of activations; None = they grow as needed.
+        shared: number of bindings of engines that all experts share, each at its sizes.
+        bound: the same for each expert's own.
+    """
+
+    nbytes: Mapping[str, int]
+    arena: int | None
+    shared: int
+    bound: Sequence[int]
+
+
+def _run_memory(
+    manifest: Manifest, engines: Engines, request: Request, settled: Settled, sizes: Mapping[str, int]
+) -> _RunMemory:
+    """Assemble a run on a device that only counts; nothing that this returns keeps an engine alive."""
+    device = DryRunDevice()
+    shared: Workspaces = {}
+    of_experts: list[Workspaces] = [{} for _ in manifest.experts]
+    sources = engines.stages if engines.one_expert is None else engines.one_expert.sources()
+    experts = {stage.graph.name: stage.expert for stage in manifest.stages}
+    dry = Engines(
+        {name: DryRunEngine(sources[name], of_experts[expert]) for name, expert in experts.items()},
+        {name: DryRunEngine(engine, shared) for name, engine in engines.arithmetic.items()},
+        {name: DryRunEngine(engine, shared) for name, engine in engines.signals.items()},
+    )
+    assembly = assemble(manifest, dry, device, request, settled, sizes)
+    stages = assembly.stages
+    probes = [*assembly.probed.values(), *(probe.cached for probe in assembly.probes)]
+    probes += stages.unwatched.values()
+    kinds = {"hidden": stages.hidden, "residuals": assembly.residuals.buffers, "probes": probes}
+    nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
+    nbytes["latents"] = device.nbytes - sum(nbytes.values())
+    return _RunMemory(nbytes, arena_nbytes(ChainMap(shared, *of_experts)), len(shared), list(map(len, of_experts)))
 
 
 def _loop_weights(bundle: Bundle, backend: Backend) -> tuple[int, int]:
@@ -204,14 +229,9 @@ def _loop_weights(bundle: Bundle, backend: Backend) -> tuple[int, int]:
     return together, together - (sum(experts) - max(experts))
 
 
-@contextmanager
-def _sources(engines: Engines) -> Iterator[Mapping[str, WorkspaceSource]]:
-    """Yield by graph what tells the activations of the stages' engines, while no expert's engines are closed."""
-    if engines.one_expert is None:
-        yield engines.stages
-    else:
-        with engines.one_expert.sources() as sources:
-            yield sources
+def _kept(engines: Engines) -> AbstractContextManager[None]:
+    """Keep the engines that are loaded inside the context, where experts take turns."""
+    return nullcontext() if engines.one_expert is None else engines.one_expert.kept()
 
 
 def encoder_memory(

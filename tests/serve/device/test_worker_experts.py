@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from adacache_engines.contract.fake import FakeBackend
 from adacache_runtime.pipeline import Pipeline
 from adacache_serve.device.messages import Called, Completed, Failed
 from tests.helpers.experts import LOW, Watched, functions_of_experts, two_experts
@@ -16,7 +17,7 @@ def test_one_video_at_a_time_as_if_alone(tmp_path: Path) -> None:
     """Jobs wait for each other, although there is memory for both, and each switches once to either expert."""
     bundle = write_model(tmp_path / MODEL, **two_experts())
     functions = {**functions_of_experts(), "encoder": encode}
-    both = {MODEL: Pipeline(bundle, Watched(functions))}
+    both = {MODEL: Pipeline(bundle, FakeBackend(functions))}
     alone = Rig(both, tmp_path / "alone")
     for name, order in ORDERS.items():
         alone.begin(name, **order)

@@ -209,7 +209,8 @@ def test_a_comparison_is_the_same_where_experts_take_turns(tmp_path: Path) -> No
     turns, backend = offloading(tmp_path / "bundle")
     policies = {"interval": FixedInterval(every=2), "adacache": SIMULATED["adacache"]}
     before = len(backend.loads)
-    (expected,), (made,) = (list(compare(pipeline, [one()], policies, warm_up=False)) for pipeline in (both, turns))
+    requests = [one(height=8, width=8)]
+    (expected,), (made,) = (list(compare(pipeline, requests, policies, warm_up=False)) for pipeline in (both, turns))
     for mine, theirs in zip(made.rows, expected.rows, strict=True):
         assert (mine.policy, mine.computed, mine.latent_l2) == (theirs.policy, theirs.computed, theirs.latent_l2)
     assert len(backend.loads) - before == len(fake_model.manifest().stages)
