@@ -18,9 +18,9 @@ from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import EngineError, MissingDependencyError
 from adacache_engines.onnxruntime import provider
 from adacache_engines.onnxruntime.backend import OnnxRuntime, OrtBackend
-from adacache_runtime.caching.policies.adacache import AdaCache
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers import gpu_checks
 from tests.helpers.fake_cuda import FakeCuda

@@ -19,12 +19,12 @@ from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import AdaCacheError, EngineError, NonFiniteError
 from adacache_engines.tensorrt.backend import TrtBackend
 from adacache_engines.tensorrt.engine import TrtEngine
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.easycache import EasyCache
-from adacache_runtime.caching.policies.fbcache import FBCache
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.never import NeverReuse
-from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.measured.easycache import EasyCache
+from adacache_runtime.caching.policies.measured.fbcache import FBCache
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.caching.policies.wrappers import Extrapolate, MaxReuses
 from adacache_runtime.denoising.latents import Latents
 from adacache_runtime.events import Denoised

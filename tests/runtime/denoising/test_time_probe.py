@@ -8,7 +8,7 @@ import pytest
 
 from adacache_engines.bundle.manifest import Manifest, ProbeEntry, StageEntry
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
 from adacache_runtime.caching.signals.registry import SIGNALS
 from tests.helpers import fake_model
 from tests.helpers.fake_model import WIDTH, fake_pipeline, functions, manifest, request, run_embed, signal_entry, spec

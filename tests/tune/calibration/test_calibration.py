@@ -17,9 +17,9 @@ from adacache_engines.bundle.files import MANIFEST, Bundle, open_bundle, read_ma
 from adacache_engines.bundle.manifest import Manifest, Preset
 from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.adacache import AdaCache
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.listed import ListedCalls
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.listed import ListedCalls
 from adacache_runtime.caching.presets import policy_from
 from adacache_runtime.denoising import denoiser as loop
 from adacache_runtime.request import Request

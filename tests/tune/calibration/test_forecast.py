@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from adacache_engines.bundle.manifest import Preset
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.listed import ListedCalls
-from adacache_runtime.caching.policies.magcache import MagCache
-from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.listed import ListedCalls
+from adacache_runtime.caching.policies.scheduled.magcache import MagCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.caching.policy import VELOCITY
 from adacache_runtime.caching.presets import policy_from_description

@@ -12,11 +12,11 @@ from adacache_engines.bundle.manifest import SamplerDefaults
 from adacache_engines.contract.device import Array
 from adacache_engines.contract.fake import Function
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.easycache import EasyCache
-from adacache_runtime.caching.policies.fbcache import FBCache
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.measured.easycache import EasyCache
+from adacache_runtime.caching.policies.measured.fbcache import FBCache
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policy import BLOCK_INPUT, DEFAULT, FIRST, LATENTS, VELOCITY, Measure, Needs, Policy
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.caching.simulate import simulate

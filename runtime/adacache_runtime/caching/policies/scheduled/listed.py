@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from adacache_engines.errors import PolicyError
-from adacache_runtime.caching.policies.scheduled import Schedule, Scheduled, uniform
+from adacache_runtime.caching.policies.scheduled.schedule import Schedule, Scheduled, uniform
 from adacache_runtime.caching.policy import Run
 
 
