@@ -188,7 +188,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.caching.presets import PRESETS
-from tests.helpers.reference import request
+from tests.helpers.originals.reference import request
 result = Pipeline.open({bundle!r}).generate(request(steps=4, policy=PRESETS["adacache-fast-moreg"]))
 assert result.latents.shape == (2, 4, 5, 6, 10)
 assert not {{"torch", "onnx"}} & sys.modules.keys()

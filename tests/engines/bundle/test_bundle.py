@@ -21,10 +21,10 @@ from adacache_export.tracing import graphs
 from adacache_export.verification import parity
 from adacache_export.writing import folder as bundle_writer
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers import fake_model
-from tests.helpers.bundle_changes import Stubs, rewrite
-from tests.helpers.opened import Opens
-from tests.helpers.reference import DATA
+from tests.helpers.model import fake_model
+from tests.helpers.model.bundle_changes import Stubs, rewrite
+from tests.helpers.model.opened import Opens
+from tests.helpers.originals.reference import DATA
 
 FILES = (MANIFEST, fake_model.WEIGHTS, "onnx/embed.onnx", "onnx/combine.onnx")
 

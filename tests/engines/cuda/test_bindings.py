@@ -7,7 +7,7 @@ import pytest
 
 from adacache_engines.cuda.calls import LOST, native_handle
 from adacache_engines.cuda.device import CudaDevice
-from tests.helpers.fake_cuda import CaptureMode, Event, FakeCuda, Graph
+from tests.helpers.gpu.fake_cuda import CaptureMode, Event, FakeCuda, Graph
 from tools.gpu.scenarios import SCENARIOS
 
 

@@ -22,10 +22,10 @@ from adacache_runtime.caching.policies.adacache import AdaCache
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers import gpu_checks
-from tests.helpers.fake_cuda import FakeCuda
-from tests.helpers.fake_model import BLOCKS, functions, request, write_bundle
-from tests.helpers.fake_onnxruntime import SCRATCH, WEIGHTS, InferenceSession, Module
+from tests.helpers.gpu import gpu_checks
+from tests.helpers.gpu.fake_cuda import FakeCuda
+from tests.helpers.gpu.fake_onnxruntime import SCRATCH, WEIGHTS, InferenceSession, Module
+from tests.helpers.model.fake_model import BLOCKS, functions, request, write_bundle
 
 ON_CUDA = OnnxRuntime(provider="cuda")
 POLICIES = {

@@ -10,9 +10,9 @@ from adacache_engines.bundle.manifest import Library
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.tensorrt.backend import TrtBackend
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.fake_cuda import FakeCuda
-from tests.helpers.fake_model import write_bundle
-from tests.helpers.fake_tensorrt import Machine, Module, library, write_plans
+from tests.helpers.gpu.fake_cuda import FakeCuda
+from tests.helpers.gpu.fake_tensorrt import Machine, Module, library, write_plans
+from tests.helpers.model.fake_model import write_bundle
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from adacache_engines.tensorrt.plans import check_plans, choose, find
 from adacache_export.commands.export import main as export
 from adacache_export.convert import convert
 from adacache_export.options import Options
-from tests.helpers.reference import DEMO
+from tests.helpers.originals.reference import DEMO
 from tests.helpers.waiting import HANG_SECONDS, until
 from tools.speed.checkpoint import config_of, write_checkpoint
 from tools.speed.size import Size

@@ -29,10 +29,11 @@ from adacache_runtime.caching.policies.wrappers import Extrapolate, MaxReuses
 from adacache_runtime.denoising.latents import Latents
 from adacache_runtime.events import Denoised
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers import fake_model, fake_tensorrt
-from tests.helpers.fake_cuda import FakeCuda
-from tests.helpers.fake_model import BLOCKS, SIZE, captions, fake_pipeline, functions, request, write_bundle
-from tests.helpers.fake_tensorrt import WIDE, Machine, Module, library, needs, write_plans
+from tests.helpers.gpu import fake_tensorrt
+from tests.helpers.gpu.fake_cuda import FakeCuda
+from tests.helpers.gpu.fake_tensorrt import WIDE, Machine, Module, library, needs, write_plans
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import BLOCKS, SIZE, captions, fake_pipeline, functions, request, write_bundle
 
 ADACACHE = AdaCache(codebook=[(0.05, 4), (0.3, 3), (1.0, 1)], moreg=MoReg())
 POLICIES = {"never": NeverReuse(), "adacache": ADACACHE, "interval": FixedInterval(every=3)}

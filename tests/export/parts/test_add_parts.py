@@ -27,7 +27,7 @@ from adacache_export.tracing.trace import trace
 from adacache_export.verification.verify import verify
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
-from tests.helpers import fake_tensorrt
+from tests.helpers.gpu import fake_tensorrt
 
 pytestmark = pytest.mark.slow  # an export with both parts
 TRACED: dict[tuple[str, torch.dtype], ir.Model] = {}

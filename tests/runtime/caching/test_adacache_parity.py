@@ -9,7 +9,7 @@ import pytest
 from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.events import Denoised
-from tests.helpers.reference import DATA, OPEN_SORA, arrays, request, worst
+from tests.helpers.originals.reference import DATA, OPEN_SORA, arrays, request, worst
 
 LATENTS = 5e-4  # absolute
 NUMBERS = 1e-3  # relative

@@ -14,8 +14,8 @@ from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.conditioning.clips import check_continues
 from adacache_runtime.conditioning.references import Placement, alignment, latent_index, mask_of, place, snapped
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers import fake_model
-from tests.helpers.fake_model import fake_pipeline, functions, manifest, request
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import fake_pipeline, functions, manifest, request
 
 PIXELS = manifest().latent
 CONTINUED = PIXELS.continued

@@ -10,9 +10,18 @@ from adacache_engines.bundle.manifest import Manifest, ProbeEntry, StageEntry
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.policies.teacache import TeaCache
 from adacache_runtime.caching.signals.registry import SIGNALS
-from tests.helpers import fake_model
-from tests.helpers.fake_model import WIDTH, fake_pipeline, functions, manifest, request, run_embed, signal_entry, spec
-from tests.helpers.teacache_original import teacache_calls
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import (
+    WIDTH,
+    fake_pipeline,
+    functions,
+    manifest,
+    request,
+    run_embed,
+    signal_entry,
+    spec,
+)
+from tests.helpers.originals.teacache_original import teacache_calls
 
 POLICY = TeaCache(coefficients=(1.0, 0.0), threshold=0.3, probe="time")
 

@@ -17,9 +17,9 @@ from adacache_export.frame_rules import FIRST_THEN_FOURS
 from adacache_runtime.memory.estimate import encoder_memory
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.vae.encode import drawn, encode, encoder_steps
-from tests.helpers.fake_model import WIDTH, fake_pipeline, graph, spec
-from tests.helpers.fake_vae import CHAIN, ENGINES, SPACE, noise
-from tests.helpers.vae_bundle import alone, random_spatial_vae
+from tests.helpers.model.fake_model import WIDTH, fake_pipeline, graph, spec
+from tests.helpers.model.fake_vae import CHAIN, ENGINES, SPACE, noise
+from tests.helpers.small_models.vae_bundle import alone, random_spatial_vae
 
 FACTOR = 2
 SCALE = 0.18215  # of the spatial latents

@@ -19,7 +19,7 @@ from adacache_export.options import Options
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.flops import flops
 from adacache_runtime.settled import settle
-from tests.helpers.gpu_check_result import RECORDS
+from tests.helpers.gpu.gpu_check_result import RECORDS
 from tools.gpu import agreement
 from tools.gpu import benchmark as benchmark_module
 from tools.gpu.benchmark import Run, benchmark

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.fake_cuda import FakeCuda
+from tests.helpers.gpu.fake_cuda import FakeCuda
 from tools.gpu import scenario_phases
 from tools.gpu.running.results import BROKEN_OFF, Report, read_part, write_json
 

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 
-from tests.helpers.fake_cuda import FakeCuda
+from tests.helpers.gpu.fake_cuda import FakeCuda
 from tools.gpu.scenarios import SCENARIOS
 
 

@@ -29,10 +29,10 @@ from adacache_tune.calibration.trials import run_trials
 from adacache_tune.commands import calibrate as cli
 from adacache_tune.commands.calibrate import main
 from adacache_tune.comparison.measure import compare
-from tests.helpers import fake_model
-from tests.helpers.calibration_records import without_probes
-from tests.helpers.fake_model import BLOCKS
-from tests.helpers.fake_prompts import Prompted
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import BLOCKS
+from tests.helpers.model.fake_prompts import Prompted
+from tests.helpers.policies.calibration_records import without_probes
 
 Capture = pytest.CaptureFixture[str]
 PROMPTS = ("a boat", "a bird", "a bear", "a bat", "a bee", "a bull")

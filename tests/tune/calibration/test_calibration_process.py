@@ -18,7 +18,7 @@ from adacache_tune.calibration.goal import Goal
 from adacache_tune.calibration.process import Task, calibrate
 from adacache_tune.calibration.trials import Trial
 from adacache_tune.comparison.statistics import Estimate
-from tests.helpers.calibration_records import wandering
+from tests.helpers.policies.calibration_records import wandering
 
 CONFIRMING = 3  # number of this phase of real runs, where forecasts hold in the others
 PROMPTS = ("a boat", "a bird", "a bear", "a bat", "a bee", "a bull")

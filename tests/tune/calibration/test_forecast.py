@@ -26,7 +26,7 @@ from adacache_tune.calibration.goal import PENALTY, Goal
 from adacache_tune.calibration.methods import EXTRAPOLATED, METHODS, Search, find, magcache, polynomials, teacache
 from adacache_tune.calibration.records import RESIDUAL, Record, ratios
 from adacache_tune.calibration.shortest import paths, refined
-from tests.helpers.calibration_records import MODULATED, toy, wandering
+from tests.helpers.policies.calibration_records import MODULATED, toy, wandering
 
 ALL = [*METHODS, *(method + EXTRAPOLATED for method in METHODS)]
 

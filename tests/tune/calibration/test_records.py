@@ -26,11 +26,11 @@ from adacache_runtime.samplers.registry import updates
 from adacache_runtime.text.prompts import null_captions
 from adacache_tune.calibration.recorder import record
 from adacache_tune.calibration.records import Record, load_record, ratios, record_of, save_record
-from tests.helpers import fake_model
-from tests.helpers.calibration_records import without_probes
-from tests.helpers.fake_model import BLOCKS, captions, fake_pipeline, functions, request
-from tests.helpers.plain import entry
-from tests.helpers.policy_runs import places
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import BLOCKS, captions, fake_pipeline, functions, request
+from tests.helpers.model.plain import entry
+from tests.helpers.policies.calibration_records import without_probes
+from tests.helpers.policies.policy_runs import places
 
 SITE, MODULATED = "temporal.0.attn", "spatial.0.modulated"
 STEPS, GAPS = 7, 3

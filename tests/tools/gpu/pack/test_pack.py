@@ -14,7 +14,7 @@ import pytest
 from adacache_engines.bundle.files import open_bundle, read_manifest
 from adacache_engines.bundle.manifest import PlanSet
 from adacache_engines.errors import InputError
-from tests.helpers.fake_model import write_bundle
+from tests.helpers.model.fake_model import write_bundle
 from tools.gpu.model import LARGE, PRECISIONS, ROOT
 from tools.gpu.pack import contents, packages
 from tools.gpu.pack.make import pack

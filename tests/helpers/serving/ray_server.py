@@ -19,7 +19,7 @@ from tools.examples.ray_serve import application
 
 
 def open_fake(folder: str) -> Pipeline:
-    from tests.helpers.fake_server import functions
+    from tests.helpers.serving.fake_server import functions
 
     return Pipeline(open_bundle(Path(folder)), FakeBackend(functions()))
 

@@ -25,7 +25,7 @@ from adacache_serve.device.worker import Models, Worker
 from adacache_serve.orders.images import write_image
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import functions, write_model
+from tests.helpers.serving.fake_server import functions, write_model
 
 MODEL = "fake"
 

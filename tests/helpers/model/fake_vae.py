@@ -10,7 +10,7 @@ from adacache_engines.bundle.tensors import TensorSpec
 from adacache_engines.contract.device import Array
 from adacache_export.frame_rules import CHUNKS_OF_17, FIRST_ALONE_THEN_FOURS
 from adacache_runtime.samplers.update import Floats
-from tests.helpers.fake_model import WIDTH, functions, graph, spec
+from tests.helpers.model.fake_model import WIDTH, functions, graph, spec
 
 FACTOR = 2
 

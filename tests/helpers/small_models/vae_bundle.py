@@ -29,9 +29,9 @@ from adacache_export.vaes.causal_vae.modules import CausalVaeConfig, ClipDecoder
 from adacache_export.vaes.registry import Vae, open_vae
 from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.decode import decode
-from tests.helpers import fake_model
-from tests.helpers.causal_vae_reference import PUBLISHED
-from tests.helpers.reference import OPEN_SORA
+from tests.helpers.model import fake_model
+from tests.helpers.originals.causal_vae_reference import PUBLISHED
+from tests.helpers.originals.reference import OPEN_SORA
 
 CONFIG = "config.json"
 OPEN_SORA_LATENT = LatentSpace(channels=4, patch=(1, 2, 2), spatial_factor=2, frames=CHUNKS_OF_17, decoder="none")

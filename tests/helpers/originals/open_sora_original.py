@@ -12,7 +12,7 @@ from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.registry import FAMILIES
 from adacache_export.stages import Stage, run_stages
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.reference import OPEN_SORA, arrays, config, run_graph
+from tests.helpers.originals.reference import OPEN_SORA, arrays, config, run_graph
 
 KINDS = ("spatial", "temporal")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.reference import DATA as DATA
+from tests.helpers.originals.reference import DATA as DATA
 
 
 def convert_quietly(source: Path, folder: Path, **options: Any) -> None:

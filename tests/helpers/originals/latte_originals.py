@@ -12,7 +12,7 @@ from torch import Tensor
 from adacache_export.families.registry import FAMILIES, Family
 from adacache_export.stages import Stage
 from adacache_runtime.request import Captions, Request
-from tests.helpers.reference import DATA, Arrays, arrays
+from tests.helpers.originals.reference import DATA, Arrays, arrays
 
 PATCH = 2
 

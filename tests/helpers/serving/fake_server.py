@@ -34,7 +34,7 @@ from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Store
 from adacache_serve.keys import Client
 from adacache_serve.settings import Settings
-from tests.helpers import fake_model
+from tests.helpers.model import fake_model
 from tests.helpers.waiting import HANG_SECONDS, until
 
 WORDS = ("<pad>", "</s>", "<unk>", "slow", "die", "break", "stall")

@@ -21,7 +21,7 @@ from adacache_engines.bundle.manifest import Graph
 from adacache_engines.bundle.tensors import ELEMENT_TYPES, NUMPY_DTYPES
 from adacache_engines.contract.fake import Function
 from adacache_engines.onnxruntime.provider import SMALLEST_MODEL
-from tests.helpers.fake_cuda import Bytes, FakeCuda
+from tests.helpers.gpu.fake_cuda import Bytes, FakeCuda
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 NO_WAITING = "disable_synchronize_execution_providers"

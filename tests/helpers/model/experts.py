@@ -6,8 +6,8 @@ import numpy as np
 
 from adacache_engines.bundle.manifest import Expert, StageEntry
 from adacache_engines.contract.fake import Function
-from tests.helpers import fake_model
-from tests.helpers.fake_model import BLOCKS
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import BLOCKS
 
 SWITCH = 500.0  # timestep; the first expert runs above it
 SCALES = (1.0, 0.25)  # factor on what an expert's blocks add

@@ -14,7 +14,7 @@ from adacache_runtime.checking import Checked
 from adacache_runtime.generation import Prepared
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Captions, Request
-from tests.helpers import fake_model
+from tests.helpers.model import fake_model
 
 
 class Prompted(Pipeline):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from adacache_engines.contract.device import Array
 from adacache_engines.contract.fake import Function
 from adacache_runtime.samplers.rflow import rflow_timesteps
-from tests.helpers.fake_model import functions
+from tests.helpers.model.fake_model import functions
 
 
 def broken_at(name: str, call: int, steps: int, value: float) -> dict[str, Function]:

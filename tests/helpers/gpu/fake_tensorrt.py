@@ -26,8 +26,8 @@ from adacache_engines.contract.fake import Function
 from adacache_engines.tensorrt.library import InstalledLibrary, _logger
 from adacache_engines.tensorrt.plans import ENGINES
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.fake_cuda import Bytes, FakeCuda
-from tests.helpers.fake_model import functions
+from tests.helpers.gpu.fake_cuda import Bytes, FakeCuda
+from tests.helpers.model.fake_model import functions
 
 MAGIC = "a plan"
 CACHE_MAGIC = b"kernels of "

@@ -4,7 +4,7 @@ import threading
 from pathlib import Path
 
 from adacache_serve.jobs.results import Folder
-from tests.helpers.fake_workers import Bench
+from tests.helpers.serving.fake_workers import Bench
 from tests.helpers.waiting import HANG_SECONDS, until
 
 

@@ -14,7 +14,7 @@ from adacache_export.families.registry import FAMILIES
 from adacache_export.families.wan.transformer import WanConfig
 from adacache_export.stages import Stage
 from adacache_runtime.trace import CallRecord, Trace
-from tests.helpers import fake_model
+from tests.helpers.model import fake_model
 
 PUBLISHED: Mapping[str, Any] = {
     "open-sora-1.2": OpenSoraConfig(),

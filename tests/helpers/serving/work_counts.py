@@ -16,7 +16,7 @@ from adacache_runtime.denoising import assembly
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.text import prompts
 from adacache_serve.settings import Settings
-from tests.helpers import fake_server
+from tests.helpers.serving import fake_server
 
 SETTLED, TOKENISED, NOISE, COUNTED, ALLOCATED = "settled", "tokenised", "noise", "counted", "allocated"
 

@@ -21,7 +21,7 @@ from adacache_runtime.caching.policies.tgate import TGate
 from adacache_runtime.caching.policies.wrappers import Extrapolate, LastCalls, MaxReuses, WarmUp
 from adacache_runtime.caching.policy import Measure, Measurement, Policy, Run
 from adacache_runtime.caching.simulate import Unchanged
-from tests.helpers.policy_runs import places
+from tests.helpers.policies.policy_runs import places
 
 BLOCKS = tuple(f"{kind}.{index:02}" for index in range(2) for kind in ("spatial", "temporal"))
 

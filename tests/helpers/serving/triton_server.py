@@ -26,7 +26,7 @@ import pytest
 
 from tests.helpers.waiting import HANG_SECONDS, until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VERSION = f"{sys.version_info[0]}.{sys.version_info[1]}"
 NUMPY_1 = Path(sys.prefix, "triton")
 TYPES = {"TYPE_STRING": "BYTES", "TYPE_FP64": "FP64", "TYPE_INT64": "INT64"}

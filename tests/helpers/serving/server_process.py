@@ -24,7 +24,7 @@ from adacache_serve.http.app import create_app
 from adacache_serve.http.server import run
 from adacache_serve.logs import configure
 from adacache_serve.settings import Settings
-from tests.helpers import fake_server
+from tests.helpers.serving import fake_server
 from tests.helpers.waiting import HANG_SECONDS
 
 PORT, LOG, ERRORS = "port", "made.log", "errors.log"
@@ -79,7 +79,7 @@ class ServerProcess:
 
     def start(self) -> None:
         (self.folder / PORT).unlink(missing_ok=True)
-        command = [sys.executable, "-c", "from tests.helpers import server_process; server_process.main()"]
+        command = [sys.executable, "-c", "from tests.helpers.serving import server_process; server_process.main()"]
         with (self.folder / ERRORS).open("ab") as errors:
             self.process = subprocess.Popen(
                 [*command, str(self.folder), str(self.model), json.dumps(self.settings)],

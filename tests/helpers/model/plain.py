@@ -13,8 +13,8 @@ from adacache_runtime.request import Request
 from adacache_runtime.samplers.update import Update
 from adacache_runtime.settled import initial_noise, settle
 from adacache_runtime.text.prompts import null_captions
-from tests.helpers import fake_model
-from tests.helpers.fake_model import BLOCKS
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import BLOCKS
 
 GROUPS: Mapping[str, Sequence[Sequence[str]]] = {
     "model": [BLOCKS],

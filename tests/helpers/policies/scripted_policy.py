@@ -20,8 +20,8 @@ from adacache_runtime.caching.policy import (
     Run,
 )
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.fake_model import request
-from tests.helpers.plain import plain
+from tests.helpers.model.fake_model import request
+from tests.helpers.model.plain import plain
 
 TEACACHE = TeaCache(coefficients=(1, 0), threshold=0.5)
 

@@ -14,7 +14,7 @@ from adacache_engines.bundle.tensors import NUMPY_DTYPES
 from adacache_engines.contract.engine import Backend
 from adacache_runtime.request import Captions, Request
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DATA = ROOT / "tests" / "data"
 OPEN_SORA = DATA / "open-sora"
 DEMO = ROOT / "tools" / "demo" / "model"  # the checkpoint that the checkout brings
