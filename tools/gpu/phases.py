@@ -87,7 +87,7 @@ def phases(setup: Setup) -> tuple[Phase, ...]:
 
 
 def _scenarios(setup: Setup) -> list[Phase]:
-    module = "tools.gpu.scenario_phases"
+    module = "tools.gpu.scenarios.phase"
     rest = {"without": [FIRST]}
     return [
         Phase(

@@ -7,7 +7,7 @@ from typing import Any
 
 from adacache_engines.errors import require
 from tools.gpu.running.results import Report, read
-from tools.gpu.scenarios import SCENARIOS
+from tools.gpu.scenarios.registry import SCENARIOS
 
 BEGUN = "begun"  # the outcome of a scenario during which its process ended
 PASSED = "passed"

@@ -5,7 +5,7 @@ import gc
 import pytest
 
 from tests.helpers.gpu.fake_cuda import FakeCuda
-from tools.gpu.scenarios import SCENARIOS
+from tools.gpu.scenarios.registry import SCENARIOS
 
 
 @pytest.mark.slow
