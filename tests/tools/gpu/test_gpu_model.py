@@ -186,7 +186,14 @@ def test_the_benchmark_measures_in_turn(
 
 def test_contenders_that_cannot_be_opened_are_left_out(pairs: Path, tmp_path: Path) -> None:
     report = Report(tmp_path / "it.part.json")
-    names = ("tensorrt-rtx", "tensorrt-rtx, no graphs", "onnxruntime-cuda", "torch-recorded", "torch-eager", "jax")
+    names = (
+        "tensorrt-rtx",
+        "tensorrt-rtx without CUDA graphs",
+        "onnxruntime-cuda",
+        "torch-recorded",
+        "torch-eager",
+        "jax",
+    )
     assert open_contenders(open_bundle(pairs), names, report) == {}
     report.keep()
     kept = read_part(tmp_path, "it")

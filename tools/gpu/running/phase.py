@@ -71,6 +71,11 @@ def overview(phases: Sequence[Phase]) -> str:
     return f"{table(padded[0], padded[1:])}\n\nAll caps together: {total_s:.0f} s.\n"
 
 
+def listed(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (columns, *rows)]
