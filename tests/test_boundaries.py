@@ -67,7 +67,7 @@ def test_imports_point_down(layer: str, path: Path) -> None:
 
 
 def floor(module: str) -> int:
-    """Of a module of adacache_serve."""
+    """Return the floor of a module of adacache_serve, which imports from lower ones only."""
     first, *_ = module.split(".")[1:] or [""]
     if first in FLOORS:
         return 1 + FLOORS.index(first)

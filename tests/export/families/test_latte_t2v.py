@@ -68,7 +68,7 @@ def _inner(name: str, hidden: np.ndarray) -> tuple[int, int]:
 
 
 def seen_in_torch(original: Original, variant: str) -> Arrays:
-    """What hooks see, under the names of the reference and in its layouts."""
+    """Return the tensors that hooks see, under the names of the reference and in its layouts."""
     stages = original.stages()
     shown: Arrays = {}
 

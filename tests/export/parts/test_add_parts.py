@@ -53,7 +53,7 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def take_parts_out(folder: Path) -> None:
-    """What the export of the model alone leaves."""
+    """Leave of a bundle what the export of the model alone leaves."""
     manifest = read_manifest(folder)
     latent = {"decoder": "none", "decoder_config": None, "decoding": (), "encoding": ()}
     text = {"tokenizer": None, "encoder_stages": (), "encoder_config": None}

@@ -15,7 +15,7 @@ def in_pieces(latents: Values, decode: Callable[[Values], Values], chunk: int, t
 
     Args:
         latents: (C, T, H, W).
-        decode: of a piece, (C, t, h, w) -> (3, 4 t - 3, factor * h, factor * w).
+        decode: decoder of a piece, (C, t, h, w) -> (3, 4 t - 3, factor * h, factor * w).
         chunk: latent frames of a chunk.
         tile: latent rows and columns of a tile.
         factor: pixels of a latent row or column.
@@ -36,7 +36,7 @@ def in_tiles(latents: Values, decode: Callable[[Values], Values], tile: int, fac
     tiles = [[decode(latents[:, :, top : top + tile, left : left + tile]) for left in lefts] for top in tops]
 
     def become(i: int, j: int, y: int, x: int) -> Values:
-        """Of tile (i, j) at (y, x) of its own."""
+        """Return what the pixel at (y, x) of tile (i, j) has become."""
         value, size = tiles[i][j][:, :, y, x], tiles[i][j].shape[2:]
         if i:
             rows = tiles[i - 1][j].shape[2]

@@ -40,7 +40,7 @@ def command(bundle: Path, tmp_path: Path) -> list[str]:
 
 
 def latents(tmp_path: Path) -> NDArray[np.float32]:
-    """Of the last run."""
+    """Return the latents of the last run."""
     made: NDArray[np.float32] = arrays(tmp_path / "out.npz")["latents"]
     return made
 

@@ -201,7 +201,7 @@ def command(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
-    """What the command opens."""
+    """The backend that the command opens."""
     made = FakeBackend(CODERS)
     monkeypatch.setitem(BACKENDS, "onnxruntime", Opens(made))
     return made

@@ -122,7 +122,7 @@ def test_a_method_may_take_what_a_simpler_one_tried(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_a_fixed_interval_does_better_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of lists, that turn out to be much worse on held-out prompts."""
+    """Here lists turn out to be much worse on held-out prompts."""
     runs: Runs = made_up(monkeypatch, lambda label, _: -9.0 if label == "listed" and len(runs) == CONFIRMING else 0.0)
     said = list[str]()
     found = calibrate(task(Goal(quality_db=20.0), ["listed", "adacache-scaled"], 2, said))
@@ -150,7 +150,7 @@ def test_a_fixed_interval_does_better_than_all(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_intervals_around_numbers_of_calls() -> None:
-    """Of 12 calls, intervals 2 to 6 compute 7, 5, 4, 4 and 3; 11 and 12 compute 2."""
+    """In 12 calls, intervals 2 to 6 compute 7, 5, 4, 4 and 3; intervals 11 and 12 compute 2."""
     record = wandering(12, 0)
     for computed, expected in (
         ([7.0], [2]),
