@@ -110,8 +110,6 @@ def test_never_reusing_is_the_same_in_both_granularities_to_the_bit(pipeline) ->
 
 # Several sites and prompts. The reference data has none of these runs; what must hold follows from the sums.
 
-SCALED = RUNS["A_scaled30"]["params"]["codebook"]
-
 
 def observations(pipeline, probe: tuple[str, ...], **options: Any) -> list[Any]:
     chosen = AdaCache(codebook=[(1.0, 1)], probe=probe, moreg=MoReg(h0=0.056, window=(3, 5)))

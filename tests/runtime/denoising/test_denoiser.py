@@ -533,7 +533,6 @@ def test_the_seed_is_the_noise(fake) -> None:
 
 # requests that cannot be
 
-SIX = np.zeros((6, 4, WIDTH), np.float32), np.ones((6, 4), bool)
 ONE = captions(1)
 BAD: list[tuple[dict[str, Any], type[InputError], str]] = [
     ({"steps": 0}, OutOfRangeError, "0 steps"),
