@@ -25,7 +25,8 @@ from tests.helpers.gpu.gpu_checks import Open, RecordingBackend
 from tools.gpu.gpu_tests import BUNDLES
 from tools.gpu.libraries import unusable
 from tools.gpu.machine import exporter_missing, find_gpu
-from tools.gpu.model import PRECISIONS, compiled
+from tools.gpu.model import compiled
+from tools.gpu.phases import PRECISIONS
 
 pytestmark = pytest.mark.gpu
 

@@ -25,8 +25,8 @@ from tools.gpu import benchmark as benchmark_module
 from tools.gpu.benchmark import Run, benchmark
 from tools.gpu.contenders import open_contenders
 from tools.gpu.measure import _Generation, measure_calls
-from tools.gpu.model import LARGE, PROBE, prepare, run
-from tools.gpu.phases import BACKENDS
+from tools.gpu.model import PROBE, prepare, run
+from tools.gpu.phases import BACKENDS, LARGE
 from tools.gpu.pytorch.eager import TorchBackend
 from tools.gpu.pytorch.recorded import TorchOnBuffers
 from tools.gpu.report import markdown

@@ -17,7 +17,7 @@ class Phase:
         shows: what the phase's results show, for a reader of the plan.
         arguments: arguments of ``run``, as JSON can hold them.
         after: names of phases that must have ended well before.
-        backends: names of backends that must be usable; see :mod:`tools.gpu.machine`.
+        backends: names of backends that must be usable; see :mod:`tools.gpu.libraries`.
         leaves: path of what the phase leaves for later ones, without which it is not done; empty = nothing.
     """
 
