@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from adacache_engines.bundle.entries import Graph
 from adacache_engines.bundle.latent_space import LatentSpace
-from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.bundle.signals import SignalEntry, Space
 from adacache_engines.bundle.tensors import TensorSpec
-from adacache_export.stages import TIME, Stage
+from adacache_export.stages import Stage
 from adacache_runtime.caching.signals.signal import Signal, graph_name
 
 # how the independent axes of a signal are called in the tensors of a space
@@ -58,14 +57,6 @@ def signal_stages(
     if time is not None:
         tensors["time"] = time
     return [_stage(signal, space, tensors[space]) for signal in signals for space in signal.spaces if space in tensors]
-
-
-def time_spec(manifest: Manifest) -> TensorSpec | None:
-    """Return name, dtype and axes of the embedding of the timestep that a bundle shows; None = it shows none."""
-    stage = manifest.probes().get(TIME)
-    if stage is None:
-        return None
-    return next(spec for spec in stage.graph.outputs if spec.name == stage.probes[TIME].output)
 
 
 def _stage(signal: Signal, space: Space, tensor: TensorSpec) -> Stage:

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers.originals.reference import DATA, DEMO, OPEN_SORA
-from tests.helpers.small_models.exporting import convert_quietly, unlogged
+from tests.helpers.tiny_models.exporting import convert_quietly, unlogged
 
 # on all blocks alike: each kind of block is traced once
 PROBES = (
@@ -149,7 +149,7 @@ def open_sora_vae_folder(once: Callable[[str, Callable[[Path], object]], Path]) 
     and columns once. Not to be changed.
     """
     # here: it imports torch, which few tests need
-    from tests.helpers.small_models.vae_bundle import write_open_sora_vae
+    from tests.helpers.tiny_models.vae_bundle import write_open_sora_vae
 
     return once("open-sora-vae", lambda folder: write_open_sora_vae(folder, levels=2))
 
@@ -157,7 +157,7 @@ def open_sora_vae_folder(once: Callable[[str, Callable[[Path], object]], Path]) 
 @pytest.fixture(scope="session")
 def open_sora_vae_bundle(once: Callable[[str, Callable[[Path], object]], Path], open_sora_vae_folder: Path) -> Path:
     """A bundle of that VAE and no model. Not to be changed."""
-    from tests.helpers.small_models.vae_bundle import OPEN_SORA_LATENT, write_vae_bundle
+    from tests.helpers.tiny_models.vae_bundle import OPEN_SORA_LATENT, write_vae_bundle
 
     return once("bundle-open-sora-vae", lambda folder: write_vae_bundle(folder, open_sora_vae_folder, OPEN_SORA_LATENT))
 

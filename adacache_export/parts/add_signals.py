@@ -16,7 +16,7 @@ from adacache_engines.bundle.manifest import FileEntry, Graph, Manifest, SignalE
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.parts.part import SMALL_FILES, place_folder
 from adacache_export.phases import Progress
-from adacache_export.signals import signal_entry, signal_stages, time_spec
+from adacache_export.signals import signal_entry, signal_stages
 from adacache_export.tracing.graphs import export_graphs
 from adacache_export.verification.sizes import check_sizes
 from adacache_export.writing.folder import PARTIAL, file_entries, scratch
@@ -63,7 +63,7 @@ def _write(
     bundle: Path, manifest: Manifest, signal: Signal, progress: Progress
 ) -> tuple[SignalEntry, dict[str, FileEntry]]:
     """Write and verify a signal's graphs; return its entry in the manifest and its files."""
-    stages = signal_stages([signal], hidden_spec(manifest), manifest.latent, time_spec(manifest))
+    stages = signal_stages([signal], hidden_spec(manifest), manifest.latent)
     with scratch(bundle, FOLDER, SMALL_FILES) as building:
         weights = building / "none"  # graphs are written beside their weights, and these have none
         sizes, backend = check_sizes(manifest.latent), OrtBackend(bundle)

@@ -27,7 +27,7 @@ from adacache_serve.settings import Settings
 from tests.helpers.made_up_family import family
 from tests.helpers.originals.reference import DEMO
 from tests.helpers.policies.policy_kinds import KINDS
-from tests.helpers.small_models.exporting import convert_quietly
+from tests.helpers.tiny_models.exporting import convert_quietly
 
 JSON: dict[str, Any] = {
     "made_up": True,

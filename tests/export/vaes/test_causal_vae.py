@@ -27,8 +27,8 @@ from adacache_runtime.samplers.update import Floats
 from tests.helpers.originals.causal_chunks_reference import in_pieces
 from tests.helpers.originals.causal_vae_reference import PUBLISHED, RELEASE, Reference
 from tests.helpers.originals.reference import arrays, worst
-from tests.helpers.small_models.exporting import DATA, convert_quietly
-from tests.helpers.small_models.vae_bundle import (
+from tests.helpers.tiny_models.exporting import DATA, convert_quietly
+from tests.helpers.tiny_models.vae_bundle import (
     OPEN_SORA_PLAN_LATENT,
     alone,
     build_vae_plans,

@@ -24,7 +24,7 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Captions, Request
 from tests.helpers.originals.reference import arrays, worst
 from tests.helpers.originals.reference import request as open_sora_request
-from tests.helpers.small_models.exporting import DATA, convert_quietly
+from tests.helpers.tiny_models.exporting import DATA, convert_quietly
 
 ROUNDING = 2e-5  # absolute, between granularities
 LATTE = LatteT2VConfig(num_attention_heads=2, attention_head_dim=8, num_layers=2, caption_channels=12)

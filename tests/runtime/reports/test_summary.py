@@ -16,7 +16,7 @@ from adacache_runtime.reports.schedule_plot import check_plot, plot_schedule
 from adacache_runtime.reports.summary import milliseconds, ranges, summary, timing
 from adacache_runtime.trace import CallRecord, Trace
 from tests.helpers.model.fake_model import manifest
-from tests.helpers.small_models.operation_counts import ENDS, SIZES, SPATIAL, TEMPORAL, TEXT, counted_fake
+from tests.helpers.tiny_models.operation_counts import ENDS, SIZES, SPATIAL, TEMPORAL, TEXT, counted_fake
 
 NOTHING: Observation = {}
 

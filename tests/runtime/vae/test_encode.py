@@ -19,7 +19,7 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.vae.encode import drawn, encode, encoder_steps
 from tests.helpers.model.fake_model import WIDTH, fake_pipeline, graph, spec
 from tests.helpers.model.fake_vae import CHAIN, ENGINES, SPACE, noise
-from tests.helpers.small_models.vae_bundle import alone, random_spatial_vae
+from tests.helpers.tiny_models.vae_bundle import alone, random_spatial_vae
 
 FACTOR = 2
 SCALE = 0.18215  # of the spatial latents

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLWan
 from adacache_engines.bundle.manifest import LatentSpace
 from adacache_export.frame_rules import FIRST_ALONE_THEN_FOURS
 from adacache_runtime.samplers.update import Floats
-from tests.helpers.small_models.vae_bundle import LATTE_LATENT, random_weights
+from tests.helpers.tiny_models.vae_bundle import LATTE_LATENT, random_weights
 
 CHANNELS = 4
 LATENT = LATTE_LATENT.model_copy(update={"channels": CHANNELS, "frames": FIRST_ALONE_THEN_FOURS})
