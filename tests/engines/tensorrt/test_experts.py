@@ -11,12 +11,12 @@ import pytest
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.errors import EngineError
-from adacache_runtime.caching.policies.adacache import AdaCache
-from adacache_runtime.caching.policies.fbcache import FBCache
-from adacache_runtime.caching.policies.interval import FixedInterval
-from tests.helpers.experts import LOW, STAGES, functions_of_experts, two_experts
-from tests.helpers.fake_model import BLOCKS, fake_pipeline, request, write_bundle
-from tests.helpers.fake_tensorrt import Machine, Module, write_plans
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.measured.fbcache import FBCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from tests.helpers.gpu.fake_tensorrt import Machine, Module, write_plans
+from tests.helpers.model.experts import LOW, STAGES, functions_of_experts, two_experts
+from tests.helpers.model.fake_model import BLOCKS, fake_pipeline, request, write_bundle
 
 STEPS, FIRST_OF_LOW = 8, 5
 POLICIES = {

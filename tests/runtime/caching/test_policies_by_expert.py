@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adacache_engines.bundle.manifest import StageEntry
-from adacache_runtime.caching.policies.guidance_every import GuidanceEvery
+from adacache_runtime.caching.policies.scheduled.guidance_every import GuidanceEvery
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.denoising.denoiser import Denoiser
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.trace import CallRecord
-from tests.helpers import fake_model
-from tests.helpers.experts import functions_of_experts, two_experts
-from tests.helpers.fake_model import BLOCKS, fake_pipeline, request
-from tests.helpers.policy_kinds import KINDS, WRAPS, Wrap, wrapped
+from tests.helpers.model import fake_model
+from tests.helpers.model.experts import functions_of_experts, two_experts
+from tests.helpers.model.fake_model import BLOCKS, fake_pipeline, request
+from tests.helpers.policies.policy_kinds import KINDS, WRAPS, Wrap, wrapped
 
 PARTS = {
     "spatial.00": ("spatial", 0, "attn"),

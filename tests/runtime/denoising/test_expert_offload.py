@@ -13,19 +13,19 @@ from rich.console import Console
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.errors import EngineError, InputError, NonFiniteError
-from adacache_runtime.caching.policies.adacache import AdaCache
-from adacache_runtime.caching.policies.easycache import EasyCache
-from adacache_runtime.caching.policies.fbcache import FBCache
-from adacache_runtime.caching.policies.guidance_every import GuidanceEvery
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.measured.easycache import EasyCache
+from adacache_runtime.caching.policies.measured.fbcache import FBCache
+from adacache_runtime.caching.policies.scheduled.guidance_every import GuidanceEvery
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.summary import summary
 from adacache_runtime.trace import Trace, read_trace
-from tests.helpers import fake_model
-from tests.helpers.experts import LOW, functions_of_experts, offloading, two_experts
-from tests.helpers.fake_model import BLOCKS, fake_pipeline, request
-from tests.helpers.opened import Opens
+from tests.helpers.model import fake_model
+from tests.helpers.model.experts import LOW, functions_of_experts, offloading, two_experts
+from tests.helpers.model.fake_model import BLOCKS, fake_pipeline, request
+from tests.helpers.model.opened import Opens
 
 STEPS, FIRST_OF_LOW = 8, 5  # calls; timesteps 1000, 875, 750, 625, and from 500 on the second expert's
 POLICIES = {

@@ -5,10 +5,10 @@ from pathlib import Path
 from adacache_engines.contract.fake import FakeBackend
 from adacache_runtime.pipeline import Pipeline
 from adacache_serve.device.messages import Called, Completed, Failed
-from tests.helpers.experts import LOW, Watched, functions_of_experts, two_experts
-from tests.helpers.fake_model import BLOCKS
-from tests.helpers.fake_server import encode, write_model
-from tests.helpers.worker_rig import MODEL, Rig
+from tests.helpers.model.experts import LOW, Watched, functions_of_experts, two_experts
+from tests.helpers.model.fake_model import BLOCKS
+from tests.helpers.serving.fake_server import encode, write_model
+from tests.helpers.serving.worker_rig import MODEL, Rig
 
 ORDERS = {"first": {"steps": 4, "policy": "interval-2"}, "second": {"steps": 6, "seed": 3, "priority": 2}}
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from adacache_engines.contract.fake import Function
-from adacache_runtime.caching.policies.adacache import AdaCache
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.listed import ListedCalls
-from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.listed import ListedCalls
 from adacache_runtime.caching.policies.wrappers import MaxReuses
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.denoising.segments import segments
@@ -26,10 +26,10 @@ from adacache_tune.calibration.recorder import record
 from adacache_tune.calibration.records import RESIDUAL, Record, load_record, ratios, save_record
 from adacache_tune.calibration.shortest import paths, refined
 from adacache_tune.comparison.measure import compare
-from tests.helpers import fake_model
-from tests.helpers.calibration_records import wandering
-from tests.helpers.experts import GUIDANCES, LOW, functions_of_experts, offloading, two_experts
-from tests.helpers.fake_model import fake_pipeline, request
+from tests.helpers.model import fake_model
+from tests.helpers.model.experts import GUIDANCES, LOW, functions_of_experts, offloading, two_experts
+from tests.helpers.model.fake_model import fake_pipeline, request
+from tests.helpers.policies.calibration_records import wandering
 
 STEPS, GAPS, HIGH = 8, 3, 4  # calls, recorded gaps, and calls of the first expert
 
