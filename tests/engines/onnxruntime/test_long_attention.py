@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.wan_block import FRAMES, write_block
+from tests.helpers.tiny_models.wan_block import FRAMES, write_block
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads its memory")]
 RUN = """

@@ -9,7 +9,7 @@ from adacache_engines.bundle.tensors import DType
 from adacache_engines.tensorrt import build
 from adacache_engines.tensorrt.build import BuildOptions, build_plan
 from adacache_engines.tensorrt.library import open_library
-from tests.helpers.wan_block import FRAMES, write_block
+from tests.helpers.tiny_models.wan_block import FRAMES, write_block
 from tools.speed.published import MODELS
 
 pytestmark = pytest.mark.slow  # traces, and plans of up to 700 MB
