@@ -2,20 +2,24 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from adacache_engines.bundle.manifest import TOLERANCES, Check, Graph, Precision
-from adacache_engines.bundle.tensors import NUMPY_DTYPES, TensorSpec
+from adacache_engines.bundle.tensors import NUMPY_DTYPES, DType, TensorSpec
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import ExportError
 from adacache_export.stages import Stage
 from adacache_export.verification.examples import example
 from adacache_export.writing.weights_file import TORCH_DTYPES
 
-HALVES = ("float16", "bfloat16")
+HALVES: tuple[DType, ...] = ("float16", "bfloat16")
+HALF_DTYPES = tuple(TORCH_DTYPES[name] for name in HALVES)
 
 
 def verified(
@@ -103,11 +107,26 @@ def _results(
     """
     stage.module.load_state_dict(weights, assign=True)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), WideProducts():
             results = [stage.module(*given) for given in inputs]
     finally:
         stage.module.to("meta")
     return [result if isinstance(result, tuple) else (result,) for result in results]
+
+
+class WideProducts(TorchFunctionMode):
+    """Linear layers of half precision that compute in float32 and round what they return.
+
+    That is what a device does that adds up in float32, and in bfloat16 four times as fast as torch's own product on a
+    processor without bfloat16.
+    """
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if function is F.linear and args[0].dtype in HALF_DTYPES:
+            return F.linear(*(value if value is None else value.float() for value in args)).to(args[0].dtype)
+        return function(*args, **(kwargs or {}))
 
 
 def _to_numpy(value: Tensor, spec: TensorSpec) -> np.ndarray:
