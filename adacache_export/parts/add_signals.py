@@ -13,6 +13,8 @@ from torch import Tensor
 
 from adacache_engines.bundle.files import open_bundle, read_manifest, replace_manifest
 from adacache_engines.bundle.manifest import FileEntry, Graph, Manifest, SignalEntry
+from adacache_engines.bundle.signals import Space
+from adacache_engines.bundle.tensors import TensorSpec
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.parts.part import SMALL_FILES, place_folder
 from adacache_export.phases import Progress
@@ -65,7 +67,7 @@ def _write(
 ) -> tuple[SignalEntry, dict[str, FileEntry]]:
     """Write and verify a signal's graphs; return its entry in the manifest and its files."""
     known = manifest.probes()
-    shown = {space: known[space].probe_spec(space) for space in OF_TIMESTEP if space in known}
+    shown: dict[Space, TensorSpec] = {space: known[space].probe_spec(space) for space in OF_TIMESTEP if space in known}
     stages = signal_stages([signal], hidden_spec(manifest), manifest.latent, shown)
     with scratch(bundle, FOLDER, SMALL_FILES) as building:
         weights = building / "none"  # graphs are written beside their weights, and these have none

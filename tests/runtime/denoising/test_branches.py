@@ -283,7 +283,7 @@ def test_each_branch_is_compared_with_its_own_computed_call(tmp_path: Path) -> N
 def test_adacache_may_decide_for_each_branch(tmp_path: Path) -> None:
     """Each branch has a rate of its own, from what it shows itself."""
     pipeline, _ = fake_pipeline(tmp_path / "bundle", functions())
-    policy = AdaCache(codebook=((0.02, 4), (0.1, 3), (0.2, 2), (1.0, 1)), last=0, by_branch=True)
+    policy = AdaCache(codebook=((0.02, 4), (0.05, 3), (0.058, 2), (1.0, 1)), last=0, by_branch=True)
     asked = request(policy=policy, steps=12, guidance=3.0, granularity="stack", keep_calls=True)
     result = pipeline.generate(asked)
     made = [Decision(call.compute) for call in result.trace.calls]

@@ -70,10 +70,10 @@ class EasyCache(BaseModel):
     @property
     def needs(self) -> Needs:
         since_before, signals = Measure(LATENTS, calls="all"), ("change", "new_magnitude")
-        measures = (since_before, Measure(VELOCITY, calls="all", signals=signals))
-        if self.output == CONDITIONAL_VELOCITY:
-            measures = (since_before, Measure(LATENTS), Measure(CONDITIONAL_VELOCITY, signals=signals))
-        return Needs(measures=measures, granularity="model")
+        if self.output == VELOCITY:
+            return Needs(measures=(since_before, Measure(VELOCITY, "all", signals=signals)), granularity="model")
+        since_computed = (Measure(LATENTS), Measure(CONDITIONAL_VELOCITY, signals=signals))
+        return Needs(measures=(since_before, *since_computed), granularity="model")
 
     def bounds(self) -> tuple["EasyCache", "EasyCache"]:
         """Return the policies that no estimate makes compute a call, and that every estimate does."""
@@ -87,9 +87,7 @@ class EasyCache(BaseModel):
     def observe(
         self, state: EasyCacheState, context: Context, measurements: Sequence[Measurement]
     ) -> tuple[Observation, EasyCacheState]:
-        *latents, seen = (
-            measurements  # after the decision, with the change of the latents over the same calls, or alone
-        )
+        *latents, seen = measurements  # an output of computed calls comes with the latents' change since the last one
         if seen.site == LATENTS:
             grown = zip(state.estimate, state.factor, seen["change"], state.output, strict=True)
             estimate = tuple(before + factor * ratio(change, output) for before, factor, change, output in grown)
