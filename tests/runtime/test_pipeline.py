@@ -20,9 +20,9 @@ from adacache_runtime.media.frames import to_pixels
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.video import Video
-from tests.helpers import fake_model
-from tests.helpers.fake_model import fake_pipeline, functions, manifest, request
-from tests.helpers.fake_prompts import prompted
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import fake_pipeline, functions, manifest, request
+from tests.helpers.model.fake_prompts import prompted
 
 PROMPTS = ["a boat", "a red circle"]
 

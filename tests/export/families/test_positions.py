@@ -17,7 +17,7 @@ from adacache_export.tracing.trace import trace
 from adacache_export.verification.examples import example
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers.made_up_family import family as made_up
-from tests.helpers.small_models import LATTE, SIZES, SMALL
+from tests.helpers.tiny_models.configurations import LATTE, SIZES, SMALL
 
 MODELS: dict[str, tuple[Family, Any]] = {
     **{name: (family, SMALL[name]) for name, family in FAMILIES.items()},

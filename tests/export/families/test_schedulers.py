@@ -12,8 +12,8 @@ from adacache_export.families.open_sora.family import OpenSoraConfig
 from adacache_export.families.registry import FAMILIES
 from adacache_export.families.schedulers import SCHEDULERS, sampler_of
 from adacache_runtime.samplers.registry import updates
-from tests.helpers import fake_model
-from tests.helpers.flow_schedulers import called, differences
+from tests.helpers.model import fake_model
+from tests.helpers.originals.flow_schedulers import called, differences
 
 UNIPC = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "use_flow_sigmas": True}
 EULER = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 8.0}

@@ -16,8 +16,8 @@ from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.chunks import decoded_chunks
 from adacache_runtime.vae.decode import decode
 from adacache_runtime.vae.tiles import spans
-from tests.helpers.causal_chunks_reference import in_pieces
-from tests.helpers.fake_model import WIDTH, fake_pipeline, functions, graph, request, spec
+from tests.helpers.model.fake_model import WIDTH, fake_pipeline, functions, graph, request, spec
+from tests.helpers.originals.causal_chunks_reference import in_pieces
 
 FACTOR, CHUNK, TILE = 2, 3, 8
 DECODER = graph(

@@ -13,7 +13,7 @@ from adacache_runtime.caching.policies.magcache import MagCache
 from adacache_runtime.caching.policy import Needs, Policy
 from adacache_runtime.caching.presets import policy_from_description
 from adacache_runtime.caching.simulate import replay
-from tests.helpers.policy_runs import places
+from tests.helpers.policies.policy_runs import places
 
 
 def schedule(policy: Policy[Any], calls: int) -> list[int]:

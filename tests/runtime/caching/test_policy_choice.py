@@ -13,7 +13,7 @@ from adacache_engines.errors import InputError
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.caching.policies.wrappers import Extrapolate, LastCalls, MaxReuses, WarmUp
 from adacache_runtime.caching.presets import PRESETS, policy_from, policy_from_description
-from tests.helpers.policy_kinds import KINDS, WRAPS, Wrap, wrapped
+from tests.helpers.policies.policy_kinds import KINDS, WRAPS, Wrap, wrapped
 
 
 def test_wrappers_are_read_from_the_inside_out() -> None:

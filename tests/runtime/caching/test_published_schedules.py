@@ -30,8 +30,8 @@ from adacache_runtime.samplers.ddim import ddim
 from adacache_runtime.samplers.flow import shift_ratio
 from adacache_runtime.samplers.pndm import pndm
 from adacache_runtime.samplers.rflow import rflow, rflow_timesteps
-from tests.helpers.policy_runs import places
-from tests.helpers.teacache_coefficients import PUBLISHED
+from tests.helpers.originals.teacache_coefficients import PUBLISHED
+from tests.helpers.policies.policy_runs import places
 from tools.demo.fit import replace_presets
 
 Schedule = list[tuple[bool, ...]]

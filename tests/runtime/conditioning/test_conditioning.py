@@ -22,8 +22,8 @@ from adacache_runtime.caching.policies.adacache import AdaCache
 from adacache_runtime.caching.policies.interval import FixedInterval
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.open_sora_original import FAMILY, NULL, VARIANTS, model_inputs, run_engines, run_torch
-from tests.helpers.reference import MASK, OPEN_SORA, SIZE, arrays, captions, config, drawn, request, worst
+from tests.helpers.originals.open_sora_original import FAMILY, NULL, VARIANTS, model_inputs, run_engines, run_torch
+from tests.helpers.originals.reference import MASK, OPEN_SORA, SIZE, arrays, captions, config, drawn, request, worst
 
 TOLERANCE = 2e-5  # absolute
 LATENTS = 5e-4  # absolute

@@ -18,9 +18,9 @@ from adacache_runtime.caching.policy import LATENTS, Context, Decision, Measure,
 from adacache_runtime.caching.simulate import Unchanged, replay, simulate
 from adacache_runtime.reports.flops import Work
 from adacache_runtime.trace import lanes, read_trace
-from tests.helpers.fake_model import BLOCKS, fake_pipeline, functions, request
-from tests.helpers.plain import plain_by_branch
-from tests.helpers.policy_runs import places
+from tests.helpers.model.fake_model import BLOCKS, fake_pipeline, functions, request
+from tests.helpers.model.plain import plain_by_branch
+from tests.helpers.policies.policy_runs import places
 
 PROMPTS = 2
 BOTH, ALONE = 2 * PROMPTS, PROMPTS  # sizes of a batch

@@ -10,7 +10,7 @@ from adacache_runtime.caching.policies.guidance_every import GuidanceEvery
 from adacache_runtime.caching.policies.never import NeverReuse
 from adacache_runtime.caching.policy import Context, Decision, Measurement, Needs, Observation, Run
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.reference import request
+from tests.helpers.originals.reference import request
 
 STEPS = 4
 

@@ -26,10 +26,10 @@ from adacache_runtime.request import Captions
 from adacache_runtime.samplers.rflow import rflow, rflow_timesteps
 from adacache_runtime.text.prompts import null_captions
 from adacache_runtime.trace import CallRecord
-from tests.helpers import fake_model
-from tests.helpers.fake_model import BLOCKS, SIZE, WIDTH, captions, fake_pipeline, functions, request
-from tests.helpers.not_finite import broken_at
-from tests.helpers.policy_runs import places
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import BLOCKS, SIZE, WIDTH, captions, fake_pipeline, functions, request
+from tests.helpers.model.not_finite import broken_at
+from tests.helpers.policies.policy_runs import places
 
 SITE = "temporal.0.attn"
 EMBED, FINAL, UPDATE = ["embed"], ["final"], ["guide", "combine"]
@@ -533,7 +533,6 @@ def test_the_seed_is_the_noise(fake) -> None:
 
 # requests that cannot be
 
-SIX = np.zeros((6, 4, WIDTH), np.float32), np.ones((6, 4), bool)
 ONE = captions(1)
 BAD: list[tuple[dict[str, Any], type[InputError], str]] = [
     ({"steps": 0}, OutOfRangeError, "0 steps"),

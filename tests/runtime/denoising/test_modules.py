@@ -19,10 +19,10 @@ from adacache_runtime.caching.policy import Granularity
 from adacache_runtime.caching.presets import policy_from
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Captions, Request
-from tests.helpers.exporting import DATA, convert_quietly
-from tests.helpers.reference import arrays, worst
-from tests.helpers.reference import request as open_sora_request
-from tests.helpers.small_models import SIZES, SMALL
+from tests.helpers.originals.reference import arrays, worst
+from tests.helpers.originals.reference import request as open_sora_request
+from tests.helpers.tiny_models.configurations import SIZES, SMALL
+from tests.helpers.tiny_models.exporting import DATA, convert_quietly
 
 ROUNDING = 2e-5  # absolute, between granularities
 GRANULARITIES: tuple[Granularity, ...] = ("stack", "block", "module")

@@ -15,8 +15,8 @@ from adacache_runtime.caching.policies.listed import ListedCalls
 from adacache_runtime.caching.policies.magcache import MagCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate, LastCalls, MaxReuses, WarmUp
 from adacache_runtime.caching.policy import Policy
-from tests.helpers.fake_model import fake_pipeline, functions, request
-from tests.helpers.plain import GROUPS
+from tests.helpers.model.fake_model import fake_pipeline, functions, request
+from tests.helpers.model.plain import GROUPS
 
 INTERVAL = FixedInterval(every=3)
 

@@ -29,10 +29,19 @@ from adacache_runtime.memory.estimate import MemoryEstimate
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.settled import settle
-from tests.helpers import fake_tensorrt
-from tests.helpers.fake_cuda import FakeCuda
-from tests.helpers.fake_model import BLOCKS, SIZE, WIDTH, captions, fake_pipeline, functions, request, write_bundle
-from tests.helpers.fake_tensorrt import WIDE, Module, library, write_plans
+from tests.helpers.gpu import fake_tensorrt
+from tests.helpers.gpu.fake_cuda import FakeCuda
+from tests.helpers.gpu.fake_tensorrt import WIDE, Module, library, write_plans
+from tests.helpers.model.fake_model import (
+    BLOCKS,
+    SIZE,
+    WIDTH,
+    captions,
+    fake_pipeline,
+    functions,
+    request,
+    write_bundle,
+)
 
 SPREAD = AdaCache(
     codebook=[(0.3, 3), (1.0, 1)], probe=("spatial.0.attn", "temporal.1.attn"), moreg=MoReg(strides=(1, 2))

@@ -27,7 +27,7 @@ from adacache_tune.profiling import profile as profile_module
 from adacache_tune.profiling.bound_runner import bound_runner
 from adacache_tune.profiling.subjects import example
 from adacache_tune.profiling.timeline import measure_generation
-from tests.helpers import fake_model
+from tests.helpers.model import fake_model
 
 Capture = pytest.CaptureFixture[str]
 VIDEO = ["--size", "80x48", "--frames", "17", "--text-length", "6"]
