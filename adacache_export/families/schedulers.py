@@ -131,7 +131,7 @@ def sampler_of(
     settings = {key: value for key, value in {**kind.unset, **given}.items() if not key.startswith("_")}
     shift = settings.pop(kind.shift, 1.0) if kind.shift else None
     problems = unsupported(settings, kind.supported, kind.ignored)
-    if kind.shift and not (type(shift) in (int, float) and 0 < shift <= 100):
+    if kind.shift and not (isinstance(shift, int | float) and not isinstance(shift, bool) and 0 < shift <= 100):
         problems.append(f"{kind.shift} {shift!r} (expected a number above 0, at most 100)")
     refuse(problems)
     flow = {"timestep_shift": shift, "velocity": "to-noise", "whole_timesteps": True} if predicts == "flow" else {}
