@@ -13,7 +13,7 @@ from PIL import Image
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime import checking, generation, policies, policy
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policies.wrappers import MaxReuses
 from adacache_runtime.events import Called, Decoded, Denoised, ImagesEncoded, TextEncoded
 from adacache_runtime.media.frames import to_pixels

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from tests.helpers.gpu.fake_tensorrt import Machine, needs
 from tests.helpers.gpu.host_generations import ADACACHE
 from tests.helpers.model.fake_model import BLOCKS, SIZE, captions, request

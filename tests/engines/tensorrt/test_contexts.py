@@ -12,7 +12,7 @@ import pytest
 from adacache_engines.contract.dry_run import DryRunDevice
 from adacache_engines.contract.staging import ALIGNMENT, staged
 from adacache_engines.errors import EngineError
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policy import Decision
 from tests.helpers.gpu.fake_cuda import Fault
 from tests.helpers.gpu.fake_tensorrt import Machine
@@ -48,6 +48,7 @@ def test_decisions_share_contexts(machine: Callable[..., Machine], tmp_path: Pat
         living.add(len(made.module.contexts))
     assert len(decisions) == 2 ** len(BLOCKS)
     assert living == {contexts}
+    assert made.pipeline.generate(request(**options)).trace.contexts == contexts
     whole = fake_pipeline(tmp_path / "host", functions())[0].generate(request(**options))
     np.testing.assert_array_equal(made.pipeline.generate(request(**options)).latents, whole.latents)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from adacache_engines.errors import EngineError
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from tests.helpers.gpu.fake_tensorrt import WIDE, Machine, write_plans
 from tests.helpers.gpu.host_generations import ADACACHE, expected, same
 from tests.helpers.model.fake_model import request, write_bundle

@@ -10,8 +10,8 @@ import pytest
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import SamplerDefaults
 from adacache_engines.tensorrt.engine import TrtEngine
-from adacache_runtime.caching.policies.adacache import AdaCache
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.denoising.latents import Latents
 from tests.helpers.gpu.fake_tensorrt import Machine, write_plans

@@ -12,9 +12,9 @@ from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import SamplerDefaults
 from adacache_engines.contract.device import Array
 from adacache_engines.errors import NonFiniteError
-from adacache_runtime.caching.policies.adacache import AdaCache
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.events import Denoised
 from tests.helpers.gpu.fake_tensorrt import Machine, write_plans
 from tests.helpers.gpu.host_generations import ADACACHE, POLICIES, WITHIN, expected, same

@@ -18,8 +18,8 @@ from adacache_export.stages import OUT, Stage, run_stages
 from adacache_export.tracing.graph_file import write_graph
 from adacache_export.tracing.trace import trace
 from adacache_export.writing.weights_file import write_weights
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers.originals.latte_originals import ORIGINALS, PATCH, Original, model_inputs, request
 from tests.helpers.originals.reference import Arrays, run_graph, worst

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from adacache_engines.bundle.manifest import Preset
 from adacache_export.families import description
 from adacache_export.families.description import presets
-from adacache_runtime.caching.policies.magcache import MagCache
+from adacache_runtime.caching.policies.scheduled.magcache import MagCache
 from adacache_runtime.caching.policy import Context, Measure, Measurement, Run, rows_of
 from adacache_runtime.caching.presets import policy_from
 from adacache_runtime.samplers.unipc import unipc_sigmas

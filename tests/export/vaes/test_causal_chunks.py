@@ -10,7 +10,7 @@ import pytest
 from adacache_engines.bundle.latent_space import ChunkRule, LatentSpace
 from adacache_engines.contract.device import Array, HostBuffer, HostDevice
 from adacache_export.frame_rules import FIRST_THEN_FOURS
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.chunks import decoded_chunks

@@ -19,7 +19,7 @@ from adacache_engines.contract.engine import Backend
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_engines.tensorrt.arena import Arena
 from adacache_engines.tensorrt.backend import RUNTIME_CACHE, TrtBackend
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policy import Granularity
 from adacache_runtime.events import Denoised
 from adacache_runtime.pipeline import Pipeline

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.events import Denoised
 from tests.helpers.originals.reference import DATA, OPEN_SORA, arrays, request, worst
 

@@ -10,8 +10,8 @@ import pytest
 
 from adacache_engines.bundle.manifest import SamplerDefaults
 from adacache_engines.errors import NonFiniteError
-from adacache_runtime.caching.policies.easycache import EasyCache
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.measured.easycache import EasyCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policies.wrappers import Extrapolate, WarmUp
 from adacache_runtime.caching.policy import (
     FIRST,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from adacache_engines.bundle.manifest import LatentSpace
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_export.frame_rules import CHUNKS_OF_17
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.conditioning.clips import check_continues
 from adacache_runtime.conditioning.references import Placement, alignment, latent_index, mask_of, place, snapped
 from adacache_runtime.pipeline import Pipeline

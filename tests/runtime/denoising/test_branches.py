@@ -11,8 +11,8 @@ import pytest
 from adacache_engines.bundle.manifest import GuidanceRule
 from adacache_engines.contract.device import Array
 from adacache_engines.errors import PolicyError
-from adacache_runtime.caching.policies.guidance_every import GuidanceEvery
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.guidance_every import GuidanceEvery
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policies.wrappers import MaxReuses, WarmUp
 from adacache_runtime.caching.policy import LATENTS, Context, Decision, Measure, Measurement, Needs, Observation, Run
 from adacache_runtime.caching.simulate import Unchanged, replay, simulate

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from adacache_engines.contract.device import Array
 from adacache_engines.contract.fake import Function
 from adacache_engines.errors import EngineError, InputError, NonFiniteError, OutOfRangeError, PolicyError
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.caching.policy import Context, Decision, Measure, Measurement, Needs, Observation, Run
 from adacache_runtime.denoising import denoiser

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import SamplerDefaults
 from adacache_engines.errors import InputError, NonFiniteError, OutOfRangeError
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.conditioning.masks import masking
 from adacache_runtime.memory.advice import _fewer_prompts

@@ -19,10 +19,10 @@ from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.registry import FAMILIES, Family
 from adacache_export.options import Options
 from adacache_export.stages import Stage, run_stages
-from adacache_runtime.caching.policies.adacache import AdaCache
-from adacache_runtime.caching.policies.easycache import EasyCache
-from adacache_runtime.caching.policies.fbcache import FBCache
-from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.measured.easycache import EasyCache
+from adacache_runtime.caching.policies.measured.fbcache import FBCache
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.events import Denoised
 from adacache_runtime.pipeline import Pipeline

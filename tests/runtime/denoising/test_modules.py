@@ -13,8 +13,8 @@ from adacache_export.families.registry import FAMILIES
 from adacache_export.stages import run_stages
 from adacache_export.verification.examples import example
 from adacache_export.verification.verify import verify
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policy import Granularity
 from adacache_runtime.caching.presets import policy_from
 from adacache_runtime.pipeline import Pipeline

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
 from tests.helpers.model import fake_model
 from tests.helpers.model.fake_model import fake_pipeline, functions, manifest, request
 from tests.helpers.model.time_probe import embed, embedding, shows_time

@@ -13,7 +13,7 @@ from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.tensorrt.backend import TrtBackend
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.commands import run as cli
 from adacache_runtime.media.video import write_video
 from adacache_runtime.memory.estimate import encoder_memory

@@ -26,7 +26,7 @@ from adacache_engines.tensorrt.build import BuildOptions
 from adacache_engines.tensorrt.library import open_library
 from adacache_engines.tensorrt.plan_builder import build_plans
 from adacache_export.frame_rules import CHUNKS_OF_17
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.commands.progress import frame_progress
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.media.video import to_pixels, writing_video

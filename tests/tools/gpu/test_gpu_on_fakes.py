@@ -14,7 +14,7 @@ from adacache_engines.contract.fake import FakeBackend, Function
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import EngineError, InputError
 from adacache_engines.tensorrt.backend import RUNTIME_CACHE, TrtBackend
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers.gpu import gpu_checks
 from tests.helpers.gpu.fake_cuda import FakeCuda

@@ -11,8 +11,8 @@ import pytest
 
 from adacache_engines.bundle.files import MANIFEST
 from adacache_engines.bundle.manifest import Preset
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.listed import ListedCalls
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.listed import ListedCalls
 from adacache_runtime.caching.presets import policy_from
 from adacache_runtime.request import Request
 from adacache_tune.calibration.forecast import BEST_DB

@@ -10,7 +10,7 @@ import pytest
 from adacache_engines.bundle.files import MANIFEST
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.adacache import AdaCache
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
 from adacache_runtime.caching.presets import policy_from
 from adacache_runtime.denoising import denoiser as loop
 from adacache_runtime.request import Request

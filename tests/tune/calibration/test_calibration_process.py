@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.request import Request
 from adacache_tune.calibration import process

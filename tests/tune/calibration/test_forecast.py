@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from adacache_engines.bundle.manifest import Preset
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.listed import ListedCalls
-from adacache_runtime.caching.policies.magcache import MagCache
-from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.listed import ListedCalls
+from adacache_runtime.caching.policies.scheduled.magcache import MagCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.caching.policy import VELOCITY
 from adacache_runtime.caching.presets import policy_from_description
@@ -369,7 +369,7 @@ def test_methods_on_few_calls(method: str, calls: int) -> None:
     for goal in (Goal(speed_up=1.2), Goal(quality_db=10.0)):
         found = find(method, Forecaster(records), goal, 5)
         assert 1 <= found.computed <= calls
-        assert found.policy.start(records[0].run) is not None
+        assert found.policy.start(records[0].runs[0]) is not None
 
 
 def test_a_site_that_was_not_recorded() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord

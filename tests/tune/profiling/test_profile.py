@@ -19,7 +19,7 @@ from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.onnxruntime import backend as ort
 from adacache_engines.passes.graph_pass import GraphPass
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.pipeline import Pipeline
 from adacache_tune.commands.engine_progress import engine_progress
 from adacache_tune.commands.profile import main

@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from adacache_runtime.caching.policies.modules import Module, modules
-from adacache_runtime.caching.policies.scheduled import Schedule, Scheduled
+from adacache_runtime.caching.policies.scheduled.modules import Module, modules
+from adacache_runtime.caching.policies.scheduled.schedule import Schedule, Scheduled
 from adacache_runtime.caching.policy import Decision, Needs, Run
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from adacache_runtime.caching.policies.numbers import nan_as_largest, ratios
+from adacache_runtime.caching.policies.measured.numbers import nan_as_largest, ratios
 from adacache_runtime.caching.policy import (
     BLOCK_INPUT,
     Context,

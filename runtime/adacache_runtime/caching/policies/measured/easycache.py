@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from adacache_runtime.caching.policies.numbers import ratio, ratios, worst
+from adacache_runtime.caching.policies.measured.numbers import ratio, ratios, worst
 from adacache_runtime.caching.policy import (
     LATENTS,
     VELOCITY,

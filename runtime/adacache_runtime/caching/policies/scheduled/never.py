@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from adacache_runtime.caching.policies.scheduled import Schedule, Scheduled
+from adacache_runtime.caching.policies.scheduled.schedule import Schedule, Scheduled
 from adacache_runtime.caching.policy import Decision, Needs, Run
 
 

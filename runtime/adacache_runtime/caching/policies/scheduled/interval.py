@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from adacache_runtime.caching.policies.scheduled import Schedule, Scheduled, uniform
+from adacache_runtime.caching.policies.scheduled.schedule import Schedule, Scheduled, uniform
 from adacache_runtime.caching.policy import Needs, Run
 
 

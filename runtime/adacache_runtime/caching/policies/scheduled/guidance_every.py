@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from adacache_runtime.caching.policies.scheduled import Schedule, Scheduled
+from adacache_runtime.caching.policies.scheduled.schedule import Schedule, Scheduled
 from adacache_runtime.caching.policy import Decision, Needs, Run
 
 REBUILT = "unconditional"

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, field_validator
 
-from adacache_runtime.caching.policies.scheduled import Schedule, Scheduled, uniform
+from adacache_runtime.caching.policies.scheduled.schedule import Schedule, Scheduled, uniform
 from adacache_runtime.caching.policy import Decision, Needs, Run, compact
 
 CONDITIONAL = "conditional"

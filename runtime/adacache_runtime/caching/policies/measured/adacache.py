@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from adacache_runtime.caching.policies.numbers import nan_as_largest, ratio
+from adacache_runtime.caching.policies.measured.numbers import nan_as_largest, ratio
 from adacache_runtime.caching.policy import DEFAULT, Context, Decision, Measure, Measurement, Needs, Observation, Run
 from adacache_runtime.caching.signals.signal import at_stride
 

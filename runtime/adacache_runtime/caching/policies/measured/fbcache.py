@@ -11,7 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from adacache_engines.errors import PolicyError
-from adacache_runtime.caching.policies.numbers import ratios, worst
+from adacache_runtime.caching.policies.measured.numbers import ratios, worst
 from adacache_runtime.caching.policy import FIRST, Context, Decision, Measure, Measurement, Needs, Observation, Run
 
 
