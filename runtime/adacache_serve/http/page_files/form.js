@@ -118,7 +118,7 @@ export function fill(video) {
   inputs.unit.value = request.frames != null ? "frames" : "seconds";
   inputs.duration.value = request.frames ?? request.seconds ?? "";
   for (const name of NUMBERS) inputs[name].value = request[name] ?? "";
-  offerSamplers([...inputs.sampler.options].map((option) => option.text), request.sampler);
+  offerSamplers([...inputs.sampler.options].map((option) => option.text), request.sampler ?? "");
   fillPolicy(inputs.policy, inputs.wrappers, request.policy);
   inputs.unit.onchange();
   $("more").open = true;
