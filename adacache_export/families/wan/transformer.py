@@ -23,6 +23,7 @@ from adacache_export.families.layers import (
     attend,
     linear,
     modulate,
+    rotate,
 )
 from adacache_export.families.residual_block import EVERYWHERE, Parts, ResidualBlock
 
@@ -229,13 +230,6 @@ class SelfAttention(CrossAttention):
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
         """Return the attention (B, N, D) of ``x`` (B, N, D); ``rotary`` are cosines and sines (N, pairs)."""
         return super().forward(x, self.norm_k(linear(self.to_k, x)), linear(self.to_v, x), rotary)
-
-
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotate interleaved pairs of ``x`` (B, N, h, K) by ``cosines`` and ``sines`` (N, K / 2), in float32."""
-    even, odd = x.float().unflatten(-1, (cosines.shape[-1], 2)).unbind(-1)
-    cos, sin = cosines[:, None], sines[:, None]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
 class Block(ResidualBlock):
