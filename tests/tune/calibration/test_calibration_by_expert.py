@@ -228,6 +228,7 @@ def test_a_list_is_of_the_calls_of_a_generation(tmp_path: Path) -> None:
     assert [part.guidance for part in segments(pipeline.bundle.manifest, called, "stack", 1)] == list(GUIDANCES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offload", [False, True])
 def test_the_command_calibrates_two_experts(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], offload: bool
