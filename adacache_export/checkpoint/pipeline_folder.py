@@ -11,12 +11,14 @@ from typing import Any
 
 from adacache_engines.errors import CheckpointError
 from adacache_export.checkpoint.formats import read_json
-from adacache_export.checkpoint.layout import CONFIG, SCHEDULER
+from adacache_export.checkpoint.layout import CONFIG, SCHEDULER, weights_files
 from adacache_export.checkpoint.opened import Checkpoint, open_checkpoint
 
 INDEX = "model_index.json"
 TRANSFORMERS = ("transformer", "transformer_2")
 COMPONENTS = (*TRANSFORMERS, "text_encoder", "tokenizer", "vae", "scheduler")  # others are not needed for an export
+# beginnings of files of the same weights in another format, precision or number of shards
+OWN_NAMES = tuple(f"{stem}{end}" for stem in ("diffusion_pytorch_model", "model", "pytorch_model") for end in ".-")
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,18 @@ def open_source(path: Path, weights: str | None = None, replaced: Collection[str
         CheckpointError: it cannot be opened, or a component is missing.
     """
     if not (path / INDEX).is_file():
-        return Source((open_checkpoint(path, weights),))
+        checkpoint = open_checkpoint(path, weights)
+        return Source((checkpoint,), notes=_left_out(path, checkpoint))
     index = read_json(path / INDEX)
     configs = PipelineConfigs(index)
     named = [name for name in COMPONENTS if configs.has(name)]
-    lacking = [name for name in named if name not in replaced and not (path / name).is_dir()]
+    unneeded = {*replaced, *(["tokenizer"] if "text_encoder" in replaced else [])}
+    lacking = [f"folder {name}" for name in named if name not in unneeded and not (path / name).is_dir()]
+    if "scheduler" in named and not lacking and not (path / "scheduler" / SCHEDULER).is_file():
+        lacking = [f"file scheduler/{SCHEDULER}"]
     if lacking:
         raise CheckpointError(
-            f"{path} has no folder {', '.join(lacking)}, which its {INDEX} names; expected the whole pipeline: download"
+            f"{path} has no {', '.join(lacking)}, which its {INDEX} names; expected the whole pipeline: download"
             " it again"
         )
     if TRANSFORMERS[0] not in named:
@@ -98,6 +104,18 @@ def open_source(path: Path, weights: str | None = None, replaced: Collection[str
         del parts["text_encoder"]
         notes = (f"left out the text encoder, because {INDEX} names no tokenizer",)
     return Source(transformers, replace(configs, vae=read("vae", CONFIG)), **parts, notes=notes)
+
+
+def _left_out(path: Path, checkpoint: Checkpoint) -> tuple[str, ...]:
+    """Return a sentence on the weights of other models in a checkpoint's folder, as original repositories have them."""
+    files = weights_files(path) if path.is_dir() else []
+    beside = [file.name for file in files if file not in checkpoint.files and not file.name.startswith(OWN_NAMES)]
+    if not beside or checkpoint.files[0].parent != path:
+        return ()
+    return (
+        f"left out {', '.join(beside)}: a text encoder and a VAE are taken from folders as transformers and diffusers"
+        " save them, with --text-encoder DIR and --vae DIR",
+    )
 
 
 def merged(transformers: Mapping[str, Checkpoint]) -> Checkpoint:
