@@ -45,8 +45,9 @@ def settle(
             settled[field] = value
     if problems:
         raise CheckpointError(
-            f"config.json cannot be used with these weights: {'; '.join(problems)}; pass the config.json that belongs"
-            " to them"
+            "config.json cannot be used with these weights:\n"
+            + "".join(f"  {problem}\n" for problem in problems)
+            + "Pass the config.json that belongs to the weights."
         )
     return settled
 
