@@ -10,7 +10,7 @@ from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import LatentSpace, StageEntry
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime.settled import settle
-from tests.helpers.fake_model import SIZE, WIDTH, graph, manifest, request, write_bundle
+from tests.helpers.model.fake_model import SIZE, WIDTH, graph, manifest, request, write_bundle
 
 FRAMES, HEIGHT, WIDE = SIZE[0], 2 * SIZE[1], 4 * (SIZE[2] - 1)  # of a video; latents have half as many rows and columns
 

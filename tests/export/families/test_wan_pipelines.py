@@ -12,8 +12,8 @@ from adacache_engines.bundle.files import read_manifest
 from adacache_export.commands.export import main as export
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.trace import read_trace
-from tests.helpers import wan
-from tests.helpers.exporting import unlogged
+from tests.helpers.tiny_models import wan
+from tests.helpers.tiny_models.exporting import unlogged
 
 TOLERANCE = 1e-4  # relative
 STEPS, GUIDANCE = 8, 5.0
@@ -45,7 +45,7 @@ def exported(pipeline: Any, folder: Path) -> Path:
 def made_by_run(
     bundle: Path, folder: Path, frames: int, height: int, width: int, guidance_2: float | None = None, *others: object
 ) -> NDArray[np.float32]:
-    """Return the latents that ``adacache-run`` makes from the files that :func:`tests.helpers.wan.inputs` wrote."""
+    """Return the latents that ``adacache-run`` makes from the files that :func:`wan.inputs` wrote."""
     command: list[object] = [bundle, "--latents", folder / "z.npz", "--text-embeddings", folder / "e.npz"]
     command += ["--steps", STEPS, "--guidance", GUIDANCE, "--height", height, "--width", width, "--frames", frames]
     command += [] if guidance_2 is None else ["--guidance-2", guidance_2]
@@ -113,7 +113,7 @@ def test_frames_are_those_of_diffusers(kind: str, tmp_path: Path) -> None:
     """The residual VAE's model starts from an image."""
     from PIL import Image
 
-    from tests.helpers.wan_vae import CHANNELS, CONFIGS, random_wan_vae  # here: it imports torch
+    from tests.helpers.tiny_models.wan_vae import CHANNELS, CONFIGS, random_wan_vae  # here: it imports torch
 
     image, frames, height, width = kind == "residual", 9, 32, 48
     own = wan.transformer(num_layers=1, in_channels=CHANNELS, out_channels=CHANNELS)

@@ -10,8 +10,8 @@ import pytest
 from adacache_engines.bundle.files import read_manifest
 from adacache_export.commands.export import main as export
 from adacache_runtime.commands.run import main as run
-from tests.helpers import wan
-from tests.helpers.exporting import unlogged
+from tests.helpers.tiny_models import wan
+from tests.helpers.tiny_models.exporting import unlogged
 
 PROMPT, NEGATIVE = "a  red circle moves &amp; left, fast.png", "blue square stays"
 STEPS, GUIDANCE, HEIGHT, WIDTH = 8, 5.0, 32, 48
@@ -23,7 +23,7 @@ def latte(folder: Path) -> Any:
     from diffusers import AutoencoderKL, DDIMScheduler, LattePipeline, LatteTransformer3DModel
     from transformers import T5EncoderModel
 
-    from tests.helpers.t5 import SIZES, random_t5, tokenizer_in, write_spiece
+    from tests.helpers.tiny_models.t5 import SIZES, random_t5, tokenizer_in, write_spiece
 
     torch.manual_seed(0)
     heads, head_width = 3, 8
@@ -65,8 +65,8 @@ def wan_with_text(folder: Path) -> Any:
     from diffusers import WanPipeline
     from transformers import UMT5Config, UMT5EncoderModel
 
-    from tests.helpers.t5 import SIZES, tokenizer_in, write_spiece
-    from tests.helpers.wan_vae import CHANNELS, random_wan_vae
+    from tests.helpers.tiny_models.t5 import SIZES, tokenizer_in, write_spiece
+    from tests.helpers.tiny_models.wan_vae import CHANNELS, random_wan_vae
 
     torch.manual_seed(0)
     size = {"in_channels": CHANNELS, "out_channels": CHANNELS, "text_dim": SIZES["d_model"]}

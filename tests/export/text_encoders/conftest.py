@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import transformers
 
-from tests.helpers.t5 import random_t5, tokenizer_in, write_spiece
+from tests.helpers.tiny_models.t5 import random_t5, tokenizer_in, write_spiece
 
 
 @pytest.fixture(autouse=True)
