@@ -105,6 +105,19 @@ def test_weights_of_other_models_beside_a_transformer_are_named(tmp_path: Path) 
     assert open_source(tmp_path / "diffusion_pytorch_model.safetensors").notes == ()
 
 
+def test_two_experts_of_an_original_repository(tmp_path: Path) -> None:
+    for number, name in enumerate(("low_noise_model", "high_noise_model")):
+        (tmp_path / name).mkdir()
+        save_file({"weight": torch.full((2,), float(number))}, tmp_path / name / "diffusion_pytorch_model.safetensors")
+        (tmp_path / name / "config.json").write_text("{}")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "Some_VAE.pth")
+    source = open_source(tmp_path)
+    assert [float(one.tensors["weight"][0]) for one in source.transformers] == [1, 0]
+    assert source.configs.two_experts
+    assert source.notes[0].startswith("left out Some_VAE.pth: ")
+    assert not open_source(tmp_path / "low_noise_model").configs.two_experts
+
+
 def test_a_pipeline_of_no_transformer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="names no transformer"):
         open_source(write_pipeline(tmp_path / "none", transformer=[None, None]))

@@ -172,6 +172,8 @@ def test_models_are_described_as_published(
 def test_two_experts_divide_the_timesteps() -> None:
     made = FAMILY.describe(WanConfig(), None, pipeline=PipelineConfigs(EXPERTS))
     assert [(expert.timesteps, expert.guidance) for expert in made.experts] == [((875, 1000), 4.0), ((0, 875), 3.0)]
+    original = FAMILY.describe(WanConfig(), None, pipeline=PipelineConfigs(unnamed_experts=True))
+    assert original.experts == made.experts
     with pytest.raises(CheckpointError, match="boundary_ratio None"):
         FAMILY.describe(WanConfig(), None, pipeline=PipelineConfigs({**EXPERTS, "boundary_ratio": None}))
 
