@@ -98,7 +98,7 @@ def settle_job(asked: Asked, pipeline: Pipeline) -> Job:
         "size": f"{settled.width}x{settled.height}",
         "frames": settled.frames,
         "steps": settled.steps,
-        "guidance": settled.guidance,
+        **settled.guidance_scales(),
         "negative_prompt": next(iter(usual.negative_prompts), None),
         "threads": asked.threads,
         "lpips": sha256_file(asked.lpips) if asked.lpips and asked.lpips.is_file() else None,
