@@ -158,8 +158,9 @@ def recognise(names: Iterable[str], config: Mapping[str, Any] | None = None, ask
     fitting = [name for name, keys in lacking.items() if not keys and asked in (None, name)]
     if not fitting and config is not None and "_class_name" in config:
         raise CheckpointError(
-            f"config.json describes {config['_class_name']}, which is of no known family; there are"
-            f" {', '.join(FAMILIES)}: pass the video transformer of one of them"
+            f"config.json describes {config['_class_name']}, and the weights ({len(present)} tensors such as"
+            f" {min(present, default='none')}) are those of no known family; there are {', '.join(FAMILIES)}: pass the"
+            " video transformer of one of them"
         )
     if not fitting:
         raise CheckpointError(_unknown(present, lacking if asked is None else {asked: lacking[asked]}))
