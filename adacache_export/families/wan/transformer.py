@@ -23,6 +23,7 @@ from adacache_export.families.layers import (
     attend,
     linear,
     modulate,
+    rotate,
 )
 from adacache_export.families.residual_block import EVERYWHERE, Parts, ResidualBlock
 
@@ -197,13 +198,6 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         return linear(self.to_out[0], attend(q, k, v))  # type: ignore[arg-type]
-
-
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotate interleaved pairs of ``x`` (B, N, h, K) by ``cosines`` and ``sines`` (N, K / 2), in float32."""
-    even, odd = x.float().unflatten(-1, (cosines.shape[-1], 2)).unbind(-1)
-    cos, sin = cosines[:, None], sines[:, None]
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
 class Block(ResidualBlock):
