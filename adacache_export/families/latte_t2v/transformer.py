@@ -192,7 +192,7 @@ class Block(ResidualBlock):
     ) -> None:
         extra = [name for name, taken in (("position_frames", positions), ("token_mask", masked)) if taken]
         super().__init__({**self.CONDITIONS, "attn": ("modulation", *extra)}, parts, sites)
-        self.temporal, self.positions = kind == "temporal", positions
+        self.temporal, self.positions, self.eps = kind == "temporal", positions, config.norm_eps
         if "modulation" in self.conditions:
             self.scale_shift_table = nn.Parameter(torch.zeros(6, config.width))
         if "attn" in parts:
@@ -216,7 +216,7 @@ class Block(ResidualBlock):
             return cross
         table = adaln_single(self.scale_shift_table, given["modulation"])
         shift, scale, gate = table[:3] if part == "attn" else table[3:]
-        modulated = modulate(hidden, shift, scale, self.config.norm_eps)
+        modulated = modulate(hidden, shift, scale, self.eps)
         out = self.ff(modulated) if part == "mlp" else self._attention(modulated, given.get("token_mask"))
         gated: Tensor = gate * out
         return gated
