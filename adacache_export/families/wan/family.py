@@ -296,9 +296,9 @@ def _experts(release: Release, pipeline: PipelineConfigs) -> tuple[Expert, ...]:
     Raises:
         CheckpointError: there are two, and no timestep that divides their ranges.
     """
-    if not pipeline.has("transformer_2"):
+    if not pipeline.two_experts:
         return (Expert(),)
-    ratio = pipeline.index.get("boundary_ratio")
+    ratio = release.boundary_ratio if pipeline.unnamed_experts else pipeline.index.get("boundary_ratio")
     if not isinstance(ratio, float) or not 0 < ratio < 1:
         raise CheckpointError(
             f"model_index.json has two transformers and boundary_ratio {ratio!r}; expected a number between 0 and 1,"
