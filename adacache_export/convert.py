@@ -39,7 +39,7 @@ from adacache_export.parts.text_encoder import add_encoder, open_encoder
 from adacache_export.parts.vae import add_decoder, open_decoder
 from adacache_export.phases import Progress, running_total
 from adacache_export.signals import signal_entry, signal_stages
-from adacache_export.stages import TIME, Stage, hidden_of, key_prefixes, of_experts, shown_at
+from adacache_export.stages import OF_TIMESTEP, Stage, hidden_of, key_prefixes, of_experts, shown_of_timestep
 from adacache_export.tracing.graphs import export_graphs
 from adacache_export.verification.sizes import check_sizes
 from adacache_export.writing.folder import building, check_destination, file_entries
@@ -118,7 +118,7 @@ def convert(
     with torch.device("meta"):  # shapes only: the weights stay in their file until a stage is verified
         stages = of_experts(make_stages(config, probes, dtype, options.granularity), experts)
         sums = arithmetic(stages, latent, guidance)
-        measured = signal_stages(signals.values(), hidden_of(stages), latent, shown_at(stages, TIME))
+        measured = signal_stages(signals.values(), hidden_of(stages), latent, shown_of_timestep(stages))
     _check_probes(probes, stages, family.PARTS, options.granularity, block_input)
     keys = [*_keys(stages), *([guidance.null_captions] if guidance.null_captions else [])]
     dtypes: dict[str, DType] = {
@@ -190,7 +190,7 @@ def stage_entry(stage: Stage, graph: Graph, default: Collection[str]) -> StageEn
     def role(site: str) -> ProbeRole | None:
         if stage.block:
             return "default" if site in default else None
-        return "time" if site == TIME else "block_input"
+        return next((own for own in OF_TIMESTEP if own == site), "block_input")
 
     return StageEntry(
         graph=graph,
@@ -216,7 +216,8 @@ def _check_alike(family: Family, transformers: Sequence[Checkpoint], experts: in
     """Check that a family's model has so many transformers, and that they differ in their weights only.
 
     Raises:
-        CheckpointError: there are more transformers than the family's models have, or of another configuration.
+        CheckpointError: there are more transformers than the family's models have, or of another family or
+            configuration.
     """
     if len(transformers) != experts:
         raise CheckpointError(
@@ -224,6 +225,10 @@ def _check_alike(family: Family, transformers: Sequence[Checkpoint], experts: in
             " folder of one of them"
         )
     for other in transformers[1:]:
+        try:
+            recognise(other.tensors, other.config, family.NAME)
+        except CheckpointError as error:
+            raise CheckpointError(f"{other.files[0].parent}: {error}") from error
         if family.config_from(other.config, other.shapes()) != config:
             raise CheckpointError(
                 f"{other.files[0].parent} and {transformers[0].files[0].parent} have different configurations; expected"
