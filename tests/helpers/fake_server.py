@@ -51,8 +51,8 @@ def tokenizer_json() -> str:
     return tokenizer.to_str()
 
 
-def write_model(folder: Path, conditioned: bool = False) -> Bundle:
-    """Write the fake model as a bundle that takes prompts."""
+def write_model(folder: Path, conditioned: bool = False, from_image: bool = False) -> Bundle:
+    """Write the fake model as a bundle that takes prompts, and may keep frames or starts from an image."""
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
     (folder / "encoder.onnx").write_text("the graph of the encoder", encoding="utf-8")
@@ -63,7 +63,9 @@ def write_model(folder: Path, conditioned: bool = False) -> Bundle:
     plain = fake_model.manifest()
     text = plain.text.model_copy(update={"tokenizer": "tokenizer.json", "encoder_stages": (encoder,)})
     weights = {"text_encoder": fake_model.WEIGHTS}
-    changes = {"text": text, "part_weights": weights, **(fake_model.conditioned(plain) if conditioned else {})}
+    changes: dict[str, Any] = {"text": text, "part_weights": weights}
+    changes |= fake_model.conditioned(plain) if conditioned else {}
+    changes |= fake_model.starting_from_image(plain) if from_image else {}
     return fake_model.write_bundle(folder, **changes)
 
 

@@ -160,8 +160,7 @@ def estimate_memory(
     kinds = {"hidden": stages.hidden, "residuals": assembly.residuals.buffers, "probes": probes}
     nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
     weights = backend.weights_nbytes(manifest.loop_graphs())
-    counts = settled.given.counts if settled.given else ()
-    pixels = [(3, count, settled.height, settled.width) for count in counts]
+    pixels = [(3, count, settled.height, settled.width) for count in settled.encoded]
     encoder = encoder_memory(bundle, backend, pixels, request.tile, known)
     decoder = _decoder_memory(manifest.latent, backend, request, settled, known)
     return MemoryEstimate(

@@ -41,6 +41,8 @@ function offerModel(model) {
   inputs.guidance.placeholder = String(guidance);
   $("negative-field").hidden = !model.negative_prompt;
   $("image-field").hidden = !model.image;
+  $("image-label").textContent = model.image_required ? "The image to start from (required)" : "Start from an image";
+  if (model.image_required) $("more").open = true;
   tellHowMany();
 }
 
