@@ -111,7 +111,8 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
     check_profiles(manifest, {"samples": samples, **axes})
     sampler = sampler_name(manifest, request.sampler)
     calls = updates(manifest, steps, samples, **video, idle_call=request.idle_call, sampler=sampler)
-    given, encoded = None, ()
+    given: GivenFrames | None = None
+    encoded: tuple[int, ...] = ()
     if manifest.conditioning == "encoded-video":
         encoded = check_video_condition(manifest, request, shape, **video)
     elif request.video_condition is not None:

@@ -176,6 +176,7 @@ def test_videos_that_start_from_an_image_are_those_of_diffusers(
     image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (height, width, 3), np.uint8))
     image.save(tmp_path / "first.png")
     second = 3.0 if two else None
+    capsys.readouterr()
     assert run(run_command(bundle, tmp_path, frames, height, width, second)) == 1
     error = capsys.readouterr().err
     assert "this model starts from an image, and none is given" in error
@@ -204,6 +205,7 @@ def test_an_image_on_a_model_of_text_alone_is_refused(tmp_path: Path, capsys: py
     bundle = exported(wan.pipeline([wan.transformer(num_layers=1)]), tmp_path)
     wan.inputs(read_manifest(bundle), tmp_path, 5, 16, 16)
     Image.new("RGB", (16, 16)).save(tmp_path / "first.png")
+    capsys.readouterr()
     assert run(run_command(bundle, tmp_path, 5, 16, 16, None, "--image", tmp_path / "first.png")) == 1
     error = capsys.readouterr().err
     assert "this model makes videos from text alone" in error
