@@ -61,7 +61,8 @@ def convert(
     """Export a checkpoint.
 
     Args:
-        source: file or folder of the checkpoint.
+        source: file or folder of the checkpoint, folder of a whole pipeline, or id of a Hugging Face repository that is
+            in the local cache.
         output: folder of the bundle, which must not exist unless ``options.force`` is set.
         options: choices of the user.
         progress: object that is told of every phase.

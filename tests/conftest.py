@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.exporting import convert_quietly, unlogged
-from tests.helpers.reference import DATA, DEMO, OPEN_SORA
+from tests.helpers.originals.reference import DATA, DEMO, OPEN_SORA
+from tests.helpers.tiny_models.exporting import convert_quietly, unlogged
 
 # on all blocks alike: each kind of block is traced once
 PROBES = (
@@ -26,7 +26,7 @@ PROBES = (
 
 
 # so that a failed check shows the numbers, as a failed test does
-pytest.register_assert_rewrite("tests.helpers.gpu_checks")
+pytest.register_assert_rewrite("tests.helpers.gpu.gpu_checks")
 
 # Neither a slow machine nor chance decides whether a test passes: no example has a deadline, and the examples are the
 # same in every run. ``pytest --hypothesis-profile random`` looks at other examples each time.
@@ -148,7 +148,8 @@ def open_sora_vae_folder(once: Callable[[str, Callable[[Path], object]], Path]) 
     """Open-Sora's VAE as it is published: the reference's temporal half, over a random spatial one that doubles rows
     and columns once. Not to be changed.
     """
-    from tests.helpers.vae_bundle import write_open_sora_vae  # here: it imports torch, which few tests need
+    # here: it imports torch, which few tests need
+    from tests.helpers.tiny_models.vae_bundle import write_open_sora_vae
 
     return once("open-sora-vae", lambda folder: write_open_sora_vae(folder, levels=2))
 
@@ -156,7 +157,7 @@ def open_sora_vae_folder(once: Callable[[str, Callable[[Path], object]], Path]) 
 @pytest.fixture(scope="session")
 def open_sora_vae_bundle(once: Callable[[str, Callable[[Path], object]], Path], open_sora_vae_folder: Path) -> Path:
     """A bundle of that VAE and no model. Not to be changed."""
-    from tests.helpers.vae_bundle import OPEN_SORA_LATENT, write_vae_bundle
+    from tests.helpers.tiny_models.vae_bundle import OPEN_SORA_LATENT, write_vae_bundle
 
     return once("bundle-open-sora-vae", lambda folder: write_vae_bundle(folder, open_sora_vae_folder, OPEN_SORA_LATENT))
 

@@ -25,7 +25,7 @@ from adacache_serve.settings import Settings
 from adacache_serve.triton import config
 from adacache_tune.commands import calibrate, compare, profile
 from adacache_tune.profiling import backends as profiled
-from tests.helpers.fake_model import SIZE, captions, functions, write_bundle
+from tests.helpers.model.fake_model import SIZE, captions, functions, write_bundle
 
 BUDGET_MB = 4000
 WANTED = TensorRT("tensorrt-rtx", weight_budget=BUDGET_MB * 10**6)

@@ -67,7 +67,7 @@ def test_imports_point_down(layer: str, path: Path) -> None:
 
 
 def floor(module: str) -> int:
-    """Of a module of adacache_serve."""
+    """Return the floor of a module of adacache_serve, which imports from lower ones only."""
     first, *_ = module.split(".")[1:] or [""]
     if first in FLOORS:
         return 1 + FLOORS.index(first)
@@ -188,7 +188,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.caching.presets import PRESETS
-from tests.helpers.reference import request
+from tests.helpers.originals.reference import request
 result = Pipeline.open({bundle!r}).generate(request(steps=4, policy=PRESETS["adacache-fast-moreg"]))
 assert result.latents.shape == (2, 4, 5, 6, 10)
 assert not {{"torch", "onnx"}} & sys.modules.keys()

@@ -55,7 +55,7 @@ def run(words: list[str], folder: Path) -> str:
 
 
 def recipe(target: str, folder: Path) -> list[list[str]]:
-    """What make would run in an environment that is installed already."""
+    """Return the commands that make would run in an environment that is installed already."""
     lines = run(
         ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/installed", target], folder
     ).splitlines()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.caching.policy import Granularity, Policy, Scope
 from adacache_runtime.media.frames import ClipSource, ImageSource
 from adacache_runtime.text.captions import Captions as Captions

@@ -11,7 +11,7 @@ def vae_of(
     once: Callable[[str, Callable[[Path], object]], Path], vae_folder: Path, open_sora_vae_folder: Path
 ) -> Callable[[str], Path]:
     """Return a function from a kind's name in ``LATENTS`` to the folder of such a VAE, which must not be changed."""
-    from tests.helpers.vae_bundle import write_causal_vae, write_temporal_decoder  # here: it imports torch
+    from tests.helpers.tiny_models.vae_bundle import write_causal_vae, write_temporal_decoder  # here: it imports torch
 
     def folder(kind: str) -> Path:
         if kind == "causal":

@@ -15,8 +15,8 @@ from adacache_export.tracing.graphs import export_graphs
 from adacache_export.verification.sizes import check_sizes
 from adacache_runtime.caching.signals.registry import SIGNALS
 from adacache_runtime.caching.signals.signal import Signal
-from tests.helpers.cosine import COSINE
-from tests.helpers.fake_model import manifest
+from tests.helpers.model.fake_model import manifest
+from tests.helpers.policies.cosine import COSINE
 
 LATENT: LatentSpace = manifest().latent
 

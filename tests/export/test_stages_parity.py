@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from adacache_export.stages import Stage
-from tests.helpers.open_sora_original import (
+from tests.helpers.originals.open_sora_original import (
     CONFIG,
     FAMILY,
     INPUTS,
@@ -21,7 +21,7 @@ from tests.helpers.open_sora_original import (
     run_torch,
     variant,
 )
-from tests.helpers.reference import OPEN_SORA, arrays, worst
+from tests.helpers.originals.reference import OPEN_SORA, arrays, worst
 
 TOLERANCE = 2e-5  # absolute
 OUTPUTS = arrays(OPEN_SORA / "outputs_A.npz")

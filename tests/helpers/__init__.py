@@ -1,1 +1,1 @@
-"""Fakes, fixtures and reference data that several tests share."""
+"""Fakes, small models, references and recorded originals that several tests share."""

@@ -13,16 +13,16 @@ from PIL import Image
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime import checking, generation, policies, policy
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policies.wrappers import MaxReuses
 from adacache_runtime.events import Called, Decoded, Denoised, ImagesEncoded, TextEncoded
 from adacache_runtime.media.frames import to_pixels
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.video import Video
-from tests.helpers import fake_model
-from tests.helpers.fake_model import fake_pipeline, functions, manifest, request
-from tests.helpers.fake_prompts import prompted
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import fake_pipeline, functions, manifest, request
+from tests.helpers.model.fake_prompts import prompted
 
 PROMPTS = ["a boat", "a red circle"]
 

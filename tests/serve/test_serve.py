@@ -16,8 +16,8 @@ from adacache_runtime.media.video import to_pixels, write_video
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import events, functions, served, service, write_model
-from tests.helpers.http_jobs import ended
+from tests.helpers.serving.fake_server import events, functions, served, service, write_model
+from tests.helpers.serving.http_jobs import ended
 from tests.helpers.waiting import until
 
 

@@ -25,13 +25,13 @@ from adacache_serve.device.video_file import write_events
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.triton.config import INPUTS, settings_of
 from adacache_serve.triton.model import visible_device
-from tests.helpers.fake_server import functions, write_model
-from tests.helpers.triton_server import Client, triton
+from tests.helpers.serving.fake_server import functions, write_model
+from tests.helpers.serving.triton_server import Client, triton
 from tests.helpers.waiting import until
 
 # the model of the repository, but for the engines
 FAKE = """
-from tests.helpers import fake_server
+from tests.helpers.serving import fake_server
 from adacache_serve.triton import model as triton
 
 

@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import served, service, write_model
-from tests.helpers.http_jobs import create, ended
-from tests.helpers.work_counts import (
+from tests.helpers.serving.fake_server import served, service, write_model
+from tests.helpers.serving.http_jobs import create, ended
+from tests.helpers.serving.work_counts import (
     ALLOCATED,
     COUNTED,
     NOISE,

@@ -30,7 +30,7 @@ from adacache_export.families.latte import family as latte
 from adacache_export.families.open_sora import family as open_sora
 from adacache_export.families.open_sora_plan import family as open_sora_plan
 from adacache_export.families.registry import FAMILIES
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policy import Measure, Measurement, Needs, Run
 from adacache_runtime.caching.presets import FAST_30, FAST_100, SLOW_30
 from adacache_runtime.caching.signals.signal import at_stride

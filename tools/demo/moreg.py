@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.caching.presets import FAST_30, policy_from
 from adacache_tune.calibration.forecast import Forecaster

@@ -14,7 +14,7 @@ from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.contract.engine import Backend
 from adacache_engines.onnxruntime.backend import OnnxRuntime
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.events import Denoised
 from adacache_runtime.pipeline import Pipeline

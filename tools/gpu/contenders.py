@@ -21,7 +21,7 @@ def open_contenders(bundle: Bundle, names: Sequence[str], report: Report) -> Con
 
     Args:
         bundle: the opened bundle, with plans for the libraries among ``names``.
-        names: names of backends, each perhaps with :data:`tools.gpu.phases.NO_GRAPHS` behind it.
+        names: names of backends, each perhaps followed by :data:`tools.gpu.phases.NO_GRAPHS`.
         report: gets the reason where a backend is left out.
     """
     opened: Contenders = {}

@@ -16,7 +16,6 @@ CHOICES = {
     "tensorrt-rtx": "rtx",
     "onnxruntime-cuda": "onnxruntime and not gives_what_the_cpu_gives",
 }
-OUTCOMES = ("passed", "failed", "skipped")
 
 
 class Outcomes:

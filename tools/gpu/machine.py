@@ -23,7 +23,10 @@ class Gpu:
     """A GPU and its CUDA.
 
     Attributes:
+        name: name that the GPU's maker gave it.
         capability: compute capability, such as ``9.0``.
+        memory_mb: size of the device memory in MB.
+        multiprocessors: number of its multiprocessors.
         driver, runtime: newest CUDA that the driver knows, and CUDA of cuda-bindings, such as ``13.0``.
     """
 

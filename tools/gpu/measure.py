@@ -12,7 +12,7 @@ from adacache_engines.bundle.tensors import NUMPY_DTYPES
 from adacache_engines.contract.device import Array, Buffer, Call
 from adacache_engines.contract.engine import Backend, Engine
 from adacache_engines.errors import EngineError
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.events import Denoised
 from adacache_runtime.memory.estimate import KINDS

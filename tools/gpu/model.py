@@ -17,13 +17,12 @@ from adacache_engines.tensorrt.build import BuildOptions
 from adacache_engines.tensorrt.library import InstalledLibrary, gpu_target, open_library
 from adacache_engines.tensorrt.plan_builder import build_plans
 from adacache_engines.tensorrt.plans import choose
-from tools.gpu.phases import LARGE as LARGE
-from tools.gpu.phases import PRECISIONS as PRECISIONS
+from tools.gpu.phases import LARGE, PRECISIONS
+from tools.gpu.running.processes import ROOT
 from tools.gpu.running.results import Report
 from tools.gpu.skeleton import deepen, fill
 from tools.speed.size import Size
 
-ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "tools" / "demo" / "model"
 PAIRS = 2  # of blocks in the large model's folder: one without and one with the probe
 PROBE = "temporal.1.attn"

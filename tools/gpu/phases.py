@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tools.gpu.running.phase import Phase
+from tools.gpu.running.phase import Phase, listed
 from tools.gpu.running.runner import LIBRARIES
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ TENSORRT = ("tensorrt-rtx", "tensorrt")
 ONNXRUNTIME = "onnxruntime-cuda"
 RECORDED, EAGER, COMPILED = "torch-recorded", "torch-eager", "torch-compile"
 BACKENDS: tuple[str, ...] = (*TENSORRT, ONNXRUNTIME, RECORDED, EAGER, COMPILED)
-NO_GRAPHS = ", no graphs"  # after a backend's name: its calls are not recorded as CUDA graphs
+NO_GRAPHS = " without CUDA graphs"  # after a backend's name: its calls are not recorded
 
 PRECISIONS: tuple["Precision", ...] = ("fp32", "fp16", "bf16")
 LARGE = "xl2"  # folder of the large model, beside one folder of the demo model a precision
@@ -28,7 +28,7 @@ SIZES = ("480p:2s", "720p:2s")
 STEPS, ROUNDS = 12, 3
 
 FIRST = "bindings_alone"  # the scenario that uses nothing of this project
-MACHINE = Phase("machine", "tools.gpu.machine", 60, 2, "the GPU, and the versions of what is installed")
+MACHINE = Phase("machine", "tools.gpu.machine", 60, 2, "the GPU, and the versions of the packages that are installed")
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,11 @@ def phases(setup: Setup) -> tuple[Phase, ...]:
             for precision in PRECISIONS
         ),
         _agreement(setup, RECORDED, "fp16", "every graph of the loop, and recorded generations of the demo model"),
-        *(_tests(setup, library, "against the processor and against itself", 900) for library in TENSORRT),
+        *(_tests(setup, library, "that it agrees with the processor, and with itself", 900) for library in TENSORRT),
         _model(setup, "model"),
         *_measured(setup, "torch", "model", (RECORDED, RECORDED + NO_GRAPHS), 120),
         *_measured(setup, "onnxruntime", "model", (ONNXRUNTIME, RECORDED), 150),
-        _tests(setup, ONNXRUNTIME, "what it leaves to the processor, its memory, and threads", 120),
+        _tests(setup, ONNXRUNTIME, "what it leaves to the processor, its memory, and its threads", 120),
     ]
     for library in TENSORRT:
         name = f"model-{library}"
@@ -87,7 +87,7 @@ def phases(setup: Setup) -> tuple[Phase, ...]:
 
 
 def _scenarios(setup: Setup) -> list[Phase]:
-    module = "tools.gpu.scenario_phases"
+    module = "tools.gpu.scenarios.phase"
     rest = {"without": [FIRST]}
     return [
         Phase(
@@ -95,16 +95,23 @@ def _scenarios(setup: Setup) -> list[Phase]:
             module,
             15,
             2,
-            "memory, pinned copies, an event, a graph and its replay, with nothing but cuda-bindings",
+            "memory, a pinned copy, an event, a graph and its replay, with cuda-bindings alone",
             {"only": [FIRST]},
         ),
-        Phase("scenarios", module, 30, 5, "copies, pinned memory, graphs, drops, threads, lack of memory", rest),
+        Phase(
+            "scenarios",
+            module,
+            30,
+            5,
+            "copies, pinned memory, graphs, dropped objects, threads, and too little memory",
+            rest,
+        ),
         Phase(
             "scenarios-rest",
             module,
             20,
             2,
-            "the scenarios that follow one that hung or ended its process",
+            "the scenarios that come after one that hung or ended the process",
             {**rest, "records": str(setup.records), "behind": "scenarios"},
         ),
     ]
@@ -124,7 +131,7 @@ def _agreement(setup: Setup, backend: str, precision: str, what: str) -> Phase:
 
 def _tests(setup: Setup, backend: str, what: str, cap_s: float) -> Phase:
     arguments = {"bundles": str(setup.folder), "backend": backend}
-    shows = f"{backend}, by the tests marked gpu: {what}"
+    shows = f"the tests marked gpu, on {backend}: {what}"
     return Phase(f"tests-{backend}", "tools.gpu.gpu_tests", cap_s, 30, shows, arguments, setup.after, (backend,))
 
 
@@ -135,14 +142,14 @@ def _model(setup: Setup, name: str, library: str | None = None) -> Phase:
         shows = "STDiT3-XL/2 with random weights, made for the phases that measure it"
         return Phase(name, "tools.gpu.model", 90, 10, shows, arguments, setup.after, leaves=work)
     arguments |= {"library": library, "profiles": list(setup.sizes)}
-    shows = f"the same with plans of {library}: number, size, time of their builds"
+    shows = f"that model with plans of {library}: their number, their size, and the time of their builds"
     return Phase(name, "tools.gpu.model", 1800, 60, shows, arguments, setup.after, (library,), leaves=work)
 
 
 def _measured(setup: Setup, name: str, model: str, contenders: Sequence[str], cap_s: float) -> list[Phase]:
     """Return a phase for each size, which measures contenders in turn; the phase needs the first of them."""
     first, *others = contenders
-    shows = f"full and cached calls of {first}, beside {', '.join(others)}"
+    shows = f"full and cached calls of {first}, compared with {listed(others)}"
     return [
         Phase(
             f"{name}-{size.replace(':', '-')}",

@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 
-from adacache_runtime.caching.policies.adacache import AdaCache
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.caching.policy import Granularity
 from adacache_runtime.events import Denoised
 from adacache_runtime.pipeline import Pipeline

@@ -31,7 +31,7 @@ from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.options import Options
 from adacache_export.stages import Stage, run_stages
 from adacache_runtime import OnnxRuntime, Pipeline, Request
-from adacache_runtime.caching.policies.adacache import AdaCache
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
 from adacache_runtime.text.prompts import branches
 from tools.speed.checkpoint import config_of, write_checkpoint
 from tools.speed.size import Size

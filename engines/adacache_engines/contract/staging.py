@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.contract.device import Buffer
 
-# Bytes. Memory of a GPU begins at multiples of it, and compiled kernels read whole vectors from there on; a part or a
-# row of a tensor may begin anywhere.
+# Allocations on a GPU begin at multiples of so many bytes, and compiled kernels read whole vectors from there on. A
+# part or a row of a tensor may begin anywhere.
 ALIGNMENT = 256
 
 

@@ -78,7 +78,7 @@ class CudaReadback:
     def __init__(self, source: CudaBuffer) -> None:
         if source.nbytes > PIECE_NBYTES:
             raise ValueError(
-                f"a readback of {source.nbytes} bytes; at most {PIECE_NBYTES} are possible, read() has no end"
+                f"a readback of {source.nbytes} bytes is not possible, at most {PIECE_NBYTES} are; call read() instead"
             )
         self._source, pinned = source, source.device.pinned
         self._block = pinned.take(source.device, source.nbytes)

@@ -9,7 +9,7 @@ from adacache_engines.bundle.tensors import ELEMENT_TYPES, DType
 from adacache_engines.contract.device import Buffer, Call, Device
 from adacache_engines.contract.engine import check_binding
 from adacache_engines.cuda.device import CudaDevice
-from adacache_engines.errors import EngineError
+from adacache_engines.errors import DeviceLostError, EngineError
 
 
 class OrtEngine:
@@ -53,6 +53,8 @@ class OrtEngine:
             try:
                 with turn():
                     run(binding, options)
+            except DeviceLostError:
+                raise
             except Exception as error:
                 shapes = ", ".join(f"{name} {buffer.shape}" for name, buffer in held.items())
                 raise EngineError(f"engine {self.graph.name} failed on {shapes}: {error}") from error

@@ -239,7 +239,7 @@ class _BoundCall:
                 device.enqueue_copy(*copy, "DeviceToDevice")
 
     def _place(self) -> None:
-        """Take memory for activations and copies, and settle where each tensor is."""
+        """Take memory for activations and copies, and find the address of each tensor."""
         start = self._claim.memory().address if self._claim.nbytes else 0
         self._memory = start if self._context.nbytes else None
         self._addresses = {tensor: buffer.address for tensor, buffer in self._tensors.items()}

@@ -14,18 +14,18 @@ from pydantic import BaseModel, ValidationError
 from adacache_engines.bundle.manifest import Preset
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.named_object import named_object
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.delta_dit import DeltaDiT
-from adacache_runtime.caching.policies.easycache import EasyCache
-from adacache_runtime.caching.policies.fbcache import FBCache
-from adacache_runtime.caching.policies.guidance_every import GuidanceEvery
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.listed import ListedCalls
-from adacache_runtime.caching.policies.magcache import MagCache
-from adacache_runtime.caching.policies.never import NeverReuse
-from adacache_runtime.caching.policies.pab import PAB
-from adacache_runtime.caching.policies.teacache import TeaCache
-from adacache_runtime.caching.policies.tgate import TGate
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.measured.easycache import EasyCache
+from adacache_runtime.caching.policies.measured.fbcache import FBCache
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
+from adacache_runtime.caching.policies.scheduled.delta_dit import DeltaDiT
+from adacache_runtime.caching.policies.scheduled.guidance_every import GuidanceEvery
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.listed import ListedCalls
+from adacache_runtime.caching.policies.scheduled.magcache import MagCache
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.pab import PAB
+from adacache_runtime.caching.policies.scheduled.tgate import TGate
 from adacache_runtime.caching.policies.wrappers import Extrapolate, LastCalls, MaxReuses, WarmUp, Wrapper
 from adacache_runtime.caching.policy import Policy
 

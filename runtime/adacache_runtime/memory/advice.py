@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from adacache_engines.errors import EngineError, InputError, PolicyError
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.memory.estimate import KINDS, MemoryEstimate, megabytes
 from adacache_runtime.request import Request
 from adacache_runtime.settled import Settled

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.simulate import simulate
 from adacache_tune.calibration.records import Record
 from adacache_tune.calibration.trials import Trial

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from adacache_engines.bundle.manifest import Preset
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.listed import ListedCalls
-from adacache_runtime.caching.policies.magcache import MagCache
-from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.listed import ListedCalls
+from adacache_runtime.caching.policies.scheduled.magcache import MagCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.caching.policy import BLOCK_INPUT, DEFAULT, VELOCITY, Policy
 from adacache_runtime.caching.presets import FAST_30, FAST_100, SLOW_30, policy_from

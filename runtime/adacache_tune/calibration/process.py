@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.events import Denoised
 from adacache_runtime.media.video import Frames

@@ -8,7 +8,7 @@ from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.contract.device import Buffer, Call, Device, Mark
 from adacache_engines.contract.engine import Backend, Engine
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.memory.estimate import MemoryEstimate
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.summary import timing

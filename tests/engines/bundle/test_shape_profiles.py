@@ -12,7 +12,7 @@ from adacache_engines.bundle.shape_profiles import covers, fixed_profile, shape_
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_export.families.open_sora.sizes import NAMES
 from adacache_export.frame_rules import CHUNKS_OF_17
-from tests.helpers.fake_model import manifest
+from tests.helpers.model.fake_model import manifest
 
 LIMITS = {"samples": (1, 4), "text": (1, 300), "frames": (1, 128), "height": (1, 135), "width": (1, 240)}
 

@@ -21,7 +21,7 @@ from adacache_runtime.commands.options import add_size, video_size
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.request import Captions, Request
 from adacache_runtime.settled import settle
-from tests.helpers import fake_model
+from tests.helpers.model import fake_model
 
 Capture = pytest.CaptureFixture[str]
 

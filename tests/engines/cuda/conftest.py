@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.helpers.fake_cuda import FakeCuda
+from tests.helpers.gpu.fake_cuda import FakeCuda
 
 
 @pytest.fixture

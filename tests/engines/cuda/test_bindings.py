@@ -7,8 +7,8 @@ import pytest
 
 from adacache_engines.cuda.calls import LOST, native_handle
 from adacache_engines.cuda.device import CudaDevice
-from tests.helpers.fake_cuda import CaptureMode, Event, FakeCuda, Graph
-from tools.gpu.scenarios import SCENARIOS
+from tests.helpers.gpu.fake_cuda import CaptureMode, Event, FakeCuda, Graph
+from tools.gpu.scenarios.registry import SCENARIOS
 
 
 def test_handles_and_errors_are_the_bindings_own() -> None:

@@ -12,8 +12,8 @@ from adacache_engines.contract.device import HostDevice
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.cuda.memory import CudaBuffer
 from adacache_engines.errors import EngineError
-from tests.helpers.cuda_work import FLOAT, ones
-from tests.helpers.fake_cuda import FakeCuda, Fault
+from tests.helpers.gpu.cuda_work import FLOAT, ones
+from tests.helpers.gpu.fake_cuda import FakeCuda, Fault
 
 
 def test_round_trip_and_views(api: FakeCuda) -> None:

@@ -7,8 +7,8 @@ import pytest
 
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import DeviceLostError, EngineError
-from tests.helpers.cuda_work import FLOAT, ones, recorded
-from tests.helpers.fake_cuda import FakeCuda, Status
+from tests.helpers.gpu.cuda_work import FLOAT, ones, recorded
+from tests.helpers.gpu.fake_cuda import FakeCuda, Status
 
 
 def test_an_error_of_earlier_work_is_told_as_such(api: FakeCuda) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from adacache_engines import cuda
 from adacache_engines.cuda.device import CudaDevice
-from tests.helpers.cuda_work import FLOAT, ones, recorded
-from tests.helpers.fake_cuda import FakeCuda
+from tests.helpers.gpu.cuda_work import FLOAT, ones, recorded
+from tests.helpers.gpu.fake_cuda import FakeCuda
 
 FOLDER = str(Path(cuda.__file__).parent)
 

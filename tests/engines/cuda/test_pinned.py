@@ -6,8 +6,8 @@ import pytest
 from adacache_engines.cuda import pinned
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import EngineError
-from tests.helpers.cuda_work import FLOAT, ones
-from tests.helpers.fake_cuda import FakeCuda
+from tests.helpers.gpu.cuda_work import FLOAT, ones
+from tests.helpers.gpu.fake_cuda import FakeCuda
 
 
 def test_a_host_buffer_is_pinned_once(api: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:

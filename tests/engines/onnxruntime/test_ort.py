@@ -17,9 +17,9 @@ from adacache_engines.contract.device import HostBuffer
 from adacache_engines.errors import EngineError, InputError, MissingDependencyError
 from adacache_engines.onnxruntime.backend import OnnxRuntime, OrtBackend
 from adacache_engines.onnxruntime.provider import PROVIDERS
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.reference import request
+from tests.helpers.originals.reference import request
 
 SIZES = {"batch": 2, "patch_frames": 3, "tokens": 4, "text": 5, "samples": 1, "frames": 3, "height": 4, "width": 4}
 

@@ -13,19 +13,20 @@ import numpy as np
 import pytest
 
 from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.tensors import NUMPY_DTYPES
 from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.cuda.device import CudaDevice
-from adacache_engines.errors import EngineError, MissingDependencyError
+from adacache_engines.errors import DeviceLostError, EngineError, MissingDependencyError
 from adacache_engines.onnxruntime import provider
 from adacache_engines.onnxruntime.backend import OnnxRuntime, OrtBackend
-from adacache_runtime.caching.policies.adacache import AdaCache
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers import gpu_checks
-from tests.helpers.fake_cuda import FakeCuda
-from tests.helpers.fake_model import BLOCKS, functions, request, write_bundle
-from tests.helpers.fake_onnxruntime import SCRATCH, WEIGHTS, InferenceSession, Module
+from tests.helpers.gpu import gpu_checks
+from tests.helpers.gpu.fake_cuda import FakeCuda, Status
+from tests.helpers.gpu.fake_onnxruntime import SCRATCH, WEIGHTS, InferenceSession, Module
+from tests.helpers.model.fake_model import BLOCKS, functions, request, write_bundle
 
 ON_CUDA = OnnxRuntime(provider="cuda")
 POLICIES = {
@@ -234,6 +235,22 @@ def test_a_run_that_fails_names_the_graph_and_shapes(bundle: Bundle, module: Mod
     pipeline = Pipeline(bundle, ON_CUDA.open(bundle))
     with pytest.raises(EngineError, match=rf"engine {BLOCKS[1]} failed on hidden \(.*Non-zero status"):
         pipeline.generate(request())
+
+
+@pytest.mark.usefixtures("module")
+def test_a_gpu_that_is_lost_is_told_as_such(bundle: Bundle, cuda: FakeCuda) -> None:
+    """Whoever holds the process has to know, so the error is not that of the engine whose call brings it."""
+    backend, sizes = ON_CUDA.open(bundle), {"batch": 2, "patch_frames": 3, "tokens": 5}
+    graph = bundle.manifest.arithmetic["add"]
+    specs = (*graph.inputs, *graph.outputs)
+    buffers = {spec.name: backend.device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for spec in specs}
+    call = backend.load(graph).bind(buffers)
+    call()
+    buffers["dropped"] = backend.device.empty((4,), np.dtype(np.float32))
+    del buffers["dropped"]  # of which the next call asks the GPU
+    cuda.broken = Status.cudaErrorIllegalAddress
+    with pytest.raises(DeviceLostError, match="this process cannot use the GPU any more; start it again"):
+        call()
 
 
 def test_the_smallest_model_is_a_model() -> None:

@@ -1,5 +1,6 @@
-"""A pipeline on a faked GPU with a faked TensorRT, none of whose faults a test may leave."""
+"""A pipeline on a faked GPU with a faked TensorRT, none of whose faults a test may leave; and plans that are built."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,16 @@ import pytest
 from adacache_engines.bundle.manifest import Library
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.tensorrt.backend import TrtBackend
+from adacache_engines.tensorrt.build import BuildOptions
+from adacache_engines.tensorrt.library import InstalledLibrary, open_library
+from adacache_engines.tensorrt.plan_builder import build_plans
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.fake_cuda import FakeCuda
-from tests.helpers.fake_model import write_bundle
-from tests.helpers.fake_tensorrt import Machine, Module, library, write_plans
+from tests.helpers.gpu.built_plans import profiles
+from tests.helpers.gpu.fake_cuda import FakeCuda
+from tests.helpers.gpu.fake_tensorrt import Machine, Module, library, write_plans
+from tests.helpers.model.fake_model import write_bundle
+
+Once = Callable[[str, Callable[[Path], object]], Path]
 
 
 @pytest.fixture
@@ -40,3 +47,33 @@ def machine(folder: Path, cuda: FakeCuda) -> Callable[..., Machine]:
         return Machine(Pipeline(bundle, backend), module, cuda, bundle)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def rtx() -> InstalledLibrary:
+    return open_library("tensorrt-rtx")
+
+
+@pytest.fixture(scope="session")
+def compiled(once: Once, exported: Callable[..., Path], rtx: InstalledLibrary) -> Path:
+    """The reference model in fp16 with plans. Tests must not change it."""
+
+    def build(folder: Path) -> None:
+        part = folder.with_suffix(".part")
+        shutil.copytree(exported("fp16"), part)
+        build_plans(part, rtx, profiles(part), BuildOptions(), workers=1)
+        part.rename(folder)
+
+    return once("bundle-A-fp16-plans", build)
+
+
+@pytest.fixture
+def bundle(compiled: Path, tmp_path: Path) -> Path:
+    """The reference model in fp16 with plans, for one test alone."""
+    return Path(shutil.copytree(compiled, tmp_path / "bundle"))
+
+
+@pytest.fixture
+def bare(exported: Callable[..., Path], tmp_path: Path) -> Path:
+    """The reference model in fp16 without plans, for one test alone."""
+    return Path(shutil.copytree(exported("fp16"), tmp_path / "bare"))

@@ -13,18 +13,13 @@ from adacache_engines.bundle.manifest import Graph
 from adacache_engines.bundle.tensors import TensorSpec
 from adacache_engines.tensorrt import build
 from adacache_engines.tensorrt.build import BuildOptions
-from adacache_engines.tensorrt.library import CURRENT, TARGETS, InstalledLibrary, open_library
+from adacache_engines.tensorrt.library import CURRENT, TARGETS, InstalledLibrary
 
 pytestmark = pytest.mark.slow  # plans that TensorRT-RTX builds
 HEADS, WIDTH = 12, 128
 TURN = [0, 2, 1, 3]
 RANGES = {"batch": (1, 2, 2), "tokens": (1024, 4096, 8192)}
 KERNEL = re.compile(r"^Name: (\S+), LayerType: (\w+),.*StreamId: (\d+)", re.MULTILINE)
-
-
-@pytest.fixture(scope="module")
-def rtx() -> InstalledLibrary:
-    return open_library("tensorrt-rtx")
 
 
 def tensor(name: str) -> TensorSpec:

@@ -12,11 +12,11 @@ import pytest
 from adacache_engines.contract.dry_run import DryRunDevice
 from adacache_engines.contract.staging import ALIGNMENT, staged
 from adacache_engines.errors import EngineError
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policy import Decision
-from tests.helpers.fake_cuda import Fault
-from tests.helpers.fake_model import BLOCKS, WIDTH, fake_pipeline, functions, request
-from tests.helpers.fake_tensorrt import Machine
+from tests.helpers.gpu.fake_cuda import Fault
+from tests.helpers.gpu.fake_tensorrt import Machine
+from tests.helpers.model.fake_model import BLOCKS, WIDTH, fake_pipeline, functions, request
 
 FLOAT = np.dtype(np.float32)
 

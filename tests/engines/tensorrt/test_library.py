@@ -9,7 +9,7 @@ import pytest
 
 from adacache_engines.errors import MissingDependencyError
 from adacache_engines.tensorrt.library import EXTRAS, LIBRARIES, MODULES, OLDEST, open_library
-from tests.helpers.fake_tensorrt import ILogger, Logger
+from tests.helpers.gpu.fake_tensorrt import ILogger, Logger
 
 PYPROJECT = Path(__file__).parents[3] / "pyproject.toml"
 

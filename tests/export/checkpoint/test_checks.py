@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adacache_engines.errors import CheckpointError
 from adacache_export.checkpoint import Checkpoint, check
-from tests.helpers.checkpoints import EXPECTED, NAMES, SHAPE, make_tensors
+from tests.helpers.tiny_models.checkpoints import EXPECTED, NAMES, SHAPE, make_tensors
 
 
 def problems(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]], **options: object) -> str:

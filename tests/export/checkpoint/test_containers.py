@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adacache_export.checkpoint import open_checkpoint
-from tests.helpers.checkpoints import assert_same, make_tensors, refusal, save
+from tests.helpers.tiny_models.checkpoints import assert_same, make_tensors, refusal, save
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

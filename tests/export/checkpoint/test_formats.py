@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from adacache_engines.errors import CheckpointError
 from adacache_export.checkpoint import check, open_checkpoint
-from tests.helpers.checkpoints import EXPECTED, assert_same, make_tensors, refusal, save
+from tests.helpers.tiny_models.checkpoints import EXPECTED, assert_same, make_tensors, refusal, save
 
 
 # Formats

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from adacache_export.checkpoint import open_checkpoint
-from tests.helpers.checkpoints import NAMES, SHAPE, assert_same, make_tensors, refusal, save
+from tests.helpers.tiny_models.checkpoints import NAMES, SHAPE, assert_same, make_tensors, refusal, save
 
 
 # Sharded sets

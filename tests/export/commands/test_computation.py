@@ -12,9 +12,9 @@ from adacache_export.commands.export import main as export
 from adacache_export.families.registry import FAMILIES
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.trace import Trace
-from tests.helpers import fake_model
-from tests.helpers.bundle_changes import rewrite
-from tests.helpers.operation_counts import PUBLISHED, SIZES, counted_fake, manifest_of, trace_of
+from tests.helpers.model import fake_model
+from tests.helpers.model.bundle_changes import rewrite
+from tests.helpers.tiny_models.operation_counts import PUBLISHED, SIZES, counted_fake, manifest_of, trace_of
 
 Capture = pytest.CaptureFixture[str]
 USAGE = 2

@@ -24,7 +24,7 @@ def visible(stream: io.StringIO) -> str:
 
 
 def lines(stream: io.StringIO) -> list[str]:
-    """What was printed, with every number of seconds as S."""
+    """Return the lines that were printed, with every number of seconds as S."""
     return re.sub(r"\d+(\.\d)? s$", "S", stream.getvalue(), flags=re.MULTILINE).splitlines()
 
 

@@ -19,7 +19,7 @@ from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
 from adacache_export.families.registry import FAMILIES, Family, recognise
 from adacache_runtime.caching.presets import policy_from
 from adacache_runtime.caching.simulate import bounds, replay
-from tests.helpers.reference import DATA
+from tests.helpers.originals.reference import DATA
 
 LATTE, PLAN = FAMILIES["latte-1"], FAMILIES["open-sora-plan-1.1"]
 RELEASED = LatteT2VConfig()

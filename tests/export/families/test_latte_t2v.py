@@ -18,11 +18,11 @@ from adacache_export.stages import OUT, Stage, run_stages
 from adacache_export.tracing.graph_file import write_graph
 from adacache_export.tracing.trace import trace
 from adacache_export.writing.weights_file import write_weights
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.latte_originals import ORIGINALS, PATCH, Original, model_inputs, request
-from tests.helpers.reference import Arrays, run_graph, worst
+from tests.helpers.originals.latte_originals import ORIGINALS, PATCH, Original, model_inputs, request
+from tests.helpers.originals.reference import Arrays, run_graph, worst
 
 TOLERANCE = 2e-5  # absolute
 TRAJECTORY = 1e-5  # relative, L2
@@ -68,7 +68,7 @@ def _inner(name: str, hidden: np.ndarray) -> tuple[int, int]:
 
 
 def seen_in_torch(original: Original, variant: str) -> Arrays:
-    """What hooks see, under the names of the reference and in its layouts."""
+    """Return the tensors that hooks see, under the names of the reference and in its layouts."""
     stages = original.stages()
     shown: Arrays = {}
 

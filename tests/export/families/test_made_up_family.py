@@ -24,10 +24,10 @@ from adacache_serve.http.views import model_of
 from adacache_serve.orders.check import FieldError, check
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
-from tests.helpers.exporting import convert_quietly
 from tests.helpers.made_up_family import family
-from tests.helpers.policy_kinds import KINDS
-from tests.helpers.reference import DEMO
+from tests.helpers.originals.reference import DEMO
+from tests.helpers.policies.policy_kinds import KINDS
+from tests.helpers.tiny_models.exporting import convert_quietly
 
 JSON: dict[str, Any] = {
     "made_up": True,

@@ -12,7 +12,7 @@ from adacache_export.families.registry import FAMILIES, own_name, recognise
 from adacache_export.families.wan.published import published
 from adacache_export.families.wan.transformer import WanConfig
 from adacache_export.stages import run_stages
-from tests.helpers import wan
+from tests.helpers.tiny_models import wan
 
 FAMILY = FAMILIES["wan"]
 Shapes = dict[str, tuple[int, ...]]

@@ -12,8 +12,8 @@ from adacache_engines.bundle.files import read_manifest
 from adacache_export.commands.export import main as export
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.trace import read_trace
-from tests.helpers import wan
-from tests.helpers.exporting import unlogged
+from tests.helpers.tiny_models import wan
+from tests.helpers.tiny_models.exporting import unlogged
 
 TOLERANCE = 1e-4  # relative
 STEPS, GUIDANCE = 8, 5.0
@@ -45,7 +45,7 @@ def exported(pipeline: Any, folder: Path) -> Path:
 def run_command(
     bundle: Path, folder: Path, frames: int, height: int, width: int, guidance_2: float | None = None, *others: object
 ) -> list[str]:
-    """Return the arguments of ``adacache-run`` for the files that :func:`tests.helpers.wan.inputs` wrote."""
+    """Return the arguments of ``adacache-run`` for the files that :func:`wan.inputs` wrote."""
     command: list[object] = [bundle, "--latents", folder / "z.npz", "--text-embeddings", folder / "e.npz"]
     command += ["--steps", STEPS, "--guidance", GUIDANCE, "--height", height, "--width", width, "--frames", frames]
     command += [] if guidance_2 is None else ["--guidance-2", guidance_2]
@@ -118,7 +118,7 @@ def test_frames_are_those_of_diffusers(kind: str, tmp_path: Path) -> None:
     """The residual VAE's model starts from an image."""
     from PIL import Image
 
-    from tests.helpers.wan_vae import CHANNELS, CONFIGS, random_wan_vae  # here: it imports torch
+    from tests.helpers.tiny_models.wan_vae import CHANNELS, CONFIGS, random_wan_vae  # here: it imports torch
 
     image, frames, height, width = kind == "residual", 9, 32, 48
     own = wan.transformer(num_layers=1, in_channels=CHANNELS, out_channels=CHANNELS)
@@ -160,7 +160,7 @@ def test_videos_that_start_from_an_image_are_those_of_diffusers(
     """The model takes a mask and the encoded image beside its latents, as Wan 2.2's I2V-A14B does."""
     from PIL import Image
 
-    from tests.helpers.wan_vae import CHANNELS, random_wan_vae  # here: it imports torch
+    from tests.helpers.tiny_models.wan_vae import CHANNELS, random_wan_vae  # here: it imports torch
 
     changes, kind, two, frames, height, width = FROM_IMAGE[name]
     own = {"in_channels": 2 * CHANNELS + 4, "out_channels": CHANNELS, **changes}

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from adacache_engines.bundle.manifest import Preset
 from adacache_export.families import description
 from adacache_export.families.description import presets
-from adacache_runtime.caching.policies.magcache import MagCache
+from adacache_runtime.caching.policies.scheduled.magcache import MagCache
 from adacache_runtime.caching.policy import Context, Measure, Measurement, Run, rows_of
 from adacache_runtime.caching.presets import policy_from
 from adacache_runtime.samplers.unipc import unipc_sigmas
-from tests.helpers.magcache_original import Kind, magcache_calls
-from tests.helpers.teacache_original import teacache_calls
+from tests.helpers.originals.magcache_original import Kind, magcache_calls
+from tests.helpers.originals.teacache_original import teacache_calls
 
 FOLDER = Path(description.__file__).parent / "wan"
 ORDER = ("unconditional", "conditional")  # as the model evaluates them; the original has the conditional branch first

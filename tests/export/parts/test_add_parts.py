@@ -27,7 +27,7 @@ from adacache_export.tracing.trace import trace
 from adacache_export.verification.verify import verify
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
-from tests.helpers import fake_tensorrt
+from tests.helpers.gpu import fake_tensorrt
 
 pytestmark = pytest.mark.slow  # an export with both parts
 TRACED: dict[tuple[str, torch.dtype], ir.Model] = {}
@@ -53,7 +53,7 @@ def traced_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def take_parts_out(folder: Path) -> None:
-    """What the export of the model alone leaves."""
+    """Leave of a bundle what the export of the model alone leaves."""
     manifest = read_manifest(folder)
     latent = {"decoder": "none", "decoder_config": None, "decoding": (), "encoding": ()}
     text = {"tokenizer": None, "encoder_stages": (), "encoder_config": None}

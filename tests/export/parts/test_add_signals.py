@@ -18,10 +18,10 @@ from adacache_runtime.caching.signals.registry import SIGNALS
 from adacache_runtime.denoising.probes import Probe
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
-from tests.helpers.cosine import COSINE
-from tests.helpers.reference import request
+from tests.helpers.originals.reference import request
+from tests.helpers.policies.cosine import COSINE
 
-POLICY = "tests.helpers.cosine:POLICY"
+POLICY = "tests.helpers.policies.cosine:POLICY"
 PROMPTS = 2
 REQUESTS = {
     "reference": request(),
@@ -51,7 +51,7 @@ def test_a_policy_from_outside_brings_a_signal_of_its_own(
 ) -> None:
     """What it observes is what numpy makes of the tensors that the probe showed, prompt by prompt."""
     folder, asked = yesterday
-    assert export([str(folder), "--signal", "tests.helpers.cosine:COSINE"]) == 0
+    assert export([str(folder), "--signal", "tests.helpers.policies.cosine:COSINE"]) == 0
     check = read_manifest(folder).signals["cosine"].graphs["hidden"].check
     assert check is not None
     assert check.error <= check.tolerance
@@ -130,7 +130,7 @@ def test_verify_compares_own_signals_where_they_are_given(folder: Path, capsys: 
     told = capsys.readouterr().out
     assert "hidden_cosine" not in told
     assert "but those of the signals cosine" in told.replace("\n", " ")
-    assert export([str(folder), "--verify", "--signal", "tests.helpers.cosine:COSINE"]) == 0
+    assert export([str(folder), "--verify", "--signal", "tests.helpers.policies.cosine:COSINE"]) == 0
     told = capsys.readouterr().out
     assert "hidden_cosine" in told
     assert "but those" not in told

@@ -13,7 +13,7 @@ from adacache_export.commands.export import main as export
 from adacache_export.options import PartOptions
 from adacache_export.parts.add_parts import add_parts
 from adacache_export.phases import Progress
-from tests.helpers.vae_bundle import LATENTS, write_vae_bundle
+from tests.helpers.tiny_models.vae_bundle import LATENTS, write_vae_bundle
 
 PROFILE = "16x16..32x32..48x64:1f..17f..34f"
 T5_GRAPHS = {"encoder.embed", "encoder.00", "encoder.01", "encoder.final"}

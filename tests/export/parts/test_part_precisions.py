@@ -20,7 +20,7 @@ from adacache_export.text_encoders.registry import TextEncoder, open_text_encode
 from adacache_export.vaes.precision import NARROW, TOLERANCE
 from adacache_export.vaes.registry import Vae, open_vae
 from adacache_export.writing.weights_file import TORCH_DTYPES
-from tests.helpers.vae_bundle import LATENTS, LATTE_LATENT, set_weights, write_vae_bundle
+from tests.helpers.tiny_models.vae_bundle import LATENTS, LATTE_LATENT, set_weights, write_vae_bundle
 
 SIZES = {"images": 2, "frames": 3, "pixel_frames": 9, "height": 4, "width": 4, "pixel_height": 8, "pixel_width": 8}
 

@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 import transformers
 
-from tests.helpers.t5 import WORDS, random_t5
+from tests.helpers.tiny_models.t5 import WORDS, random_t5
 
 
 @pytest.fixture(autouse=True)

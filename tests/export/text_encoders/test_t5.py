@@ -12,7 +12,7 @@ from adacache_export.phases import Progress
 from adacache_export.text_encoders.registry import open_text_encoder
 from adacache_runtime.text.encoder import encode
 from adacache_runtime.text.tokenizer import Tokens
-from tests.helpers.t5 import SIZES, TOLERANCE, inputs, loaded, random_t5, reference
+from tests.helpers.tiny_models.t5 import SIZES, TOLERANCE, inputs, loaded, random_t5, reference
 
 
 @pytest.mark.parametrize("proj", ["relu", "gelu", "gated-gelu", "gated-silu"])

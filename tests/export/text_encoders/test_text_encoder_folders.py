@@ -12,7 +12,7 @@ from safetensors.torch import load, save_file
 from adacache_engines.errors import CheckpointError
 from adacache_export.text_encoders.registry import open_text_encoder
 from adacache_export.text_encoders.t5.encoder import PREFIX
-from tests.helpers.t5 import TOLERANCE, all_keys, inputs, loaded, random_t5
+from tests.helpers.tiny_models.t5 import TOLERANCE, all_keys, inputs, loaded, random_t5
 
 LAYOUTS = {
     "whole T5": lambda state: state | {"decoder.block.0.layer.0.layer_norm.weight": torch.ones(1)},

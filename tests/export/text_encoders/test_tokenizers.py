@@ -11,7 +11,7 @@ from adacache_engines.errors import CheckpointError, MissingDependencyError
 from adacache_export.text_encoders.registry import open_text_encoder
 from adacache_export.text_encoders.tokenizers import tokenizer_of
 from adacache_runtime.text.tokenizer import Tokenizer
-from tests.helpers.t5 import SIZES, VOCABULARY
+from tests.helpers.tiny_models.t5 import SIZES, VOCABULARY
 
 PROMPTS = [
     "a red circle moves left fast",

@@ -18,8 +18,14 @@ from adacache_export.writing.weights_file import TORCH_DTYPES
 from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.decode import decode
 from adacache_runtime.vae.encode import drawn, encode
-from tests.helpers.vae_bundle import LATTE_LATENT, decoded_at_once, set_config, set_weights, write_vae_bundle
-from tests.helpers.wan_vae import (
+from tests.helpers.tiny_models.vae_bundle import (
+    LATTE_LATENT,
+    decoded_at_once,
+    set_config,
+    set_weights,
+    write_vae_bundle,
+)
+from tests.helpers.tiny_models.wan_vae import (
     CHANNELS,
     CONFIGS,
     decoded_by_diffusers,

@@ -10,14 +10,14 @@ import pytest
 from adacache_engines.bundle.latent_space import ChunkRule, LatentSpace
 from adacache_engines.contract.device import Array, HostBuffer, HostDevice
 from adacache_export.frame_rules import FIRST_THEN_FOURS
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.chunks import decoded_chunks
 from adacache_runtime.vae.decode import decode
 from adacache_runtime.vae.tiles import spans
-from tests.helpers.causal_chunks_reference import in_pieces
-from tests.helpers.fake_model import WIDTH, fake_pipeline, functions, graph, request, spec
+from tests.helpers.model.fake_model import WIDTH, fake_pipeline, functions, graph, request, spec
+from tests.helpers.originals.causal_chunks_reference import in_pieces
 
 FACTOR, CHUNK, TILE = 2, 3, 8
 DECODER = graph(

@@ -24,11 +24,11 @@ from adacache_export.vaes.registry import open_vae
 from adacache_runtime.commands.run import main as run_command
 from adacache_runtime.media.video import to_pixels
 from adacache_runtime.samplers.update import Floats
-from tests.helpers.causal_chunks_reference import in_pieces
-from tests.helpers.causal_vae_reference import PUBLISHED, RELEASE, Reference
-from tests.helpers.exporting import DATA, convert_quietly
-from tests.helpers.reference import arrays, worst
-from tests.helpers.vae_bundle import (
+from tests.helpers.originals.causal_chunks_reference import in_pieces
+from tests.helpers.originals.causal_vae_reference import PUBLISHED, RELEASE, Reference
+from tests.helpers.originals.reference import arrays, worst
+from tests.helpers.tiny_models.exporting import DATA, convert_quietly
+from tests.helpers.tiny_models.vae_bundle import (
     OPEN_SORA_PLAN_LATENT,
     alone,
     build_vae_plans,

@@ -13,8 +13,8 @@ from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.decode import decode
 from adacache_runtime.vae.encode import drawn, encode
-from tests.helpers.reference import OPEN_SORA, arrays, worst
-from tests.helpers.vae_bundle import (
+from tests.helpers.originals.reference import OPEN_SORA, arrays, worst
+from tests.helpers.tiny_models.vae_bundle import (
     OPEN_SORA_LATENT,
     SCALE,
     SHIFT,

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from adacache_export.vaes.open_sora.temporal import TemporalConfig, TemporalDecoder, TemporalEncoder
 from adacache_export.vaes.registry import open_vae
-from tests.helpers.reference import OPEN_SORA
-from tests.helpers.vae_bundle import OPEN_SORA_LATENT, set_config
+from tests.helpers.originals.reference import OPEN_SORA
+from tests.helpers.tiny_models.vae_bundle import OPEN_SORA_LATENT, set_config
 
 WEIGHTS = "model.safetensors"
 FACTOR = 0.18215

@@ -14,9 +14,9 @@ from adacache_runtime.media.pictures import read_image, read_last_frames, resize
 from adacache_runtime.media.video import write_video
 from adacache_runtime.vae.decode import render
 from adacache_runtime.vae.encode import drawn, encode
-from tests.helpers.exporting import convert_quietly
-from tests.helpers.reference import OPEN_SORA, arrays
-from tests.helpers.vae_bundle import build_vae_plans, write_open_sora_vae
+from tests.helpers.originals.reference import OPEN_SORA, arrays
+from tests.helpers.tiny_models.exporting import convert_quietly
+from tests.helpers.tiny_models.vae_bundle import build_vae_plans, write_open_sora_vae
 
 
 @pytest.fixture(scope="module")

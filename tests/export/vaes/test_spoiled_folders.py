@@ -10,7 +10,7 @@ import torch
 
 from adacache_engines.errors import AdaCacheError, CheckpointError, InputError
 from adacache_export.vaes.registry import open_vae
-from tests.helpers.vae_bundle import LATENTS, set_config, set_weights
+from tests.helpers.tiny_models.vae_bundle import LATENTS, set_config, set_weights
 
 Table = dict[str, tuple[Callable[[Path], object], type[AdaCacheError], str]]
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"

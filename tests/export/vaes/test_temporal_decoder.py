@@ -20,9 +20,9 @@ from adacache_runtime.commands.run import main as run_command
 from adacache_runtime.media.video import to_pixels
 from adacache_runtime.samplers.update import Floats
 from adacache_runtime.vae.tiles import by_tiles
-from tests.helpers.exporting import DATA, convert_quietly
-from tests.helpers.reference import arrays, worst
-from tests.helpers.vae_bundle import (
+from tests.helpers.originals.reference import arrays, worst
+from tests.helpers.tiny_models.exporting import DATA, convert_quietly
+from tests.helpers.tiny_models.vae_bundle import (
     LATTE_LATENT,
     build_vae_plans,
     decoded_at_once,

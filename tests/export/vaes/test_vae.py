@@ -21,7 +21,7 @@ from adacache_export.options import Options
 from adacache_export.vaes.coding import PREFIX
 from adacache_export.vaes.registry import open_vae, recognise_vae
 from adacache_runtime.vae.decode import decode
-from tests.helpers.vae_bundle import LATTE_LATENT, set_config, set_weights, stage_of
+from tests.helpers.tiny_models.vae_bundle import LATTE_LATENT, set_config, set_weights, stage_of
 
 Capture = pytest.CaptureFixture[str]
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"

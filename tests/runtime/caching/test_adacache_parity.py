@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.events import Denoised
-from tests.helpers.reference import DATA, OPEN_SORA, arrays, request, worst
+from tests.helpers.originals.reference import DATA, OPEN_SORA, arrays, request, worst
 
 LATENTS = 5e-4  # absolute
 NUMBERS = 1e-3  # relative
@@ -109,8 +109,6 @@ def test_never_reusing_is_the_same_in_both_granularities_to_the_bit(pipeline) ->
 
 
 # Several sites and prompts. The reference data has none of these runs; what must hold follows from the sums.
-
-SCALED = RUNS["A_scaled30"]["params"]["codebook"]
 
 
 def observations(pipeline, probe: tuple[str, ...], **options: Any) -> list[Any]:

@@ -8,12 +8,12 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from adacache_engines.errors import InputError, PolicyError
-from adacache_runtime.caching.policies.listed import ListedCalls
-from adacache_runtime.caching.policies.magcache import MagCache
+from adacache_runtime.caching.policies.scheduled.listed import ListedCalls
+from adacache_runtime.caching.policies.scheduled.magcache import MagCache
 from adacache_runtime.caching.policy import Needs, Policy
 from adacache_runtime.caching.presets import policy_from_description
 from adacache_runtime.caching.simulate import replay
-from tests.helpers.policy_runs import places
+from tests.helpers.policies.policy_runs import places
 
 
 def schedule(policy: Policy[Any], calls: int) -> list[int]:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from adacache_engines.errors import PolicyError
-from adacache_runtime.caching.policies.easycache import EasyCache
-from adacache_runtime.caching.policies.fbcache import FBCache
-from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.measured.easycache import EasyCache
+from adacache_runtime.caching.policies.measured.fbcache import FBCache
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
 from adacache_runtime.caching.policy import (
     BLOCK_INPUT,
     FIRST,
@@ -29,8 +29,8 @@ from adacache_runtime.caching.policy import (
     Run,
 )
 from adacache_runtime.caching.simulate import Unchanged, simulate
-from tests.helpers.policy_runs import changed, places
-from tests.helpers.teacache_coefficients import PUBLISHED
+from tests.helpers.originals.teacache_coefficients import PUBLISHED
+from tests.helpers.policies.policy_runs import changed, places
 
 FIRST_AND_REST = ("spatial.00", "temporal.00 to temporal.01")
 NAN = math.nan

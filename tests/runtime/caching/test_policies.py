@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.caching.policy import Context, Decision, Measurement, Needs, Policy, Run
 from adacache_runtime.caching.presets import PRESETS, policy_from, policy_from_description
-from tests.helpers.policy_runs import SITE, changed, codebooks, measured, replay
+from tests.helpers.policies.policy_runs import SITE, changed, codebooks, measured, replay
 
 BOOK = ((0.1, 6), (0.2, 4), (0.3, 2), (1.0, 1))
 

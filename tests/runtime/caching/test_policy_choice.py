@@ -10,10 +10,10 @@ from hypothesis import given, settings
 
 from adacache_engines.bundle.manifest import Preset
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policies.wrappers import Extrapolate, LastCalls, MaxReuses, WarmUp
 from adacache_runtime.caching.presets import PRESETS, policy_from, policy_from_description
-from tests.helpers.policy_kinds import KINDS, WRAPS, Wrap, wrapped
+from tests.helpers.policies.policy_kinds import KINDS, WRAPS, Wrap, wrapped
 
 
 def test_wrappers_are_read_from_the_inside_out() -> None:
@@ -75,8 +75,8 @@ def test_a_choice_that_cannot_be(choice: str, words: list[str]) -> None:
 # a module of one's own
 
 RULES = """
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 
 
 class Half(NeverReuse):

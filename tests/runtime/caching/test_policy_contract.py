@@ -10,8 +10,8 @@ from adacache_engines.errors import InputError, PolicyError
 from adacache_runtime.caching.policies.wrappers import Extrapolate, MaxReuses, WarmUp
 from adacache_runtime.caching.policy import BLOCK_INPUT, DEFAULT, FIRST, LATENTS, VELOCITY, Decision, Measure, Needs
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.fake_model import BLOCKS, fake_pipeline, functions, manifest, request
-from tests.helpers.scripted_policy import FBCACHE, TEACACHE, Scripted, words
+from tests.helpers.model.fake_model import BLOCKS, fake_pipeline, functions, manifest, request
+from tests.helpers.policies.scripted_policy import FBCACHE, TEACACHE, Scripted, words
 
 ALL = "all"
 

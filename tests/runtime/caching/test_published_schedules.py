@@ -19,10 +19,10 @@ from adacache_export.families.open_sora.family import SHIFT
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.open_sora_plan import family as open_sora_plan
 from adacache_export.families.registry import FAMILIES
-from adacache_runtime.caching.policies.delta_dit import DeltaDiT
-from adacache_runtime.caching.policies.pab import PAB
-from adacache_runtime.caching.policies.teacache import TeaCache
-from adacache_runtime.caching.policies.tgate import TGate
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
+from adacache_runtime.caching.policies.scheduled.delta_dit import DeltaDiT
+from adacache_runtime.caching.policies.scheduled.pab import PAB
+from adacache_runtime.caching.policies.scheduled.tgate import TGate
 from adacache_runtime.caching.policy import Context, Place, Policy, Run
 from adacache_runtime.caching.presets import policy_from, policy_from_description
 from adacache_runtime.caching.simulate import replay
@@ -30,8 +30,8 @@ from adacache_runtime.samplers.ddim import ddim
 from adacache_runtime.samplers.flow import shift_ratio
 from adacache_runtime.samplers.pndm import pndm
 from adacache_runtime.samplers.rflow import rflow, rflow_timesteps
-from tests.helpers.policy_runs import places
-from tests.helpers.teacache_coefficients import PUBLISHED
+from tests.helpers.originals.teacache_coefficients import PUBLISHED
+from tests.helpers.policies.policy_runs import places
 from tools.demo.fit import replace_presets
 
 Schedule = list[tuple[bool, ...]]

@@ -12,7 +12,7 @@ from adacache_engines.bundle.signals import Space
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.signals.registry import SIGNALS, signal_from
 from adacache_runtime.caching.signals.signal import FRAME_AXIS, RANK, Signal, at_stride
-from tests.helpers.cosine import COSINE
+from tests.helpers.policies.cosine import COSINE
 
 SHAPES: Mapping[Space, tuple[int, ...]] = {"hidden": (3, 4, 6, 5), "latents": (3, 5, 4, 2, 6), "time": (3, 5)}
 ALL = {**SIGNALS, "cosine": COSINE}
@@ -95,7 +95,7 @@ def test_keys_of_measurements() -> None:
 
 
 def test_a_signal_of_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert signal_from("tests.helpers.cosine:COSINE") is COSINE
+    assert signal_from("tests.helpers.policies.cosine:COSINE") is COSINE
     (tmp_path / "no_signals_here.py").write_text("NUMBER = 7\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(InputError, match=r"'no_signals_here:NUMBER' is 7, and no signal; name an object of .*Signal"):

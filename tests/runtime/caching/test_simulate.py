@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.easycache import EasyCache
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.measured.easycache import EasyCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate, LastCalls, MaxReuses, WarmUp
 from adacache_runtime.caching.policy import (
     FIRST,
@@ -30,12 +30,12 @@ from adacache_runtime.caching.policy import (
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.caching.simulate import Unchanged, bounds, replay, simulate
 from adacache_runtime.settled import settle
-from tests.helpers.fake_model import fake_pipeline, functions, request
-from tests.helpers.plain import Plain, plain
-from tests.helpers.policy_kinds import CHANGES, KINDS, WRAPS, Numbers, Wrap, run_of, wrapped
-from tests.helpers.policy_runs import codebooks, measured, places
-from tests.helpers.policy_runs import replay as driven
-from tests.helpers.scripted_policy import ADACACHE, EASYCACHE, FBCACHE, INTERVAL, TEACACHE
+from tests.helpers.model.fake_model import fake_pipeline, functions, request
+from tests.helpers.model.plain import Plain, plain
+from tests.helpers.policies.policy_kinds import CHANGES, KINDS, WRAPS, Numbers, Wrap, run_of, wrapped
+from tests.helpers.policies.policy_runs import codebooks, measured, places
+from tests.helpers.policies.policy_runs import replay as driven
+from tests.helpers.policies.scripted_policy import ADACACHE, EASYCACHE, FBCACHE, INTERVAL, TEACACHE
 
 
 def falling(calls: int) -> list[float]:

@@ -10,8 +10,8 @@ import pytest
 
 from adacache_engines.bundle.manifest import SamplerDefaults
 from adacache_engines.errors import NonFiniteError
-from adacache_runtime.caching.policies.easycache import EasyCache
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.measured.easycache import EasyCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policies.wrappers import Extrapolate, WarmUp
 from adacache_runtime.caching.policy import (
     FIRST,
@@ -23,10 +23,10 @@ from adacache_runtime.caching.policy import (
     Policy,
 )
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.fake_model import BLOCKS, fake_pipeline, functions, manifest, request
-from tests.helpers.not_finite import broken_at
-from tests.helpers.plain import GROUPS, plain
-from tests.helpers.scripted_policy import (
+from tests.helpers.model.fake_model import BLOCKS, fake_pipeline, functions, manifest, request
+from tests.helpers.model.not_finite import broken_at
+from tests.helpers.model.plain import GROUPS, plain
+from tests.helpers.policies.scripted_policy import (
     ADACACHE,
     EASYCACHE,
     FBCACHE,

@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adacache_engines.errors import PolicyError
-from adacache_runtime.caching.policies.adacache import AdaCache
-from adacache_runtime.caching.policies.delta_dit import DeltaDiT
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.scheduled.delta_dit import DeltaDiT
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.caching.policies.wrappers import Extrapolate, MaxReuses, WarmUp
 from adacache_runtime.caching.policy import Context, Decision, Measurement, Policy, Run
 from adacache_runtime.caching.simulate import simulate
-from tests.helpers.policy_kinds import CHANGES, KINDS, WRAPS, Numbers, Wrap, run_of, wrapped
-from tests.helpers.policy_runs import changed
+from tests.helpers.policies.policy_kinds import CHANGES, KINDS, WRAPS, Numbers, Wrap, run_of, wrapped
+from tests.helpers.policies.policy_runs import changed
 
 ALIKE = [kind for kind in KINDS if kind not in ("pab", "tgate", "delta-dit")]  # that treat all groups as one
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from adacache_export.commands.export import main as export
 from adacache_runtime.commands.run import main as run
-from tests.helpers.reference import OPEN_SORA, arrays
+from tests.helpers.originals.reference import OPEN_SORA, arrays
 from tests.helpers.waiting import HANG_SECONDS, until
 
 Capture = pytest.CaptureFixture[str]

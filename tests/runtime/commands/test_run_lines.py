@@ -8,8 +8,8 @@ import pytest
 from adacache_engines.backends import BACKENDS
 from adacache_engines.contract.fake import FakeBackend
 from adacache_runtime.commands.run import main as run
-from tests.helpers.fake_model import captions, functions, write_bundle
-from tests.helpers.opened import Opens
+from tests.helpers.model.fake_model import captions, functions, write_bundle
+from tests.helpers.model.opened import Opens
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ from adacache_export.commands.export import main as export
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.registry import FAMILIES, maker
 from adacache_export.stages import MODULATED, Stage
-from adacache_runtime.caching.policies.adacache import AdaCache
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.open_sora_original import FAMILY, NULL, VARIANTS, model_inputs, run_engines, run_torch
-from tests.helpers.reference import MASK, OPEN_SORA, SIZE, arrays, captions, config, drawn, request, worst
+from tests.helpers.originals.open_sora_original import FAMILY, NULL, VARIANTS, model_inputs, run_engines, run_torch
+from tests.helpers.originals.reference import MASK, OPEN_SORA, SIZE, arrays, captions, config, drawn, request, worst
 
 TOLERANCE = 2e-5  # absolute
 LATENTS = 5e-4  # absolute

@@ -21,9 +21,9 @@ from adacache_runtime.media.pictures import resize_to_fill
 from adacache_runtime.media.video import write_video
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.vae.encode import encode, most_likely
-from tests.helpers import fake_model, fake_vae
-from tests.helpers.fake_model import WIDTH, captions, fake_pipeline, functions, manifest, request, write_bundle
-from tests.helpers.opened import Opens
+from tests.helpers.model import fake_model, fake_vae
+from tests.helpers.model.fake_model import WIDTH, captions, fake_pipeline, functions, manifest, request, write_bundle
+from tests.helpers.model.opened import Opens
 
 HEIGHT, ACROSS, FRAMES = 4, 6, 5
 STRETCH = FIRST_ALONE_THEN_FOURS.stretch

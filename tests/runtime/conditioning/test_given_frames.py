@@ -12,10 +12,10 @@ from adacache_export.frame_rules import CHUNKS_OF_17
 from adacache_runtime.commands import run as cli
 from adacache_runtime.media.pictures import read_last_frames, resize_to_fill
 from adacache_runtime.media.video import write_video
-from tests.helpers import fake_model
-from tests.helpers.fake_model import WIDTH, captions, functions, manifest, write_bundle
-from tests.helpers.opened import Opens
-from tests.helpers.reference import arrays
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import WIDTH, captions, functions, manifest, write_bundle
+from tests.helpers.model.opened import Opens
+from tests.helpers.originals.reference import arrays
 
 HEIGHT, ACROSS, FRAMES = 4, 6, 8
 CONTINUED = 5  # latent frames of a clip that the next one begins with
@@ -40,7 +40,7 @@ def command(bundle: Path, tmp_path: Path) -> list[str]:
 
 
 def latents(tmp_path: Path) -> NDArray[np.float32]:
-    """Of the last run."""
+    """Return the latents of the last run."""
     made: NDArray[np.float32] = arrays(tmp_path / "out.npz")["latents"]
     return made
 

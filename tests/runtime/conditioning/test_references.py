@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from adacache_engines.bundle.manifest import LatentSpace
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_export.frame_rules import CHUNKS_OF_17
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.conditioning.clips import check_continues
 from adacache_runtime.conditioning.references import Placement, alignment, latent_index, mask_of, place, snapped
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers import fake_model
-from tests.helpers.fake_model import fake_pipeline, functions, manifest, request
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import fake_pipeline, functions, manifest, request
 
 PIXELS = manifest().latent
 CONTINUED = PIXELS.continued
@@ -75,7 +75,7 @@ def test_what_cannot_be_placed(placement: Placement, reference: tuple[int, ...],
 
 
 def test_a_frame_is_in_a_latent_frame() -> None:
-    """Of each 17 frames the first latent has the first one, and four others each of the rest."""
+    """In each 17 frames, the first latent frame holds the first frame, and the others hold four each."""
     frames = {0: 0, 1: 1, 4: 1, 5: 2, 16: 4, 17: 5, 34: 10, 50: 14, -1: 14}
     assert {frame: latent_index(VAE, frame, 51) for frame in frames} == frames
     assert [latent_index(PIXELS, frame, 8) for frame in (0, 3, 7, -1, -8)] == [0, 3, 7, 7, 0]

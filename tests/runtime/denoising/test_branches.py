@@ -11,16 +11,16 @@ import pytest
 from adacache_engines.bundle.manifest import GuidanceRule
 from adacache_engines.contract.device import Array
 from adacache_engines.errors import PolicyError
-from adacache_runtime.caching.policies.guidance_every import GuidanceEvery
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.guidance_every import GuidanceEvery
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policies.wrappers import MaxReuses, WarmUp
 from adacache_runtime.caching.policy import LATENTS, Context, Decision, Measure, Measurement, Needs, Observation, Run
 from adacache_runtime.caching.simulate import Unchanged, replay, simulate
 from adacache_runtime.reports.flops import Work
 from adacache_runtime.trace import lanes, read_trace
-from tests.helpers.fake_model import BLOCKS, fake_pipeline, functions, request
-from tests.helpers.plain import plain_by_branch
-from tests.helpers.policy_runs import places
+from tests.helpers.model.fake_model import BLOCKS, fake_pipeline, functions, request
+from tests.helpers.model.plain import plain_by_branch
+from tests.helpers.policies.policy_runs import places
 
 PROMPTS = 2
 BOTH, ALONE = 2 * PROMPTS, PROMPTS  # sizes of a batch

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adacache_runtime.caching.policies.guidance_every import GuidanceEvery
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.guidance_every import GuidanceEvery
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.caching.policy import Context, Decision, Measurement, Needs, Observation, Run
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.reference import request
+from tests.helpers.originals.reference import request
 
 STEPS = 4
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from adacache_engines.contract.device import Array
 from adacache_engines.contract.fake import Function
 from adacache_engines.errors import EngineError, InputError, NonFiniteError, OutOfRangeError, PolicyError
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.caching.policy import Context, Decision, Measure, Measurement, Needs, Observation, Run
 from adacache_runtime.denoising import denoiser
@@ -26,10 +26,10 @@ from adacache_runtime.request import Captions
 from adacache_runtime.samplers.rflow import rflow, rflow_timesteps
 from adacache_runtime.text.prompts import null_captions
 from adacache_runtime.trace import CallRecord
-from tests.helpers import fake_model
-from tests.helpers.fake_model import BLOCKS, SIZE, WIDTH, captions, fake_pipeline, functions, request
-from tests.helpers.not_finite import broken_at
-from tests.helpers.policy_runs import places
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import BLOCKS, SIZE, WIDTH, captions, fake_pipeline, functions, request
+from tests.helpers.model.not_finite import broken_at
+from tests.helpers.policies.policy_runs import places
 
 SITE = "temporal.0.attn"
 EMBED, FINAL, UPDATE = ["embed"], ["final"], ["guide", "combine"]
@@ -533,7 +533,6 @@ def test_the_seed_is_the_noise(fake) -> None:
 
 # requests that cannot be
 
-SIX = np.zeros((6, 4, WIDTH), np.float32), np.ones((6, 4), bool)
 ONE = captions(1)
 BAD: list[tuple[dict[str, Any], type[InputError], str]] = [
     ({"steps": 0}, OutOfRangeError, "0 steps"),

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from adacache_engines.errors import InputError, PolicyError
-from adacache_runtime.caching.policies.adacache import AdaCache
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.listed import ListedCalls
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.listed import ListedCalls
 from adacache_runtime.caching.policy import LATENTS, Context, Decision, Measure, Measurement, Needs, Observation, Run
-from tests.helpers.experts import GUIDANCES, LOW, SCALES, TEXT_SCALES, functions_of_experts, two_experts
-from tests.helpers.fake_model import BLOCKS, fake_pipeline, request
-from tests.helpers.plain import plain_by_branch
+from tests.helpers.model.experts import GUIDANCES, LOW, SCALES, TEXT_SCALES, functions_of_experts, two_experts
+from tests.helpers.model.fake_model import BLOCKS, fake_pipeline, request
+from tests.helpers.model.plain import plain_by_branch
 
 STEPS, FIRST_OF_LOW = 8, 4  # timesteps 1000, 875, 750, 625, and from 500 on the second expert's
 

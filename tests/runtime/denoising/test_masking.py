@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import SamplerDefaults
 from adacache_engines.errors import InputError, NonFiniteError, OutOfRangeError
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.conditioning.masks import masking
 from adacache_runtime.memory.advice import _fewer_prompts
@@ -19,11 +19,11 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.samplers.rflow import rflow, rflow_timesteps
 from adacache_runtime.settled import settle
-from tests.helpers import fake_model
-from tests.helpers.fake_model import SIZE, WIDTH, fake_pipeline, functions, manifest, request
-from tests.helpers.not_finite import broken_at
-from tests.helpers.plain import GROUPS
-from tests.helpers.scripted_policy import ADACACHE, EASYCACHE, FBCACHE, INTERVAL, TEACACHE, follows
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import SIZE, WIDTH, fake_pipeline, functions, manifest, request
+from tests.helpers.model.not_finite import broken_at
+from tests.helpers.model.plain import GROUPS
+from tests.helpers.policies.scripted_policy import ADACACHE, EASYCACHE, FBCACHE, INTERVAL, TEACACHE, follows
 
 STEPS = 12
 MASK = np.array([[1, 0, 0.45, 1], [0.7, 1, 1, 0]], np.float32)  # of two prompts' four frames

@@ -19,18 +19,18 @@ from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.registry import FAMILIES, Family
 from adacache_export.options import Options
 from adacache_export.stages import Stage, run_stages
-from adacache_runtime.caching.policies.adacache import AdaCache
-from adacache_runtime.caching.policies.easycache import EasyCache
-from adacache_runtime.caching.policies.fbcache import FBCache
-from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.measured.easycache import EasyCache
+from adacache_runtime.caching.policies.measured.fbcache import FBCache
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.events import Denoised
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers.bundle_changes import Stubs
-from tests.helpers.latte_originals import ORIGINALS, model_inputs
-from tests.helpers.open_sora_original import variant
-from tests.helpers.reference import DATA, OPEN_SORA, config
-from tests.helpers.reference import request as open_sora_request
+from tests.helpers.model.bundle_changes import Stubs
+from tests.helpers.originals.latte_originals import ORIGINALS, model_inputs
+from tests.helpers.originals.open_sora_original import variant
+from tests.helpers.originals.reference import DATA, OPEN_SORA, config
+from tests.helpers.originals.reference import request as open_sora_request
 
 MODULATED = "spatial.0.modulated"
 TOLERANCE = 2e-5  # absolute

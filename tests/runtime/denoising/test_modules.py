@@ -16,15 +16,15 @@ from adacache_export.families.wan.transformer import WanConfig
 from adacache_export.stages import run_stages
 from adacache_export.verification.examples import example
 from adacache_export.verification.verify import verify
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policy import Granularity
 from adacache_runtime.caching.presets import policy_from
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Captions, Request
-from tests.helpers.exporting import DATA, convert_quietly
-from tests.helpers.reference import arrays, worst
-from tests.helpers.reference import request as open_sora_request
+from tests.helpers.originals.reference import arrays, worst
+from tests.helpers.originals.reference import request as open_sora_request
+from tests.helpers.tiny_models.exporting import DATA, convert_quietly
 
 ROUNDING = 2e-5  # absolute, between granularities
 LATTE = LatteT2VConfig(num_attention_heads=2, attention_head_dim=8, num_layers=2, caption_channels=12)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from adacache_engines.contract.device import HostBuffer, HostDevice, HostReadback
-from adacache_runtime.caching.policies.delta_dit import DeltaDiT
-from adacache_runtime.caching.policies.easycache import EasyCache
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.listed import ListedCalls
-from adacache_runtime.caching.policies.magcache import MagCache
+from adacache_runtime.caching.policies.measured.easycache import EasyCache
+from adacache_runtime.caching.policies.scheduled.delta_dit import DeltaDiT
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.listed import ListedCalls
+from adacache_runtime.caching.policies.scheduled.magcache import MagCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate, LastCalls, MaxReuses, WarmUp
 from adacache_runtime.caching.policy import Policy
-from tests.helpers.fake_model import fake_pipeline, functions, request
-from tests.helpers.plain import GROUPS
+from tests.helpers.model.fake_model import fake_pipeline, functions, request
+from tests.helpers.model.plain import GROUPS
 
 INTERVAL = FixedInterval(every=3)
 

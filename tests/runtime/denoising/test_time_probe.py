@@ -6,40 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adacache_engines.bundle.manifest import Manifest, ProbeEntry, StageEntry
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.teacache import TeaCache
-from adacache_runtime.caching.signals.registry import SIGNALS
-from tests.helpers import fake_model
-from tests.helpers.fake_model import WIDTH, fake_pipeline, functions, manifest, request, run_embed, signal_entry, spec
-from tests.helpers.teacache_original import teacache_calls
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import fake_pipeline, functions, manifest, request
+from tests.helpers.model.time_probe import embed, embedding, shows_time
+from tests.helpers.originals.teacache_original import teacache_calls
 
 POLICY = TeaCache(coefficients=(1.0, 0.0), threshold=0.3, probe="time")
-
-
-def embedding(timestep: Any) -> Any:
-    """Return embeddings (batch, width) of timesteps (batch,)."""
-    return np.stack([np.cos(timestep / 300), np.sin(timestep / 200), timestep / 1000], axis=1).astype(np.float32)
-
-
-def embed(given: Any) -> Any:
-    return {**run_embed(given), "time_embedding": embedding(given["timestep"])}
-
-
-def shows_time(plain: Manifest) -> dict[str, Any]:
-    """Return the changes of a manifest whose model shows the embedding of the timestep."""
-
-    def changed(entry: StageEntry) -> StageEntry:
-        if entry.role != "embed":
-            return entry
-        shown = spec("time_embedding", "batch", WIDTH)
-        graph = entry.graph.model_copy(update={"outputs": (*entry.graph.outputs, shown)})
-        probes = {**entry.probes, "time": ProbeEntry(output="time_embedding", role="time")}
-        return entry.model_copy(update={"graph": graph, "probes": probes})
-
-    spaces = ("hidden", "latents", "time")
-    signals = {name: signal_entry(signal, spaces) for name, signal in SIGNALS.items()}
-    return {"stages": tuple(map(changed, plain.stages)), "signals": signals}
 
 
 @pytest.mark.parametrize("scope", ["batch", "prompt"])

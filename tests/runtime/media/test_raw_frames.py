@@ -10,7 +10,7 @@ import pytest
 from adacache_engines.errors import InputError
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.media import raw_frames
-from tests.helpers.reference import arrays
+from tests.helpers.originals.reference import arrays
 
 Capture = pytest.CaptureFixture[bytes]
 

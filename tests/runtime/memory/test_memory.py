@@ -15,13 +15,13 @@ from adacache_engines.contract.device import HostBuffer, HostDevice
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import InputError, MissingDependencyError
 from adacache_engines.tensorrt.backend import TensorRT, TrtBackend
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.delta_dit import DeltaDiT
-from adacache_runtime.caching.policies.easycache import EasyCache
-from adacache_runtime.caching.policies.fbcache import FBCache
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.never import NeverReuse
-from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.measured.easycache import EasyCache
+from adacache_runtime.caching.policies.measured.fbcache import FBCache
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
+from adacache_runtime.caching.policies.scheduled.delta_dit import DeltaDiT
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.memory.advice import check_fit
@@ -29,10 +29,19 @@ from adacache_runtime.memory.estimate import MemoryEstimate
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.settled import settle
-from tests.helpers import fake_tensorrt
-from tests.helpers.fake_cuda import FakeCuda
-from tests.helpers.fake_model import BLOCKS, SIZE, WIDTH, captions, fake_pipeline, functions, request, write_bundle
-from tests.helpers.fake_tensorrt import WIDE, Module, library, write_plans
+from tests.helpers.gpu import fake_tensorrt
+from tests.helpers.gpu.fake_cuda import FakeCuda
+from tests.helpers.gpu.fake_tensorrt import WIDE, Module, library, write_plans
+from tests.helpers.model.fake_model import (
+    BLOCKS,
+    SIZE,
+    WIDTH,
+    captions,
+    fake_pipeline,
+    functions,
+    request,
+    write_bundle,
+)
 
 SPREAD = AdaCache(
     codebook=[(0.3, 3), (1.0, 1)], probe=("spatial.0.attn", "temporal.1.attn"), moreg=MoReg(strides=(1, 2))

@@ -13,19 +13,19 @@ from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_engines.tensorrt.backend import TrtBackend
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.commands import run as cli
 from adacache_runtime.media.video import write_video
 from adacache_runtime.memory.estimate import encoder_memory
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.vae.decode import decode
 from adacache_runtime.vae.encode import drawn, encode
-from tests.helpers import fake_model
-from tests.helpers.fake_cuda import FakeCuda
-from tests.helpers.fake_model import captions, manifest, request, write_bundle
-from tests.helpers.fake_tensorrt import SCRATCH, WIDE, Module, Ranges, library, write_plans
-from tests.helpers.fake_vae import CHAIN, DECODER, ENGINES, IMAGES, OVER_TIME, noise
-from tests.helpers.opened import Opens
+from tests.helpers.gpu.fake_cuda import FakeCuda
+from tests.helpers.gpu.fake_tensorrt import SCRATCH, WIDE, Module, Ranges, library, write_plans
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import captions, manifest, request, write_bundle
+from tests.helpers.model.fake_vae import CHAIN, DECODER, ENGINES, IMAGES, OVER_TIME, noise
+from tests.helpers.model.opened import Opens
 
 STRETCH = fake_model.graph(
     "decoder.temporal",
@@ -201,7 +201,7 @@ def command(tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def backend(monkeypatch: pytest.MonkeyPatch) -> FakeBackend:
-    """What the command opens."""
+    """The backend that the command opens."""
     made = FakeBackend(CODERS)
     monkeypatch.setitem(BACKENDS, "onnxruntime", Opens(made))
     return made

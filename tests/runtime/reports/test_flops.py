@@ -23,8 +23,8 @@ from adacache_export.verification.sizes import check_sizes
 from adacache_export.writing.weights_file import TORCH_DTYPES
 from adacache_runtime.reports.flops import Work, flops, in_unit, work, work_of_run
 from adacache_runtime.trace import Trace
-from tests.helpers import fake_model
-from tests.helpers.operation_counts import (
+from tests.helpers.model import fake_model
+from tests.helpers.tiny_models.operation_counts import (
     ENDS,
     PUBLISHED,
     SIZES,

@@ -15,8 +15,8 @@ from adacache_runtime.commands.progress import call_progress, duration, seconds_
 from adacache_runtime.reports.schedule_plot import check_plot, plot_schedule
 from adacache_runtime.reports.summary import milliseconds, ranges, summary, timing
 from adacache_runtime.trace import CallRecord, Trace
-from tests.helpers.fake_model import manifest
-from tests.helpers.operation_counts import ENDS, SIZES, SPATIAL, TEMPORAL, TEXT, counted_fake
+from tests.helpers.model.fake_model import manifest
+from tests.helpers.tiny_models.operation_counts import ENDS, SIZES, SPATIAL, TEMPORAL, TEXT, counted_fake
 
 NOTHING: Observation = {}
 

@@ -19,8 +19,8 @@ from adacache_runtime.samplers.euler import euler
 from adacache_runtime.samplers.registry import SAMPLERS, samplers_of, updates
 from adacache_runtime.samplers.unipc import HISTORY, unipc
 from adacache_runtime.samplers.update import Update
-from tests.helpers import fake_model
-from tests.helpers.fake_model import fake_pipeline, functions, request, run_guide
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import fake_pipeline, functions, request, run_guide
 
 SHIFTS = (1.0, 3.0, 5.0, 8.0, 12.0)
 

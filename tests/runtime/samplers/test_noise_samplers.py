@@ -18,7 +18,7 @@ from adacache_runtime.samplers.noise_schedule import signal_variances
 from adacache_runtime.samplers.pndm import HISTORY as PNDM_HISTORY
 from adacache_runtime.samplers.pndm import pndm
 from adacache_runtime.samplers.update import Update
-from tests.helpers.reference import arrays
+from tests.helpers.originals.reference import arrays
 
 LATTE, PLAN = (Path(__file__).parents[3] / "tests" / "data" / name for name in ("latte", "open-sora-plan"))
 Sampler = Callable[[int, int], Iterator[Update]]

@@ -14,7 +14,7 @@ from adacache_export.families.open_sora.family import SHIFT, OpenSoraConfig, des
 from adacache_runtime.samplers.flow import shift_ratio
 from adacache_runtime.samplers.rflow import rflow, rflow_timesteps
 from adacache_runtime.samplers.update import check_guidance, check_steps
-from tests.helpers.reference import OPEN_SORA, arrays
+from tests.helpers.originals.reference import OPEN_SORA, arrays
 
 REAL = arrays(OPEN_SORA / "timesteps_real.npz")
 SIZES = {"144p": (144, 256), "240p": (240, 426), "360p": (360, 640), "480p": (480, 854), "720p": (720, 1280)}

@@ -15,8 +15,8 @@ from adacache_runtime.commands.run import main as run
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Captions, Request
 from adacache_runtime.text.prompts import tokenize
-from tests.helpers.reference import DATA, arrays
-from tests.helpers.reference import request as open_sora_request
+from tests.helpers.originals.reference import DATA, arrays
+from tests.helpers.originals.reference import request as open_sora_request
 
 INPUTS = arrays(DATA / "latte" / "inputs.npz")
 Floats = NDArray[np.float32]

@@ -10,7 +10,7 @@ from adacache_engines.bundle.manifest import GuidanceRule, TextRule
 from adacache_runtime.request import Captions
 from adacache_runtime.text.cleaning import CLEANINGS
 from adacache_runtime.text.prompts import branches, read_text
-from tests.helpers.fake_model import WIDTH, fake_pipeline, functions, request
+from tests.helpers.model.fake_model import WIDTH, fake_pipeline, functions, request
 
 LENGTH = 7
 

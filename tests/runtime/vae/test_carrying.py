@@ -18,8 +18,8 @@ from adacache_runtime.vae.carrying import load_step
 from adacache_runtime.vae.chunks import decoded_chunks, encoded_chunks
 from adacache_runtime.vae.decode import decode, decoder_steps
 from adacache_runtime.vae.encode import drawn, encode
-from tests.helpers.fake_model import WIDTH, fake_pipeline, request
-from tests.helpers.fake_vae import CARRYING, CARRYING_ENGINES, FACTOR, blocks, causal, larger, noise
+from tests.helpers.model.fake_model import WIDTH, fake_pipeline, request
+from tests.helpers.model.fake_vae import CARRYING, CARRYING_ENGINES, FACTOR, blocks, causal, larger, noise
 
 CARRIED_NBYTES = 4 * WIDTH * FACTOR * FACTOR  # for each latent pixel
 

@@ -26,18 +26,18 @@ from adacache_engines.tensorrt.build import BuildOptions
 from adacache_engines.tensorrt.library import open_library
 from adacache_engines.tensorrt.plan_builder import build_plans
 from adacache_export.frame_rules import CHUNKS_OF_17
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.commands.progress import frame_progress
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.media.video import to_pixels, writing_video
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.vae.decode import decode, render, stream
-from tests.helpers.fake_cuda import FakeCuda
-from tests.helpers.fake_model import WIDTH, fake_pipeline, functions, graph, manifest, request, spec, write_bundle
-from tests.helpers.fake_tensorrt import WIDE, Module, library, write_plans
-from tests.helpers.fake_vae import DECODER, FACTOR, SPACE
-from tests.helpers.opened import Opens
-from tests.helpers.reference import DATA, arrays
+from tests.helpers.gpu.fake_cuda import FakeCuda
+from tests.helpers.gpu.fake_tensorrt import WIDE, Module, library, write_plans
+from tests.helpers.model.fake_model import WIDTH, fake_pipeline, functions, graph, manifest, request, spec, write_bundle
+from tests.helpers.model.fake_vae import DECODER, FACTOR, SPACE
+from tests.helpers.model.opened import Opens
+from tests.helpers.originals.reference import DATA, arrays
 
 Capture = pytest.CaptureFixture[str]
 SCALE = 0.18215

@@ -17,9 +17,9 @@ from adacache_export.frame_rules import FIRST_THEN_FOURS
 from adacache_runtime.memory.estimate import encoder_memory
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.vae.encode import drawn, encode, encoder_steps
-from tests.helpers.fake_model import WIDTH, fake_pipeline, graph, spec
-from tests.helpers.fake_vae import CHAIN, ENGINES, SPACE, noise
-from tests.helpers.vae_bundle import alone, random_spatial_vae
+from tests.helpers.model.fake_model import WIDTH, fake_pipeline, graph, spec
+from tests.helpers.model.fake_vae import CHAIN, ENGINES, SPACE, noise
+from tests.helpers.tiny_models.vae_bundle import alone, random_spatial_vae
 
 FACTOR = 2
 SCALE = 0.18215  # of the spatial latents
@@ -66,7 +66,7 @@ def test_tiles_change_nothing_where_a_vae_looks_at_single_blocks(
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [(23, 35), (16, 30), (40, 14)], ids=str)
 def test_tiles_are_those_of_diffusers(size: tuple[int, int], open_sora_vae_bundle: Path) -> None:
-    """Of the spatial half, in mean and in deviation."""
+    """The spatial half alone is compared, in mean and in deviation."""
     bundle, backend = open_bundle(open_sora_vae_bundle), OrtBackend(open_sora_vae_bundle)
     bundle = alone(bundle, encoding=bundle.manifest.latent.encoding[:1])
     pixels = np.tanh(noise(3, 2, *size))
@@ -119,7 +119,7 @@ def test_tiles_of_the_bundle(tmp_path: Path) -> None:
 def test_the_memory_of_an_encoder_is_planned(
     frames: int, tile: int | None, fake: tuple[Pipeline, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That of the graph that takes most, as they are loaded in turn."""
+    """It is the memory of the graph that takes most, since graphs are loaded in turn."""
     pipeline, _ = fake
     allocated: dict[str, int] = {}
     empty, load = HostDevice.empty, pipeline.backend.load

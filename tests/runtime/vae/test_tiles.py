@@ -56,7 +56,7 @@ def test_blending_changes_nothing_where_tiles_agree(size: tuple[int, int]) -> No
 
 
 def test_seams_are_small() -> None:
-    """Of a decoder that gives a tile the mean of what it sees, on a slope: the worst that statistics can do."""
+    """The decoder gives a tile the mean of what it sees, on a slope: the worst that statistics can do."""
 
     def decode(latents: Floats) -> Floats:
         return np.full_like(enlarged(latents), latents.mean())

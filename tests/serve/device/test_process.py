@@ -17,9 +17,9 @@ from adacache_serve.jobs.results import open_results
 from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Store
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import write_model
+from tests.helpers.serving.fake_server import write_model
+from tests.helpers.serving.worker_rig import MODEL, fake
 from tests.helpers.waiting import HANG_SECONDS, until
-from tests.helpers.worker_rig import MODEL, fake
 
 
 def broken_models(settings: Settings) -> Models:

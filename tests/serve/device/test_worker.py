@@ -18,9 +18,9 @@ from adacache_serve.device.messages import (
     PhaseEnded,
 )
 from adacache_serve.device.worker import Models
-from tests.helpers import fake_model
-from tests.helpers.fake_server import functions
-from tests.helpers.worker_rig import MODEL, PICTURE, Rig, fake
+from tests.helpers.model import fake_model
+from tests.helpers.serving.fake_server import functions
+from tests.helpers.serving.worker_rig import MODEL, PICTURE, Rig, fake
 
 MIX: dict[str, dict[str, Any]] = {
     "never": {},
@@ -67,7 +67,7 @@ def test_real_engines_in_turn_give_what_they_give_alone(
     from adacache_runtime.caching.presets import PRESETS
     from adacache_runtime.request import Request
     from adacache_serve.device.video_file import write_events
-    from tests.helpers.reference import MASK, drawn, request
+    from tests.helpers.originals.reference import MASK, drawn, request
 
     latte, open_sora = Pipeline.open(decoding_folder), Pipeline.open(conditioned_folder)
     prompt = {"prompts": ("a red circle moves fast",), "steps": 5}

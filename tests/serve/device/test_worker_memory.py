@@ -26,10 +26,10 @@ from adacache_serve.device.messages import (
     PhaseEnded,
 )
 from adacache_serve.device.worker import Models
-from tests.helpers.fake_cuda import FakeCuda, Status
-from tests.helpers.fake_server import functions, write_model
-from tests.helpers.fake_tensorrt import Module, library, write_plans
-from tests.helpers.worker_rig import ENDS, MODEL, PICTURE, Rig, fake
+from tests.helpers.gpu.fake_cuda import FakeCuda, Status
+from tests.helpers.gpu.fake_tensorrt import Module, library, write_plans
+from tests.helpers.serving.fake_server import functions, write_model
+from tests.helpers.serving.worker_rig import ENDS, MODEL, PICTURE, Rig, fake
 
 
 @dataclass(frozen=True)

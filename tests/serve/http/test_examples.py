@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import events, served, service, write_model
+from tests.helpers.serving.fake_server import events, served, service, write_model
 from tests.helpers.waiting import HANG_SECONDS
 
 README = (Path(__file__).parents[3] / "runtime" / "README.md").read_text(encoding="utf-8")

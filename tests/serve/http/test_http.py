@@ -10,7 +10,7 @@ import pytest
 
 from adacache_serve.keys import new_key, read_keys
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import served, service, write_model
+from tests.helpers.serving.fake_server import served, service, write_model
 
 # DELETE leaves the job, without its content; and not all that the document allows can be made by every model
 NOT_MEANT = ("use_after_free", "ensure_resource_availability", "positive_data_acceptance")

@@ -29,8 +29,8 @@ from adacache_serve.http import videos
 from adacache_serve.orders import images
 from adacache_serve.orders.images import decode_image
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import functions, served, service, write_model
-from tests.helpers.http_jobs import ended
+from tests.helpers.serving.fake_server import functions, served, service, write_model
+from tests.helpers.serving.http_jobs import ended
 from tests.helpers.waiting import HANG_SECONDS, until
 
 

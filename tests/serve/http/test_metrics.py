@@ -25,8 +25,8 @@ from adacache_serve.jobs.tracing import Traced, Untraced, open_tracer
 from adacache_serve.logs import Lines, about
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import served, service, write_model
-from tests.helpers.http_jobs import ended
+from tests.helpers.serving.fake_server import served, service, write_model
+from tests.helpers.serving.http_jobs import ended
 from tests.helpers.waiting import until
 from tools.speed.serving import status_load
 

@@ -10,7 +10,7 @@ from adacache_serve.http.views import model_of
 from adacache_serve.orders.check import FieldError, check
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import write_model
+from tests.helpers.serving.fake_server import write_model
 
 
 @pytest.fixture(scope="module")

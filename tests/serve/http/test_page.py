@@ -18,7 +18,7 @@ from adacache_runtime.media.video import write_video
 from adacache_serve.http.page import FILES, FOLDER, PAGE, content_security_policy
 from adacache_serve.keys import new_key, read_keys
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import served, service, write_model
+from tests.helpers.serving.fake_server import served, service, write_model
 from tests.helpers.waiting import until
 from tools.demo.browser import browser, console, missing, resize, servers
 

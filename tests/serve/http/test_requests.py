@@ -16,7 +16,7 @@ from adacache_serve.http.bodies import PLAIN_NBYTES
 from adacache_serve.jobs.service import Service
 from adacache_serve.keys import new_key, read_keys
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import served, service, write_model
+from tests.helpers.serving.fake_server import served, service, write_model
 from tests.helpers.waiting import HANG_SECONDS, until
 
 ORDER = {"prompt": "a boat"}

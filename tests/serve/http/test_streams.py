@@ -19,8 +19,8 @@ from adacache_serve.commands import serve as cli
 from adacache_serve.http import events as events_module
 from adacache_serve.jobs.service import Service
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import events, served, service, write_model
-from tests.helpers.http_jobs import create
+from tests.helpers.serving.fake_server import events, served, service, write_model
+from tests.helpers.serving.http_jobs import create
 from tests.helpers.waiting import HANG_SECONDS, until
 
 SLOW = {"prompt": "slow", "steps": 30}

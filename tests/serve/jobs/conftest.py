@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from adacache_serve.jobs import publishing, service
-from tests.helpers.fake_server import write_model
-from tests.helpers.fake_workers import Bench, Benches
+from tests.helpers.serving.fake_server import write_model
+from tests.helpers.serving.fake_workers import Bench, Benches
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 from adacache_engines.errors import InputError
 from adacache_serve.jobs.service import BusyError, StoppingError
 from adacache_serve.keys import Client
-from tests.helpers.fake_workers import Bench, Benches, FakeWorker
-from tests.helpers.gated_results import gated, left_alone
+from tests.helpers.serving.fake_workers import Bench, Benches, FakeWorker
+from tests.helpers.serving.gated_results import gated, left_alone
 from tests.helpers.waiting import HANG_SECONDS, until
 
 

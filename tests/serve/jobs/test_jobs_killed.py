@@ -20,8 +20,8 @@ from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.media.video import to_pixels, write_video
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
-from tests.helpers.fake_server import functions, write_model
-from tests.helpers.server_process import LOG, ServerProcess, wait_until_gone
+from tests.helpers.serving.fake_server import functions, write_model
+from tests.helpers.serving.server_process import LOG, ServerProcess, wait_until_gone
 from tests.helpers.waiting import HANG_SECONDS, until
 
 ORDERS = (

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from adacache_serve.jobs.store import Job
-from tests.helpers.fake_workers import Bench
-from tests.helpers.gated_results import gated, left_alone
+from tests.helpers.serving.fake_workers import Bench
+from tests.helpers.serving.gated_results import gated, left_alone
 from tests.helpers.waiting import until
 
 

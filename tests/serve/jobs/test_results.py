@@ -11,8 +11,8 @@ import pytest
 from adacache_engines.errors import InputError
 from adacache_serve.jobs import publishing
 from adacache_serve.jobs.results import Bucket, Folder, Results, open_results
-from tests.helpers.fake_server import write_model
-from tests.helpers.fake_workers import Bench
+from tests.helpers.serving.fake_server import write_model
+from tests.helpers.serving.fake_workers import Bench
 from tests.helpers.waiting import until
 
 CONTENT = bytes(range(256)) * 8

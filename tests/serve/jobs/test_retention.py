@@ -2,7 +2,7 @@
 
 import os
 
-from tests.helpers.fake_workers import Bench, Benches
+from tests.helpers.serving.fake_workers import Bench, Benches
 
 
 def test_results_are_deleted_by_age(benches: Benches) -> None:

@@ -19,9 +19,9 @@ from adacache_serve.jobs import ownership
 from adacache_serve.jobs.ownership import Ownership
 from adacache_serve.jobs.store import Job, Store, metadata
 from adacache_serve.orders.schema import CreateVideo
-from tests.helpers import postgresql
-from tests.helpers.fake_server import write_model
-from tests.helpers.fake_workers import Bench
+from tests.helpers.serving import postgresql
+from tests.helpers.serving.fake_server import write_model
+from tests.helpers.serving.fake_workers import Bench
 from tests.helpers.waiting import HANG_SECONDS, until
 
 

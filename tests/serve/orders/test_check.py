@@ -12,8 +12,8 @@ from adacache_engines.bundle.files import Bundle
 from adacache_serve.orders.check import FieldError, check
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
-from tests.helpers.fake_server import write_model
-from tests.helpers.work_counts import NOISE, SETTLED, TOKENISED, counted
+from tests.helpers.serving.fake_server import write_model
+from tests.helpers.serving.work_counts import NOISE, SETTLED, TOKENISED, counted
 
 SETTINGS = Settings(Path())
 

@@ -18,13 +18,14 @@ from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_serve.device.video_file import write_events
-from tests.helpers.fake_server import functions, write_model
-from tests.helpers.http_jobs import create, ended
+from tests.helpers.serving.fake_server import functions, write_model
+from tests.helpers.serving.http_jobs import create, ended
 from tests.helpers.waiting import HANG_SECONDS, until
 
 pytest.importorskip("ray", reason="ray[serve] is not installed")
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
+SERVER = ROOT / "tests" / "helpers" / "serving" / "ray_server.py"
 TIMEOUT_SECONDS = 2.0  # of the proxy
 VIDEOS = "/v1/videos"
 
@@ -46,7 +47,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[h
     log = tmp_path_factory.mktemp("ray") / "log.txt"
     with log.open("wb") as errors:
         process = subprocess.Popen(
-            [sys.executable, ROOT / "tests" / "helpers" / "ray_server.py", bundle, str(port), str(TIMEOUT_SECONDS)],
+            [sys.executable, SERVER, bundle, str(port), str(TIMEOUT_SECONDS)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,

@@ -20,12 +20,13 @@ from adacache_engines.onnxruntime.backend import OnnxRuntime, OrtBackend
 from adacache_engines.tensorrt.backend import RUNTIME_CACHE, TrtBackend
 from adacache_engines.tensorrt.library import LIBRARIES, InstalledLibrary, open_library
 from adacache_runtime.caching.policy import GRANULARITIES, Granularity
-from tests.helpers import gpu_checks
-from tests.helpers.gpu_checks import Open, RecordingBackend
+from tests.helpers.gpu import gpu_checks
+from tests.helpers.gpu.gpu_checks import Open, RecordingBackend
 from tools.gpu.gpu_tests import BUNDLES
 from tools.gpu.libraries import unusable
 from tools.gpu.machine import exporter_missing, find_gpu
-from tools.gpu.model import PRECISIONS, compiled
+from tools.gpu.model import compiled
+from tools.gpu.phases import PRECISIONS
 
 pytestmark = pytest.mark.gpu
 

@@ -19,14 +19,14 @@ from adacache_export.options import Options
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.reports.flops import flops
 from adacache_runtime.settled import settle
-from tests.helpers.gpu_check_result import RECORDS
+from tests.helpers.gpu.gpu_check_result import RECORDS
 from tools.gpu import agreement
 from tools.gpu import benchmark as benchmark_module
 from tools.gpu.benchmark import Run, benchmark
 from tools.gpu.contenders import open_contenders
 from tools.gpu.measure import _Generation, measure_calls
-from tools.gpu.model import LARGE, PROBE, prepare, run
-from tools.gpu.phases import BACKENDS
+from tools.gpu.model import PROBE, prepare, run
+from tools.gpu.phases import BACKENDS, LARGE
 from tools.gpu.pytorch.eager import TorchBackend
 from tools.gpu.pytorch.recorded import TorchOnBuffers
 from tools.gpu.report import markdown
@@ -186,7 +186,14 @@ def test_the_benchmark_measures_in_turn(
 
 def test_contenders_that_cannot_be_opened_are_left_out(pairs: Path, tmp_path: Path) -> None:
     report = Report(tmp_path / "it.part.json")
-    names = ("tensorrt-rtx", "tensorrt-rtx, no graphs", "onnxruntime-cuda", "torch-recorded", "torch-eager", "jax")
+    names = (
+        "tensorrt-rtx",
+        "tensorrt-rtx without CUDA graphs",
+        "onnxruntime-cuda",
+        "torch-recorded",
+        "torch-eager",
+        "jax",
+    )
     assert open_contenders(open_bundle(pairs), names, report) == {}
     report.keep()
     kept = read_part(tmp_path, "it")

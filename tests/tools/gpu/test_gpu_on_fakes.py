@@ -14,12 +14,12 @@ from adacache_engines.contract.fake import FakeBackend, Function
 from adacache_engines.cuda.device import CudaDevice
 from adacache_engines.errors import EngineError, InputError
 from adacache_engines.tensorrt.backend import RUNTIME_CACHE, TrtBackend
-from adacache_runtime.caching.policies.never import NeverReuse
+from adacache_runtime.caching.policies.scheduled.never import NeverReuse
 from adacache_runtime.pipeline import Pipeline
-from tests.helpers import gpu_checks
-from tests.helpers.fake_cuda import FakeCuda
-from tests.helpers.fake_model import functions, write_bundle
-from tests.helpers.fake_tensorrt import Module, library, write_plans
+from tests.helpers.gpu import gpu_checks
+from tests.helpers.gpu.fake_cuda import FakeCuda
+from tests.helpers.gpu.fake_tensorrt import Module, library, write_plans
+from tests.helpers.model.fake_model import functions, write_bundle
 from tools.gpu.machine import Gpu, find_gpu
 from tools.gpu.requests import small_request
 

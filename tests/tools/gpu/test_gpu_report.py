@@ -1,6 +1,6 @@
 """The report that tools/gpu_check.py writes."""
 
-from tests.helpers.gpu_check_result import RECORDS
+from tests.helpers.gpu.gpu_check_result import RECORDS
 from tools.gpu.measure import tflop_per_s
 from tools.gpu.report import markdown
 

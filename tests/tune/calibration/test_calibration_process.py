@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.request import Request
 from adacache_tune.calibration import process
@@ -18,7 +18,7 @@ from adacache_tune.calibration.goal import Goal
 from adacache_tune.calibration.process import Task, calibrate
 from adacache_tune.calibration.trials import Trial
 from adacache_tune.comparison.statistics import Estimate
-from tests.helpers.calibration_records import wandering
+from tests.helpers.policies.calibration_records import wandering
 
 CONFIRMING = 3  # number of this phase of real runs, where forecasts hold in the others
 PROMPTS = ("a boat", "a bird", "a bear", "a bat", "a bee", "a bull")
@@ -122,7 +122,7 @@ def test_a_method_may_take_what_a_simpler_one_tried(monkeypatch: pytest.MonkeyPa
 
 
 def test_what_a_fixed_interval_does_better_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of lists, that turn out to be much worse on held-out prompts."""
+    """Here lists turn out to be much worse on held-out prompts."""
     runs: Runs = made_up(monkeypatch, lambda label, _: -9.0 if label == "listed" and len(runs) == CONFIRMING else 0.0)
     said = list[str]()
     found = calibrate(task(Goal(quality_db=20.0), ["listed", "adacache-scaled"], 2, said))
@@ -150,7 +150,7 @@ def test_a_fixed_interval_does_better_than_all(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_intervals_around_numbers_of_calls() -> None:
-    """Of 12 calls, intervals 2 to 6 compute 7, 5, 4, 4 and 3; 11 and 12 compute 2."""
+    """In 12 calls, intervals 2 to 6 compute 7, 5, 4, 4 and 3; intervals 11 and 12 compute 2."""
     record = wandering(12, 0)
     for computed, expected in (
         ([7.0], [2]),

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from adacache_engines.bundle.manifest import Preset
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.listed import ListedCalls
-from adacache_runtime.caching.policies.magcache import MagCache
-from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.listed import ListedCalls
+from adacache_runtime.caching.policies.scheduled.magcache import MagCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.caching.policy import VELOCITY
 from adacache_runtime.caching.presets import policy_from_description
@@ -26,7 +26,7 @@ from adacache_tune.calibration.goal import PENALTY, Goal
 from adacache_tune.calibration.methods import EXTRAPOLATED, METHODS, Search, find, magcache, polynomials, teacache
 from adacache_tune.calibration.records import RESIDUAL, Record, ratios
 from adacache_tune.calibration.shortest import paths, refined
-from tests.helpers.calibration_records import MODULATED, toy, wandering
+from tests.helpers.policies.calibration_records import MODULATED, toy, wandering
 
 ALL = [*METHODS, *(method + EXTRAPOLATED for method in METHODS)]
 
@@ -41,7 +41,7 @@ def on_a_line(calls: int, gaps: int) -> Record:
 
 
 def errors_at_the_end(residuals: NDArray[Any], computed: Sequence[int], line: bool) -> Any:
-    """Of the toy's latents, by running it call by call: of their sum, and of each reused call alone."""
+    """Return the errors of the toy's latents, run call by call: of their sum, and of each reused call alone."""
     calls, kept, apart = len(residuals), [], []
     for call in range(1, calls + 1):
         true = residuals[call - 1].reshape(-1)
@@ -149,7 +149,7 @@ def test_speed_by_hand() -> None:
 
 
 def test_scores_of_a_quality() -> None:
-    """What keeps it goes by calls, and between equals by quality; what misses it by what it misses."""
+    """Schedules that keep the quality go by calls, and between equals by quality; others by what they lack."""
     goal = Goal(quality_db=30)
     assert goal.score(10, 31, 30) < goal.score(11, 35, 30)
     assert goal.score(10, 35, 30) < goal.score(10, 31, 30)

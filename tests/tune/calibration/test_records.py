@@ -12,11 +12,11 @@ from adacache_engines.bundle.manifest import SamplerDefaults
 from adacache_engines.contract.device import Array
 from adacache_engines.contract.fake import Function
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.adacache import AdaCache, MoReg
-from adacache_runtime.caching.policies.easycache import EasyCache
-from adacache_runtime.caching.policies.fbcache import FBCache
-from adacache_runtime.caching.policies.interval import FixedInterval
-from adacache_runtime.caching.policies.teacache import TeaCache
+from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
+from adacache_runtime.caching.policies.measured.easycache import EasyCache
+from adacache_runtime.caching.policies.measured.fbcache import FBCache
+from adacache_runtime.caching.policies.measured.teacache import TeaCache
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policy import BLOCK_INPUT, DEFAULT, FIRST, LATENTS, VELOCITY, Measure, Needs, Policy
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.caching.simulate import simulate
@@ -26,11 +26,11 @@ from adacache_runtime.samplers.registry import updates
 from adacache_runtime.text.prompts import null_captions
 from adacache_tune.calibration.recorder import record
 from adacache_tune.calibration.records import Record, load_record, ratios, record_of, save_record
-from tests.helpers import fake_model
-from tests.helpers.calibration_records import without_probes
-from tests.helpers.fake_model import BLOCKS, captions, fake_pipeline, functions, request
-from tests.helpers.plain import entry
-from tests.helpers.policy_runs import places
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_model import BLOCKS, captions, fake_pipeline, functions, request
+from tests.helpers.model.plain import entry
+from tests.helpers.policies.calibration_records import without_probes
+from tests.helpers.policies.policy_runs import places
 
 SITE, MODULATED = "temporal.0.attn", "spatial.0.modulated"
 STEPS, GAPS = 7, 3
@@ -38,7 +38,7 @@ SAMPLERS = {name: SamplerDefaults(name=name, steps=STEPS, guidance=2.0) for name
 
 
 def one(**options: Any) -> Request:
-    """Of one prompt, as a calibration records them."""
+    """Return a request of one prompt, as a calibration records it."""
     return request(prompts_count=1, steps=STEPS, **options)
 
 
@@ -125,7 +125,7 @@ def test_changes_at_every_gap(tmp_path: Path, sampler: str) -> None:
 
 
 def test_motion_at_strides(tmp_path: Path) -> None:
-    """Of each call's own tensor, whatever the gap; 4 frames have none 4 apart."""
+    """Motion is that of each call's own tensor, whatever the gap; among 4 frames, none are 4 apart."""
     pipeline, _ = fake_pipeline(tmp_path / "bundle", functions())
     made, _ = record(pipeline, one(), GAPS, strides=(1, 2, 4))
     seen, _ = full_compute(pipeline, one())

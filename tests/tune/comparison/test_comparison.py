@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord
 from adacache_tune.comparison.measure import Row, Yardsticks, compare, run_in_turn
 from adacache_tune.comparison.quality import relative_l2, similarity
 from adacache_tune.comparison.statistics import estimate
-from tests.helpers.fake_prompts import prompted
+from tests.helpers.model.fake_prompts import prompted
 
 PROMPTS = ("a boat", "a bird", "a bear")
 POLICIES = {"interval-2": PRESETS["interval-2"], "interval-3": PRESETS["interval-3"]}

@@ -17,8 +17,8 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_tune.commands import compare as cli
 from adacache_tune.commands.compare import main
 from adacache_tune.prompts import read_prompts
-from tests.helpers import fake_model
-from tests.helpers.fake_prompts import prompted
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_prompts import prompted
 
 Capture = pytest.CaptureFixture[str]
 Command = Callable[..., int]

@@ -9,7 +9,7 @@ import pytest
 
 from adacache_engines.errors import InputError
 from adacache_tune.comparison.quality import Lpips
-from tests.helpers.fake_lpips import write_lpips
+from tests.helpers.model.fake_lpips import write_lpips
 
 
 def test_lpips_goes_over_all_frames(tmp_path: Path) -> None:

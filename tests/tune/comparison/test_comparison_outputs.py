@@ -25,9 +25,9 @@ from adacache_tune.comparison.side_by_side import GAP, side_by_side
 from adacache_tune.comparison.statistics import Estimate
 from adacache_tune.comparison.store import Finished
 from adacache_tune.comparison.summary import METRICS, Total, totals
-from tests.helpers import fake_model
-from tests.helpers.fake_lpips import write_lpips
-from tests.helpers.fake_prompts import prompted
+from tests.helpers.model import fake_model
+from tests.helpers.model.fake_lpips import write_lpips
+from tests.helpers.model.fake_prompts import prompted
 
 Capture = pytest.CaptureFixture[str]
 PROMPTS = ("a boat", "a bird")

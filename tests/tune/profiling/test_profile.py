@@ -19,7 +19,7 @@ from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.onnxruntime import backend as ort
 from adacache_engines.passes.graph_pass import GraphPass
-from adacache_runtime.caching.policies.interval import FixedInterval
+from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.pipeline import Pipeline
 from adacache_tune.commands.engine_progress import engine_progress
 from adacache_tune.commands.profile import main
@@ -27,7 +27,7 @@ from adacache_tune.profiling import profile as profile_module
 from adacache_tune.profiling.bound_runner import bound_runner
 from adacache_tune.profiling.subjects import example
 from adacache_tune.profiling.timeline import measure_generation
-from tests.helpers import fake_model
+from tests.helpers.model import fake_model
 
 Capture = pytest.CaptureFixture[str]
 VIDEO = ["--size", "80x48", "--frames", "17", "--text-length", "6"]

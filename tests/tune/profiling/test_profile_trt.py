@@ -26,7 +26,7 @@ from adacache_tune.profiling.backends import use_library
 from adacache_tune.profiling.engine_latency import measure_engine
 from adacache_tune.profiling.subjects import Subject, subjects
 from adacache_tune.profiling.trt_target import TrtTarget
-from tests.helpers import fake_model
+from tests.helpers.model import fake_model
 
 Capture = pytest.CaptureFixture[str]
 ORIGINAL = fake_model.functions()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from adacache_engines.bundle.files import read_manifest, replace_manifest
 from adacache_engines.tensorrt.plans import ENGINES
-from tools.gpu.model import ROOT
+from tools.gpu.running.processes import ROOT
 
 SOURCES = (
     "adacache_export",

@@ -12,11 +12,12 @@ from pathlib import Path
 
 from adacache_engines.errors import InputError, MissingDependencyError
 from tools.gpu.machine import exporter_missing
-from tools.gpu.model import LARGE, PRECISIONS, make_bundles
+from tools.gpu.model import make_bundles
 from tools.gpu.pack import contents, onnxruntime_gpu
 from tools.gpu.pack.fatbin import architecture
 from tools.gpu.pack.packages import check_wheels
 from tools.gpu.pack.parts import LIMIT_MB, Archive, nbytes_of, write_parts
+from tools.gpu.phases import LARGE, PRECISIONS
 from tools.gpu.skeleton import HEADER, strip
 
 PROVIDER_PARTS = 2  # that a trimmed onnxruntime-gpu may take

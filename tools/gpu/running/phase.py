@@ -17,7 +17,7 @@ class Phase:
         shows: what the phase's results show, for a reader of the plan.
         arguments: arguments of ``run``, as JSON can hold them.
         after: names of phases that must have ended well before.
-        backends: names of backends that must be usable; see :mod:`tools.gpu.machine`.
+        backends: names of backends that must be usable; see :mod:`tools.gpu.libraries`.
         leaves: path of what the phase leaves for later ones, without which it is not done; empty = nothing.
     """
 
@@ -69,6 +69,11 @@ def overview(phases: Sequence[Phase]) -> str:
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (columns, *rows)]
     total_s = sum(phase.cap_s for phase in phases)
     return f"{table(padded[0], padded[1:])}\n\nAll caps together: {total_s:.0f} s.\n"
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

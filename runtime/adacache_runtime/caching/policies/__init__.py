@@ -1,1 +1,1 @@
-"""Caching policies, one a file."""
+"""Caching policies: scheduled ones, ones that measure, and wrappers around either."""

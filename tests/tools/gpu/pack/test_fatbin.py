@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from adacache_engines.errors import InputError
-from tests.helpers.fat_binaries import CUBIN, PTX, fat_binary, library
+from tests.helpers.gpu.fat_binaries import CUBIN, PTX, fat_binary, library
 from tools.gpu.pack.fatbin import architecture, trim
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from adacache_engines.errors import InputError
-from tests.helpers.fat_binaries import CUBIN, fat_binary, library
+from tests.helpers.gpu.fat_binaries import CUBIN, fat_binary, library
 from tools.gpu.pack.onnxruntime_gpu import PROVIDER, trimmed
 from tools.gpu.pack.packages import PYTHON, check_wheels
 from tools.gpu.pack.parts import LIMIT_MB, Archive, nbytes_of, write_parts

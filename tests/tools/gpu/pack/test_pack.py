@@ -14,12 +14,13 @@ import pytest
 from adacache_engines.bundle.files import open_bundle, read_manifest
 from adacache_engines.bundle.manifest import PlanSet
 from adacache_engines.errors import InputError
-from tests.helpers.fake_model import write_bundle
-from tools.gpu.model import LARGE, PRECISIONS, ROOT
+from tests.helpers.model.fake_model import write_bundle
 from tools.gpu.pack import contents, packages
 from tools.gpu.pack.make import pack
 from tools.gpu.pack.parts import LIMIT_MB, nbytes_of
 from tools.gpu.pack.unpack import unpack
+from tools.gpu.phases import LARGE, PRECISIONS
+from tools.gpu.running.processes import ROOT
 
 Once = Callable[[str, Callable[[Path], object]], Path]
 SOURCES_MB = 1.0  # of the part that goes first, apart from bundles and wheels

@@ -6,7 +6,7 @@ import pytest
 
 from adacache_engines.contract.device import HostBuffer, HostDevice
 from adacache_engines.cuda.device import CudaDevice
-from tests.helpers.fake_cuda import FakeCuda
+from tests.helpers.gpu.fake_cuda import FakeCuda
 
 torch = pytest.importorskip("torch")
 

@@ -1,0 +1,1 @@
+"""Policies that measure tensors, and decide by how much these change from call to call."""

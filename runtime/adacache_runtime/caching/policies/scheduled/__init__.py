@@ -1,0 +1,1 @@
+"""Policies that measure nothing: all their decisions are known before the first call."""

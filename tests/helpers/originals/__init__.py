@@ -1,0 +1,1 @@
+"""What original implementations gave, and their rules and layers written down a second time."""

@@ -1,0 +1,1 @@
+"""Policies for tests, and measurements to drive policies with."""

@@ -1,0 +1,1 @@
+"""Small torch models with random weights, their checkpoints, and how they are exported quickly."""

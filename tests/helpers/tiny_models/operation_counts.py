@@ -1,0 +1,68 @@
+"""Stages whose floating-point operations are known: published models without weights, and the fake model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from adacache_engines.bundle.manifest import ExportGranularity, Manifest, Term
+from adacache_export.convert import stage_entry
+from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
+from adacache_export.families.open_sora.transformer import OpenSoraConfig
+from adacache_export.families.open_sora_plan import family as open_sora_plan
+from adacache_export.families.registry import FAMILIES
+from adacache_export.families.wan.transformer import WanConfig
+from adacache_export.stages import Stage
+from adacache_runtime.trace import CallRecord, Trace
+from tests.helpers.model import fake_model
+
+PUBLISHED: Mapping[str, Any] = {
+    "open-sora-1.2": OpenSoraConfig(),
+    "latte-1": LatteT2VConfig(),
+    "open-sora-plan-1.1": open_sora_plan.RELEASED,
+    "wan": WanConfig(),
+}
+
+
+def stages_of(name: str, config: Any, granularity: ExportGranularity = "block") -> list[Stage]:
+    with torch.device("meta"):
+        return FAMILIES[name].stages(config, granularity=granularity)
+
+
+def manifest_of(name: str, config: Any) -> Manifest:
+    """Return the manifest as export writes it, with the fake model's graphs."""
+    described, graph = FAMILIES[name].describe(config, None), fake_model.manifest().stages[0].graph
+    stages = tuple(
+        stage_entry(stage, graph.model_copy(update={"name": stage.name}), ()) for stage in stages_of(name, config)
+    )
+    parts = {part: getattr(described, part) for part in ("sampler", "video", "guidance", "latent", "text", "profiles")}
+    parts["stages"] = stages
+    return fake_model.manifest().model_copy(update=parts)
+
+
+TERMS = {
+    "text": Term(axes=("batch", "text"), flops=1000),
+    "embed": Term(axes=("batch",), flops=50),
+    "final": Term(axes=("batch", "tokens"), flops=1),
+    "spatial": Term(axes=("batch", "tokens", "tokens"), flops=10),
+    "temporal": Term(axes=("batch", "patch_frames", "tokens"), flops=100),
+}
+
+
+SIZES = {"samples": 1, "batch": 2, "patch_frames": 3, "tokens": 5, "text": 4}
+
+
+TEXT, ENDS, SPATIAL, TEMPORAL = 8000, 100 + 10, 500, 3000  # at these sizes
+
+
+def counted_fake() -> Manifest:
+    """Return the fake model's manifest with round numbers of operations."""
+    plain = fake_model.manifest()
+    stages = tuple(stage.model_copy(update={"flops": (TERMS[stage.kind or stage.role],)}) for stage in plain.stages)
+    return plain.model_copy(update={"stages": stages})
+
+
+def trace_of(*calls: tuple[bool, ...]) -> Trace:
+    """Return the trace of a run with these decisions for the stack, or for each block."""
+    records = tuple(CallRecord(i, 1.0, call, {}, {}, 1.0) for i, call in enumerate(calls, 1))
+    return Trace(records, SIZES, "stack" if len(calls[0]) == 1 else "block")
