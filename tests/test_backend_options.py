@@ -17,14 +17,18 @@ from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.contract.engine import Backend
 from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.contract.options import option, whole_number
+from adacache_engines.onnxruntime.backend import OnnxRuntime
 from adacache_engines.tensorrt.backend import TensorRT
 from adacache_export.writing.triton_repository import config_pbtxt
 from adacache_runtime.commands import run
+from adacache_runtime.commands.options import opening_from_texts
+from adacache_runtime.pipeline import Pipeline
 from adacache_serve.commands import serve
 from adacache_serve.settings import Settings
 from adacache_serve.triton import config
 from adacache_tune.commands import calibrate, compare, profile
 from adacache_tune.profiling import backends as profiled
+from tests.helpers.model.experts import LOW, Watched, functions_of_experts, two_experts
 from tests.helpers.model.fake_model import SIZE, captions, functions, write_bundle
 
 BUDGET_MB = 4000
@@ -131,9 +135,11 @@ def test_triton(bundle: Path) -> None:
     given = {**TEXTS, "text_device": "cpu", "embedding_cache": "/cache", "in_flight": "2"}
     settings = config.settings_of(given)
     assert settings == Settings(Path(), backend=WANTED, text_device="cpu", embedding_cache=Path("/cache"), in_flight=2)
+    assert config.settings_of({"expert_offload": "true", "in_flight": "2"}).places == 1
     assert config.settings_of({}) == Settings(Path())
     text = config_pbtxt(open_bundle(bundle).manifest, [])
     assert '"threads", value { string_value: "0" }' in text
+    assert '"expert_offload", value { string_value: "false" }' in text
     assert "# threads: number of threads" in text
 
 
@@ -150,6 +156,70 @@ def test_ray(monkeypatch: pytest.MonkeyPatch, opened: list[TensorRT], bundle: Pa
     with pytest.raises(OpenedError):
         ray_serve.app({"bundle": str(bundle), "replicas": "2", **TEXTS})
     assert opened == [WANTED]
+
+
+# an option of the pipeline that every front end has
+
+
+@pytest.fixture
+def backends(monkeypatch: pytest.MonkeyPatch) -> list[Watched]:
+    """Backends that were opened instead of ONNX Runtime."""
+    found: list[Watched] = []
+
+    def opens(_value: OnnxRuntime, _bundle: Bundle) -> Backend:
+        found.append(Watched(functions_of_experts()))
+        return found[-1]
+
+    monkeypatch.setattr(OnnxRuntime, "open", opens)
+    return found
+
+
+def test_one_expert_at_a_time_by_every_front_end(
+    inputs: list[str], tmp_path: Path, backends: list[Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each front end hands the option on to the pipeline, which loads the engines of the first expert."""
+    folder = write_bundle(tmp_path / "experts.adacache", **two_experts()).folder
+    trace = tmp_path / "trace.json"
+    assert run.main([str(folder), *inputs, "--expert-offload", "--trace", str(trace)]) == 0
+    assert ["switch_ms" in call for call in json.loads(trace.read_text())["calls"]].count(True) == 1
+    monkeypatch.setattr(serve, "check_servable", lambda *_: None)
+    serve.open_models((folder,), serve_settings([str(folder), "--expert-offload"]))
+    serve.open_models((folder,), config.settings_of({"expert_offload": "true"}))
+    Pipeline.open(folder, **opening_from_texts({"expert_offload": "true"}))  # Ray Serve
+    for backend in backends[1:]:
+        assert backend.experts() == set()  # nobody holds the pipeline
+        assert not [name for name in backend.loads if name.startswith(LOW)]
+    assert len(backends) == 4
+    assert not serve_settings([str(folder)]).expert_offload
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_model_of_one_transformer_is_refused(
+    name: str,
+    bundle: Path,
+    inputs: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    backends: list[Watched],
+) -> None:
+    """In one line, before a backend is opened."""
+    monkeypatch.setattr(serve, "check_servable", lambda *_: None)
+    monkeypatch.setattr(profile, "use_library", lambda _backends: None)
+    (tmp_path / "prompts.txt").write_text("\n".join(f"boat {number}" for number in range(6)))
+    prompts = ["--prompts", str(tmp_path / "prompts.txt")]
+    options = {
+        "run": [*inputs, "--trace", str(tmp_path / "trace.json")],
+        "compare": [*prompts, "--policies", "interval-2"],
+        "calibrate": [*prompts, "--target-speedup", "1.5"],
+    }
+    assert COMMANDS[name].main([str(bundle), *options.get(name, []), "--expert-offload"]) == 1
+    error = capsys.readouterr().err
+    assert error == (
+        f"adacache-{name}: {bundle} has one transformer, which has to be loaded all the time; --expert-offload is for "
+        "models of two experts: leave it out\n"
+    )
+    assert backends == []
 
 
 # a backend of somebody else's
@@ -187,6 +257,7 @@ def test_every_command_has_every_option(name: str, capsys: pytest.CaptureFixture
         "--threads N",
         "--weight-budget MB",
         "--no-cuda-graphs",
+        "--expert-offload",
         "--lanes L",
         "made-up: number of lanes that the made-up chip has",
         "--sparkle",

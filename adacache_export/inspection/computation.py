@@ -1,7 +1,7 @@
 """Tokens and floating-point operations of a bundle's calls and videos."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.table import Table
@@ -9,9 +9,10 @@ from rich.table import Table
 from adacache_engines.bundle.manifest import Manifest, VideoDefaults
 from adacache_engines.bundle.shape_profiles import video_sizes
 from adacache_engines.errors import BundleError, InputError, PolicyError
-from adacache_runtime.caching.groups import granularities, group_stages, place_of
+from adacache_runtime.caching.groups import granularities
 from adacache_runtime.caching.presets import PRESETS, policy_from
-from adacache_runtime.caching.simulate import bounds, replay
+from adacache_runtime.caching.simulate import Unchanged, bounds, simulate
+from adacache_runtime.denoising.segments import CONDITIONAL, segments
 from adacache_runtime.reports.flops import Work, in_unit, work, work_of_run
 from adacache_runtime.samplers.registry import updates
 from adacache_runtime.trace import read_trace
@@ -85,9 +86,8 @@ class Computation:
         called = updates(
             self.manifest, self.manifest.sampler.steps, 1, self.video.height, self.video.width, self.video.frames
         )
-        timesteps = [float(update.timestep[0]) for update in called]
-        whole = self.work.generation([(True,)] * len(timesteps))
-        table = Table("policy", "computed", "a video", "share", title=f"computation of a video, {len(timesteps)} calls")
+        whole = self.work.generation([(True,)] * len(called))
+        table = Table("policy", "computed", "a video", "share", title=f"computation of a video, {len(called)} calls")
         own = self.manifest.policies
         for choice in policies or {**own, **PRESETS}:
             policy = policy_from(choice, own)
@@ -98,9 +98,14 @@ class Computation:
             wanted = policy.needs.granularity
             # a granularity that this bundle lacks is refused by the policy, which names what it needs
             used = wanted if wanted in granularities(self.manifest) else granularities(self.manifest)[-1]
-            places = [place_of(group) for group in group_stages(self.manifest, used)]
+            # a policy begins anew with each expert; branches that it treats apart are counted like the conditional one
+            parts = segments(self.manifest, called, used, units=1)
+            runs = [replace(part.run, branches=(CONDITIONAL,)) for part in parts]
             try:
-                schedules = [replay(bound, timesteps, places) for bound in limits]
+                schedules = [
+                    [decision for run in runs for decision in simulate(bound, run, Unchanged()).decisions]
+                    for bound in limits
+                ]
             except PolicyError:
                 if policies:
                     raise

@@ -187,6 +187,7 @@ def config_pbtxt(manifest: Manifest, devices: Sequence[str]) -> str:
         "# an instance is a process with the weights of its own; count is 1",
         f"instance_group [ {{ {instances}, count: 1 }} ]",
         "# in_flight: videos that an instance makes in turn; memory_budget: MB for these, 0 = what is free",
+        "# expert_offload: load one of two experts at a time, for a device that cannot hold both; in_flight is 1 then",
         *(f"# {name}: {option.help}" for name, option in options_of(BACKENDS[backend]).items()),
         *(
             f'parameters {{ key: "{key}", value {{ string_value: "{value}" }} }}'

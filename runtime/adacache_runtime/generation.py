@@ -57,6 +57,14 @@ class Model:
     cache: EmbeddingCache | None = None
     known: KnownWorkspaces = field(default_factory=dict)
 
+    def free_nbytes(self) -> int | None:
+        """Return the bytes of the device's memory that are free beside the engines' weights; None = not known.
+
+        Where experts take turns, the weights are those of the largest expert, whichever is loaded now.
+        """
+        free, one_expert = self.backend.device.free_nbytes(), self.engines.one_expert
+        return free if free is None or one_expert is None else free - one_expert.missing_nbytes()
+
 
 def estimate(model: Model, checked: Checked) -> MemoryEstimate:
     """Return the memory that a generation takes at most; nothing is allocated.
@@ -148,7 +156,7 @@ class Prepared:
             InputError: it is not; has the numbers, and each single change of the request that would make it fit.
         """
         model, checked = self._model, self.checked
-        free = model.backend.device.free_nbytes()
+        free = model.free_nbytes()
         check_fit(
             checked.request,
             checked.settled,
@@ -223,7 +231,8 @@ class Prepared:
         for record in begun.denoiser.records(keep):
             records.append(replace(record, call=earlier + record.call))
             yield Called(records[-1], self.calls)
-        trace = Trace(tuple(records), loop.sizes, loop.settled.granularity)
+        contexts: int | None = getattr(self._model.backend, "contexts", None)  # only TensorRT has any
+        trace = Trace(tuple(records), loop.sizes, loop.settled.granularity, contexts)
         calls = np.stack(kept) if loop.request.keep_calls else None
         return Denoised(begun.denoiser.latents.read(), trace, calls)
 
@@ -297,6 +306,7 @@ def _joined(loops: Sequence[Denoised], continued: int) -> Denoised:
     first, *others = loops
     latents = np.concatenate([first.latents, *(loop.latents[:, :, continued:] for loop in others)], axis=2)
     records = tuple(record for loop in loops for record in loop.trace.calls)
-    trace = Trace(records, first.trace.sizes, first.trace.granularity)
+    contexts = [loop.trace.contexts for loop in loops if loop.trace.contexts is not None]
+    trace = Trace(records, first.trace.sizes, first.trace.granularity, max(contexts, default=None))
     calls = [loop.calls for loop in loops if loop.calls is not None]
     return Denoised(latents, trace, np.concatenate(calls) if calls else None)

@@ -12,6 +12,7 @@ from adacache_engines.contract.engine import Backend, BackendConfig
 from adacache_engines.errors import InputError
 from adacache_engines.onnxruntime.backend import OnnxRuntime
 from adacache_runtime.checking import Checked, check
+from adacache_runtime.denoising.experts import OneExpert, check_offload
 from adacache_runtime.denoising.stages import Engines
 from adacache_runtime.events import Called, Decoded, Denoised, Event
 from adacache_runtime.generation import Model, Prepared
@@ -45,6 +46,7 @@ class Pipeline:
         progress: Callable[[int], None] = lambda _: None,
         text_backend: Backend | None = None,
         embedding_cache: Path | None = None,
+        expert_offload: bool = False,
     ) -> None:
         """Load the engines.
 
@@ -54,24 +56,32 @@ class Pipeline:
             progress: gets 1 for each engine.
             text_backend: the backend that runs the text encoder; None = the same.
             embedding_cache: a folder where prompts' embeddings are kept, and found again; None = nowhere.
+            expert_offload: whether engines of one expert at a time are loaded, at first those of the first one.
 
         Raises:
             EngineError: an engine cannot be loaded.
-            InputError: the folder cannot be made.
+            InputError: the folder cannot be made, or the model is one transformer and has no experts.
         """
+        if expert_offload:
+            check_offload(bundle.folder, bundle.manifest)
         self.bundle, self.backend, self.text_backend = bundle, backend, text_backend or backend
         manifest = bundle.manifest
+        one_expert = OneExpert(manifest, backend, progress) if expert_offload else None
         stages, arithmetic, signals = {}, {}, {}
-        for stage in manifest.stages:
-            stages[stage.graph.name] = backend.load(stage.graph)
-            progress(1)
+        if one_expert is not None:
+            with one_expert.held(0):
+                stages = one_expert.stages
+        else:
+            for stage in manifest.stages:
+                stages[stage.graph.name] = backend.load(stage.graph)
+                progress(1)
         for name, graph in manifest.arithmetic.items():
             arithmetic[name] = backend.load(graph)
             progress(1)
         for graph in manifest.signal_graphs():
             signals[graph.name] = backend.load(graph)
             progress(1)
-        self.engines = Engines(stages, arithmetic, signals)
+        self.engines = Engines(stages, arithmetic, signals, one_expert)
         cache = EmbeddingCache(embedding_cache, manifest) if embedding_cache else None
         self._model: Model | None = Model(bundle, backend, self.text_backend, self.engines, cache)
 
@@ -82,6 +92,7 @@ class Pipeline:
         backend: BackendConfig = OnnxRuntime(),
         text_device: TextDevice = "backend",
         embedding_cache: Path | None = None,
+        expert_offload: bool = False,
     ) -> "Pipeline":
         """Open a bundle.
 
@@ -90,20 +101,31 @@ class Pipeline:
             backend: what runs the model, such as ``OnnxRuntime(provider="cuda")`` or ``TensorRT()``.
             text_device: where the text encoder runs: where the model does, or on the ``cpu``, through ONNX Runtime.
             embedding_cache: a folder where prompts' embeddings are kept, and found again; None = nowhere.
+            expert_offload: whether engines of one expert at a time are loaded, for a device that cannot hold both; a
+                call of the other expert closes them, and opens its own. Only for a model of several experts.
 
         Raises:
             BundleError: it is not an unchanged bundle.
-            InputError, MissingDependencyError: the backend or its provider cannot be had here.
+            InputError, MissingDependencyError: the backend or its provider cannot be had here, or the model is one
+                transformer and has no experts.
             EngineError: there is no GPU, no plan for it, or an engine cannot be loaded.
         """
         whole = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+        if expert_offload:
+            check_offload(whole.folder, whole.manifest)
         with ExitStack() as stack:  # closes what is open already where the rest cannot be opened
             opened = backend.open(whole)
             stack.callback(opened.close)
             text_backend = open_text_backend(whole, backend, opened, text_device)
             if text_backend is not opened:
                 stack.callback(text_backend.close)
-            pipeline = cls(whole, opened, text_backend=text_backend, embedding_cache=embedding_cache)
+            pipeline = cls(
+                whole,
+                opened,
+                text_backend=text_backend,
+                embedding_cache=embedding_cache,
+                expert_offload=expert_offload,
+            )
             stack.pop_all()
         return pipeline
 
@@ -235,6 +257,10 @@ class Pipeline:
             Video(np.concatenate(parts) if parts else None, latents, denoised.trace, fps, shape.width, shape.height)
             for parts, latents, fps in zip(frames, denoised.latents, shape.fps, strict=True)
         ]
+
+    def free_nbytes(self) -> int | None:
+        """Return the bytes of memory that are free beside the engines' weights; None = the device does not say."""
+        return self._opened().free_nbytes()
 
     def policies(self) -> list[PolicyInfo]:
         """Return all policies that can be named for this bundle, and why it cannot run some of them."""

@@ -35,7 +35,7 @@ class Settled:
         height, width, frames: size in pixels and number of frames of the video.
         latent_shape: (samples, channels, latent frames, latent height, latent width).
         fps: (samples,) frames per second.
-        steps, guidance: sampling steps and guidance scale.
+        steps: sampling steps.
         updates: the sampler's update for each call.
         given: places of the images and the clip that the video contains; None = there are none.
         encoded: number of frames of each clip that is encoded before the first call.
@@ -55,7 +55,6 @@ class Settled:
     latent_shape: tuple[int, ...]
     fps: NDArray[np.float32]
     steps: int
-    guidance: float
     updates: Sequence[Update]
     given: GivenFrames | None
     encoded: tuple[int, ...]
@@ -66,6 +65,10 @@ class Settled:
     branches: tuple[str, ...]
     segments: tuple[Segment, ...]
     placements: tuple[Placement, ...]
+
+    def guidance_scales(self) -> dict[str, float]:
+        """Return ``guidance``, and ``guidance_2`` where a second expert makes calls: the scales of their calls."""
+        return dict(zip(("guidance", "guidance_2"), (part.guidance for part in self.segments), strict=False))
 
 
 def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None = None) -> Settled:
@@ -136,7 +139,6 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
         latent_shape=shape,
         fps=_fps(manifest.video, request, video["frames"], samples),
         steps=steps,
-        guidance=guidance,
         updates=calls,
         given=given,
         encoded=encoded,

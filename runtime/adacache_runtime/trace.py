@@ -12,7 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.policy import Granularity, Observation, Rows, by_branch, rows_of
 
-OWN_KEYS = ("call", "timestep", "computed", "groups", "rebuilt", "engine_ms", "wall_ms")  # of a call's entry in JSON
+# of a call's entry in JSON
+OWN_KEYS = ("call", "timestep", "computed", "groups", "rebuilt", "engine_ms", "wall_ms", "switch_ms")
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,10 @@ class CallRecord:
         observation: what the policy made of the call's measurements; empty where it measured nothing.
         engine_ms: time inside engines, by part of the call: ``embed``, ``blocks``, ``measure``, and ``final``, which is
             all from the final stage to the next latents.
-        wall_ms: time from when the call began, or was asked for, to its end.
+        wall_ms: time from when the call began, or was asked for, to its end, without ``switch_ms``.
         rebuilt: for each branch, whether it did not run, its prediction being rebuilt; empty = all ran.
+        switch_ms: time before the call in which the other expert's engines were closed and those of the call's expert
+            were opened; None = they were loaded.
     """
 
     call: int
@@ -37,6 +40,7 @@ class CallRecord:
     engine_ms: Mapping[str, float]
     wall_ms: float
     rebuilt: tuple[bool, ...] = ()
+    switch_ms: float | None = None
 
     @property
     def computed(self) -> bool:
@@ -62,11 +66,14 @@ class Trace:
         calls: the calls in order.
         sizes: sizes of the dynamic axes.
         granularity: granularity of the groups.
+        contexts: number of execution contexts that the backend had when the calls were over, those of generations
+            beside it included; None = the backend has none.
     """
 
     calls: tuple[CallRecord, ...]
     sizes: Mapping[str, int] = field(default_factory=dict)
     granularity: Granularity = "stack"
+    contexts: int | None = None
 
     def computed(self) -> list[int]:
         """Return the calls, from 1, in which a block ran in full."""
@@ -78,10 +85,19 @@ class Trace:
     def engine_ms(self) -> float:
         return sum(sum(record.engine_ms.values()) for record in self.calls)
 
+    def switches(self) -> dict[int, float]:
+        """Return the milliseconds of each switch to another expert's engines, by the call that came next, from 1."""
+        return {record.call: record.switch_ms for record in self.calls if record.switch_ms is not None}
+
     def to_json(self) -> str:
-        """Return an object with ``sizes``, ``granularity`` and ``calls``; a call has the numbers that were observed."""
+        """Return an object with ``sizes``, ``granularity`` and ``calls``; a call has the numbers that were observed.
+
+        It has ``contexts``, too, where the backend has execution contexts.
+        """
+        contexts = {} if self.contexts is None else {"contexts": self.contexts}
         calls = [entry(record) for record in self.calls]
-        return json.dumps({"sizes": dict(self.sizes), "granularity": self.granularity, "calls": calls}, indent=1)
+        content = {"sizes": dict(self.sizes), "granularity": self.granularity, **contexts, "calls": calls}
+        return json.dumps(content, indent=1)
 
 
 def lanes(trace: Trace) -> list[tuple[bool, ...]]:
@@ -115,7 +131,7 @@ def read_trace(path: Path) -> Trace:
             for call in content["calls"]
         ]
         rest = {key: content[key] for key in ("sizes", "granularity")}
-        return TypeAdapter(Trace).validate_python({"calls": calls, **rest})
+        return TypeAdapter(Trace).validate_python({"calls": calls, **rest, "contexts": content.get("contexts")})
     except OSError as error:
         raise InputError(f"trace {path} cannot be read: {error.strerror or error}") from error
     except ValidationError as error:
@@ -141,4 +157,5 @@ def entry(record: CallRecord) -> dict[str, Any]:
         **numbers,
         "engine_ms": dict(record.engine_ms),
         "wall_ms": record.wall_ms,
+        **({"switch_ms": record.switch_ms} if record.switch_ms is not None else {}),
     }

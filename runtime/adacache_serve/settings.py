@@ -20,6 +20,8 @@ class Settings:
         backend: the backend that runs the bundles.
         text_device: the device of the text encoder; see :meth:`adacache_runtime.pipeline.Pipeline.open`.
         embedding_cache: folder in which the embeddings of prompts are kept; None = they are not kept.
+        expert_offload: whether engines of one expert at a time are loaded; then a worker makes one generation at a
+            time, whatever ``in_flight`` is, since each change of turns would load engines.
         in_flight: number of generations that share a worker.
         memory_budget: memory that these may take beside the weights, in bytes; None = all that is free.
         queue: number of jobs that may wait.
@@ -43,6 +45,7 @@ class Settings:
     backend: BackendConfig = OnnxRuntime()
     text_device: TextDevice = "backend"
     embedding_cache: Path | None = None
+    expert_offload: bool = False
     in_flight: int = 4
     memory_budget: int | None = None
     queue: int = 1000
@@ -57,3 +60,8 @@ class Settings:
     forget_seconds: float | None = None
     drain_seconds: float = 30.0
     keys: Path | None = None
+
+    @property
+    def places(self) -> int:
+        """Number of generations that a worker has at a time."""
+        return 1 if self.expert_offload else self.in_flight

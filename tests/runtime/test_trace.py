@@ -17,9 +17,10 @@ TRACE = Trace(
     (
         CallRecord(1, 1000.0, (True, True), {}, {"embed": 1.0, "blocks": 3.5}, 5.0),
         CallRecord(2, 900.5, (True, False), SEEN, {"embed": 1.0, "blocks": 2.5}, 4.0),
-        CallRecord(3, 1.0, (False, False), {}, {}, 0.5),
+        CallRecord(3, 1.0, (False, False), {}, {}, 0.5, switch_ms=7.5),
     ),
     {"batch": 2, "tokens": 36},
+    contexts=12,
 )
 
 

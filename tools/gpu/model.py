@@ -31,14 +31,18 @@ DEPTH = 28  # of STDiT3-XL/2
 
 
 def make_bundles(folder: Path, size: Size = FULL) -> None:
-    """Export the demo model in each precision and the large model's blocks, with torch."""
+    """Export the demo model in each precision and the large model's blocks, with torch.
+
+    The text encoder comes with float32 alone, since it is the same in all of them.
+    """
     from adacache_export.convert import convert
     from adacache_export.options import Options
     from tools.speed.checkpoint import config_of, write_checkpoint
 
     with _exporter_quiet():
         for precision in PRECISIONS:
-            convert(DEMO, folder / precision, Options(precision=precision, text_encoder=DEMO / "text_encoder"))
+            encoder = DEMO / "text_encoder" if precision == "fp32" else None
+            convert(DEMO, folder / precision, Options(precision=precision, text_encoder=encoder))
         checkpoint = folder / "random.safetensors"
         write_checkpoint(checkpoint, config_of(size))
         convert(checkpoint, folder / LARGE, Options(precision="fp16", probes=(PROBE,)))

@@ -106,6 +106,10 @@ class Device(Protocol):
         """Return the bytes of memory that are not taken; None = not known."""
         ...
 
+    def synchronize(self) -> None:
+        """Wait for all work enqueued so far, and free everything that was dropped."""
+        ...
+
     def mark(self) -> Mark:
         """Return a point behind the work enqueued so far."""
         ...
@@ -211,6 +215,9 @@ class HostDevice:
             return None
         fields = dict(line.split(":", 1) for line in MEMINFO.read_text().splitlines() if ":" in line)
         return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+
+    def synchronize(self) -> None:
+        """Do nothing: all work is done when its call returns, and memory is free when it is dropped."""
 
     def mark(self) -> HostMark:
         return HostMark(time.perf_counter())

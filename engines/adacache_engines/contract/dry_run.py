@@ -88,6 +88,9 @@ class DryRunDevice:
     def free_nbytes(self) -> None:
         """Return None: a dry run is never short of memory."""
 
+    def synchronize(self) -> None:
+        """Do nothing: nothing runs."""
+
     def mark(self) -> Call:
         return _nothing
 

@@ -99,11 +99,15 @@ class Stream:
         return reached(self.api, event)
 
     def synchronize(self) -> None:
-        """Wait for all work enqueued so far, and free what was dropped."""
-        self.wait(self.mark().handle)
-        with self.turn():
-            if not self._recording:
+        """Wait for all work enqueued so far, and free everything that was dropped; what is freed may drop more."""
+        while True:
+            self.wait(self.mark().handle)
+            with self.turn():
+                if self._recording:
+                    return
                 self.drops.sweep()
+                if not self.drops:
+                    return
 
     def reclaim(self) -> bool:
         """Free what was dropped, waiting for enqueued work; return False where there is nothing, or in a recording."""

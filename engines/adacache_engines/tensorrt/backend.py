@@ -124,6 +124,11 @@ class TrtBackend:
         """The bundle's set of plans that is in use."""
         return self._set
 
+    @property
+    def contexts(self) -> int:
+        """Number of execution contexts that somebody uses now; the library does not tell what memory each takes."""
+        return sum(len(plan.contexts) for plan in list(self._plans.values()))
+
     def weights_nbytes(self, graphs: Sequence[Graph]) -> int:
         entries = {entry.path: entry.nbytes for entry in map(self._entry, graphs)}
         return round(self._resident * sum(entries.values()))

@@ -20,6 +20,12 @@ def memory_table(estimate: MemoryEstimate, free: int | None, place: str) -> Tabl
     for name, text in KINDS.items():
         nbytes = getattr(estimate, name)
         shown.add_row(text, GROWS if nbytes is None else megabytes(nbytes))
+    for text, weights in (
+        ("weights with --expert-offload", estimate.weights_with_offload),
+        ("weights without --expert-offload", estimate.weights_without_offload),
+    ):
+        if weights is not None:
+            shown.add_row(text, megabytes(weights))
     shown.add_section()
     shown.add_row("most at once, beside the weights", megabytes(estimate.beside_weights))
     shown.add_row("engines that are bound, each at its sizes (number)", str(estimate.contexts))

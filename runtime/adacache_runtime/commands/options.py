@@ -10,7 +10,8 @@ from adacache_engines.backends import BACKENDS, backend_from_texts, default_back
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.bundle.video_sizes import IMAGE
 from adacache_engines.contract.engine import BackendConfig
-from adacache_engines.contract.options import Option, options_of
+from adacache_engines.contract.options import Option, options_of, switch
+from adacache_engines.errors import InputError
 from adacache_runtime.request_options import VideoSize
 from adacache_runtime.request_options import video_size as resolved_size
 from adacache_runtime.text.device import TEXT_DEVICES, TextDevice, check_text_device
@@ -110,7 +111,17 @@ def add_opening(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         type=Path,
         help="folder that keeps what the text encoder makes of each prompt, for the next time (default: none)",
     )
+    add_expert_offload(group)
     return group
+
+
+def add_expert_offload(group: argparse._ArgumentGroup) -> None:
+    """Add the option for a device that cannot hold the engines of two experts."""
+    group.add_argument(
+        "--expert-offload",
+        action="store_true",
+        help="load the engines of one of two experts at a time, for a device that cannot hold both (default: both)",
+    )
 
 
 def _backend_options() -> dict[str, dict[str, Option]]:
@@ -159,6 +170,7 @@ class Opening(TypedDict):
     backend: BackendConfig
     text_device: TextDevice
     embedding_cache: Path | None
+    expert_offload: bool
 
 
 def opening_from(options: argparse.Namespace) -> Opening:
@@ -171,6 +183,7 @@ def opening_from(options: argparse.Namespace) -> Opening:
         backend=backend_from(options),
         text_device=check_text_device(options.text_device),
         embedding_cache=options.embedding_cache,
+        expert_offload=options.expert_offload,
     )
 
 
@@ -186,9 +199,14 @@ def opening_from_texts(texts: Mapping[str, str]) -> Opening:
     """
     rest = dict(texts)
     name, device = rest.pop("backend", default_backend()), rest.pop("text_device", "backend")
-    cache = rest.pop("embedding_cache", "")
+    cache, offload = rest.pop("embedding_cache", ""), rest.pop("expert_offload", "false")
+    try:
+        expert_offload = switch(offload)
+    except ValueError as error:
+        raise InputError(f"option expert_offload: {error}") from error
     return Opening(
         backend=backend_from_texts(name, rest),
         text_device=check_text_device(device),
         embedding_cache=Path(cache) if cache else None,
+        expert_offload=expert_offload,
     )

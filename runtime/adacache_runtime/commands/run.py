@@ -41,7 +41,7 @@ def _run(options: argparse.Namespace) -> None:
         for note in prepared.notes:
             print(note, file=sys.stderr)
         if options.estimate_memory:
-            Console().print(memory_table(prepared.memory, pipeline.backend.device.free_nbytes(), pipeline.backend.name))
+            Console().print(memory_table(prepared.memory, pipeline.free_nbytes(), pipeline.backend.name))
             return
         print(_description(checked, options.policy), file=sys.stderr)
         _print_residuals(prepared)

@@ -39,6 +39,9 @@ class Assembly:
         masked: keeps frames; None where all are generated.
         show_velocity: by slot of the history, copies what the probe of the velocity looks at; none without that probe.
         opens: whether the embedding, and the first group if a probe looks at it, run before a call is decided.
+        counts: by expert, the number of entries that a decision has.
+        opens_first: whether the first group runs before a call is decided.
+        reuses: whether anything is ever reused.
     """
 
     device: Device
@@ -54,6 +57,27 @@ class Assembly:
     masked: Masked | None
     show_velocity: Sequence[Call]
     opens: bool
+    counts: Sequence[int]
+    opens_first: bool
+    reuses: bool
+
+    def bind(self, expert: int) -> None:
+        """Bind an expert's calls before they run, so that all needs are known when an engine asks for memory."""
+        if not self.plan.is_new(expert):
+            return
+        branches, count = self.stages.branches, self.counts[expert]
+        self.stages.begin(expert)
+        for compute in (True, False) if self.reuses else (True,):
+            choice = Choice.alike(
+                [compute or (self.opens_first and not index) for index in range(count)], branches, expert
+            )
+            for slot in range(self.latents.history.shape[0]):
+                self.plan.parts(choice, slot)
+        if self.guidance.difference is not None:
+            for branch in range(branches):
+                others = tuple(other == branch for other in range(branches))
+                rows = tuple((not rebuilt,) * count for rebuilt in others)
+                self.plan.parts(Choice(rows, others, expert), 0)
 
 
 def assemble(
@@ -64,7 +88,7 @@ def assemble(
     settled: Settled,
     sizes: Mapping[str, int],
 ) -> Assembly:
-    """Allocate and bind all that a generation needs.
+    """Allocate and bind all that a generation needs; stages of one expert at a time are bound when its calls come.
 
     Args:
         manifest: the bundle's manifest.
@@ -138,23 +162,13 @@ def assemble(
         Masked(masking, latents, stages.tensors[X_MASK], engines.arithmetic, device) if masking else None,
         show_velocity,
         opens,
+        [1 if of_model else len(expert) for expert in groups],
+        opens_first,
+        bool(needs.residuals),
     )
-    _bind(assembly, [1 if of_model else len(expert) for expert in groups], opens_first, bool(needs.residuals))
+    if engines.one_expert is None:
+        for expert in range(len(groups)):
+            assembly.bind(expert)
+    else:
+        engines.one_expert.add(assembly.plan)
     return assembly
-
-
-def _bind(assembly: Assembly, groups: Sequence[int], opens_first: bool, reuses: bool) -> None:
-    """Bind calls before anything runs, so that all needs are known when the first engine asks for memory."""
-    branches = assembly.stages.branches
-    for expert, count in enumerate(groups):
-        assembly.stages.begin(expert)
-        for compute in (True, False) if reuses else (True,):
-            choice = Choice.alike([compute or (opens_first and not index) for index in range(count)], branches, expert)
-            for slot in range(assembly.latents.history.shape[0]):
-                assembly.plan.parts(choice, slot)
-    if assembly.guidance.difference is not None:
-        for branch in range(branches):
-            others = tuple(other == branch for other in range(branches))
-            for expert, count in enumerate(groups):
-                rows = tuple((not rebuilt,) * count for rebuilt in others)
-                assembly.plan.parts(Choice(rows, others, expert), 0)

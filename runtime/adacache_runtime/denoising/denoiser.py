@@ -7,6 +7,7 @@ nothing is read until the end.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -46,6 +47,7 @@ class _Call:
         observation: what the policy has made of the call's measurements so far.
         shown: probes whose numbers are on their way.
         marks: points in the enqueued work, each with the part of :data:`TIMED` that it ends; None = it begins one.
+        switch_ms: milliseconds that it took to load the expert's engines; None where they were loaded.
     """
 
     number: int
@@ -57,6 +59,7 @@ class _Call:
     observation: Observation
     shown: list[Probe]
     marks: list[tuple[str | None, Mark]]
+    switch_ms: float | None = None
 
 
 class Denoiser:
@@ -120,25 +123,38 @@ class Denoiser:
                 yield self._record(done[-1], time.perf_counter() - previous)
                 previous = time.perf_counter()  # what the caller did meanwhile is no part of a call
             segment = self._segments[number - 1]
-            if not done or segment is not done[-1].segment:
-                self._begin(segment)
-                decisions.begin(segment.run)
-                state = self._policy.start(segment.run)
-            call = self._call(number, segment, update)
-            self._enter(call)
-            if before_call is not None:
-                before_call(number, self.latents)
-            self._open(call)
-            state = self._observe(call, state)
-            call.decision, state = self._policy.decide(state, call.context)
-            call.choice = decisions.checked(call.decision, call.context, segment.expert)
-            self._close(call, before_advance)
+            with self._loaded(segment) as switch_ms:
+                if not done or segment is not done[-1].segment:
+                    self._begin(segment)
+                    decisions.begin(segment.run)
+                    state = self._policy.start(segment.run)
+                call = self._call(number, segment, update)
+                call.switch_ms = switch_ms
+                self._enter(call)
+                if before_call is not None:
+                    before_call(number, self.latents)
+                self._open(call)
+                state = self._observe(call, state)
+                call.decision, state = self._policy.decide(state, call.context)
+                call.choice = decisions.checked(call.decision, call.context, segment.expert)
+                self._close(call, before_advance)
             done.append(call)
         state = self._finish(done[-1], state)
         yield self._record(done[-1], time.perf_counter() - previous)
         spoilt = None if self._reads_back else self.latents.first_spoilt()
         if spoilt is not None:
             raise NonFiniteError(self._diagnose_again(done[:spoilt]))
+
+    @contextmanager
+    def _loaded(self, segment: Segment) -> Iterator[float | None]:
+        """Have the engines of a segment's expert loaded and bound inside the context; see :class:`OneExpert`."""
+        one_expert = self.assembly.stages.engines.one_expert
+        if one_expert is None:
+            yield None
+            return
+        with one_expert.held(segment.expert) as switch_ms:
+            self.assembly.bind(segment.expert)
+            yield switch_ms
 
     def _begin(self, segment: Segment) -> None:
         """Make an expert ready for its calls; nothing of another expert's calls is compared with its own."""
@@ -244,7 +260,8 @@ class Denoiser:
                 times[part] += self.assembly.device.milliseconds(start, stop)
         timestep, compute = call.context.timestep, compact(call.choice.rows)
         rebuilt = call.choice.rebuilt if any(call.choice.rebuilt) else ()
-        return CallRecord(call.number, timestep, compute, call.observation, times, 1e3 * wall_s, rebuilt)
+        wall_ms = 1e3 * wall_s - (call.switch_ms or 0.0)
+        return CallRecord(call.number, timestep, compute, call.observation, times, wall_ms, rebuilt, call.switch_ms)
 
     def _diagnose_again(self, calls: Sequence[_Call]) -> str:
         """Make all calls up to a spoilt one again, with a look at each, and say where it came from."""
@@ -255,12 +272,13 @@ class Denoiser:
                 buffer.write(np.zeros(buffer.shape, buffer.dtype))
         segment: Segment | None = None
         for call in calls:
-            if call.segment is not segment:
-                segment = call.segment
-                self._begin(segment)
-            self._enter(call)
-            self._open(call)
-            self._close(call)
+            with self._loaded(call.segment):
+                if call.segment is not segment:
+                    segment = call.segment
+                    self._begin(segment)
+                self._enter(call)
+                self._open(call)
+                self._close(call)
             self.latents.ask()
             if not self.latents.finite():
                 return self._diagnose(call)
@@ -273,11 +291,12 @@ class Denoiser:
     def _diagnose(self, call: _Call) -> str:
         """Repeat a call, whose input is still there, and name the first stage that gives NaN or infinity."""
         where = "the sampler's update"
-        for step in self.assembly.plan.model_steps(call.choice):
-            step.call()
-            if not all(np.isfinite(buffer.read().astype(np.float32)).all() for buffer in step.written):
-                where = f"stage {step.name}"
-                break
+        with self._loaded(call.segment):
+            for step in self.assembly.plan.model_steps(call.choice):
+                step.call()
+                if not all(np.isfinite(buffer.read().astype(np.float32)).all() for buffer in step.written):
+                    where = f"stage {step.name}"
+                    break
         return (
             f"NaN or infinity in call {call.number} of {len(self._updates)} (timestep {call.context.timestep:.1f}), "
             f"first in {where}; with fp16 try bf16 or fp32, and check the prompt's embeddings and the initial latents"

@@ -43,11 +43,11 @@ class DevicePlan:
         self._device, self._stages, self._residuals, self._latents = device, stages, residuals, latents
         self._opens = opens
         self._parts: dict[tuple[Choice, int], Parts] = {}
-        self._calls: dict[Hashable, TimedCall] = {}
+        self._calls: dict[tuple[int | None, Hashable], TimedCall] = {}  # by expert; None = no stage is among them
 
     def begin(self, expert: int) -> None:
         """Run the stages that run once a generation, for the calls of an expert."""
-        self._once(("begin", expert), lambda: self._timed({"begin": _calls(self._stages.begin(expert))})).call()
+        self._once(expert, "begin", lambda: self._timed({"begin": _calls(self._stages.begin(expert))})).call()
 
     def open(self, choice: Choice) -> TimedCall:
         """Return what runs before a call is decided, which is as in a call that computes everything."""
@@ -56,7 +56,7 @@ class DevicePlan:
             steps = self.parts(choice.whole(), 0)
             return self._timed({"embed": self._embedding(choice), "blocks": _calls(steps["first"])})
 
-        return self._once(("open", choice), make)
+        return self._once(choice.expert, ("open", choice), make)
 
     def whole(self, choice: Choice, slot: int) -> TimedCall:
         """Return all of a call that comes after its decision, up to the next latents."""
@@ -65,15 +65,15 @@ class DevicePlan:
             parts = self._model(choice, slot)
             return self._timed({**parts, "final": [*parts["final"], *self._latents.advance(slot)]})
 
-        return self._once(("whole", choice, slot), make)
+        return self._once(choice.expert, ("whole", choice, slot), make)
 
     def velocity(self, choice: Choice, slot: int) -> TimedCall:
         """Return the beginning of :meth:`whole`, up to the velocity, for calls in which something is measured then."""
-        return self._once(("velocity", choice, slot), lambda: self._timed(self._model(choice, slot)))
+        return self._once(choice.expert, ("velocity", choice, slot), lambda: self._timed(self._model(choice, slot)))
 
     def advance(self, slot: int) -> TimedCall:
         """Return the rest of :meth:`whole`: it takes the velocity into the history and moves the latents on."""
-        return self._once(("advance", slot), lambda: self._timed({"final": self._latents.advance(slot)}))
+        return self._once(None, ("advance", slot), lambda: self._timed({"final": self._latents.advance(slot)}))
 
     def model_steps(self, choice: Choice) -> Sequence[Step]:
         """Return the steps of the model alone, from the latents that entered it, for repeating a call."""
@@ -86,6 +86,18 @@ class DevicePlan:
         if key not in self._parts:
             self._parts[key] = self._residuals.parts(choice, slot)
         return self._parts[key]
+
+    def is_new(self, expert: int) -> bool:
+        """Return whether no call of an expert is bound."""
+        return all(choice.expert != expert for choice, _ in self._parts)
+
+    def forget(self, expert: int) -> None:
+        """Drop all calls that are bound to an expert's stages: recorded sequences first, which replay the others."""
+        for call in [call for call in self._calls if call[0] == expert]:
+            del self._calls[call]
+        for key in [key for key in self._parts if key[0].expert == expert]:
+            del self._parts[key]
+        self._residuals.forget(expert)
 
     def _model(self, choice: Choice, slot: int) -> dict[str, list[Call]]:
         """Return the calls from the decision to the velocity, by the part that their time counts for."""
@@ -114,10 +126,10 @@ class DevicePlan:
                 calls += [*group, mark]
         return TimedCall(self._device.sequence(calls, f"a call's {', '.join(parts)}"), tuple(marks))
 
-    def _once(self, key: Hashable, make: Callable[[], TimedCall]) -> TimedCall:
-        call = self._calls.get(key)
+    def _once(self, expert: int | None, what: Hashable, make: Callable[[], TimedCall]) -> TimedCall:
+        call = self._calls.get((expert, what))
         if call is None:
-            call = self._calls[key] = make()
+            call = self._calls[expert, what] = make()
         return call
 
 

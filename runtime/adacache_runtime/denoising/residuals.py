@@ -86,6 +86,10 @@ class Residuals(Protocol):
         """Write the weights of the residuals for the next call; empty = the newest one is added as it is."""
         ...
 
+    def forget(self, expert: int) -> None:
+        """Drop the steps that are bound to an expert's stages; the residuals stay."""
+        ...
+
 
 class GroupResiduals:
     """Residuals of groups of blocks: what the state is after a group, less what it was before.
@@ -159,6 +163,11 @@ class GroupResiduals:
         for lane in range(len(values) if weights else 0):
             values[lane, : len(weights[lane]), : self._kept] = weights[lane]
         self._weights.write(values)
+
+    def forget(self, expert: int) -> None:
+        """Drop the steps that are bound to an expert's stages; see :class:`Residuals`."""
+        for choice in [choice for choice in self._model if choice.expert == expert]:
+            del self._model[choice]
 
     def _bind(self, choice: Choice) -> Mapping[str, list[Step]]:
         stages, entry = self._stages, self._stages.hidden[0]
@@ -303,6 +312,10 @@ class ModelResidual:
         kept, samples = self._weights.shape
         values = np.array(weights[0][0] if weights else (1.0, *(0.0,) * (kept - 1)), np.float32)
         self._weights.write(np.repeat(values[:, None], samples, axis=1))
+
+    def forget(self, expert: int) -> None:
+        """Drop the steps that are bound to an expert's stages; see :class:`Residuals`."""
+        self._model.forget(expert)
 
     def _bound(self, history: Buffer, scale: Buffer, weights: Buffer, out: Buffer) -> Call:
         tensors = {"history": history, "scale": scale, "weights": weights, "latents_out": out}

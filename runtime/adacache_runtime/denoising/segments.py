@@ -49,14 +49,9 @@ def segments(
         updates: the sampler's update for each call.
         granularity: groups that share a cached residual.
         units: number of units that decide together.
-        guidance: guidance scale of all calls; None = each expert's own, or the bundle's default.
-        guidance_2: guidance scale of all experts but the first; None = as of ``guidance``.
+        guidance, guidance_2: see :func:`guidance_scales`.
     """
-    default = manifest.sampler.guidance
-    own_scales = [default if expert.guidance is None else expert.guidance for expert in manifest.experts]
-    scales = own_scales if guidance is None else [guidance] * len(own_scales)
-    if guidance_2 is not None:
-        scales = [scales[0], *(guidance_2 for _ in scales[1:])]
+    scales = guidance_scales(manifest, guidance, guidance_2)
     branches = branches_of(manifest.guidance.order, scales)
     made, before = [], 0
     for expert, calls in itertools.groupby(updates, lambda update: _expert(manifest, update)):
@@ -66,6 +61,20 @@ def segments(
         made.append(Segment(expert, scales[expert], before, run))
         before += len(own)
     return tuple(made)
+
+
+def guidance_scales(manifest: Manifest, guidance: float | None = None, guidance_2: float | None = None) -> list[float]:
+    """Return the guidance scale of each expert.
+
+    Args:
+        manifest: the bundle's manifest.
+        guidance: guidance scale of all experts; None = each expert's own, or the bundle's default.
+        guidance_2: guidance scale of all experts but the first; None = as of ``guidance``.
+    """
+    default = manifest.sampler.guidance
+    own = [default if expert.guidance is None else expert.guidance for expert in manifest.experts]
+    scales = own if guidance is None else [guidance] * len(own)
+    return scales if guidance_2 is None else [scales[0], *(guidance_2 for _ in scales[1:])]
 
 
 def branches_of(order: Sequence[str], guidances: Sequence[float]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from adacache_engines.bundle.tensors import NUMPY_DTYPES, TensorSpec
 from adacache_engines.contract.device import Buffer, Call, Device
 from adacache_engines.contract.engine import Engine
 from adacache_runtime.caching.groups import hidden_spec
+from adacache_runtime.denoising.experts import OneExpert
 
 OUT = "_out"  # a stage's output "hidden_out" is the next one's "hidden"
 BATCH = "batch"
@@ -19,11 +20,19 @@ BATCH = "batch"
 
 @dataclass(frozen=True)
 class Engines:
-    """A bundle's engines, loaded once for all generations; each mapping goes by the graph's name."""
+    """A bundle's engines, loaded once for all generations; each mapping goes by the graph's name.
+
+    Attributes:
+        stages: engines of the model's stages.
+        arithmetic, signals: engines of the arithmetic and of signals, which all experts share.
+        one_expert: what loads the stages of one expert at a time, so that ``stages`` has those of one; None = the
+            stages of all experts are loaded.
+    """
 
     stages: Mapping[str, Engine]
     arithmetic: Mapping[str, Engine]
     signals: Mapping[str, Engine]
+    one_expert: OneExpert | None = None
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ The numbers are those of the run itself by construction: the same code assembles
 encoder, on a device that hands out buffers without memory and engines that only say what they need.
 """
 
+from collections import ChainMap
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from adacache_engines.bundle.files import Bundle
-from adacache_engines.bundle.manifest import Graph, LatentSpace
+from adacache_engines.bundle.manifest import Graph, LatentSpace, Manifest
 from adacache_engines.contract.dry_run import (
     DryRunBackend,
     DryRunDevice,
@@ -20,6 +22,7 @@ from adacache_engines.contract.dry_run import (
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import EngineError, OutOfRangeError
 from adacache_runtime.denoising.assembly import assemble
+from adacache_runtime.denoising.experts import expert_graphs
 from adacache_runtime.denoising.stages import Engines
 from adacache_runtime.request import Request
 from adacache_runtime.settled import Settled
@@ -53,7 +56,10 @@ class MemoryEstimate:
     """Bytes that a generation takes, by kind.
 
     Attributes:
-        weights: weights of the engines, which stay loaded for all runs.
+        weights: weights of the engines, which stay loaded for all runs; where experts take turns, of those of the
+            largest one.
+        weights_with_offload, weights_without_offload: the same where experts take turns, and where all are loaded;
+            None = the model is one transformer.
         encoder: weights of the text encoder that are loaded at once, before the run only; 0 where the run needs none,
             has none here, or the bundle does not say. Its activations are those of one prompt, and not counted.
         pixel_encoder: weights of the encoder of images and clips, and what it encodes them in; it is there before
@@ -67,9 +73,10 @@ class MemoryEstimate:
         residuals: residuals that the policy reuses.
         probes: tensors at which the policy looks, and the earlier ones that they are compared with.
         latents: latents and velocities, conditions, and the tensors that stages hand on beside the hidden state.
-        contexts: number of pairs of an engine and sizes that are bound before the first call; only a policy that
-            decides by branch adds to them later, with the sizes of one branch. For each, TensorRT keeps an execution
-            context, whose own memory no library tells and no kind above counts.
+        contexts: number of pairs of an engine and sizes that are bound before the first call, of one expert at most
+            where experts take turns; only a policy that decides by branch adds to them later, with the sizes of one
+            branch. For each, TensorRT keeps an execution context, whose own memory no library tells and no kind above
+            counts.
     """
 
     weights: int
@@ -84,6 +91,8 @@ class MemoryEstimate:
     probes: int
     latents: int
     contexts: int
+    weights_with_offload: int | None = None
+    weights_without_offload: int | None = None
 
     @property
     def run(self) -> int:
@@ -145,36 +154,83 @@ def estimate_memory(
         EngineError: an engine does not run at these sizes.
         OutOfRangeError: nor does the decoder or the encoder at these tiles.
     """
-    device = DryRunDevice()
-    workspaces: Workspaces = {}
-    dry = Engines(
-        {name: DryRunEngine(engine, workspaces) for name, engine in engines.stages.items()},
-        {name: DryRunEngine(engine, workspaces) for name, engine in engines.arithmetic.items()},
-        {name: DryRunEngine(engine, workspaces) for name, engine in engines.signals.items()},
-    )
     manifest = bundle.manifest
+    with _kept(engines):
+        run = _run_memory(manifest, engines, request, settled, sizes)
+    take_turns = engines.one_expert is not None
+    together, one = _loop_weights(bundle, backend)
+    several = len(manifest.experts) > 1
+    pixels = [(3, count, settled.height, settled.width) for count in settled.encoded]
+    encoder = encoder_memory(bundle, backend, pixels, request.tile, known)
+    decoder = _decoder_memory(manifest.latent, backend, request, settled, known)
+    return MemoryEstimate(
+        weights=one if take_turns else together,
+        weights_with_offload=one if several else None,
+        weights_without_offload=together if several else None,
+        encoder=_most_weights(backend, manifest.part_graphs("text_encoder")) if encodes else 0,
+        pixel_encoder=encoder.held,
+        pixel_encoder_arena=encoder.arena,
+        decoder=decoder.held,
+        decoder_arena=decoder.arena,
+        arena=run.arena,
+        **run.nbytes,
+        contexts=run.shared + (max(run.bound) if take_turns else sum(run.bound)),
+    )
+
+
+@dataclass(frozen=True)
+class _RunMemory:
+    """Bytes that a run allocates, and the engines that it binds.
+
+    Attributes:
+        nbytes: bytes of tensors, by kind.
+        arena: bytes of activations; None = they grow as needed.
+        shared: number of bindings of engines that all experts share, each at its sizes.
+        bound: the same for each expert's own.
+    """
+
+    nbytes: Mapping[str, int]
+    arena: int | None
+    shared: int
+    bound: Sequence[int]
+
+
+def _run_memory(
+    manifest: Manifest, engines: Engines, request: Request, settled: Settled, sizes: Mapping[str, int]
+) -> _RunMemory:
+    """Assemble a run on a device that only counts; nothing that this returns keeps an engine alive."""
+    device = DryRunDevice()
+    shared: Workspaces = {}
+    of_experts: list[Workspaces] = [{} for _ in manifest.experts]
+    sources = engines.stages if engines.one_expert is None else engines.one_expert.sources()
+    experts = {stage.graph.name: stage.expert for stage in manifest.stages}
+    dry = Engines(
+        {name: DryRunEngine(sources[name], of_experts[expert]) for name, expert in experts.items()},
+        {name: DryRunEngine(engine, shared) for name, engine in engines.arithmetic.items()},
+        {name: DryRunEngine(engine, shared) for name, engine in engines.signals.items()},
+    )
     assembly = assemble(manifest, dry, device, request, settled, sizes)
     stages = assembly.stages
     probes = [*assembly.probed.values(), *(probe.cached for probe in assembly.probes)]
     probes += stages.unwatched.values()
     kinds = {"hidden": stages.hidden, "residuals": assembly.residuals.buffers, "probes": probes}
     nbytes = {kind: sum(buffer.nbytes for buffer in buffers) for kind, buffers in kinds.items()}
-    weights = backend.weights_nbytes(manifest.loop_graphs())
-    pixels = [(3, count, settled.height, settled.width) for count in settled.encoded]
-    encoder = encoder_memory(bundle, backend, pixels, request.tile, known)
-    decoder = _decoder_memory(manifest.latent, backend, request, settled, known)
-    return MemoryEstimate(
-        weights=bundle.path(manifest.weights).stat().st_size if weights is None else weights,
-        encoder=_most_weights(backend, manifest.part_graphs("text_encoder")) if encodes else 0,
-        pixel_encoder=encoder.held,
-        pixel_encoder_arena=encoder.arena,
-        decoder=decoder.held,
-        decoder_arena=decoder.arena,
-        arena=arena_nbytes(workspaces),
-        **nbytes,
-        latents=device.nbytes - sum(nbytes.values()),
-        contexts=len(workspaces),
-    )
+    nbytes["latents"] = device.nbytes - sum(nbytes.values())
+    return _RunMemory(nbytes, arena_nbytes(ChainMap(shared, *of_experts)), len(shared), list(map(len, of_experts)))
+
+
+def _loop_weights(bundle: Bundle, backend: Backend) -> tuple[int, int]:
+    """Return the bytes of the weights of the loop's engines with all experts loaded, and with the largest alone."""
+    manifest = bundle.manifest
+    known = backend.weights_nbytes(manifest.loop_graphs())
+    together = bundle.path(manifest.weights).stat().st_size if known is None else known
+    experts = [_weights(backend, graphs) for graphs in expert_graphs(manifest)]
+    return together, together - (sum(experts) - max(experts))
+
+
+def _kept(engines: Engines) -> AbstractContextManager[None]:
+    """Keep the engines that are loaded inside the context, where experts take turns."""
+    return nullcontext() if engines.one_expert is None else engines.one_expert.kept()
 
 
 def encoder_memory(

@@ -27,7 +27,7 @@ class Work:
     """FLOPs of a generation's parts, for all guidance branches of all prompts.
 
     Attributes:
-        text: FLOPs of the stages that run once a generation.
+        text: FLOPs of the stages that run once a generation, those of all experts together.
         ends: FLOPs of the stages that are in no group and run in every call: mostly ``embed`` and ``final`` together.
         groups: FLOPs of each group, in a call that computes it.
         branches: number of guidance branches; each does an equal part of ``ends`` and ``groups``.
@@ -68,6 +68,8 @@ class Work:
 def work(manifest: Manifest, sizes: Mapping[str, int], granularity: Granularity = "stack") -> Work | None:
     """Return the FLOPs of a generation's parts; None where the stages do not count their operations.
 
+    Experts are transformers of one architecture: a call takes as many with each of them.
+
     Args:
         manifest: manifest of the bundle.
         sizes: sizes of the dynamic axes; ``batch`` counts the guidance branches of all samples.
@@ -82,9 +84,10 @@ def work(manifest: Manifest, sizes: Mapping[str, int], granularity: Granularity 
     groups = group_stages(manifest, granularity)
     text = [stage for stage in manifest.stages if stage.per_generation]
     grouped = [stage.graph.name for stages in (text, *groups) for stage in stages]
+    of_call = [stage for stage in manifest.stages if stage.expert == 0]
     return Work(
         text=of(text),
-        ends=of(stage for stage in manifest.stages if stage.graph.name not in grouped),
+        ends=of(stage for stage in of_call if stage.graph.name not in grouped),
         groups=tuple(map(of, groups)),
         branches=sizes.get("batch", 1) // sizes.get("samples", sizes.get("batch", 1)),
     )

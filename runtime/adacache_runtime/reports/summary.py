@@ -78,6 +78,9 @@ def summary(trace: Trace, manifest: Manifest | None = None) -> Table:
         share = times.reused_ms / times.computed_ms
         table.add_row("a reused call", f"{milliseconds(times.reused_ms)} on average, {share:.1%} of a computed one")
     table.add_row("all calls", f"{milliseconds(times.wall_ms)}, of which {milliseconds(times.engine_ms)} in engines")
+    if switches := trace.switches():
+        calls_after = f"before call{'s' * (len(switches) > 1)} {', '.join(map(str, switches))}"
+        table.add_row("switches of experts", f"{milliseconds(sum(switches.values()))} beside these, {calls_after}")
     table.add_row("loop overhead", f"{times.overhead:.1%} of the wall-clock time")
     if times.speed_up is not None:
         table.add_row("speed-up", f"{times.speed_up:.2f} times over computing every call, from this run's own calls")

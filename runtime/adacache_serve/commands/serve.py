@@ -13,6 +13,7 @@ from adacache_engines.errors import InputError, require
 from adacache_runtime.commands.options import add_opening, opening_from
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.version import add_version
+from adacache_runtime.denoising.experts import check_offload
 from adacache_runtime.pipeline import Pipeline
 from adacache_serve.keys import new_key, read_keys
 from adacache_serve.orders.check import check_servable
@@ -122,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=DEFAULTS.in_flight,
         metavar="N",
-        help=f"number of videos that share a worker (default: {DEFAULTS.in_flight})",
+        help=f"number of videos that share a worker; one with --expert-offload (default: {DEFAULTS.in_flight})",
     )
     backend(
         "--memory-budget",
@@ -191,6 +192,7 @@ def open_models(folders: Sequence[Path], settings: Settings) -> Mapping[str, Pip
             backend=settings.backend,
             text_device=settings.text_device,
             embedding_cache=settings.embedding_cache,
+            expert_offload=settings.expert_offload,
         )
         for name, bundle in open_bundles(folders).items()
     }
@@ -211,6 +213,9 @@ def _serve(options: argparse.Namespace) -> None:
     settings = settings_of(options)
     clients = read_keys(options.keys) if options.keys else None
     bundles = open_bundles(options.bundles)
+    if settings.expert_offload:
+        for bundle in bundles.values():
+            check_offload(bundle.folder, bundle.manifest)
     with _listening(options.host, options.port) as listening:
         host, port = listening.getsockname()[:2]
         told = f"adacache-serve: http://{host}:{port} serves {', '.join(bundles)}"

@@ -149,10 +149,10 @@ class Worker:
         return attempt
 
     def _admit(self) -> None:
-        """Start waiting attempts, in the order of arrival, as far as there is memory."""
+        """Start waiting attempts, in the order of arrival, as far as there are places and memory."""
         while self._waiting:
             attempt = self._attempts[self._waiting[0]]
-            if self._planned_nbytes(attempt) > self._budget:
+            if len(self._turns) >= self._settings.places or self._planned_nbytes(attempt) > self._budget:
                 return
             del self._waiting[0]
             attempt.events = write_events(attempt.prepared, attempt.output)
@@ -167,7 +167,7 @@ class Worker:
         return most_nbytes([*more, *(self._attempts[job] for job in self._turns)])
 
     def _report_memory(self) -> None:
-        known = [pipeline.backend.device.free_nbytes() for pipeline in self._models.values()]
+        known = [pipeline.free_nbytes() for pipeline in self._models.values()]
         free = min((nbytes for nbytes in known if nbytes is not None), default=None)
         self._send(Memory(planned=self._planned_nbytes(), budget=self._budget, free=free, waiting=len(self._waiting)))
 
@@ -273,7 +273,7 @@ def failure(begin: Begin, error: Exception) -> Failed:
 
 
 def free_nbytes(models: Models) -> int:
-    """Return the free memory of the device, or of the machine where the device does not say, in bytes."""
-    known = [pipeline.backend.device.free_nbytes() for pipeline in models.values()]
+    """Return the memory that is free beside all weights, of the machine where the device does not say, in bytes."""
+    known = [pipeline.free_nbytes() for pipeline in models.values()]
     found = [nbytes for nbytes in known if nbytes is not None]
     return min(found) if found else os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -76,7 +76,9 @@ class Model(BaseModel):
     object: Literal["model"] = "model"
     family: str
     precision: str
-    defaults: dict[str, float] = Field(description="The default width, height, frames, fps, steps and guidance.")
+    defaults: dict[str, float] = Field(
+        description="The default width, height, frames, fps, steps and guidance, and guidance_2 for two experts."
+    )
     sizes: list[NamedSize] = Field(description="The sizes that have a name.")
     durations: dict[str, int] = Field(description="Durations that the model makes, with their number of frames.")
     policies: list[Policy]

@@ -2,6 +2,7 @@
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.video_sizes import durations_of, usual_aspect
+from adacache_runtime.denoising.segments import guidance_scales
 from adacache_runtime.policy_names import available_policies
 from adacache_runtime.vae.encode import can_encode
 from adacache_serve.http.schema import Failure, Model, NamedSize, Policy, TraceNumbers, Video
@@ -24,7 +25,7 @@ def model_of(name: str, bundle: Bundle) -> Model:
             "frames": video.frames,
             "fps": video.fps,
             "steps": sampler.steps,
-            "guidance": sampler.guidance,
+            **dict(zip(("guidance", "guidance_2"), guidance_scales(manifest), strict=False)),
         },
         sizes=[
             NamedSize(

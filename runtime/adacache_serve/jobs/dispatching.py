@@ -146,7 +146,7 @@ class Dispatcher:
     def seconds_per_job(self) -> float | None:
         """Estimate how often a place becomes free while all are taken, in seconds; None before the first job ended."""
         took = list(self._took)
-        places = self._settings.in_flight * max(1, sum(worker.ready for worker in self.workers))
+        places = self._settings.places * max(1, sum(worker.ready for worker in self.workers))
         return sum(took) / len(took) / places if took else None
 
     def _assign(self, job: Job, worker: SupervisedWorker) -> bool:
@@ -178,7 +178,7 @@ class Dispatcher:
         for worker, _ in self._assigned.values():
             if worker in counts:
                 counts[worker] += 1
-        free = [worker for worker, count in counts.items() if count < self._settings.in_flight]
+        free = [worker for worker, count in counts.items() if count < self._settings.places]
         return min(free, key=counts.__getitem__) if free else None
 
     def _handle(self, worker: SupervisedWorker, message: FromWorker) -> None:

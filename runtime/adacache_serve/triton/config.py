@@ -55,7 +55,8 @@ def parameters(backend: str, chosen: Mapping[str, str]) -> dict[str, str]:
     defaults = {name: option.default for name, option in options_of(BACKENDS[backend]).items()}
     options = {name: str(value).lower() for name, value in defaults.items() if value is not None}
     numbers = {name: str(value) for name, value in NUMBERS.items()}
-    return {"backend": backend, **options, **chosen, "text_device": "backend", **numbers}
+    opening = {"text_device": "backend", "expert_offload": "false"}
+    return {"backend": backend, **options, **chosen, **opening, **numbers}
 
 
 def settings_of(given: Mapping[str, str]) -> Settings:

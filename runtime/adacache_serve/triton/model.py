@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from adacache_engines.bundle.files import open_bundle
 from adacache_engines.errors import EngineError, InputError, MissingDependencyError
+from adacache_runtime.denoising.experts import check_offload
 from adacache_runtime.media.video import Frames
 from adacache_serve.commands.serve import open_models
 from adacache_serve.device.messages import (
@@ -93,13 +94,15 @@ class TritonPythonModel:
         self._settings = settings_of({name: value["string_value"] for name, value in given.items()})
         folder = Path(args["model_repository"], args["model_version"], MODEL)
         self._bundle = open_bundle(folder)
+        if self._settings.expert_offload:
+            check_offload(folder, self._bundle.manifest)
         self._files = tempfile.TemporaryDirectory(prefix="adacache-triton-")
         self._settings = replace(self._settings, data=Path(self._files.name))
         self._pending: dict[str, Pending] = {}
         # guards the pending requests; Triton itself dies when a sender is used after its last response
         self._lock = threading.Lock()
         self._names = map(str, count(1))
-        self._places = threading.Semaphore(self._settings.in_flight)
+        self._places = threading.Semaphore(self._settings.places)
         self._began, self._ending = threading.Event(), threading.Event()
         device = None
         if args["model_instance_kind"] == "GPU":
@@ -115,7 +118,7 @@ class TritonPythonModel:
         self._watching.start()
 
     def execute(self, requests: Sequence[Any]) -> None:
-        """Give requests to the worker; wait while it has ``in_flight`` of them, so that Triton keeps the queue."""
+        """Give requests to the worker; wait while all its places are taken, so that Triton keeps the queue."""
         for request in requests:
             sender = request.get_response_sender()
             try:
@@ -133,7 +136,7 @@ class TritonPythonModel:
 
     def finalize(self) -> None:
         """Wait for the pending requests, and stop the worker."""
-        for _ in range(self._settings.in_flight):
+        for _ in range(self._settings.places):
             self._places.acquire()
         self._ending.set()
         self._watching.join()

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 
 from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
-from adacache_runtime.caching.simulate import simulate
 from adacache_tune.calibration.records import Record
 from adacache_tune.calibration.trials import Trial
 
@@ -19,7 +18,7 @@ def intervals_around(computed: Iterable[float], record: Record) -> dict[str, Fix
     """
     calls = len(record.timesteps)
     intervals = {every: FixedInterval(every=every) for every in range(2, calls + 1)}
-    counts = {every: len(simulate(one, record.run, record).computed()) for every, one in intervals.items()}
+    counts = {every: len(record.computed(one)) for every, one in intervals.items()}
     chosen: set[int] = set()
     for number in computed:
         first = next((every for every, count in counts.items() if count <= number), calls)

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.caching.policy import Policy
-from adacache_runtime.caching.simulate import simulate
 from adacache_tune.calibration.records import Record
 
 # share of single calls' squared errors that is added to that of their sum: a search would else find schedules whose
@@ -48,7 +47,7 @@ class Forecaster:
 
     def schedules(self, policy: Policy[Any]) -> list[list[int]]:
         """Return the calls that a policy would compute, for each record."""
-        return [simulate(policy, record.run, record).computed() for record in self.records]
+        return [record.computed(policy) for record in self.records]
 
     def quality_db(self, schedules: Sequence[Schedule], extrapolated: bool) -> float:
         """Return the mean over records of -20 log10 of the RMS error of the final latents, plus the offset.
@@ -69,8 +68,10 @@ class Forecaster:
         return mean, self.quality_db(schedules, isinstance(policy, Extrapolate))
 
     def _level(self, index: int, schedule: Schedule, extrapolated: bool) -> float:
+        firsts = self.records[index].firsts  # no residual of an expert is reused by another, nor in a line with its own
         ends = [*schedule[1:], self.calls + 1]
         before = [0, *schedule[:-1]] if extrapolated else [0] * len(schedule)
+        before = [0 if start in firsts else earlier for earlier, start in zip(before, schedule, strict=True)]
         parts = [self._segment(index, *place) for place in zip(before, schedule, ends, strict=True)]
         together = float(np.mean(np.sum([error for error, _ in parts], axis=0) ** 2))
         square = together + UNCANCELLED * sum(apart for _, apart in parts)

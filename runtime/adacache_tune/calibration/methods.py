@@ -20,7 +20,7 @@ from adacache_runtime.caching.presets import FAST_30, FAST_100, SLOW_30, policy_
 from adacache_runtime.caching.signals.signal import at_stride
 from adacache_tune.calibration.forecast import Forecaster
 from adacache_tune.calibration.goal import Goal
-from adacache_tune.calibration.records import RESIDUAL, Floats, Site, ratios
+from adacache_tune.calibration.records import RESIDUAL, Floats, Record, ratios
 from adacache_tune.calibration.shortest import paths, refined
 
 Codebook = tuple[tuple[float, int], ...]
@@ -124,8 +124,8 @@ def teacache(search: Search) -> Any:
     The fit is by least squares, from the change of the modulated input to that of the output.
     """
     records = search.forecaster.records
-    given = np.concatenate([_relative(record.sites[record.roles[BLOCK_INPUT][0]]) for record in records])
-    changes = {site: np.concatenate([_relative(record.sites[site]) for record in records]) for site in OUTPUTS}
+    given = np.concatenate([_relative(record, record.roles[BLOCK_INPUT][0]) for record in records])
+    changes = {site: np.concatenate([_relative(record, site) for record in records]) for site in OUTPUTS}
     degrees = [degree for degree in DEGREES if degree < len(set(given.tolist()))]  # others have no one solution
     fits = [tuple(np.polyfit(given, changes[site], degree).tolist()) for site in OUTPUTS for degree in degrees or [0]]
     thresholds = [10 ** (exponent / 25) for exponent in range(-60, 26)]
@@ -157,9 +157,10 @@ def listed(search: Search) -> ListedCalls:
         quality_db = forecaster.quality_db([schedule] * len(forecaster.records), search.extrapolated)
         return search.goal.score(len(schedule), quality_db, calls)
 
-    starts = [*paths(forecaster).values(), *(_even(calls, count) for count in range(2, calls + 1))]
+    firsts = forecaster.records[0].firsts
+    starts = [*paths(forecaster).values(), *(_even(calls, count, firsts) for count in range(2, calls + 1))]
     promising = sorted(starts, key=score)[:STARTING_PATHS]
-    best = min((refined(schedule, calls, score) for schedule in promising), key=score)
+    best = min((refined(schedule, calls, score, firsts) for schedule in promising), key=score)
     return ListedCalls(computed=best, calls=calls)
 
 
@@ -200,9 +201,9 @@ def polynomials(presets: Mapping[str, Preset]) -> list[Polynomial]:
     return list(dict.fromkeys(policy.coefficients for policy in published if isinstance(policy, TeaCache)))
 
 
-def _even(calls: int, count: int) -> tuple[int, ...]:
-    """Return the first and the last call, and others at even steps between them."""
-    return tuple(sorted({*np.linspace(1, calls, count).round().astype(int).tolist()}))
+def _even(calls: int, count: int, firsts: Sequence[int]) -> tuple[int, ...]:
+    """Return the first and the last call, others at even steps between them, and the first call of each expert."""
+    return tuple(sorted({*np.linspace(1, calls, count).round().astype(int).tolist(), *firsts}))
 
 
 def _scaled(codebook: Codebook, scale: float) -> Codebook:
@@ -281,14 +282,15 @@ def _h0(value: float) -> float:
     return max(round(value, 5), 1e-5)
 
 
-def _relative(site: Site) -> Floats:
-    """Return the relative change from call to call, from the second on; of the velocity relative to the later call."""
-    relative: Floats = site["change"][0, 1:] / site.get("new_magnitude", site["magnitude"])[0, 1:]
+def _relative(record: Record, name: str) -> Floats:
+    """Return a site's relative change at each call but experts' first ones; of the velocity relative to this call."""
+    site, compared = record.sites[name], record.compared
+    relative: Floats = site["change"][0, compared] / site.get("new_magnitude", site["magnitude"])[0, compared]
     return relative
 
 
 def _median_motion(forecaster: Forecaster) -> float:
     """Return the median motion between neighbouring frames at the bundle's first default site."""
     moved, size = at_stride("motion", 1), at_stride("motion_magnitude", 1)
-    sites = [record.sites[record.roles[DEFAULT][0]] for record in forecaster.records]
-    return float(np.median([site[moved][0, 1:] / site[size][0, 1:] for site in sites]))
+    sites = [(record.sites[record.roles[DEFAULT][0]], record.compared) for record in forecaster.records]
+    return float(np.median([site[moved][0, compared] / site[size][0, compared] for site, compared in sites]))

@@ -1,18 +1,18 @@
 """Records a fully computed generation: each call runs in full, and beside it the final layer on older residuals.
 
 The first block is a group of its own, so that what FBCache looks at is there, too; the stack's residual is the sum of
-the two groups'.
+the two groups'. Where a model has two experts, each has its own guidance scale, and its calls are compared with each
+other only, since a policy begins anew with each.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adacache_engines.contract.device import Buffer, Call, Device
+from adacache_engines.contract.device import Buffer, Call
 from adacache_runtime.caching.measures import ROLES, space_of
 from adacache_runtime.caching.policy import (
     FIRST,
@@ -27,6 +27,7 @@ from adacache_runtime.caching.policy import (
     Run,
 )
 from adacache_runtime.denoising.probes import Probe, Signals
+from adacache_runtime.denoising.segments import Segment
 from adacache_runtime.events import Denoised
 from adacache_runtime.generation import Begun
 from adacache_runtime.pipeline import Pipeline
@@ -97,7 +98,8 @@ class _Recorder:
     def __init__(self, pipeline: Pipeline, started: Begun, gaps: int, strides: Sequence[int]) -> None:
         assembly, arithmetic = started.denoiser.assembly, pipeline.engines.arithmetic
         device, stages = assembly.device, assembly.stages
-        self._calls = len(started.settled.updates)
+        self._segments = [segment for segment in started.settled.segments for _ in range(segment.run.calls)]
+        self._calls = len(self._segments)
         self._gaps, self._strides = max(1, min(gaps, self._calls - 1)), tuple(strides)
         self._timesteps = tuple(float(update.timestep[0]) for update in started.settled.updates)
         hidden = stages.hidden[0]
@@ -118,10 +120,14 @@ class _Recorder:
         self._reuse = [
             arithmetic["add"].bind({"hidden": hidden, "residual": old, "hidden_out": scratch}) for old in self._ring
         ]
-        self._embed = [step.call for step in stages.embed(hidden, stages.everyone)]
-        self._final = [step.call for step in stages.final(scratch, stages.everyone)]
+        self._stages, self._hidden, self._scratch = stages, hidden, scratch
+        self._bound: dict[int, _Ends] = {}
+        if stages.engines.one_expert is not None:
+            stages.engines.one_expert.add(self)
         self._velocity = device.empty(assembly.latents.current.shape, np.dtype(np.float32))
-        self._guide = _guide(pipeline, stages.tensors["prediction"], started, self._velocity, device)
+        self._scale = device.empty((1,), np.dtype(np.float32))
+        self._guide = self._bound_guide(pipeline)
+        self._guided: Segment | None = None  # whose guidance scale is written
         self._true = [assembly.latents.velocity(slot) for slot in range(assembly.latents.history.shape[0])]
         shape = (self._gaps, self._calls)
         values = math.prod(self._velocity.shape)
@@ -137,19 +143,28 @@ class _Recorder:
 
     def look(self, call: int, update: Update) -> None:
         """Record a call, when its velocity is there and before the latents move on."""
+        segment = self._segments[call - 1]
+        if segment is not self._guided:
+            self._scale.write(np.array([segment.guidance], np.float32))
+            self._guided = segment
         self._sum()
         here = (call - 1) % self._gaps
-        for gap in range(1, min(self._gaps, call - 1) + 1):
+        for gap in range(1, min(self._gaps, call - segment.before - 1) + 1):
             place = (call - 1 - gap) % self._gaps
             for site, probes in self._probes.items():
                 self._note(site, gap, call, probes[place])
-            self._error[gap - 1, call - 1] = self._error_of(place, update)
+            self._error[gap - 1, call - 1] = self._error_of(segment.expert, place, update)
         for probes in self._probes.values():
             probes[here].remember()
 
     def record(self, roles: Mapping[str, tuple[str, ...]]) -> Record:
         """Return what was recorded."""
-        return Record(self._timesteps, self._sites, roles, self._error)
+        calls = tuple(segment.run.calls for segment in dict.fromkeys(self._segments))
+        return Record(self._timesteps, self._sites, roles, self._error, calls)
+
+    def forget(self, expert: int) -> None:
+        """Drop the calls that are bound to an expert's engines; they are bound anew when they are needed again."""
+        self._bound.pop(expert, None)
 
     def _measure(self, signals: Signals, site: str, place: int) -> Measure:
         """Return what is measured at a place of the ring: at the first one also what depends on no earlier tensor."""
@@ -165,10 +180,11 @@ class _Recorder:
             numbers = self._sites[site][key]
             numbers[min(gap, len(numbers)) - 1, call - 1] = value
 
-    def _error_of(self, place: int, update: Update) -> NDArray[np.float64]:
+    def _error_of(self, expert: int, place: int, update: Update) -> NDArray[np.float64]:
         """Return how far off the latents' update with an old residual is, at the recorded places."""
+        ends = self._ends(expert)
         # the embedding once more: blocks write over it
-        for call in (*self._embed, self._reuse[place], *self._final, self._guide):
+        for call in (*ends.embed, self._reuse[place], *ends.final, self._guide):
             call()
         velocity, true = (buffer.read().astype(np.float64) for buffer in (self._velocity, self._true[update.slot]))
         _, kept_velocity = update.entry()
@@ -176,9 +192,31 @@ class _Recorder:
         off: NDArray[np.float64] = (weights * (velocity - true)).reshape(-1)[self._places]
         return off
 
+    def _ends(self, expert: int) -> "_Ends":
+        """Return an expert's stages before and behind its blocks, bound where they were not."""
+        if expert not in self._bound:
+            stages = self._stages
+            embed, final = (
+                [step.call for step in steps]
+                for steps in (
+                    stages.embed(self._hidden, stages.everyone, expert),
+                    stages.final(self._scratch, stages.everyone, expert),
+                )
+            )
+            self._bound[expert] = _Ends(embed, final)
+        return self._bound[expert]
 
-def _guide(pipeline: Pipeline, prediction: Buffer, started: Begun, velocity: Buffer, device: Device) -> Call:
-    scale = device.empty((1,), np.dtype(np.float32))
-    scale.write(np.array([started.settled.guidance], np.float32))
-    tensors: Mapping[str, Any] = {"prediction": prediction, "guidance": scale, "velocity": velocity}
-    return pipeline.engines.arithmetic["guide"].bind(tensors)
+    def _bound_guide(self, pipeline: Pipeline) -> Call:
+        """Bind what makes a velocity of the predictions: without guidance, there is one branch."""
+        tensors = {"prediction": self._stages.tensors["prediction"], "velocity": self._velocity}
+        if self._stages.branches == 1:
+            return pipeline.engines.arithmetic["velocity"].bind(tensors)
+        return pipeline.engines.arithmetic["guide"].bind({**tensors, "guidance": self._scale})
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """Bound calls of an expert's stages before its blocks, and of those behind them."""
+
+    embed: Sequence[Call]
+    final: Sequence[Call]

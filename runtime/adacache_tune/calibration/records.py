@@ -6,14 +6,16 @@ It says how tensors change from call to call, and what reusing an old residual w
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.errors import InputError
-from adacache_runtime.caching.policy import DEFAULT, Measure, Measurement, Needs, Run
+from adacache_runtime.caching.policy import DEFAULT, Measure, Measurement, Needs, Policy, Run
 from adacache_runtime.caching.signals.registry import SIGNALS
 from adacache_runtime.caching.signals.signal import at_stride
+from adacache_runtime.caching.simulate import simulate
 from adacache_runtime.media.files import writing
 from adacache_runtime.trace import Trace
 
@@ -36,17 +38,50 @@ class Record:
         roles: sites of each role that policies may ask for, such as ``default``.
         error: (G, calls, numbers) how far off a call's update would have put the latents, had it reused the stack's
             residual of ``gap`` calls ago, at some places of the latents; no numbers where that was not recorded.
+        calls_by_expert: number of calls of each expert, one after another; empty = one transformer makes all of them.
+            Calls of different experts are not compared, and there is no error of such a reuse.
     """
 
     timesteps: tuple[float, ...]
     sites: Mapping[str, Site]
     roles: Mapping[str, tuple[str, ...]]
     error: NDArray[np.float32]
+    calls_by_expert: tuple[int, ...] = ()
 
     @property
-    def run(self) -> Run:
-        """The run, for policies that treat all groups alike."""
-        return Run(len(self.timesteps), 1, 1, (), self.timesteps)
+    def runs(self) -> tuple[Run, ...]:
+        """The run of each expert, for policies that treat all groups alike."""
+        total, before, made = len(self.timesteps), 0, []
+        for calls in self.calls_by_expert or (total,):
+            timesteps = self.timesteps[before : before + calls]
+            made.append(Run(calls, 1, 1, (), timesteps, before=before, after=total - before - calls))
+            before += calls
+        return tuple(made)
+
+    @property
+    def firsts(self) -> tuple[int, ...]:
+        """The first call of each expert, from 1, which is always computed."""
+        return tuple(run.before + 1 for run in self.runs)
+
+    @property
+    def compared(self) -> NDArray[np.bool_]:
+        """Whether a call has one before it that it was compared with, (calls,)."""
+        compared = np.ones(len(self.timesteps), np.bool_)
+        compared[[first - 1 for first in self.firsts]] = False
+        return compared
+
+    def computed(self, policy: Policy[Any]) -> list[int]:
+        """Return the calls of the generation, from 1, that a policy would compute; it begins anew with each expert.
+
+        Raises:
+            InputError: a site or a signal was not recorded.
+            PolicyError: the policy cannot decide for these calls.
+        """
+        return [
+            run.before + call
+            for run in self.runs
+            for call in simulate(policy, run, _OfExpert(self, run.before)).computed()
+        ]
 
     def measures(self, needs: Needs) -> list[Measure]:
         """Return what a policy with these needs is shown, in the order of execution, with sites instead of roles.
@@ -97,6 +132,25 @@ class Record:
         return error
 
 
+@dataclass(frozen=True)
+class _OfExpert:
+    """The numbers of a record as an expert's run has them: calls are counted from that expert's first one.
+
+    Attributes:
+        record: the record of the whole generation.
+        before: number of calls before the expert's first one.
+    """
+
+    record: Record
+    before: int
+
+    def measures(self, needs: Needs) -> list[Measure]:
+        return self.record.measures(needs)
+
+    def measurement(self, measure: Measure, earlier: int, call: int) -> Measurement:
+        return self.record.measurement(measure, self.before + earlier, self.before + call)
+
+
 def record_of(trace: Trace, site: str = DEFAULT) -> Record:
     """Return the record that a trace of ``adacache-run`` amounts to: the distances a step that its policy saw.
 
@@ -135,7 +189,11 @@ def _filled(values: Mapping[int, float | None], calls: int) -> Floats:
 
 def save_record(path: Path, record: Record) -> None:
     """Write a record as one ``.npz`` file, whole or not at all."""
-    arrays: dict[str, NDArray[np.generic]] = {"timesteps": np.array(record.timesteps), "error": record.error}
+    arrays: dict[str, NDArray[np.generic]] = {
+        "timesteps": np.array(record.timesteps),
+        "calls_by_expert": np.array(record.calls_by_expert, np.int64),
+        "error": record.error,
+    }
     for role, names in record.roles.items():
         arrays[f"roles/{role}"] = np.array(names, np.str_)
     for name, site in record.sites.items():
@@ -162,7 +220,8 @@ def load_record(path: Path) -> Record:
                 sites.setdefault(name, {})[number] = values
             elif kind == "roles":
                 roles[rest] = tuple(values.tolist())
-        return Record(tuple(arrays["timesteps"].tolist()), sites, roles, arrays["error"])
+        timesteps, calls = (tuple(arrays[key].tolist()) for key in ("timesteps", "calls_by_expert"))
+        return Record(timesteps, sites, roles, arrays["error"], calls)
     except OSError as error:
         raise InputError(f"record {path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
@@ -172,9 +231,13 @@ def load_record(path: Path) -> Record:
 def ratios(records: Sequence[Record]) -> tuple[float, ...]:
     """Return the mean magnitude of the stack's residual over that of the call before, for each call (MagCache's gamma).
 
-    The first call has none before it, and gets 1. The last call's magnitude was not recorded, for no later call was
-    compared with it; its ratio is taken to be that of the call before. There are at least three calls.
+    The first call of an expert has none before it, and gets 1. An expert's last magnitude was not recorded, for no
+    later call was compared with it; its ratio is taken to be that of the call before.
     """
     magnitudes = [record.sites[RESIDUAL]["magnitude"][0] for record in records]  # at each call, of the one before
-    inner = np.mean([values[2:] / values[1:-1] for values in magnitudes], axis=0)
-    return tuple(np.concatenate([[1.0], inner, inner[-1:]]).round(5).tolist())
+    found: list[float] = []
+    for run in records[0].runs:
+        values = [magnitude[run.before : run.before + run.calls] for magnitude in magnitudes]
+        inner = np.mean([one[2:] / one[1:-1] for one in values], axis=0) if run.calls > 2 else np.ones(1)
+        found += [1.0, *inner, inner[-1]][: run.calls]
+    return tuple(np.round(found, 5).tolist())

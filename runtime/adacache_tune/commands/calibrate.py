@@ -150,7 +150,7 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
         "size": f"{settled.width}x{settled.height}",
         "frames": settled.frames,
         "steps": settled.steps,
-        "guidance": settled.guidance,
+        **settled.guidance_scales(),
         "threads": options.threads,
         "image": digest_of(options.image),
     }

@@ -14,10 +14,18 @@ from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.errors import EngineError, InputError
 from adacache_runtime.caching.policy import GRANULARITIES
 from adacache_runtime.caching.presets import POLICY_HELP, policy_from
-from adacache_runtime.commands.options import add_backend, add_size, backend_from, backend_texts, video_size
+from adacache_runtime.commands.options import (
+    add_backend,
+    add_expert_offload,
+    add_size,
+    backend_from,
+    backend_texts,
+    video_size,
+)
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import call_progress
 from adacache_runtime.commands.version import add_version
+from adacache_runtime.denoising.experts import check_offload
 from adacache_runtime.media.files import check_folder, writing
 from adacache_runtime.request import Request
 from adacache_runtime.settled import settle
@@ -56,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_version(parser)
     parser.add_argument("bundle", metavar="BUNDLE", type=Path, help="folder that adacache-export made")
-    add_backend(parser)
+    add_expert_offload(add_backend(parser))
     group = parser.add_argument_group("generation")
     add_size(group)
     video = group.add_argument
@@ -137,6 +145,8 @@ def _work(options: argparse.Namespace) -> _Work:
         raise InputError("--prompt has a length of its own: leave out --text-length")
     bundle = open_bundle(options.bundle)
     manifest = bundle.manifest
+    if options.expert_offload:
+        check_offload(bundle.folder, manifest)
     if options.prompt is not None:
         length = text_length(bundle, options.prompt)
         text, given = f"{length} tokens of a prompt", None
@@ -173,7 +183,10 @@ def _generation(options: argparse.Namespace, work: _Work, target: Target) -> tup
     if options.only:
         return None, "--only measures single engines"
     with call_progress(len(settle(work.bundle, work.request).updates)) as progress:
-        return measure_generation(work.bundle, target.backend(), work.request, progress), None
+        measured = measure_generation(
+            work.bundle, target.backend(), work.request, progress, expert_offload=options.expert_offload
+        )
+        return measured, None
 
 
 def _described(options: argparse.Namespace, work: _Work) -> dict[str, str | int | float]:
@@ -183,7 +196,7 @@ def _described(options: argparse.Namespace, work: _Work) -> dict[str, str | int 
         "width": settled.width,
         "frames": settled.frames,
         "steps": settled.steps,
-        "guidance": settled.guidance,
+        **settled.guidance_scales(),
         "policy": Path(options.policy).stem,
         "granularity": settled.granularity,
         "text": work.text,

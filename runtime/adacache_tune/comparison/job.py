@@ -100,7 +100,7 @@ def settle_job(asked: Asked, pipeline: Pipeline) -> Job:
         "size": f"{settled.width}x{settled.height}",
         "frames": settled.frames,
         "steps": settled.steps,
-        "guidance": settled.guidance,
+        **settled.guidance_scales(),
         "negative_prompt": next(iter(usual.negative_prompts), None),
         "image": digest_of(usual.images),
         "threads": asked.threads,

@@ -64,15 +64,23 @@ def measure_generation(
     backend: Backend,
     request: Request,
     on_call: Callable[[CallRecord], None] = lambda _: None,
+    expert_offload: bool = False,
 ) -> Timeline:
     """Load all engines, make one call to warm them up, and measure a generation.
+
+    Args:
+        bundle: the opened bundle.
+        backend: the backend that runs it.
+        request: the request for the generation.
+        on_call: called with the record of each call as it becomes known.
+        expert_offload: whether engines of one expert at a time are loaded.
 
     Raises:
         AdaCacheError: what :class:`Pipeline` and its ``generate`` raise.
     """
     timed = _TimedBackend(backend)
     start = time.perf_counter()
-    pipeline = Pipeline(bundle, timed)
+    pipeline = Pipeline(bundle, timed, expert_offload=expert_offload)
     load_ms = 1e3 * (time.perf_counter() - start)
     first = pipeline.generate(replace(request, steps=1, policy=NeverReuse())).trace.calls[0]
     timed.marks.clear()

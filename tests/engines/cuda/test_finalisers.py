@@ -14,7 +14,7 @@ import pytest
 from adacache_engines import cuda
 from adacache_engines.cuda.device import CudaDevice
 from tests.helpers.gpu.cuda_work import FLOAT, ones, recorded
-from tests.helpers.gpu.fake_cuda import FakeCuda
+from tests.helpers.gpu.fake_cuda import FakeCuda, Status
 
 FOLDER = str(Path(cuda.__file__).parent)
 
@@ -112,13 +112,18 @@ def test_a_finaliser_leaves_another_gpus_work_alone() -> None:
     """A finaliser may run inside a recording, or between the choice of the other GPU and its use."""
     api = FakeCuda(devices=2)
     one, other = (CudaDevice(index, api) for index in range(2))
+
+    def kernel() -> None:
+        """Launch as a library does, which needs its stream's GPU to be the current one."""
+        assert api.launch(one.stream, "a kernel", [], [], lambda *_: None) == Status.cudaSuccess
+
     for rubbish in ([recorded(other), other.mark(), other.readback(other.empty((4,), FLOAT))], [other]):
         dropped = [[], rubbish]
         buffers = [one.empty((4,), FLOAT) for _ in range(2)]
         if rubbish == [other]:
             del other
         del rubbish
-        sequence = one.sequence([lambda dropped=dropped: dropped.pop(0).clear(), one.copy(*buffers)])
+        sequence = one.sequence([lambda dropped=dropped: dropped.pop(0).clear(), kernel, one.copy(*buffers)])
         for value in range(3):
             buffers[0].write(ones(value))
             sequence()

@@ -4,6 +4,7 @@ import importlib
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,11 +23,13 @@ from adacache_engines.onnxruntime.backend import OnnxRuntime, OrtBackend
 from adacache_runtime.caching.policies.measured.adacache import AdaCache
 from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policies.scheduled.never import NeverReuse
+from adacache_runtime.events import Denoised
 from adacache_runtime.pipeline import Pipeline
 from tests.helpers.gpu import gpu_checks
 from tests.helpers.gpu.fake_cuda import FakeCuda, Status
 from tests.helpers.gpu.fake_onnxruntime import SCRATCH, WEIGHTS, InferenceSession, Module
-from tests.helpers.model.fake_model import BLOCKS, functions, request, write_bundle
+from tests.helpers.model.experts import functions_of_experts, two_experts
+from tests.helpers.model.fake_model import BLOCKS, fake_pipeline, functions, request, write_bundle
 
 ON_CUDA = OnnxRuntime(provider="cuda")
 POLICIES = {
@@ -52,12 +55,17 @@ def cuda() -> Iterator[FakeCuda]:
 def module(bundle: Bundle, cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Module:
     """The fake, where a backend finds ONNX Runtime and CUDA."""
     made = Module(cuda, list(bundle.manifest.loop_graphs()), functions(), tmp_path / "onnxruntime")
+    install(made, cuda, monkeypatch)
+    return made
+
+
+def install(made: Module, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a backend find the fakes where it looks for ONNX Runtime and CUDA."""
     monkeypatch.setitem(sys.modules, "onnxruntime", made)
     monkeypatch.setattr(provider, "_devices", WeakValueDictionary())  # no other test's GPU
     monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
     monkeypatch.setitem(sys.modules, "cuda.bindings", ModuleType("cuda.bindings"))
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
-    return made
 
 
 def sessions(module: Module) -> list[InferenceSession]:
@@ -99,6 +107,32 @@ def test_no_run_waits_for_the_gpu(bundle: Bundle, cuda: FakeCuda) -> None:
 @pytest.mark.usefixtures("module")
 def test_two_generations_in_threads(bundle: Bundle) -> None:
     gpu_checks.check_generations_in_threads(bundle, ON_CUDA.open(bundle))
+
+
+# experts that take turns
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_one_expert_at_a_time(tmp_path: Path, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, policy: str) -> None:
+    """Sessions of an expert end when their work is done, and before those of the other begin."""
+    bundle = write_bundle(tmp_path / "experts", **two_experts())
+    made = Module(cuda, list(bundle.manifest.loop_graphs()), functions_of_experts(), tmp_path / "onnxruntime")
+    install(made, cuda, monkeypatch)
+    backend = ON_CUDA.open(bundle)
+    asked = request(policy=POLICIES[policy], steps=8)
+    pipeline = Pipeline(bundle, backend, expert_offload=True)
+    expected = fake_pipeline(tmp_path / "host", functions_of_experts(), **two_experts())[0].generate(asked)
+    living = set()
+    for switches in ([5], [1, 5]):
+        result: Denoised | None = None
+        with closing(pipeline.prepare(asked).denoise()) as events:
+            for event in events:
+                living.add(len(sessions(made)))
+                result = event if isinstance(event, Denoised) else None
+        assert result is not None
+        np.testing.assert_array_equal(result.latents, expected.latents)
+        assert list(result.trace.switches()) == switches
+    assert living == {len(bundle.manifest.loop_graphs()) - len(bundle.manifest.stages) // 2}
 
 
 # memory

@@ -40,11 +40,12 @@ def machine(folder: Path, cuda: FakeCuda) -> Callable[..., Machine]:
 
     def make(graphs: bool = True, name: Library = "tensorrt-rtx", **options: Any) -> Machine:
         functions_, budget = options.pop("functions", None), options.pop("weight_budget", None)
+        offload = options.pop("expert_offload", False)
         bundle = options.pop("bundle", None) or write_plans(write_bundle(folder), library=name, **options)
         module = Module(cuda, functions=functions_)
         device = CudaDevice(api=cuda, graphs=graphs)
         backend = TrtBackend(bundle, library(module, name), device, weight_budget=budget)
-        return Machine(Pipeline(bundle, backend), module, cuda, bundle)
+        return Machine(Pipeline(bundle, backend, expert_offload=offload), module, cuda, bundle)
 
     return make
 

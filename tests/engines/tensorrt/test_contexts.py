@@ -48,6 +48,7 @@ def test_decisions_share_contexts(machine: Callable[..., Machine], tmp_path: Pat
         living.add(len(made.module.contexts))
     assert len(decisions) == 2 ** len(BLOCKS)
     assert living == {contexts}
+    assert made.pipeline.generate(request(**options)).trace.contexts == contexts
     whole = fake_pipeline(tmp_path / "host", functions())[0].generate(request(**options))
     np.testing.assert_array_equal(made.pipeline.generate(request(**options)).latents, whole.latents)
 

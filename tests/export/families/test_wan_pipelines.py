@@ -1,5 +1,6 @@
 """Whole folders of Wan pipelines: what ``adacache-run`` makes from their bundles is what diffusers makes of them."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,30 @@ def test_latents_are_those_of_diffusers(name: str, tmp_path: Path) -> None:
     second = {} if guidance_2 is None else {"guidance_scale_2": guidance_2}
     expected = wan.latents_of(pipeline, given, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **size, **second)
     assert_alike(made_by_run(bundle, tmp_path, frames, height, width, guidance_2), expected)
+
+
+@pytest.mark.slow
+def test_videos_are_equal_where_experts_take_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bit for bit, with one switch, and half of the experts' weights in the estimate."""
+    pipeline = wan.pipeline([wan.transformer(seed, num_layers=1) for seed in range(2)], boundary=0.875)
+    bundle = exported(pipeline, tmp_path)
+    manifest = read_manifest(bundle)
+    wan.inputs(manifest, tmp_path, 5, 32, 32)
+    size = (5, 32, 32, 3.0, "--policy", "interval-2")
+    both = made_by_run(bundle, tmp_path, *size)
+    trace = tmp_path / "trace.json"
+    np.testing.assert_array_equal(made_by_run(bundle, tmp_path, *size, "--expert-offload", "--trace", trace), both)
+    (call,) = read_trace(trace).switches()
+    assert 1 < call < STEPS
+    capsys.readouterr()
+    made_by_run(bundle, tmp_path, *size, "--expert-offload", "--estimate-memory")
+    told = capsys.readouterr().out
+    nbytes = [
+        sum(stage.graph.weights_nbytes or 0 for stage in manifest.stages if stage.expert == one) for one in (0, 1)
+    ]
+    whole = (bundle / manifest.weights).stat().st_size
+    for text, weights in (("with", whole - min(nbytes)), ("without", whole)):
+        assert re.search(rf"weights {text} --expert-offload\s+\S\s+{weights / 1e6:.1f} ", told)
 
 
 @pytest.mark.slow

@@ -98,7 +98,7 @@ def plain(
             else:
                 tensors["hidden"] = before + line(kept[group], call, extrapolates)
         seen.first.append(kept[0][0][1] if not whole else None)
-        scale = np.array([settled.guidance], np.float32)
+        scale = np.array([settled.segments[0].guidance], np.float32)
         guided = {"prediction": fake_model.run_final(tensors)["prediction"], "guidance": scale}
         velocity = fake_model.run_guide(guided)["velocity"]
         if whole and compute[0]:

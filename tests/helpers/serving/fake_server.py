@@ -35,6 +35,7 @@ from adacache_serve.jobs.store import Store
 from adacache_serve.keys import Client
 from adacache_serve.settings import Settings
 from tests.helpers.model import fake_model
+from tests.helpers.model.experts import functions_of_experts
 from tests.helpers.waiting import HANG_SECONDS, until
 
 WORDS = ("<pad>", "</s>", "<unk>", "slow", "die", "break", "stall")
@@ -51,8 +52,8 @@ def tokenizer_json() -> str:
     return tokenizer.to_str()
 
 
-def write_model(folder: Path, conditioned: bool = False, from_image: bool = False) -> Bundle:
-    """Write the fake model as a bundle that takes prompts, and may keep frames or starts from an image."""
+def write_model(folder: Path, conditioned: bool = False, **more: Any) -> Bundle:
+    """Write the fake model as a bundle that takes prompts, with ``more`` changes of its manifest."""
     folder.mkdir(parents=True)
     (folder / "tokenizer.json").write_text(tokenizer_json(), encoding="utf-8")
     (folder / "encoder.onnx").write_text("the graph of the encoder", encoding="utf-8")
@@ -63,9 +64,7 @@ def write_model(folder: Path, conditioned: bool = False, from_image: bool = Fals
     plain = fake_model.manifest()
     text = plain.text.model_copy(update={"tokenizer": "tokenizer.json", "encoder_stages": (encoder,)})
     weights = {"text_encoder": fake_model.WEIGHTS}
-    changes: dict[str, Any] = {"text": text, "part_weights": weights}
-    changes |= fake_model.conditioned(plain) if conditioned else {}
-    changes |= fake_model.starting_from_image(plain) if from_image else {}
+    changes = {"text": text, "part_weights": weights, **(fake_model.conditioned(plain) if conditioned else {}), **more}
     return fake_model.write_bundle(folder, **changes)
 
 
@@ -95,7 +94,8 @@ def functions() -> dict[str, Function]:
 
 def open_models(folders: tuple[Path, ...], _settings: Settings) -> dict[str, Pipeline]:
     """Open the fake models in a worker process."""
-    return {folder.name: Pipeline(open_bundle(folder), FakeBackend(functions())) for folder in folders}
+    all_functions = {**functions_of_experts(), **functions()}
+    return {folder.name: Pipeline(open_bundle(folder), FakeBackend(all_functions)) for folder in folders}
 
 
 def service(settings: Settings, *folders: Path, opener: Open | None = None) -> Service:

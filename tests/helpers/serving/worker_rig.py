@@ -37,12 +37,18 @@ class Rig:
     """A worker in this process that takes a turn when it is told to."""
 
     def __init__(
-        self, models: Models, folder: Path, budget: int | None = None, clock: Callable[[], float] = time.perf_counter
+        self,
+        models: Models,
+        folder: Path,
+        budget: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+        expert_offload: bool = False,
     ) -> None:
         self._ours, theirs = multiprocessing.Pipe()
         self.folder, self.said = folder, list[FromWorker]()
         folder.mkdir(exist_ok=True)
-        self.worker = Worker(theirs, models, Settings(folder, memory_budget=budget), clock)
+        settings = Settings(folder, memory_budget=budget, expert_offload=expert_offload)
+        self.worker = Worker(theirs, models, settings, clock)
         self._running: set[str] = set()
 
     def send(self, message: ToWorker) -> None:

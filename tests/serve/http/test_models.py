@@ -10,6 +10,7 @@ from adacache_serve.http.views import model_of
 from adacache_serve.orders.check import FieldError, check
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
+from tests.helpers.model.experts import GUIDANCES, two_experts
 from tests.helpers.serving.fake_server import write_model
 
 
@@ -35,3 +36,16 @@ def test_a_policy_that_the_model_cannot_run_is_marked_with_the_reason(bundle: Bu
     unable = {name for name, why_not in listed.items() if why_not}
     assert "adacache-fast" in unable
     assert {"never", "interval-2"}.isdisjoint(unable)
+
+
+def test_a_model_of_two_experts_has_two_guidance_scales(tmp_path: Path, bundle: Bundle) -> None:
+    """Clients may choose the second one, which other models refuse by the name of the field."""
+    experts = write_model(tmp_path / "experts", **two_experts())
+    usual = [model_of("fake", one).defaults for one in (bundle, experts)]
+    assert [(one["guidance"], one.get("guidance_2")) for one in usual] == [(2.0, None), GUIDANCES]
+    order = CreateVideo(prompt="boat", guidance_2=1.5)
+    segments = check(order, experts, Settings(Path())).settled.segments
+    assert [segment.guidance for segment in segments] == [GUIDANCES[0], 1.5]
+    with pytest.raises(FieldError, match="one guidance scale") as refused:
+        check(order, bundle, Settings(Path()))
+    assert refused.value.field == "guidance_2"

@@ -18,6 +18,7 @@ from adacache_runtime.media.video import write_video
 from adacache_serve.http.page import FILES, FOLDER, PAGE, content_security_policy
 from adacache_serve.keys import new_key, read_keys
 from adacache_serve.settings import Settings
+from tests.helpers.model.experts import GUIDANCES, two_experts
 from tests.helpers.serving.fake_server import served, service, write_model
 from tests.helpers.waiting import until
 from tools.demo.browser import browser, console, missing, resize, servers
@@ -216,6 +217,24 @@ def test_two_policies_side_by_side(page: Page) -> None:
     seek = "const at = document.getElementById('seek'); at.value = 0.1; at.dispatchEvent(new Event('input'))"
     page.driver.execute_script(seek)
     assert [media["time"] for media in page.media()] == pytest.approx([0.1, 0.1], abs=1e-3)
+
+
+@in_browser
+@pytest.mark.slow
+def test_a_second_guidance_scale_is_asked_for_where_there_are_two_experts(
+    driver: Chrome, bundle: Path, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "experts", **two_experts())
+    made = service(Settings(tmp_path / "data"), bundle, tmp_path / "experts")
+    with served(made) as client, watched(driver, client) as page:
+        page.write(model="fake")
+        assert not page.seen("#guidance_2")
+        page.write(model="experts")
+        assert page.find("#guidance_2").get_attribute("placeholder") == f"{GUIDANCES[1]:g}"
+        (video,) = page.made(prompt="a boat", guidance_2="1.5")
+        assert video["request"]["guidance_2"] == 1.5
+        (video,) = page.made(model="fake", prompt="a boat")  # what is hidden now is not sent
+        assert "guidance_2" not in video["request"]
 
 
 @in_browser

@@ -14,6 +14,7 @@ from adacache_runtime.media.video import to_pixels, write_video
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_serve.settings import Settings
+from tests.helpers.model import fake_model
 from tests.helpers.serving.fake_server import functions, served, service, write_model
 from tests.helpers.serving.http_jobs import ended
 
@@ -23,7 +24,7 @@ FRAME = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "from-image"
-    write_model(folder, from_image=True)
+    write_model(folder, **fake_model.starting_from_image(fake_model.manifest()))
     return folder
 
 

@@ -271,3 +271,13 @@ def test_two_servers_cannot_have_the_same_data(bench: Bench) -> None:
         bench.start()
     bench.service, bench.worker = service, FakeWorker.made[0] if FakeWorker.made else bench.worker
     assert bench.service.ready
+
+
+def test_where_experts_take_turns_a_worker_has_one_job_at_a_time(benches: Benches) -> None:
+    """However many may be in flight: each change of turns would load an expert."""
+    bench = benches(in_flight=4, expert_offload=True, devices=("0", "1"))
+    jobs = [bench.submit() for _ in range(3)]
+    assert [len(worker.begun()) for worker in bench.workers] == [1, 1]
+    assert [bench.status(job) for job in jobs] == ["in_progress"] * 2 + ["queued"]
+    bench.worker.completes(bench.worker.begun()[0])
+    assert len(bench.worker.begun()) == 2

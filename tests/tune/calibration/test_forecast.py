@@ -369,7 +369,7 @@ def test_methods_on_few_calls(method: str, calls: int) -> None:
     for goal in (Goal(speed_up=1.2), Goal(quality_db=10.0)):
         found = find(method, Forecaster(records), goal, 5)
         assert 1 <= found.computed <= calls
-        assert found.policy.start(records[0].run) is not None
+        assert found.policy.start(records[0].runs[0]) is not None
 
 
 def test_a_site_that_was_not_recorded() -> None:

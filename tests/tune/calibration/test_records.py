@@ -218,7 +218,7 @@ def test_a_record_comes_back_from_its_file(made: Record, tmp_path: Path) -> None
             np.testing.assert_array_equal(loaded.sites[name][number], values)
     np.testing.assert_array_equal(loaded.error, made.error)
     assert loaded.error.dtype == np.float32
-    assert loaded.run == made.run
+    assert loaded.runs == made.runs
 
 
 @pytest.mark.parametrize("damage", ["torn", "text", "empty", "array", "foreign"])
@@ -284,7 +284,7 @@ def test_a_trace_is_a_record_of_adacaches_distances(tmp_path: Path) -> None:
     trace = pipeline.generate(one(policy=always)).trace
     read, full = record_of(trace, SITE), record(pipeline, one(), GAPS)[0]
     for policy in (PRESETS["adacache-fast"], AdaCache(codebook=((0.05, 4), (0.2, 3), (0.4, 2), (1.0, 1)))):
-        one_way, other = (simulate(policy, source.run, source) for source in (read, full))
+        one_way, other = (simulate(policy, source.runs[0], source) for source in (read, full))
         assert one_way.decisions[:3] == other.decisions[:3]
     distances = [call.observation.get("distance") for call in trace.calls[1:]]
     assert read.sites[SITE]["change"][0, 1:].tolist() == distances
@@ -351,7 +351,7 @@ def test_a_simulation_is_the_real_run(tmp_path: Path, name: str) -> None:
     asked, policy = replace(one(), steps=20), EXACT[name]
     made, _ = record(pipeline, asked, 19)
     trace = pipeline.generate(replace(asked, policy=policy, granularity=None)).trace
-    run = replace(made.run, groups=2, places=places(*FIRST_AND_OTHERS)) if name == "fbcache" else made.run
+    run = replace(made.runs[0], groups=2, places=places(*FIRST_AND_OTHERS)) if name == "fbcache" else made.runs[0]
     simulated = simulate(policy, run, made)
     assert simulated.decisions == tuple(call.compute for call in trace.calls)
     assert 3 < sum(map(all, simulated.decisions)) < 18
@@ -365,7 +365,7 @@ def test_a_simulation_is_the_real_run_up_to_what_the_first_reuse_changes(tmp_pat
     asked, policy = replace(one(), steps=20), EasyCache(threshold=0.2)
     made, _ = record(pipeline, asked, 19)
     trace = pipeline.generate(replace(asked, policy=policy, granularity=None)).trace
-    simulated = simulate(policy, made.run, made)
+    simulated = simulate(policy, made.runs[0], made)
     first = next(index for index, compute in enumerate(simulated.decisions) if not all(compute))
     assert 1 < first < 19
     assert simulated.decisions[: first + 1] == tuple(call.compute for call in trace.calls[: first + 1])

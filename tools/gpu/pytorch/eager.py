@@ -121,6 +121,10 @@ class TorchDevice:
     def free_nbytes(self) -> int | None:
         return torch.cuda.mem_get_info()[0] if self.kind == "cuda" else None
 
+    def synchronize(self) -> None:
+        if self.kind == "cuda":
+            torch.cuda.synchronize()
+
     def mark(self) -> Mark:
         mark = self.marker()
         mark()

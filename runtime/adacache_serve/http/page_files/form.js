@@ -1,7 +1,7 @@
 // The form: what a model offers, the orders, and their errors.
 
 const DRAWN = 2 ** 32;
-const NUMBERS = ["steps", "guidance", "seed"];
+const NUMBERS = ["steps", "guidance", "guidance_2", "seed"];
 const PLACES = { seconds: "duration", frames: "duration", aspect: "size", image_at: "image" };
 
 const form = document.getElementById("order");
@@ -31,7 +31,7 @@ function offerModel(model) {
   inputs.policy_b.replaceChildren(new Option("no other policy", ""), ...options());
   inputs.policy.value = [before[0], "adacache-fast", "never"].find((name) => names.includes(name));
   inputs.policy_b.value = names.includes(before[1]) ? before[1] : "";
-  const { width, height, frames, fps, steps, guidance } = model.defaults;
+  const { width, height, frames, fps, steps, guidance, guidance_2 } = model.defaults;
   inputs.size.placeholder = `${width}x${height}`;
   inputs.duration.placeholder = inputs.unit.value === "frames" ? String(frames) : String(Number((frames / fps).toFixed(2)));
   inputs.unit.onchange = () => offerModel(model);
@@ -39,6 +39,8 @@ function offerModel(model) {
   $("known-durations").replaceChildren(...durationOptions(model, inputs.unit.value));
   inputs.steps.placeholder = String(steps);
   inputs.guidance.placeholder = String(guidance);
+  inputs.guidance_2.placeholder = String(guidance_2 ?? "");
+  $("guidance-2-field").hidden = guidance_2 == null;
   $("negative-field").hidden = !model.negative_prompt;
   $("image-field").hidden = !model.image;
   $("image-label").textContent = model.image_required ? "The image to start from (required)" : "Start from an image";
@@ -75,7 +77,9 @@ export async function orders() {
   if (!$("negative-field").hidden && inputs.negative_prompt.value) order.negative_prompt = inputs.negative_prompt.value;
   if (inputs.size.value.trim()) order.size = inputs.size.value.trim();
   if (inputs.duration.value.trim()) order[inputs.unit.value] = number(inputs.duration.value);
-  for (const name of NUMBERS) if (inputs[name].value.trim()) order[name] = number(inputs[name].value);
+  for (const name of NUMBERS) {
+    if (!inputs[name].closest("[hidden]") && inputs[name].value.trim()) order[name] = number(inputs[name].value);
+  }
   if (!$("image-field").hidden && inputs.image.files[0]) order.image = await dataUrl(inputs.image.files[0]);
   order.seed ??= crypto.getRandomValues(new Uint32Array(1))[0] % DRAWN;
   const first = { field: "policy", order: { ...order, policy: inputs.policy.value + wrappers(inputs.wrappers) } };

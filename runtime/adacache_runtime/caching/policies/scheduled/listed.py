@@ -10,11 +10,12 @@ from adacache_runtime.caching.policy import Run
 
 
 class ListedCalls(Scheduled):
-    """Compute the calls of a list, and reuse in all others.
+    """Compute the calls of a list, and the first call of each expert; reuse in all others.
 
     Attributes:
-        computed: numbers of the computed calls in rising order, counted from 1; the first one is 1.
-        calls: number of calls of the runs that the list was made for; None = any that is large enough.
+        computed: numbers of the computed calls of a generation in rising order, counted from 1 through the calls of all
+            experts; the first one is 1.
+        calls: number of calls of the generations that the list was made for; None = any that is large enough.
     """
 
     name: Literal["listed"] = "listed"
@@ -29,10 +30,11 @@ class ListedCalls(Scheduled):
         return computed
 
     def start(self, run: Run) -> Schedule:
-        if self.computed[-1] > run.calls or self.calls not in (None, run.calls):
+        total = run.before + run.calls + run.after
+        if self.computed[-1] > total or self.calls not in (None, total):
             made_for = f"{self.calls} calls" if self.calls else f"at least {self.computed[-1]} calls"
             raise PolicyError(
                 f"policy {self.name} lists the computed calls of a generation of {made_for}, and this one has "
-                f"{run.calls}: choose the steps that it was made for, or another list"
+                f"{total}: choose the steps that it was made for, or another list"
             )
-        return uniform([call in self.computed for call in range(1, run.calls + 1)], run)
+        return uniform([call == 1 or run.before + call in self.computed for call in range(1, run.calls + 1)], run)
