@@ -40,7 +40,7 @@ from adacache_export.parts.text_encoder import add_encoder, open_encoder
 from adacache_export.parts.vae import add_decoder, open_decoder
 from adacache_export.phases import Progress, running_total
 from adacache_export.signals import signal_entry, signal_stages
-from adacache_export.stages import TIME, Stage, hidden_of, key_prefixes, of_experts, shown_at
+from adacache_export.stages import OF_TIMESTEP, Stage, hidden_of, key_prefixes, of_experts, shown_of_timestep
 from adacache_export.tracing.graphs import export_graphs
 from adacache_export.verification.sizes import check_sizes
 from adacache_export.writing.folder import building, check_destination, file_entries
@@ -119,7 +119,7 @@ def convert(
     with torch.device("meta"):  # shapes only: the weights stay in their file until a stage is verified
         stages = of_experts(make_stages(config, probes, dtype, options.granularity), experts)
         sums = arithmetic(stages, latent, guidance)
-        measured = signal_stages(signals.values(), hidden_of(stages), latent, shown_at(stages, TIME))
+        measured = signal_stages(signals.values(), hidden_of(stages), latent, shown_of_timestep(stages))
     _check_probes(probes, stages, family.PARTS, options.granularity, block_input)
     keys = [*_keys(stages), *([guidance.null_captions] if guidance.null_captions else [])]
     dtypes: dict[str, DType] = {
@@ -194,7 +194,7 @@ def stage_entry(stage: Stage, graph: Graph, default: Collection[str]) -> StageEn
     def role(site: str) -> ProbeRole | None:
         if stage.block:
             return "default" if site in default else None
-        return "time" if site == TIME else "block_input"
+        return next((own for own in OF_TIMESTEP if own == site), "block_input")
 
     return StageEntry(
         graph=graph,

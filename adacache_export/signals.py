@@ -17,6 +17,7 @@ AXES: Mapping[Space, Mapping[str, tuple[str, ...]]] = {
     "hidden": {"patch_frames": ("patch_frames",), "tokens": ("tokens",)},
     "latents": {"patch_frames": ("frames",), "tokens": ("height", "width")},
     "time": {"patch_frames": (), "tokens": ()},
+    "time_modulation": {"patch_frames": (), "tokens": ()},
 }
 
 
@@ -40,7 +41,7 @@ class Reference(nn.Module):
 
 
 def signal_stages(
-    signals: Iterable[Signal], hidden: TensorSpec, latent: LatentSpace, time: TensorSpec | None = None
+    signals: Iterable[Signal], hidden: TensorSpec, latent: LatentSpace, shown: Mapping[Space, TensorSpec]
 ) -> list[Stage]:
     """Return a stage for each signal and each space that it is made for and the model shows.
 
@@ -48,14 +49,12 @@ def signal_stages(
         signals: the signals.
         hidden: the hidden state between blocks.
         latent: the model's latents.
-        time: the embedding of the timestep; None = the model does not show it.
+        shown: tensors of other spaces, of those that the model shows.
     """
     latents = TensorSpec(
         name="latents", dtype="float32", axes=("samples", latent.channels, "frames", "height", "width")
     )
-    tensors: dict[Space, TensorSpec] = {"hidden": hidden, "latents": latents}
-    if time is not None:
-        tensors["time"] = time
+    tensors: dict[Space, TensorSpec] = {"hidden": hidden, "latents": latents, **shown}
     return [_stage(signal, space, tensors[space]) for signal in signals for space in signal.spaces if space in tensors]
 
 

@@ -2,17 +2,21 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
 from adacache_engines.bundle.manifest import Expert, ExportGranularity, Role, Term
+from adacache_engines.bundle.signals import Space
 from adacache_engines.bundle.tensors import DType, TensorSpec
 from adacache_export.costs import TOKENS, Counted
 from adacache_export.families.description import MODULATED as MODULATED
 from adacache_export.families.residual_block import Parts, ResidualBlock, sites_of
+from adacache_runtime.caching.policy import TIME, TIME_MODULATION
 
 WITHIN_FRAMES = ("patch_frames",)  # the independent axes of a stage that mixes the tokens of a frame
-TIME = "time"  # site of the embedding of the timestep
+# sites at which a model may show what it makes of the timestep; each is a space of signals by itself
+OF_TIMESTEP = (TIME, TIME_MODULATION)
 OUT = "_out"  # the output "hidden_out" is the next stage's "hidden"
 
 
@@ -77,10 +81,10 @@ def hidden_of(stages: Iterable[Stage]) -> TensorSpec:
     return next(spec for stage in stages if stage.block for spec in stage.inputs if spec.name == "hidden")
 
 
-def shown_at(stages: Iterable[Stage], site: str) -> TensorSpec | None:
-    """Return name, dtype and axes of the tensor that is shown at a site; None where no stage has that site."""
-    shown = ((stage, stage.probes[site]) for stage in stages if site in stage.probes)
-    return next((spec for stage, output in shown for spec in stage.outputs if spec.name == output), None)
+def shown_of_timestep(stages: Iterable[Stage]) -> dict[Space, TensorSpec]:
+    """Return name, dtype and axes of what the stages show of the timestep, by the space of signals."""
+    shown = [(stage, space) for stage in stages for space in OF_TIMESTEP if space in stage.probes]
+    return {space: spec for stage, space in shown for spec in stage.outputs if spec.name == stage.probes[space]}
 
 
 def weight_shapes(stages: Iterable[Stage]) -> dict[str, tuple[int, ...]]:
@@ -169,7 +173,7 @@ def embed_stage(
     sites: Collection[str],
     names: Iterable[str] = ("hidden", "modulation", "time"),
     site: str = MODULATED,
-    time: TensorSpec | None = None,
+    of_timestep: Mapping[str, TensorSpec] = MappingProxyType({}),
 ) -> Stage:
     """Make the stage that turns latents into the hidden state.
 
@@ -181,15 +185,15 @@ def embed_stage(
         sites: sites to probe; all but the site of the modulated input are ignored.
         names: names of the tensors that the module returns.
         site: site of the modulated input of the first block.
-        time: embedding of the timestep, which the module returns last for policies that measure it; None = it does not.
+        of_timestep: what the module returns last, in this order, for policies that measure it, by site: see
+            :data:`OF_TIMESTEP`.
     """
     probed = site in sites
     outputs = [spec[name] for name in names]
     shown = [spec["hidden"].model_copy(update={"name": "modulated"})] if probed else []
     probes = {site: "modulated"} if probed else {}
-    if time is not None:
-        shown, probes = [*shown, time], {**probes, TIME: time.name}
-    given = (*outputs, *shown)
+    probes |= {place: tensor.name for place, tensor in of_timestep.items()}
+    given = (*outputs, *shown, *of_timestep.values())
     module = make(probed)
     return Stage("embed", "embed", module, "", inputs, given, probes, independent_axes=WITHIN_FRAMES, role="embed")
 

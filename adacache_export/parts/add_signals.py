@@ -13,10 +13,13 @@ from torch import Tensor
 
 from adacache_engines.bundle.files import open_bundle, read_manifest, replace_manifest
 from adacache_engines.bundle.manifest import FileEntry, Graph, Manifest, SignalEntry
+from adacache_engines.bundle.signals import Space
+from adacache_engines.bundle.tensors import TensorSpec
 from adacache_engines.onnxruntime.backend import OrtBackend
 from adacache_export.parts.part import SMALL_FILES, place_folder
 from adacache_export.phases import Progress
 from adacache_export.signals import signal_entry, signal_stages
+from adacache_export.stages import OF_TIMESTEP
 from adacache_export.tracing.graphs import export_graphs
 from adacache_export.verification.sizes import check_sizes
 from adacache_export.writing.folder import PARTIAL, file_entries, scratch
@@ -63,7 +66,9 @@ def _write(
     bundle: Path, manifest: Manifest, signal: Signal, progress: Progress
 ) -> tuple[SignalEntry, dict[str, FileEntry]]:
     """Write and verify a signal's graphs; return its entry in the manifest and its files."""
-    stages = signal_stages([signal], hidden_spec(manifest), manifest.latent)
+    known = manifest.probes()
+    shown: dict[Space, TensorSpec] = {space: known[space].probe_spec(space) for space in OF_TIMESTEP if space in known}
+    stages = signal_stages([signal], hidden_spec(manifest), manifest.latent, shown)
     with scratch(bundle, FOLDER, SMALL_FILES) as building:
         weights = building / "none"  # graphs are written beside their weights, and these have none
         sizes, backend = check_sizes(manifest.latent), OrtBackend(bundle)

@@ -20,7 +20,7 @@ from adacache_export.checkpoint.mapped import taken
 from adacache_export.families.registry import FAMILIES, maker
 from adacache_export.phases import Progress
 from adacache_export.signals import signal_stages
-from adacache_export.stages import Stage, hidden_of, key_prefixes, of_experts
+from adacache_export.stages import Stage, hidden_of, key_prefixes, of_experts, shown_of_timestep
 from adacache_export.text_encoders.registry import reopened
 from adacache_export.vaes.registry import coding_of
 from adacache_export.verification.parity import verified
@@ -87,7 +87,7 @@ def _jobs(
         stages = of_experts(stages, manifest.experts)
         sums = arithmetic(stages, manifest.latent, manifest.guidance)
         known = [signal for signal in (*SIGNALS.values(), *own) if signal.name in manifest.signals]
-        sums += signal_stages(known, hidden_of(stages), manifest.latent)
+        sums += signal_stages(known, hidden_of(stages), manifest.latent, shown_of_timestep(stages))
     graphs = {graph.name: graph for graph in manifest.loop_graphs()}
     sizes = check_sizes(manifest.latent)
     jobs = [(stage, graphs[stage.name], manifest.precision, sizes) for stage in (*stages, *sums)]

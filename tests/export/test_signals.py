@@ -25,7 +25,8 @@ def export(folder: Path, signals: list[Signal], precision: Precision) -> dict[st
     """The error of each graph."""
     hidden = TensorSpec(name="hidden", dtype=DTYPES[precision], axes=("batch", "patch_frames", "tokens", 24))
     time = TensorSpec(name="time_embedding", dtype="float32", axes=("batch", 24))
-    stages = signal_stages(signals, hidden, LATENT, time)
+    modulation = TensorSpec(name="time_modulation", dtype="float32", axes=("batch", 144))
+    stages = signal_stages(signals, hidden, LATENT, {"time": time, "time_modulation": modulation})
     (folder / "onnx").mkdir()
     weights, sizes, backend = folder / "onnx" / "none", check_sizes(LATENT), OrtBackend(folder)
     graphs = export_graphs(stages, precision, weights, {}, lambda _: pytest.fail(), sizes, backend, Progress())
@@ -44,7 +45,7 @@ def export(folder: Path, signals: list[Signal], precision: Precision) -> dict[st
 def test_graphs_are_their_references(tmp_path: Path, precision: Precision) -> None:
     """Sums are float32 whatever the precision, so the error is that of float32."""
     errors = export(tmp_path, [*SIGNALS.values(), COSINE], precision)
-    changes = {"hidden_change", "latents_change", "time_change"}
+    changes = {"hidden_change", "latents_change", "time_change", "time_modulation_change"}
     assert set(errors) == {*changes, "hidden_motion", "latents_new_magnitude", "hidden_cosine"}
     assert max(errors.values()) <= TOLERANCES["fp32"]
 

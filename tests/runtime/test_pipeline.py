@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adacache_engines.bundle.manifest import Manifest
+from adacache_engines.bundle.manifest import Manifest, Preset
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime import checking, generation, policies, policy
 from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
@@ -257,6 +257,25 @@ def test_a_policy_that_a_bundle_cannot_run_says_why(tmp_path: Path) -> None:
     assert listed["never"] is None
     assert listed["interval-2"] is None
     assert "probe" in (listed["adacache-fast"] or "")
+
+
+def test_a_preset_that_lacks_a_probe_names_the_option_of_the_export_in_a_line(tmp_path: Path) -> None:
+    plain = manifest()
+    stages = tuple(
+        entry.model_copy(update={"probes": {}}) if entry.role == "embed" else entry for entry in plain.stages
+    )
+    rule = {"name": "teacache", "coefficients": [1, 0], "threshold": 0.1}
+    own = {"of-input": Preset(policy=rule), "of-time": Preset(policy={**rule, "probe": "time"})}
+    pipeline = prompted(tmp_path / "bundle", stages=stages, policies=own)
+    reasons = {info.name: info.why_not for info in pipeline.policies() if info.name in own}
+    sites = [site for entry in stages for site in entry.probes]
+    options = " ".join(f"--probe {site}" for site in (*sites, "block_input"))
+    assert reasons == {
+        "of-input": f"the policy measures block_input, which this bundle has no probe for (it has {', '.join(sites)}); "
+        f"export the checkpoint with {options}",
+        "of-time": f"the policy measures time, which this model does not show (it has {', '.join(sites)}); choose "
+        "another policy",
+    }
 
 
 def test_numbers_out_of_range_are_named(pipeline: Pipeline) -> None:

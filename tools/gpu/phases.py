@@ -71,7 +71,10 @@ def phases(setup: Setup) -> tuple[Phase, ...]:
             for precision in PRECISIONS
         ),
         _agreement(setup, RECORDED, "fp16", "every graph of the loop, and recorded generations of the demo model"),
-        *(_tests(setup, library, "that it agrees with the processor, and with itself", 900) for library in TENSORRT),
+        *(
+            _tests(setup, library, "it agrees with the processor, and no graph, thread or cache changes a bit", 900)
+            for library in TENSORRT
+        ),
         _model(setup, "model"),
         *_measured(setup, "torch", "model", (RECORDED, RECORDED + NO_GRAPHS), 120),
         *_measured(setup, "onnxruntime", "model", (ONNXRUNTIME, RECORDED), 150),
@@ -131,7 +134,7 @@ def _agreement(setup: Setup, backend: str, precision: str, what: str) -> Phase:
 
 def _tests(setup: Setup, backend: str, what: str, cap_s: float) -> Phase:
     arguments = {"bundles": str(setup.folder), "backend": backend}
-    shows = f"the tests marked gpu, on {backend}: {what}"
+    shows = f"tests of {backend}: {what}"
     return Phase(f"tests-{backend}", "tools.gpu.gpu_tests", cap_s, 30, shows, arguments, setup.after, (backend,))
 
 
@@ -142,7 +145,7 @@ def _model(setup: Setup, name: str, library: str | None = None) -> Phase:
         shows = "STDiT3-XL/2 with random weights, made for the phases that measure it"
         return Phase(name, "tools.gpu.model", 90, 10, shows, arguments, setup.after, leaves=work)
     arguments |= {"library": library, "profiles": list(setup.sizes)}
-    shows = f"that model with plans of {library}: their number, their size, and the time of their builds"
+    shows = f"STDiT3-XL/2 with plans of {library}: their number, their size, and the time of their builds"
     return Phase(name, "tools.gpu.model", 1800, 60, shows, arguments, setup.after, (library,), leaves=work)
 
 

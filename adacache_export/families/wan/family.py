@@ -42,6 +42,7 @@ from adacache_export.stages import (
     text_stage,
     weight_shapes,
 )
+from adacache_runtime.caching.policy import TIME, TIME_MODULATION
 
 Shape = tuple[int, ...]
 
@@ -217,7 +218,10 @@ def stages(
             spec,
             sites,
             site=BLOCK_INPUT,
-            time=TensorSpec(name="time_embedding", dtype="float32", axes=("batch", width)),
+            of_timestep={
+                TIME: TensorSpec(name="time_embedding", dtype="float32", axes=("batch", width)),
+                TIME_MODULATION: TensorSpec(name="time_modulation", dtype="float32", axes=("batch", 6 * width)),
+            },
         ),
         *(stage for index in range(config.num_layers) for stage in block(index)),
         final_stage(Final(config), "", named("hidden", "time", "latents"), spec),

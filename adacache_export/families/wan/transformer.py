@@ -137,9 +137,9 @@ class BlockInput(nn.Module):
 class Embed(nn.Module):
     """The ``embed`` stage: latents and timestep -> tokens, and modulation of the blocks and of the final layer.
 
-    It also returns the embedding of the timestep for TeaCache, which measures it on these models, and, if it is
-    ``probed``, the modulated input of the first block. If it is ``conditioned``, some frames
-    may be given and are to be kept: these are modulated as at timestep 0.
+    It also returns the embedding of the timestep and the modulation for TeaCache, which measures either on these
+    models, and, if it is ``probed``, the modulated input of the first block. If it is ``conditioned``, some frames may
+    be given and are to be kept: these are modulated as at timestep 0.
     """
 
     def __init__(self, config: WanConfig, probed: bool = False, conditioned: bool = False) -> None:
@@ -162,17 +162,18 @@ class Embed(nn.Module):
         Returns:
             hidden (B, T', S, D); modulation (B, 6, D) float32, or (B, T', 6, D) if conditioned; time (B, D) float32, or
             (B, T', D) if conditioned; if probed, the modulated input of the first block (B, T', S, D); and the
-            embedding of the timestep (B, D) float32.
+            embedding of the timestep (B, D) and its modulation (B, 6 D), float32.
         """
         patches: Tensor = self.patch_embedding(latents.to(self.patch_embedding.weight.dtype))
         hidden = patches.flatten(3).permute(0, 2, 3, 1)
         time, modulation, embedding = self.condition_embedder(timestep)
+        of_timestep = (embedding, modulation.flatten(1))
         if x_mask is not None:
             time_of_kept, modulation_of_kept, _ = self.condition_embedder(torch.zeros_like(timestep))
             time = torch.where(x_mask[:, :, None], time[:, None], time_of_kept[:, None])
             modulation = torch.where(x_mask[:, :, None, None], modulation[:, None], modulation_of_kept[:, None])
         shown = (self.blocks[0](hidden, modulation),) if self.probed else ()
-        return (hidden, modulation, time, *shown, embedding)
+        return (hidden, modulation, time, *shown, *of_timestep)
 
     def flops(self) -> tuple[Term, ...]:
         timesteps = [layers(self.condition_embedder, SAMPLES)] * (1 + self.conditioned)

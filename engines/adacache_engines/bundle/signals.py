@@ -4,12 +4,12 @@ from typing import Literal
 
 from adacache_engines.bundle.entries import Entry, Graph
 
-Space = Literal["hidden", "latents", "time"]
+Space = Literal["hidden", "latents", "time", "time_modulation"]
 """The kind of tensors that a signal's graph takes.
 
 ``hidden``: of the hidden state's shape (batch, patch_frames, tokens, width), in the model's precision. ``latents``: of
 the latents' shape (samples, channels, frames, height, width), in float32. ``time``: embeddings of timesteps, (batch,
-width), in float32.
+width), in float32. ``time_modulation``: modulations of blocks that are made of these, (batch, 6 width), in float32.
 """
 
 

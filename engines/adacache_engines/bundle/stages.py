@@ -11,7 +11,7 @@ from adacache_engines.bundle.entries import Entry, Graph
 from adacache_engines.bundle.tensors import TensorSpec
 
 Role = Literal["text", "positions", "embed", "block", "final"]
-ProbeRole = Literal["default", "block_input", "time"]
+ProbeRole = Literal["default", "block_input", "time", "time_modulation"]
 
 
 class Term(Entry):
@@ -28,7 +28,8 @@ class ProbeEntry(Entry):
         output: name of the stage's output that carries it.
         role: role by which policies find the probe without its site: ``default`` is the residual that they measure
             where they name no site; ``block_input`` is the modulated input of the first block; ``time`` is the
-            embedding of the timestep, whose site is called the same; None = it has no role.
+            embedding of the timestep, and ``time_modulation`` the modulation of all blocks that is made of it, whose
+            sites are called the same; None = it has no role.
     """
 
     output: str

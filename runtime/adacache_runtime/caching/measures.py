@@ -1,6 +1,6 @@
 """Resolves a policy's measures for a bundle: roles become sites, and what cannot be measured is refused."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from adacache_engines.bundle.manifest import Manifest
@@ -8,10 +8,12 @@ from adacache_engines.bundle.signals import Space
 from adacache_engines.errors import InputError, PolicyError
 from adacache_runtime.caching.policy import (
     BLOCK_INPUT,
+    CONDITIONAL_VELOCITY,
     DEFAULT,
     FIRST,
     LATENTS,
     TIME,
+    TIME_MODULATION,
     VELOCITY,
     Granularity,
     Measure,
@@ -19,11 +21,19 @@ from adacache_runtime.caching.policy import (
 )
 
 ROLES = (DEFAULT, BLOCK_INPUT)
+# spaces of the tensors that are shown at sites of one name in all models; the others show the hidden state
+SPACES: Mapping[str, Space] = {
+    LATENTS: "latents",
+    VELOCITY: "latents",
+    CONDITIONAL_VELOCITY: "latents",
+    TIME: TIME,
+    TIME_MODULATION: TIME_MODULATION,
+}
 
 
 def space_of(site: str) -> Space:
     """Return the space of the tensor that a site shows."""
-    return "latents" if site in (LATENTS, VELOCITY) else "time" if site == TIME else "hidden"
+    return SPACES.get(site, "hidden")
 
 
 def resolve(manifest: Manifest, needs: Needs, granularity: Granularity) -> tuple[Measure, ...]:
@@ -40,7 +50,7 @@ def resolve(manifest: Manifest, needs: Needs, granularity: Granularity) -> tuple
     """
     known = manifest.probes()
     before = [LATENTS, *(site for site, stage in known.items() if not stage.block), FIRST]
-    after = [*(site for site, stage in known.items() if stage.block), VELOCITY]
+    after = [*(site for site, stage in known.items() if stage.block), CONDITIONAL_VELOCITY, VELOCITY]
     order = [*before, *after]
     measures: list[Measure] = []
     for measure in needs.measures:
@@ -51,8 +61,8 @@ def resolve(manifest: Manifest, needs: Needs, granularity: Granularity) -> tuple
         _check_signals(manifest, measure)
         if measure.early and measure.site not in before:
             raise PolicyError(
-                f"the policy measures {measure.site} in all calls, and blocks show something only where they are "
-                "computed: measure it in computed calls"
+                f"the policy measures {measure.site} in all calls, and it is shown only in calls that compute it: "
+                "measure it in computed calls"
             )
         if measure.site == FIRST and (granularity == "model" or not needs.residuals):
             raise PolicyError(
@@ -64,6 +74,12 @@ def resolve(manifest: Manifest, needs: Needs, granularity: Granularity) -> tuple
 
 def _check_sites(measures: Sequence[Measure], order: Sequence[str], known: Sequence[str]) -> None:
     missing = [measure.site for measure in measures if measure.site not in order]
+    unshown = next((site for site in missing if site in (TIME, TIME_MODULATION)), None)
+    if unshown:
+        raise InputError(
+            f"the policy measures {unshown}, which this model does not show (it has {', '.join(known) or 'none'}); "
+            "choose another policy"
+        )
     if missing:
         options = " ".join(f"--probe {site}" for site in dict.fromkeys([*known, *missing]))
         raise InputError(

@@ -27,7 +27,10 @@ SCOPES: tuple[Scope, ...] = ("batch", "prompt")
 # sites that every bundle has, beside the probes that it was exported with
 LATENTS = "latents"  # the latents that enter a call, (samples, channels, frames, height, width)
 VELOCITY = "velocity"  # what a call gives, guidance included, as the sampler takes it; of the latents' shape
-TIME = "time"  # the embedding of the timestep, (branches * samples, width), where a bundle shows it
+CONDITIONAL_VELOCITY = "conditional_velocity"  # the velocity of the conditional branch alone, of computed calls
+TIME: Literal["time"] = "time"  # the embedding of the timestep, (branches * samples, width), where a bundle shows it
+# the modulation of all blocks that is made of that, (branches * samples, 6 width), where a bundle shows it
+TIME_MODULATION: Literal["time_modulation"] = "time_modulation"
 FIRST = "first"  # the residual of the first group, which is computed in every call if this is measured in all
 
 # roles of probes: each stands for the probes of a bundle that have it
@@ -42,8 +45,8 @@ class Measure:
 
     Attributes:
         site: where the tensor is seen: a probe of the bundle by its name, such as ``temporal.13.attn``; a role,
-            ``default`` or ``block_input``, which stands for the probes that have it; or ``time``, ``latents``,
-            ``velocity`` or ``first``.
+            ``default`` or ``block_input``, which stands for the probes that have it; or ``time``, ``time_modulation``,
+            ``latents``, ``velocity``, ``conditional_velocity`` or ``first``.
         calls: the calls in which it is measured: those that compute every group, or ``all``. In all calls a block's
             tensors cannot be measured, for a block shows them only where it is computed.
         since: the earlier tensor that signals compare the new one with: that of the last call that ``measured`` it, or

@@ -9,13 +9,14 @@ from adacache_engines.bundle.manifest import X_MASK, Manifest
 from adacache_engines.bundle.tensors import NUMPY_DTYPES
 from adacache_engines.contract.device import Buffer, Call, Device
 from adacache_runtime.caching.groups import group_stages
-from adacache_runtime.caching.policy import FIRST, LATENTS, VELOCITY
+from adacache_runtime.caching.policy import CONDITIONAL_VELOCITY, FIRST, LATENTS, VELOCITY
 from adacache_runtime.denoising.device_plan import DevicePlan
 from adacache_runtime.denoising.guidance import Guidance
 from adacache_runtime.denoising.kept_frames import Masked
 from adacache_runtime.denoising.latents import Latents
 from adacache_runtime.denoising.probes import Probe, Signals
 from adacache_runtime.denoising.residuals import Choice, GroupResiduals, ModelResidual, Residuals
+from adacache_runtime.denoising.segments import CONDITIONAL
 from adacache_runtime.denoising.stages import BoundStages, Engines
 from adacache_runtime.request import Request
 from adacache_runtime.settled import Settled
@@ -37,7 +38,7 @@ class Assembly:
         probed: site -> buffer that a probe looks at, where nothing else needs the buffer.
         shown: site -> buffer that a probe looks at.
         masked: keeps frames; None where all are generated.
-        show_velocity: by slot of the history, copies what the probe of the velocity looks at; none without that probe.
+        shows: site of a velocity that a probe looks at -> by slot of the history, what writes the probe's tensor.
         opens: whether the embedding, and the first group if a probe looks at it, run before a call is decided.
         counts: by expert, the number of entries that a decision has.
         opens_first: whether the first group runs before a call is decided.
@@ -55,7 +56,7 @@ class Assembly:
     probed: Mapping[str, Buffer]
     shown: Mapping[str, Buffer]
     masked: Masked | None
-    show_velocity: Sequence[Call]
+    shows: Mapping[str, Sequence[Call]]
     opens: bool
     counts: Sequence[int]
     opens_first: bool
@@ -136,11 +137,10 @@ def assemble(
     if of_model:
         residuals = ModelResidual(grouped, needs.residuals, latents, engines.arithmetic, device)
     opens = opens_first or any(measure.early and measure.site != LATENTS for measure in settled.measures)
-    show_velocity: list[Call] = []
-    slots = range(latents.history.shape[0])
-    if VELOCITY in sites:
-        probed[VELOCITY] = device.empty(latents.current.shape, np.dtype(np.float32))
-        show_velocity = [device.copy(latents.velocity(slot), probed[VELOCITY]) for slot in slots]
+    shows: dict[str, Sequence[Call]] = {}
+    for site in sorted({VELOCITY, CONDITIONAL_VELOCITY} & {*sites}):
+        probed[site] = device.empty(latents.current.shape, np.dtype(np.float32))
+        shows[site] = _shows(site, probed[site], guidance, settled.branches, latents, device)
     shown = {LATENTS: latents.current, **probed}
     if FIRST in sites:
         shown[FIRST] = grouped.newest(0)
@@ -160,7 +160,7 @@ def assemble(
         probed,
         shown,
         Masked(masking, latents, stages.tensors[X_MASK], engines.arithmetic, device) if masking else None,
-        show_velocity,
+        shows,
         opens,
         [1 if of_model else len(expert) for expert in groups],
         opens_first,
@@ -172,3 +172,16 @@ def assemble(
     else:
         engines.one_expert.add(assembly.plan)
     return assembly
+
+
+def _shows(
+    site: str, shown: Buffer, guidance: Guidance, branches: Sequence[str], latents: Latents, device: Device
+) -> Sequence[Call]:
+    """Return by slot of the history what writes the velocity of a call to a buffer: that of guidance, or of a branch.
+
+    Of a branch it is there only where the model has run.
+    """
+    slots = range(latents.history.shape[0])
+    if site == VELOCITY:
+        return [device.copy(latents.velocity(slot), shown) for slot in slots]
+    return [guidance.of_branch(branches.index(CONDITIONAL), shown).call] * len(slots)

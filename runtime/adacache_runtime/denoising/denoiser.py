@@ -224,8 +224,9 @@ class Denoiser:
             due: the probes that are measured in this call, each with its parts.
             whole: for each branch, whether all of its groups are computed.
         """
-        if self.assembly.show_velocity:
-            self.assembly.show_velocity[call.update.slot]()
+        for probe, _ in due:
+            if probe.measure.site in self.assembly.shows:
+                self.assembly.shows[probe.measure.site][call.update.slot]()
         call.shown = _enqueued([(probe, parts) for probe, parts in due if not probe.measure.early])
         for probe, parts in due:
             probe.remember(parts if probe.measure.since == "measured" else probe.due(whole))

@@ -87,22 +87,22 @@ class Guidance:
         """
         velocity = self._latents.velocity(slot)
         if len(self._branches) == 1:
-            return [self._of_branch(0, velocity)]
+            return [self.of_branch(0, velocity)]
         if any(rebuilt):
             other = rebuilt.index(False)
             assert self.difference is not None
             alone = self._alone[other].row(0)
-            return [self._of_branch(other, alone), self._combined(alone, self.difference, self._share, velocity)]
+            return [self.of_branch(other, alone), self._combined(alone, self.difference, self._share, velocity)]
         tensors = {"prediction": self._prediction, "guidance": self._scale, "velocity": velocity}
         guide = Step("guide", self._arithmetic["guide"].bind(tensors), (velocity,))
         if self.difference is None:
             return [guide]
         first, second = self._alone
-        apart = [self._of_branch(index, buffer.row(0)) for index, buffer in enumerate(self._alone)]
+        apart = [self.of_branch(index, buffer.row(0)) for index, buffer in enumerate(self._alone)]
         return [guide, *apart, self._combined(second.row(0), first, self._minus_one, self.difference.row(0))]
 
-    def _of_branch(self, index: int, velocity: Buffer) -> Step:
-        """Bind what takes the velocity out of one branch's prediction."""
+    def of_branch(self, index: int, velocity: Buffer) -> Step:
+        """Bind what takes a branch's velocity (samples, ...) out of its prediction."""
         samples = self._latents.current.shape[0]
         prediction = Span(index, index + 1).of(self._prediction, samples)
         tensors = {"prediction": prediction, "velocity": velocity}

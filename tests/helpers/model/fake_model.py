@@ -254,6 +254,7 @@ def signal_entry(signal: Signal, spaces: Iterable[Space] = ("hidden", "latents")
         "hidden": hidden("hidden"),
         "latents": latents("latents", "samples"),
         "time": spec("time", "batch", WIDTH),
+        "time_modulation": spec("time_modulation", "batch", 6 * WIDTH),
     }
 
     def entry(space: Space) -> Graph:

@@ -31,6 +31,7 @@ class Plain:
     Attributes:
         latents: the latents that enter the call; one entry more at the end.
         velocities: the call's velocity.
+        conditional: velocity of the conditional branch, as the whole model gives it.
         modulated: the tensor that the embedding shows.
         first: residual of the first group.
         shown: the tensors that computed blocks show, by name.
@@ -38,6 +39,7 @@ class Plain:
 
     latents: list[Any] = field(default_factory=list)
     velocities: list[Any] = field(default_factory=list)
+    conditional: list[Any] = field(default_factory=list)
     modulated: list[Any] = field(default_factory=list)
     first: list[Any] = field(default_factory=list)
     shown: list[dict[str, Any]] = field(default_factory=list)
@@ -101,6 +103,7 @@ def plain(
         scale = np.array([settled.segments[0].guidance], np.float32)
         guided = {"prediction": fake_model.run_final(tensors)["prediction"], "guidance": scale}
         velocity = fake_model.run_guide(guided)["velocity"]
+        seen.conditional.append(guided["prediction"][: len(z)])
         if whole and compute[0]:
             kept[0].insert(0, (call, velocity - z))
         elif whole:

@@ -1,6 +1,7 @@
 """The rule by which MagCache's published code for Wan counts, written anew: two branches in turn, over all experts.
 
-Source: Zehong-Ma/MagCache, ``MagCache4Wan2.1`` and ``MagCache4Wan2.2``.
+Source: Zehong-Ma/MagCache, ``MagCache4Wan2.1`` and ``MagCache4Wan2.2``. There the sums of the first of two transformers
+go on in the second; here they start anew, as all that a policy knows.
 """
 
 from collections.abc import Sequence
@@ -39,6 +40,8 @@ def magcache_calls(
     product, error, skipped = [1.0, 1.0], [0.0, 0.0], [0, 0]
     computed = []
     for count in range(total):
+        if count == split:
+            product, error, skipped = [1.0, 1.0], [0.0, 0.0], [0, 0]
         branch = count % 2
         if kind == "one":
             kept = count < int(total * retention)

@@ -14,7 +14,12 @@ from adacache_runtime.caching.signals.registry import SIGNALS, signal_from
 from adacache_runtime.caching.signals.signal import FRAME_AXIS, RANK, Signal, at_stride
 from tests.helpers.policies.cosine import COSINE
 
-SHAPES: Mapping[Space, tuple[int, ...]] = {"hidden": (3, 4, 6, 5), "latents": (3, 5, 4, 2, 6), "time": (3, 5)}
+SHAPES: Mapping[Space, tuple[int, ...]] = {
+    "hidden": (3, 4, 6, 5),
+    "latents": (3, 5, 4, 2, 6),
+    "time": (3, 5),
+    "time_modulation": (3, 30),
+}
 ALL = {**SIGNALS, "cosine": COSINE}
 PAIRS = [(name, space) for name, signal in ALL.items() for space in signal.spaces]
 # the axis of a tensor that an independent axis of a signal is, by space
@@ -22,6 +27,7 @@ AXES: Mapping[Space, Mapping[str, int]] = {
     "hidden": {"patch_frames": 1, "tokens": 2},
     "latents": {"patch_frames": 2},
     "time": {},
+    "time_modulation": {},
 }
 
 
@@ -36,7 +42,7 @@ def test_the_shapes_of_the_spaces() -> None:
     assert {space: SHAPES[space][axis] for space, axis in FRAME_AXIS.items()} == {"hidden": 4, "latents": 4}
 
 
-@pytest.mark.parametrize("space", ["hidden", "latents", "time"])
+@pytest.mark.parametrize("space", SHAPES)
 def test_change_and_magnitude(space: Space) -> None:
     given = tensors(SIGNALS["change"], space)
     numbers = SIGNALS["change"].in_numpy(space, given)

@@ -16,6 +16,7 @@ from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.measured.easycache import EasyCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate, LastCalls, MaxReuses, WarmUp
 from adacache_runtime.caching.policy import (
+    CONDITIONAL_VELOCITY,
     FIRST,
     LATENTS,
     VELOCITY,
@@ -109,10 +110,11 @@ def test_the_fewest_and_the_most_calls_of_each_kind() -> None:
 
 @dataclass(frozen=True)
 class Witness:
-    """A policy that writes down what it is shown."""
+    """A policy that writes down what it is shown: by site and call, and whether that is before the decision."""
 
     policy: Policy[Any]
-    shown: dict[tuple[str, int], Measurement] = field(default_factory=dict)
+    shown: dict[tuple[str, int, bool], Measurement] = field(default_factory=dict)
+    decided: set[int] = field(default_factory=set)
 
     @property
     def needs(self) -> Any:
@@ -122,10 +124,12 @@ class Witness:
         return self.policy.start(run)
 
     def decide(self, state: Any, context: Context) -> tuple[Decision, Any]:
+        self.decided.add(context.call)
         return self.policy.decide(state, context)
 
     def observe(self, state: Any, context: Context, measurements: Sequence[Measurement]) -> Any:
-        self.shown.update({(measurement.site, context.call): measurement for measurement in measurements})
+        early = context.call not in self.decided
+        self.shown.update({(measurement.site, context.call, early): measurement for measurement in measurements})
         return self.policy.observe(state, context, measurements)
 
 
@@ -141,16 +145,21 @@ def test_a_policy_that_nobody_knows_has_no_bounds() -> None:
 class Recorded(Unchanged):
     """Answers with what a generation showed, and checks that it is asked for the same two calls."""
 
-    shown: Mapping[tuple[str, int], Measurement]
+    shown: Mapping[tuple[str, int, bool], Measurement]
     seen: Plain
     resolved: Sequence[Measure]
-    asked: set[tuple[str, int]] = field(default_factory=set)
+    asked: set[tuple[str, int, bool]] = field(default_factory=set)
 
     def measures(self, needs: Needs) -> Sequence[Measure]:
         return self.resolved
 
     def tensor(self, site: str, call: int) -> Any:
-        whole = {FIRST: self.seen.first, LATENTS: self.seen.latents, VELOCITY: self.seen.velocities}
+        whole = {
+            FIRST: self.seen.first,
+            LATENTS: self.seen.latents,
+            VELOCITY: self.seen.velocities,
+            CONDITIONAL_VELOCITY: self.seen.conditional,
+        }
         if site in whole:
             return whole[site][call - 1]
         if site == "spatial.0.modulated":
@@ -159,8 +168,8 @@ class Recorded(Unchanged):
         return self.seen.shown[call - 1][f"{kind}.{int(block):02}"]
 
     def measurement(self, measure: Measure, earlier: int, call: int) -> Measurement:
-        self.asked.add((measure.site, call))
-        given = self.shown[measure.site, call]
+        self.asked.add((measure.site, call, measure.early))
+        given = self.shown[measure.site, call, measure.early]
         change = np.abs(self.tensor(measure.site, call) - self.tensor(measure.site, earlier)).sum(dtype=np.float64)
         assert math.isclose(sum(given["change"]), change, rel_tol=1e-4)
         return given
@@ -171,6 +180,7 @@ MOVING = AdaCache(
     probe=("temporal.0.attn", "spatial.1.attn"),
     moreg=MoReg(window=(2, 9), h0=0.6, exponent=1),
 )
+OF_CONDITIONAL = EasyCache(threshold=0.6, output="conditional_velocity")
 DRIVEN: list[tuple[Policy[Any], str]] = [
     (INTERVAL, "stack"),
     (AdaCache(codebook=ADACACHE.codebook, probe=("temporal.0.attn",)), "block"),
@@ -181,6 +191,8 @@ DRIVEN: list[tuple[Policy[Any], str]] = [
     (FBCACHE, "block"),
     (EASYCACHE, "model"),
     (EASYCACHE, "stack"),
+    (OF_CONDITIONAL, "model"),
+    (OF_CONDITIONAL, "stack"),
     (Extrapolate(policy=EasyCache(threshold=1.0)), "model"),
     (MaxReuses(policy=WarmUp(policy=TEACACHE, calls=3), reuses=1), "first"),
     (LastCalls(policy=Extrapolate(policy=FBCACHE), calls=3), "first"),

@@ -11,6 +11,7 @@ import pytest
 from adacache_engines.bundle.manifest import GuidanceRule
 from adacache_engines.contract.device import Array
 from adacache_engines.errors import PolicyError
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
 from adacache_runtime.caching.policies.scheduled.guidance_every import GuidanceEvery
 from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policies.wrappers import MaxReuses, WarmUp
@@ -277,6 +278,21 @@ def test_each_branch_is_compared_with_its_own_computed_call(tmp_path: Path) -> N
         change = np.abs(new - old).sum((1, 2, 3))
         np.testing.assert_allclose(shown[place]["change"], change, rtol=1e-5)
         np.testing.assert_allclose(shown[place]["magnitude"], np.abs(old).sum((1, 2, 3)), rtol=1e-5)
+
+
+def test_adacache_may_decide_for_each_branch(tmp_path: Path) -> None:
+    """Each branch has a rate of its own, from what it shows itself."""
+    pipeline, _ = fake_pipeline(tmp_path / "bundle", functions())
+    policy = AdaCache(codebook=((0.02, 4), (0.05, 3), (0.058, 2), (1.0, 1)), last=0, by_branch=True)
+    asked = request(policy=policy, steps=12, guidance=3.0, granularity="stack", keep_calls=True)
+    result = pipeline.generate(asked)
+    made = [Decision(call.compute) for call in result.trace.calls]
+    near(result, plain_by_branch(pipeline, asked, made, "stack", [3.0] * 12))
+    one, other = (
+        [call for call, decision in enumerate(made, 1) if all(decision.rows(2)[branch])] for branch in range(2)
+    )
+    assert one != other
+    assert all(2 < len(calls) < 12 for calls in (one, other))
 
 
 def test_a_simulation_measures_by_branch_as_the_loop_does(tmp_path: Path) -> None:

@@ -36,6 +36,6 @@ def test_without_the_policy_the_probe_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_bundle_that_does_not_show_it_refuses(tmp_path: Path) -> None:
     pipeline, _ = fake_pipeline(tmp_path / "bundle", functions())
-    with pytest.raises(InputError, match="the policy measures time, which this bundle has no probe for"):
+    with pytest.raises(InputError, match=r"measures time, which this model does not show .*; choose another policy"):
         pipeline.generate(request(policy=POLICY))
     assert fake_model.manifest().sites("time") == ()

@@ -69,6 +69,7 @@ def test_captions_that_are_padded_already_stay_as_they_are(bundle: Bundle) -> No
         ("  A red\tboat,\n\nby day ", "A red boat, by day"),
         ("Ã©tÃ© &amp;amp; l’hiver", "été & l'hiver"),
         ("&lt;b&gt; 100% #12 @me x.png", "<b> 100% #12 @me x.png"),
+        ("<b> &amp;amp; c", "<b> & c"),  # ftfy leaves text with tags alone
         ("日本の船 ☃", "日本の船 ☃"),
         ("", ""),
     ],
@@ -85,6 +86,7 @@ def test_the_cleaning_is_diffusers() -> None:
         "“quotes” &quot;more&quot;",
         "ﬁne ①",
         "a &amp;lt; b",
+        "<a> &amp;lt; b",
         "\ud83d",
         "x\u200by\x00",
     ):

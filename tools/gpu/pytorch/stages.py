@@ -13,7 +13,7 @@ from adacache_engines.bundle.manifest import DTYPES
 from adacache_export.arithmetic import arithmetic
 from adacache_export.families.registry import FAMILIES, maker
 from adacache_export.signals import Reference, signal_stages
-from adacache_export.stages import Stage, hidden_of
+from adacache_export.stages import Stage, hidden_of, shown_of_timestep
 from adacache_runtime.caching.signals.registry import SIGNALS
 from adacache_runtime.caching.signals.signal import FRAME_AXIS
 from tools.gpu.skeleton import config_of, source_of
@@ -51,7 +51,7 @@ def _stages(bundle: Bundle, weights: Mapping[str, Tensor]) -> list[Stage]:
             config, tuple(sorted(probes)), DTYPES[manifest.precision]
         )
         sums = arithmetic(stages, manifest.latent, manifest.guidance)
-        measured = signal_stages(SIGNALS.values(), hidden_of(stages), manifest.latent)
+        measured = signal_stages(SIGNALS.values(), hidden_of(stages), manifest.latent, shown_of_timestep(stages))
         return [*stages, *sums, *(replace(stage, module=_on_device(stage.module)) for stage in measured)]
 
 

@@ -27,5 +27,5 @@ CHANGE = Signal(
     nodes=NODES,
     reference=_reference,
     independent_axes=("patch_frames", "tokens"),
-    spaces=("hidden", "latents", "time"),
+    spaces=("hidden", "latents", "time", "time_modulation"),
 )

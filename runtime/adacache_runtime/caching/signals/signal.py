@@ -17,7 +17,7 @@ Arrays = Mapping[str, NDArray[Any]]
 Input = Literal["cached", "new", "earlier", "later"]
 
 FRAME_AXIS: Mapping[Space, int] = {"hidden": 1, "latents": 2}  # of the spaces that have frames
-RANK: Mapping[Space, int] = {"hidden": 4, "latents": 5, "time": 2}
+RANK: Mapping[Space, int] = {"hidden": 4, "latents": 5, "time": 2, "time_modulation": 2}
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Signal:
         independent_axes: axes along which the work is independent: the numbers of a tensor's parts, cut along one of
             these, add up to those of the whole tensor.
         spaces: tensors that it is made for: the hidden state and what has its shape, the latents, or embeddings of
-            timesteps, which have no frames.
+            timesteps and modulations that are made of them, which have no frames.
     """
 
     name: str

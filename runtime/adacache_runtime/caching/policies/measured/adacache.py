@@ -12,7 +12,17 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from adacache_runtime.caching.policies.measured.numbers import nan_as_largest, ratio
-from adacache_runtime.caching.policy import DEFAULT, Context, Decision, Measure, Measurement, Needs, Observation, Run
+from adacache_runtime.caching.policy import (
+    DEFAULT,
+    Context,
+    Decision,
+    Measure,
+    Measurement,
+    Needs,
+    Observation,
+    Run,
+    compact,
+)
 from adacache_runtime.caching.signals.signal import at_stride
 
 
@@ -22,6 +32,8 @@ class MoReg(BaseModel):
     Attributes:
         strides: distances in frames over which motion is averaged.
         window: first and last step, counted from 1 and both included, in which motion counts.
+        steps: number of steps of a run that the window is for; where a run has another number, the window is scaled.
+            None = it is the same in all runs.
         h0: motion that leaves the metric as it is.
         exponent: exponent of motion / h0.
         gradient: factor of the change of motion.
@@ -31,6 +43,7 @@ class MoReg(BaseModel):
 
     strides: tuple[int, ...] = Field((1,), min_length=1)
     window: tuple[int, int] = (4, 26)
+    steps: int | None = Field(None, ge=1)
     h0: float = Field(0.385, gt=0)
     exponent: float = Field(8.0, ge=0)
     gradient: float = 10.0
@@ -49,10 +62,17 @@ class MoReg(BaseModel):
             raise ValueError("the first step of the window comes after its last one")
         return window
 
+    def counts(self, step: int, steps: int) -> bool:
+        """Return whether motion counts in a step, from 1, of a run of so many."""
+        first, last = (
+            self.window if self.steps is None else (1 + (end - 1) * steps // self.steps for end in self.window)
+        )
+        return first <= step <= last
+
 
 @dataclass(frozen=True)
 class AdaCacheState:
-    """AdaCache between two calls.
+    """AdaCache between two calls, for one guidance branch or for all that decide alike.
 
     Attributes:
         computed: the last computed step, from 1; 0 = none yet.
@@ -69,16 +89,22 @@ class AdaCacheState:
     scores: dict[str, tuple[float, ...]]
 
 
+States = tuple[AdaCacheState, ...]  # one for each guidance branch, or one for all
+
+
 class AdaCache(BaseModel):
     """Compute a step ``rate`` steps after the last one; the smaller the residual's change, the larger the rate.
 
-    The first step, the second (the rate is 1 at first) and the last two are always computed.
+    The first step, the second (the rate is 1 at first) and the last ones are always computed.
 
     Attributes:
         codebook: pairs (threshold, rate) in rising order; the rate of the first threshold above the metric counts,
             else the last one.
         probe: sites that vote, their distances averaged in the order of execution; empty = the bundle's default ones.
         moreg: motion regularisation, or None.
+        last: number of steps at the end that are always computed.
+        by_branch: whether each guidance branch is measured and decided by itself; else all decide alike. Observations
+            are those of the branch with the smallest rate.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -87,6 +113,8 @@ class AdaCache(BaseModel):
     codebook: tuple[tuple[float, int], ...] = Field(min_length=1)
     probe: tuple[str, ...] = ()
     moreg: MoReg | None = None
+    last: int = Field(2, ge=0)
+    by_branch: bool = False
 
     @field_validator("codebook")
     @classmethod
@@ -100,37 +128,56 @@ class AdaCache(BaseModel):
 
     @property
     def needs(self) -> Needs:
+        signals, strides = (("change",), (1,)) if self.moreg is None else (("change", "motion"), self.moreg.strides)
         sites = self.probe or (DEFAULT,)
-        if self.moreg is None:
-            return Needs(measures=tuple(Measure(site) for site in sites))
-        signals, strides = ("change", "motion"), self.moreg.strides
-        return Needs(measures=tuple(Measure(site, signals=signals, strides=strides) for site in sites))
+        measures = tuple(Measure(site, signals=signals, strides=strides) for site in sites)
+        return Needs(measures=measures, by_branch=self.by_branch)
 
     def bounds(self) -> tuple["AdaCache", "AdaCache"]:
         """Return the policies that always take the largest rate, and the smallest."""
         rates = [rate for _, rate in self.codebook]
-        fewest, most = (AdaCache(codebook=((1.0, rate),)) for rate in (max(rates), min(rates)))
+        fewest, most = (
+            AdaCache(codebook=((1.0, rate),), last=self.last, by_branch=self.by_branch)
+            for rate in (max(rates), min(rates))
+        )
         return fewest, most
 
-    def start(self, run: Run) -> AdaCacheState:
-        return AdaCacheState(computed=0, rate=1, divisor=1, scores={})
+    def start(self, run: Run) -> States:
+        return (AdaCacheState(computed=0, rate=1, divisor=1, scores={}),) * (len(run.branches) if self.by_branch else 1)
 
-    def decide(self, state: AdaCacheState, context: Context) -> tuple[Decision, AdaCacheState]:
-        call, last = context.call, context.run.calls
-        due = call == state.computed + state.rate or call in (1, last - 1, last)
+    def decide(self, state: States, context: Context) -> tuple[Decision, States]:
+        decided = [self._decided(branch, context) for branch in state]
+        rows = tuple((compute,) * context.run.groups for compute, _ in decided)
+        return Decision(compact(rows)), tuple(branch for _, branch in decided)
+
+    def _decided(self, state: AdaCacheState, context: Context) -> tuple[bool, AdaCacheState]:
+        """Return whether the call is computed, and the next state."""
+        call = context.call
+        due = call in (1, state.computed + state.rate) or call > context.run.calls - self.last
         if not (due or context.forced):
-            return Decision((False,) * context.run.groups), state
-        divisor = state.rate if due else call - state.computed
-        return Decision((True,) * context.run.groups), replace(state, computed=call, divisor=divisor)
+            return False, state
+        return True, replace(state, computed=call, divisor=state.rate if due else call - state.computed)
 
     def observe(
+        self, state: States, context: Context, measurements: Sequence[Measurement]
+    ) -> tuple[Observation, States]:
+        states, observations = list(state), []
+        for index, branch in enumerate(state):
+            shown = [measurement for measurement in measurements if measurement.branch in (None, index)]
+            if shown:
+                observation, states[index] = self._observed(branch, context, shown)
+                observations.append(observation)
+        return min(observations, key=lambda observation: observation["rate"]), tuple(states)
+
+    def _observed(
         self, state: AdaCacheState, context: Context, measurements: Sequence[Measurement]
     ) -> tuple[Observation, AdaCacheState]:
+        """Return what a branch observes, and the next state."""
         units = range(context.run.units)
         changes = [[ratio(m["change"][unit], m["magnitude"][unit]) for m in measurements] for unit in units]
         distances = [[change / state.divisor for change in sites] for sites in changes]
         mean = [sum(values) / len(values) for values in distances]
-        scores = {m.site: tuple(self._score(m, unit, context.call) for unit in units) for m in measurements}
+        scores = {m.site: tuple(self._score(m, unit, context) for unit in units) for m in measurements}
         last = measurements[-1]  # its factor alone regularises the mean, as in the original
         metrics = [mean[unit] * self._factor(state, scores, last.site, unit) for unit in units]
         rates = [self._rate(metric) for metric in metrics]
@@ -143,9 +190,9 @@ class AdaCache(BaseModel):
             observation["motion_score"] = scores[last.site][cautious]
         return observation, replace(state, rate=rates[cautious], scores={**state.scores, **scores})
 
-    def _score(self, measured: Measurement, unit: int, call: int) -> float:
+    def _score(self, measured: Measurement, unit: int, context: Context) -> float:
         """Return the motion score m of eq. 7: 1 outside the window."""
-        if self.moreg is None or not self.moreg.window[0] <= call <= self.moreg.window[1]:
+        if self.moreg is None or not self.moreg.counts(context.call, context.run.calls):
             return 1.0
         try:
             return float((_motion(measured, unit, self.moreg.strides) / self.moreg.h0) ** self.moreg.exponent)

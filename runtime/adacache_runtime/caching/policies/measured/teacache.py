@@ -1,8 +1,9 @@
 """TeaCache (arXiv 2411.19108): reuse while the modulated input of the first block has changed little.
 
-Its authors' code for some models measures the embedding of the timestep instead. Either is known before anything is
-computed. A polynomial, fitted to the model, turns its change into an estimate of the output's change, which adds up
-from call to call.
+Its authors' code for some models measures the embedding of the timestep instead, or the modulation that is made of it.
+Either is known before anything is computed. A polynomial, fitted to the model, turns its change into an estimate of the
+output's change, which adds up from call to call. That code counts each guidance branch by itself; what it measures on
+these models is the same for both, so that they decide alike.
 """
 
 import math
@@ -37,12 +38,13 @@ class TeaCacheState:
 
 
 class TeaCache(BaseModel):
-    """Compute the first and the last call, and those at which the estimate reaches the threshold.
+    """Compute the first and the last calls, and those at which the estimate reaches the threshold.
 
     Attributes:
         coefficients: coefficients of the polynomial, the highest power first.
         threshold: threshold of the estimate, relative L1.
         probe: tensor that is measured, by its role.
+        last: number of calls at the end that are always computed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -50,7 +52,8 @@ class TeaCache(BaseModel):
     name: Literal["teacache"] = "teacache"
     coefficients: tuple[float, ...] = Field(min_length=1)
     threshold: float = Field(gt=0)
-    probe: Literal["block_input", "time"] = BLOCK_INPUT
+    probe: Literal["block_input", "time", "time_modulation"] = BLOCK_INPUT
+    last: int = Field(1, ge=0)
 
     @property
     def needs(self) -> Needs:
@@ -76,7 +79,7 @@ class TeaCache(BaseModel):
         return {"distance": distances[cautious], "metric": estimate[cautious]}, TeaCacheState(estimate)
 
     def decide(self, state: TeaCacheState, context: Context) -> tuple[Decision, TeaCacheState]:
-        ends = context.call in (1, context.run.calls)
+        ends = context.call == 1 or context.call > context.run.calls - self.last
         compute = ends or context.forced or not all(estimate < self.threshold for estimate in state.estimate)
         decision = Decision((compute,) * context.run.groups)
         return decision, replace(state, estimate=(0.0,) * context.run.units) if compute else state

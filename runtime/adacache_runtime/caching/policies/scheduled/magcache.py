@@ -22,8 +22,8 @@ class MagCache(Scheduled):
 
     While calls reuse, s is the product of their ratios, and the error is the sum of |1 - s|. A call is computed where
     the error would pass the threshold, or the number of reuses in a row its limit; both then start anew. A model with
-    two experts has one list of ratios for the whole generation, and as in the authors' code, the product and the error
-    are taken over from one expert to the other.
+    two experts has one list of ratios for the whole generation; product and error start anew with each expert, where
+    the authors' code takes them over from the first one.
 
     Attributes:
         ratios: for each call, mean |r_k| over mean |r_(k-1)| of the stack's residual r; 1 for the first call, which has
@@ -77,7 +77,7 @@ class MagCache(Scheduled):
         """Return for each call of an expert whether it is computed.
 
         Args:
-            ratios: ratios of a branch, or of all of them.
+            ratios: ratios of a branch, or of all of them, for the whole generation.
             run: the expert's calls, with the number of those of other experts.
             place: place of the branch in the authors' code; None = all branches are alike.
         """
@@ -86,10 +86,10 @@ class MagCache(Scheduled):
             values = known[np.round(np.linspace(0, len(known) - 1, total)).astype(int)]
         else:
             values = np.interp(np.linspace(0, 1, total), np.linspace(0, 1, len(known)), known)
-        kept = [*self._kept(run.before, False, place), *self._kept(run.calls, run.before > 0, place)]
+        own = values[run.before : run.before + run.calls].tolist()
         computed = []
         product, error, reuses = 1.0, 0.0, 0
-        for always, ratio in zip(kept, values.tolist(), strict=False):
+        for always, ratio in zip(self._kept(run, place), own, strict=True):
             if not always:
                 product *= ratio
                 error += abs(1 - product)
@@ -98,13 +98,14 @@ class MagCache(Scheduled):
             if not (always or reuse):
                 product, error, reuses = 1.0, 0.0, 0
             computed.append(not reuse)
-        return computed[run.before :]
+        return computed
 
-    def _kept(self, calls: int, later: bool, place: int | None) -> list[bool]:
+    def _kept(self, run: Run, place: int | None) -> list[bool]:
         """Return for each call of an expert whether it is always computed; the first one is."""
+        later = run.before > 0
         share = self.warm_up if self.later_warm_up is None or not later else self.later_warm_up
         if place is None:
-            first = int(share * calls)
+            first = int(share * run.calls)
         else:  # the authors count the calls of single branches
-            first = (int(BRANCHES * calls * share) + later * self.later_more - place + BRANCHES - 1) // BRANCHES
-        return [call < max(1, first) for call in range(calls)]
+            first = (int(BRANCHES * run.calls * share) + later * self.later_more - place + BRANCHES - 1) // BRANCHES
+        return [call < max(1, first) for call in range(run.calls)]
