@@ -48,6 +48,11 @@ def sinusoid(value: Tensor, frequencies: tuple[float, ...]) -> Tensor:
     return torch.cat([torch.cos(angle), torch.sin(angle)], dim=1)
 
 
+def indices(number: int, like: Tensor) -> Tensor:
+    """Return 0, 1, ..., number - 1 as (number,) float32, on the device of ``like``."""
+    return torch.arange(number, dtype=torch.float32, device=like.device)
+
+
 def sincos_1d(position: Tensor, width: int) -> Tensor:
     """Embed coordinates (n,) as (n, width), float32: all sines, then all cosines."""
     half = width // 2
@@ -56,17 +61,39 @@ def sincos_1d(position: Tensor, width: int) -> Tensor:
     return torch.cat([torch.sin(angle), torch.cos(angle)], dim=1)
 
 
-def rotate_pairs(x: Tensor) -> Tensor:
-    """Rotate interleaved pairs of (..., T, h, K) by their position on axis T (RoPE, arXiv 2104.09864, eq. 34)."""
-    frames, width = x.shape[-3], x.shape[-1]
-    index = torch.arange(width // 2, dtype=torch.float32, device=x.device)
-    frequency = torch.pow(FREQUENCY_BASE, -index / (width // 2))
-    angle = torch.arange(frames, dtype=torch.float32, device=x.device)[:, None, None] * frequency
-    pairs = x.float().reshape(*x.shape[:-1], width // 2, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    rotated = torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1)
-    return rotated.flatten(-2).to(x.dtype)
+def sincos_2d(rows: Tensor, columns: Tensor, width: int) -> Tensor:
+    """Embed the places of a grid, row by row, as (number of rows * number of columns, width), float32.
+
+    The first half of the width embeds the place's column, the second half its row.
+
+    Args:
+        rows: coordinates of the rows (number of rows,).
+        columns: coordinates of the columns (number of columns,).
+        width: width of an embedding, a multiple of 4.
+    """
+    by_column = sincos_1d(columns, width // 2)[None].expand(rows.shape[0], -1, -1)
+    by_row = sincos_1d(rows, width // 2)[:, None].expand(-1, columns.shape[0], -1)
+    return torch.cat([by_column, by_row], dim=-1).flatten(0, 1)
+
+
+def rotations(positions: Tensor, pairs: int) -> Tensor:
+    """Return cosines and sines (n, 2, pairs) float32 by which pairs rotate at ``positions`` (n,), for :func:`rotate`.
+
+    Pair i rotates by position * 10000^(-i / pairs) (RoPE, arXiv 2104.09864, eq. 15).
+    """
+    index = torch.arange(pairs, dtype=torch.float32, device=positions.device)
+    angle = positions[:, None] * torch.pow(FREQUENCY_BASE, -index / pairs)
+    return torch.stack([torch.cos(angle), torch.sin(angle)], dim=1)
+
+
+def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotate interleaved pairs of ``x`` (..., n, h, K) by ``cosines`` and ``sines`` (n, K / 2), in float32.
+
+    Source: RoPE, arXiv 2104.09864, eq. 34.
+    """
+    even, odd = x.float().unflatten(-1, (cosines.shape[-1], 2)).unbind(-1)
+    cos, sin = cosines[:, None], sines[:, None]
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

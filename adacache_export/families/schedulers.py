@@ -1,6 +1,6 @@
 """The sampler of a bundle from diffusers' ``scheduler_config.json``, whose settings are honoured or refused by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -124,30 +124,51 @@ def sampler_of(
     known = [each for each, entry in SCHEDULERS.items() if entry.predicts == predicts]
     if name not in known:
         raise CheckpointError(
-            f"scheduler_config.json asks for {name}, expected one of {', '.join(known)}: remove the file to sample"
-            f" with {usual[CLASS]}"
+            f"scheduler_config.json asks for {name}, expected one of {', '.join(known)}: pass the published file of the"
+            f" model, which is for {usual[CLASS]}"
         )
     kind = SCHEDULERS[name]
     settings = {key: value for key, value in {**kind.unset, **given}.items() if not key.startswith("_")}
     shift = settings.pop(kind.shift, 1.0) if kind.shift else None
-    problems = [
-        f"{key} {settings[key]!r} (expected {value!r})"
-        for key, value in kind.supported.items()
-        if key in settings and settings[key] != value
-    ]
-    problems += [
-        f"{key} {value!r} (unknown here)"
-        for key, value in settings.items()
-        if key not in kind.supported and key not in kind.ignored and value not in (None, False)
-    ]
-    if shift is not None and not (type(shift) in (int, float) and 0 < shift <= 100):
+    problems = unsupported(settings, kind.supported, kind.ignored)
+    if kind.shift and not (isinstance(shift, int | float) and not isinstance(shift, bool) and 0 < shift <= 100):
         problems.append(f"{kind.shift} {shift!r} (expected a number above 0, at most 100)")
-    if problems:
-        raise CheckpointError(
-            f"scheduler_config.json asks for what is not supported: {', '.join(problems)}; pass the published file of"
-            " the model, or remove it"
-        )
+    refuse(problems)
     flow = {"timestep_shift": shift, "velocity": "to-noise", "whole_timesteps": True} if predicts == "flow" else {}
     return SamplerDefaults.model_validate(
         {"name": kind.sampler, "steps": steps or kind.steps, "guidance": guidance, **flow}
     )
+
+
+def unsupported(settings: Mapping[str, Any], supported: Mapping[str, Any], ignored: Sequence[str]) -> list[str]:
+    """Return a phrase for each setting that a sampler cannot honour.
+
+    Args:
+        settings: settings of a file, by name.
+        supported: setting -> the one value of it that the sampler computes.
+        ignored: settings without any effect. One that is in neither is a problem unless it is off.
+    """
+    others = [
+        f"{key} {settings[key]!r} (expected {value!r})"
+        for key, value in supported.items()
+        if key in settings and settings[key] != value
+    ]
+    unknown = [
+        f"{key} {value!r} (unknown here)"
+        for key, value in settings.items()
+        if key not in supported and key not in ignored and value is not None and value is not False
+    ]
+    return [*others, *unknown]
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """Refuse a ``scheduler_config.json`` that has problems, such as those of :func:`unsupported`.
+
+    Raises:
+        CheckpointError: there are problems; lists all of them.
+    """
+    if problems:
+        raise CheckpointError(
+            f"scheduler_config.json asks for what is not supported: {', '.join(problems)}; pass the published file of"
+            " the model"
+        )

@@ -57,8 +57,9 @@ def seen(stages: list[Stage]) -> dict[str, np.ndarray]:
             name = stage.name.replace(".0", ".")
             watch(stage.module.cross_attn, f"{name}.cross_res")
             watch(stage.module, f"{name}.out")
-    text, embed, final = (stage for stage in stages if not stage.block)
+    text, positions, embed, final = (stage for stage in stages if not stage.block)
     watch(text.module, "y_embedder")
+    watch(positions.module, "pos_emb")
     watch(embed.module, "embed")
     watch(embed.module.t_embedder, "t_embedder")
     watch(embed.module.fps_embedder, "fps_embedder")
@@ -72,7 +73,7 @@ def seen(stages: list[Stage]) -> dict[str, np.ndarray]:
     shown |= {"block_input": block_input, "t_mlp": modulation.flatten(1), "out": result["prediction"]}
     shown["y_embedder"] = shown["y_embedder"][:, None]
     shown["x_embedder"] = shown["x_embedder"].flatten(2).transpose(1, 2)
-    shown["pos_emb"] = embed.module.position(3, 5, torch.tensor([48.0]), torch.tensor([80.0]))[None]
+    shown["pos_emb"] = shown["pos_emb"][0][None]
     for kind in KINDS:
         for index in range(CONFIG.depth):
             name = f"{kind}.{index}"

@@ -74,10 +74,10 @@ def alone(bundle: Path, output: Path, **asked: Any) -> tuple[bytes, list[int]]:
 def test_progress_comes_call_by_call_and_then_the_video_of_the_runtime(
     client: Client, bundle: Path, tmp_path: Path
 ) -> None:
-    answer = client.ask(prompt="a slow boat", seed=5, steps=4, policy="interval-2").whole()
-    video, computed = alone(
-        bundle, tmp_path / "a.mp4", prompts=("a slow boat",), seed=5, steps=4, policy=PRESETS["interval-2"]
-    )
+    asked = {"seed": 5, "steps": 4, "sampler": "euler"}
+    answer = client.ask(prompt="a slow boat", policy="interval-2", **asked).whole()
+    output, policy = tmp_path / "a.mp4", PRESETS["interval-2"]
+    video, computed = alone(bundle, output, prompts=("a slow boat",), policy=policy, **asked)
     calls = [record for record in answer.progress if "call" in record]
     assert [(record["call"], record["of"]) for record in calls] == [(call, 4) for call in range(1, 5)]
     assert [record["call"] for record in calls if record["computed"]] == computed
@@ -113,6 +113,7 @@ def test_what_is_cancelled_stops_between_two_calls(client: Client) -> None:
         ({"policy": "sometimes"}, "policy: policy 'sometimes' is unknown; choose one of "),
         ({"size": "13x13x13"}, "size: size '13x13x13' is unknown"),
         ({"steps": 0}, "steps: Input should be greater than or equal to 1"),
+        ({"sampler": "heun"}, "sampler: sampler heun is not possible with this model; choose one of rflow, euler"),
         ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
         ({"prompt": " "}, "prompt: "),
         ({"prompt": None, "steps": 2}, "prompt: Field required"),

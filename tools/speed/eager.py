@@ -40,7 +40,7 @@ def measure_eager(
     repetitions: int,
     on_pair: Callable[[], None],
 ) -> EagerCosts:
-    """Alternate the two on the same inputs, embed to final; text, which runs once a generation, is left out."""
+    """Alternate the two on the same inputs, embed to final; what runs once a generation is left out."""
     manifest = bundle.manifest
     captions = branches(bundle, backend, read_text(bundle, request))
     settled = settle(bundle, request)
@@ -66,11 +66,11 @@ def measure_eager(
     weights = load_file(bundle.path(manifest.weights))
     for stage in model:
         stage.module.load_state_dict({name: weights[key] for name, key in stage.keys().items()}, assign=True)
-    text, *rest = model
+    once, rest = ([stage for stage in model if stage.per_generation is once] for once in (True, False))
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     engine_s, eager_s = [], []
     with torch.inference_mode():
-        tensors = run_stages([text], tensors)
+        tensors = run_stages(once, tensors)
         result: dict[str, Tensor] = {}
         for repetition in range(repetitions + 1):
             time.sleep(REST_S)

@@ -56,8 +56,9 @@ class Eager:
     """
 
     def __init__(self, model: Sequence[Stage], probe: str, inputs: Mapping[str, Tensor]) -> None:
-        text, self._embed, *self._blocks, self._final = model
-        self._probe, self._inputs = probe, run_stages([text], inputs)
+        self._once = [stage for stage in model if stage.per_generation]
+        self._embed, *self._blocks, self._final = (stage for stage in model if not stage.per_generation)
+        self._probe, self._inputs = probe, inputs
 
     def generate(self, latents: Tensor, timesteps: Sequence[float], computed: Sequence[bool]) -> Tensor:
         """Return the final latents of a rectified flow with Euler steps (arXiv 2209.03003).
@@ -68,8 +69,9 @@ class Eager:
             computed: whether each call runs the blocks.
         """
         residual, probed = None, None
+        given = run_stages(self._once, {**self._inputs, "latents": latents})
         for timestep, following, compute in zip(timesteps, (*timesteps[1:], 0.0), computed, strict=True):
-            named = {**self._inputs, "latents": torch.cat([latents] * 2), "timestep": torch.full((2,), timestep)}
+            named = {**given, "latents": torch.cat([latents] * 2), "timestep": torch.full((2,), timestep)}
             named = run_stages([self._embed], named)
             before = named["hidden"]
             if compute:

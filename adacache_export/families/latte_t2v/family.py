@@ -32,6 +32,7 @@ from adacache_export.families.latte_t2v.transformer import (
     Embed,
     Final,
     LatteT2VConfig,
+    Positions,
 )
 from adacache_export.families.residual_block import Parts
 from adacache_export.frame_rules import EACH_FRAME
@@ -40,6 +41,7 @@ from adacache_export.stages import (
     block_stages,
     embed_stage,
     final_stage,
+    positions_stage,
     tensor_specs,
     text_stage,
     weight_shapes,
@@ -174,6 +176,10 @@ def stages(
     """
     spec = tensor_specs(config.in_channels, config.out_channels, config.width, config.caption_channels, precision)
     spec["token_mask"] = TensorSpec(name="token_mask", dtype="bool", axes=TOKENS)
+    spec |= {
+        name: TensorSpec(name=name, dtype="float32", axes=(axis, config.width))
+        for name, axis in (("position_tokens", "tokens"), ("position_frames", "patch_frames"))
+    }
 
     def block(kind: str, index: int) -> list[Stage]:
         first = kind == "temporal" and index == 0
@@ -185,10 +191,13 @@ def stages(
         made = block_stages(kind, index, PARTS[kind], make, prefix, spec, sites, granularity)
         return [replace(made[0], traced_as=f"{made[0].traced_as}+positions"), *made[1:]] if first else made
 
+    embedded = (spec["latents"], spec["timestep"], spec["position_tokens"])
     final = (spec["hidden"], spec["time"], spec["latents"])
+    tables = (spec["position_tokens"], spec["position_frames"])
     return [
         text_stage(TextProjection(config.caption_channels, config.width), "caption_projection.", spec),
-        embed_stage(lambda probed: Embed(config, probed), (spec["latents"], spec["timestep"]), spec, sites),
+        positions_stage(Positions(config), (spec["latents"],), tables),
+        embed_stage(lambda probed: Embed(config, probed), embedded, spec, sites),
         *(stage for index in range(config.num_layers) for kind in BLOCK_LISTS for stage in block(kind, index)),
         final_stage(Final(config), "", final, spec),
     ]
@@ -242,13 +251,13 @@ def names(video: VideoDefaults) -> VideoNames:
     return VideoNames(sizes={f"{video.height}p": {"1:1": (video.width, video.height)}}, aspect="1:1")
 
 
-def latent_space(config: LatteT2VConfig, frames: FrameRule) -> LatentSpace:
+def latent_space(config: LatteT2VConfig, frames: FrameRule, spatial_factor: int = VAE_SPATIAL_FACTOR) -> LatentSpace:
     """Return the latent space of a VAE with this ``frames`` rule; a model of three channels works on pixels."""
     pixels = config.in_channels == PIXEL_CHANNELS
     return LatentSpace(
         channels=config.in_channels,
         patch=(1, config.patch_size, config.patch_size),
-        spatial_factor=1 if pixels else VAE_SPATIAL_FACTOR,
+        spatial_factor=1 if pixels else spatial_factor,
         frames=EACH_FRAME if pixels else frames,
         decoder="pixels" if pixels else "none",
         whole_patches=True,

@@ -19,9 +19,11 @@ from adacache_export.families.layers import (
     adaln_single,
     add_residual,
     attend,
+    indices,
     linear,
     modulate,
     sincos_1d,
+    sincos_2d,
 )
 from adacache_export.families.residual_block import ATTENTION_AXES, EVERYWHERE, ModulatedInput, Parts, ResidualBlock
 
@@ -44,6 +46,7 @@ class LatteT2VConfig:
     caption_channels: int = 4096
     sample_size: tuple[int, int] = (64, 64)  # latent rows and columns of the size that positions are for
     video_length: int = 16  # latent frames
+    norm_eps: float = 1e-6  # of the blocks; that of the final layer is 1e-6 in any case
     model_max_length: int = 120  # text tokens
     interpolation_scale_1d: float = 1.0  # latent frames in a unit of the temporal positions
 
@@ -65,6 +68,33 @@ class AdaLayerNormSingle(nn.Module):
         return self.linear(F.silu(time)).unflatten(1, (6, time.shape[1])), time
 
 
+class Positions(nn.Module):
+    """The ``positions`` stage: position embeddings of a frame's tokens, and of frames."""
+
+    def __init__(self, config: LatteT2VConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the position tables of one size, interpolated from the size and the length in training.
+
+        Args:
+            latents: latents (B, C, T, H, W), of which only the shape is used.
+
+        Returns:
+            embeddings by token (S, D), and by frame (T, D), float32; those of a single frame are zeros.
+        """
+        config, (_, _, frames, *sides) = self.config, latents.shape
+        scale = max(config.sample_size[0] // LARGEST_SAMPLE, 1)
+        base = config.sample_size[0] // config.patch_size
+        row, column = (
+            indices(number, latents) * base / number / scale for number in (side // config.patch_size for side in sides)
+        )
+        frame = indices(frames, latents)
+        by_frame = sincos_1d(frame / config.interpolation_scale_1d, config.width)
+        return sincos_2d(row, column, config.width), by_frame * frame[-1:].clamp(max=1.0)
+
+
 class Embed(nn.Module):
     """The ``embed`` stage: latents and timestep -> tokens, and modulation of the blocks and of the final layer.
 
@@ -73,31 +103,20 @@ class Embed(nn.Module):
 
     def __init__(self, config: LatteT2VConfig, probed: bool = False) -> None:
         super().__init__()
-        self.config = config
         patch = config.patch_size
         self.pos_embed = nn.ModuleDict({"proj": nn.Conv2d(config.in_channels, config.width, patch, stride=patch)})
         self.adaln_single = AdaLayerNormSingle(config.width)
         if probed:
-            self.transformer_blocks = nn.ModuleList([ModulatedInput(config.width)])
+            self.transformer_blocks = nn.ModuleList([ModulatedInput(config.width, config.norm_eps)])
         self.probed = probed
 
-    def position(self, rows: int, columns: int) -> Tensor:
-        """Return the spatial position embedding (rows * columns, D), float32, interpolated from training's size."""
-        half, (height, _) = self.config.width // 2, self.config.sample_size
-        scale = max(height // LARGEST_SAMPLE, 1)
-        base = height // self.config.patch_size
-        column = torch.arange(columns, dtype=torch.float32) * base / columns / scale
-        row = torch.arange(rows, dtype=torch.float32) * base / rows / scale
-        by_column = sincos_1d(column, half)[None, :, :].expand(rows, columns, half)
-        by_row = sincos_1d(row, half)[:, None, :].expand(rows, columns, half)
-        return torch.cat([by_column, by_row], dim=-1).reshape(rows * columns, 2 * half)
-
-    def forward(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, latents: Tensor, timestep: Tensor, position_tokens: Tensor) -> tuple[Tensor, ...]:
         """Embed the latents and the timestep.
 
         Args:
             latents: latents (B, C, T, H, W) float32; H and W are multiples of the patch.
             timestep: timesteps (B,) float32, 0 to 999.
+            position_tokens: position embeddings (S, D) float32 of a frame's tokens.
 
         Returns:
             hidden (B, T, S, D); modulation (B, 6, D) float32; time (B, D) float32; and, if probed, the modulated input
@@ -105,9 +124,8 @@ class Embed(nn.Module):
         """
         batch, _, frames, _, _ = latents.shape
         pictures = latents.to(self.adaln_single.linear.weight.dtype).transpose(1, 2).flatten(0, 1)
-        grid = self.pos_embed["proj"](pictures)
-        tokens = grid.flatten(2).transpose(1, 2).unflatten(0, (batch, frames))
-        hidden = add_residual(tokens, self.position(grid.shape[2], grid.shape[3]))
+        tokens = self.pos_embed["proj"](pictures).flatten(2).transpose(1, 2).unflatten(0, (batch, frames))
+        hidden = add_residual(tokens, position_tokens)
         modulation, time = self.adaln_single(timestep)
         given = (hidden, modulation.float(), time.float())
         return (*given, self.transformer_blocks[0](*given[:2])) if self.probed else given
@@ -150,8 +168,8 @@ class Block(ResidualBlock):
         config: configuration of the model.
         kind: ``spatial`` or ``temporal``.
         parts, sites: see :class:`ResidualBlock`.
-        positions: whether the temporal position embedding is added to the hidden state first, as it is in the first
-            temporal block.
+        positions: whether position_frames (T, D) float32, from ``positions``, is added to the hidden state first, as it
+            is in the first temporal block.
         masked: whether spatial attention takes token_mask (B, T, S) bool, True = attend, as in Open-Sora-Plan's
             training on padded videos.
     """
@@ -172,9 +190,9 @@ class Block(ResidualBlock):
         positions: bool = False,
         masked: bool = False,
     ) -> None:
-        extra = {"attn": ("modulation", "token_mask")} if masked else {}
-        super().__init__({**self.CONDITIONS, **extra}, parts, sites)
-        self.config, self.temporal, self.positions = config, kind == "temporal", positions
+        extra = [name for name, taken in (("position_frames", positions), ("token_mask", masked)) if taken]
+        super().__init__({**self.CONDITIONS, "attn": ("modulation", *extra)}, parts, sites)
+        self.temporal, self.positions, self.eps = kind == "temporal", positions, config.norm_eps
         if "modulation" in self.conditions:
             self.scale_shift_table = nn.Parameter(torch.zeros(6, config.width))
         if "attn" in parts:
@@ -184,15 +202,10 @@ class Block(ResidualBlock):
         if "mlp" in parts:
             self.ff = FeedForward(config.width, MLP_RATIO * config.width)
 
-    def position(self, frames: int) -> Tensor:
-        """Return the temporal position embedding (frames, D), float32; zeros for a single frame."""
-        index = torch.arange(frames, dtype=torch.float32)
-        table = sincos_1d(index / self.config.interpolation_scale_1d, self.config.width)
-        return table * index[-1:].clamp(max=1.0)
-
     def forward(self, hidden: Tensor, *conditions: Tensor) -> tuple[Tensor, ...]:
         if self.positions:
-            hidden = add_residual(hidden, self.position(hidden.shape[1])[:, None, :])
+            by_frame = conditions[self.conditions.index("position_frames")]
+            hidden = add_residual(hidden, by_frame[:, None, :])
         return super().forward(hidden, *conditions)
 
     def residual(self, part: str, hidden: Tensor, given: Mapping[str, Tensor]) -> Tensor:
@@ -203,7 +216,7 @@ class Block(ResidualBlock):
             return cross
         table = adaln_single(self.scale_shift_table, given["modulation"])
         shift, scale, gate = table[:3] if part == "attn" else table[3:]
-        modulated = modulate(hidden, shift, scale)
+        modulated = modulate(hidden, shift, scale, self.eps)
         out = self.ff(modulated) if part == "mlp" else self._attention(modulated, given.get("token_mask"))
         gated: Tensor = gate * out
         return gated

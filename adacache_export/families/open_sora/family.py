@@ -35,14 +35,23 @@ from adacache_export.families.description import (
     presets,
 )
 from adacache_export.families.open_sora.sizes import NAMES
-from adacache_export.families.open_sora.transformer import Block, CaptionEmbedder, Embed, Final, OpenSoraConfig
+from adacache_export.families.open_sora.transformer import (
+    Block,
+    CaptionEmbedder,
+    Embed,
+    Final,
+    OpenSoraConfig,
+    Positions,
+)
 from adacache_export.families.residual_block import Parts
+from adacache_export.families.schedulers import refuse, unsupported
 from adacache_export.frame_rules import CHUNKS_OF_17, EACH_FRAME
 from adacache_export.stages import (
     Stage,
     block_stages,
     embed_stage,
     final_stage,
+    positions_stage,
     tensor_specs,
     text_stage,
     weight_shapes,
@@ -69,7 +78,9 @@ REQUIRED = {
     "qk_norm_legacy": (False, "queries and keys rotated before they are normalised are not supported"),
     "skip_y_embedder": (False, "text that arrives already projected is not supported: the text stage projects it"),
 }
-TIMESTEPS = 1000
+# settings of RFLOW (schedulers/rf) by the one value that is supported, and those that count in training only
+SUPPORTED_SETTINGS: Mapping[str, Any] = {"type": "rflow", "num_timesteps": 1000, "use_discrete_timesteps": False}
+TRAINING_SETTINGS = ("sample_method", "loc", "scale", "transform_scale")
 # schedulers/rf/rectified_flow.py, after Stable Diffusion 3 (arXiv 2403.03206, eq. 23)
 SHIFT = TimestepShift(reference_pixels=512**2, chunk_frames=17, chunk_latents=5)
 LARGEST = {"frames": 120, "height": 240, "width": 240}  # latent: 408 frames, 1920 pixels
@@ -173,9 +184,16 @@ def stages(
         InputError: ``conditioned`` is set, and a token spans several frames.
     """
     spec = tensor_specs(config.in_channels, config.out_channels, config.hidden_size, config.caption_channels, precision)
-    spec["fps"] = TensorSpec(name="fps", dtype="float32", axes=("batch",))
-    spec |= {name: TensorSpec(name=name, dtype="float32", axes=(1,)) for name in ("height", "width")}
-    conditions = ["latents", "timestep", "fps", "height", "width"]
+    own: dict[str, tuple[int | str, ...]] = {
+        "fps": ("batch",),
+        "height": (1,),
+        "width": (1,),
+        "position_tokens": ("tokens", config.hidden_size),
+        "rotary_frames": ("patch_frames", 2, config.head_width // 2),
+    }
+    spec |= {name: TensorSpec(name=name, dtype="float32", axes=axes) for name, axes in own.items()}
+    sizes, tables = ["latents", "height", "width"], ["position_tokens", "rotary_frames"]
+    conditions = ["latents", "timestep", "fps", "position_tokens"]
     embedded, final = ["hidden", "modulation", "time"], ["hidden", "time", "latents"]
     if conditioned:
         spec |= _of_frames(config, spec)
@@ -198,6 +216,7 @@ def stages(
 
     return [
         text_stage(CaptionEmbedder(config), "y_embedder.", spec),
+        positions_stage(Positions(config), named(sizes), named(tables)),
         embed_stage(embed, named(conditions), spec, sites, embedded),
         *(stage for index in range(config.depth) for kind in PARTS for stage in block(kind, index)),
         final_stage(Final(config), "final_layer.", named(final), spec),
@@ -281,20 +300,23 @@ def describe(
 def _sampler(scheduler: Mapping[str, Any] | None, precision: DType) -> SamplerDefaults:
     """Return the published inference settings, changed by a ``scheduler_config.json`` with Open-Sora's own keys.
 
+    Settings of other schedulers, such as those of diffusers, are refused by name.
+
     The original holds sizes and timesteps in the dtype of its weights. float16 cannot hold height x width, so that they
     stay float32 here where the weights are float16.
     """
     given = dict(scheduler or {})
-    if given.get("type", "rflow") != "rflow" or given.get("num_timesteps", TIMESTEPS) != TIMESTEPS:
-        raise CheckpointError(
-            f"scheduler_config.json asks for {given}; expected type rflow and num_timesteps {TIMESTEPS}"
-        )
+    shifts = given.pop("use_timestep_transform", True)
+    problems = unsupported(given, SUPPORTED_SETTINGS, ("num_sampling_steps", "cfg_scale", *TRAINING_SETTINGS))
+    if not isinstance(shifts, bool):
+        problems.append(f"use_timestep_transform {shifts!r} (expected true or false)")
+    refuse(problems)
     try:
         return SamplerDefaults(
             name="rflow",
             steps=given.get("num_sampling_steps", 30),
             guidance=given.get("cfg_scale", 7.0),
-            timestep_shift=SHIFT if given.get("use_timestep_transform", True) else None,
+            timestep_shift=SHIFT if shifts else None,
             condition_dtype="bfloat16" if precision == "bfloat16" else "float32",
         )
     except ValidationError as error:

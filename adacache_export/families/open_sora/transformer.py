@@ -21,10 +21,12 @@ from adacache_export.families.layers import (
     adaln_single,
     add_residual,
     attend,
+    indices,
     linear,
     modulate,
-    rotate_pairs,
-    sincos_1d,
+    rotate,
+    rotations,
+    sincos_2d,
 )
 from adacache_export.families.residual_block import ATTENTION_AXES, EVERYWHERE, ModulatedInput, Parts, ResidualBlock
 
@@ -69,6 +71,34 @@ class CaptionEmbedder(nn.Module):
         return total(layers(self.y_proj, TEXT))
 
 
+class Positions(nn.Module):
+    """The ``positions`` stage: embeddings of a frame's tokens, and rotations of temporal queries and keys."""
+
+    def __init__(self, config: OpenSoraConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(self, latents: Tensor, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the position tables of one size.
+
+        Args:
+            latents: latents (B, C, T, H, W), of which only the shape is used.
+            height, width: requested size in pixels, each (1,) float32.
+
+        Returns:
+            embeddings by token (S, D), and cosines and sines by frame (T', 2, K / 2), float32.
+        """
+        frames, rows, columns = (
+            (size + patch - 1) // patch for size, patch in zip(latents.shape[2:], self.config.patch_size, strict=True)
+        )
+        # float32 is enough to round sqrt(tokens): an integer's root is never within 1e-7 of a half for any size in use
+        base = torch.round(torch.sqrt(torch.scalar_tensor(rows * columns, dtype=torch.float32)))
+        scale = torch.sqrt(height.float() * width.float()) / self.config.input_sq_size
+        row, column = (indices(number, latents) / scale * base / number for number in (rows, columns))
+        by_token = sincos_2d(row, column, self.config.hidden_size)
+        return by_token, rotations(indices(frames, latents), self.config.head_width // 2)
+
+
 class Embed(nn.Module):
     """The ``embed`` stage: latents and conditions -> tokens, and modulation of the blocks and of the final layer.
 
@@ -90,18 +120,6 @@ class Embed(nn.Module):
             self.spatial_blocks = nn.ModuleList([ModulatedInput(width)])
         self.probed, self.conditioned = probed, conditioned
 
-    def position(self, rows: int, columns: int, height: Tensor, width: Tensor) -> Tensor:
-        """Return the spatial position embedding (rows * columns, D), float32; ``height``, ``width`` (1,) are pixels."""
-        # float32 is enough to round sqrt(tokens): an integer's root is never within 1e-7 of a half for any size in use
-        base = torch.round(torch.sqrt(torch.scalar_tensor(rows * columns, dtype=torch.float32)))
-        scale = torch.sqrt(height.float() * width.float()) / self.config.input_sq_size
-        half = self.config.hidden_size // 2
-        column = torch.arange(columns, dtype=torch.float32, device=width.device) / scale * base / columns
-        row = torch.arange(rows, dtype=torch.float32, device=height.device) / scale * base / rows
-        by_column = sincos_1d(column, half)[None, :, :].expand(rows, columns, half)
-        by_row = sincos_1d(row, half)[:, None, :].expand(rows, columns, half)
-        return torch.cat([by_column, by_row], dim=-1).reshape(rows * columns, 2 * half)
-
     def patches(self, latents: Tensor) -> Tensor:
         """Turn (B, C, T, H, W), padded with zeros at the far ends to whole patches, into (B, D, T', H', W')."""
         proj = self.x_embedder["proj"]
@@ -121,8 +139,7 @@ class Embed(nn.Module):
         latents: Tensor,
         timestep: Tensor,
         fps: Tensor,
-        height: Tensor,
-        width: Tensor,
+        position_tokens: Tensor,
         x_mask: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
         """Embed the latents and the conditions.
@@ -131,7 +148,7 @@ class Embed(nn.Module):
             latents: latents (B, C, T, H, W) float32.
             timestep: timesteps (B,) float32; 1000 is pure noise.
             fps: frames per second (B,) float32.
-            height, width: requested size in pixels, each (1,) float32.
+            position_tokens: position embeddings (S, D) float32 of a frame's tokens.
             x_mask: mask (B, T') bool, False = a frame that is kept; None unless conditioned.
 
         Returns:
@@ -139,10 +156,8 @@ class Embed(nn.Module):
             conditioned, the time of timestep 0 (B, D) float32; and, if probed, the modulated input of the first block
             (B, T', S, D).
         """
-        grid = self.patches(latents)
-        rows, columns = grid.shape[3], grid.shape[4]
-        tokens = grid.flatten(3).permute(0, 2, 3, 1)
-        hidden = add_residual(tokens, self.position(rows, columns, height, width))
+        tokens = self.patches(latents).flatten(3).permute(0, 2, 3, 1)
+        hidden = add_residual(tokens, position_tokens)
         of_fps = self.fps_embedder(fps)
         times = [self.t_embedder(timestep) + of_fps]
         modulation = self.modulation(times[0])
@@ -172,14 +187,18 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(config.head_width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the self-attention (B, T, S, D) of ``x`` (B, T, S, D)."""
+    def forward(self, x: Tensor, rotary: Tensor | None) -> Tensor:
+        """Return the self-attention (B, T, S, D) of ``x`` (B, T, S, D).
+
+        ``rotary`` are cosines and sines (T, 2, K / 2) by which queries and keys of temporal attention rotate.
+        """
         x = x.transpose(1, 2) if self.temporal else x
         qkv = linear(self.qkv, x).unflatten(-1, (3, self.heads, x.shape[-1] // self.heads))
         q, k, v = qkv.unbind(-3)  # each (B, sequences, length, h, K)
         q, k = self.q_norm(q), self.k_norm(k)
-        if self.temporal:
-            q, k = rotate_pairs(q), rotate_pairs(k)
+        if rotary is not None:
+            cosines, sines = rotary.unbind(1)
+            q, k = rotate(q, cosines, sines), rotate(k, cosines, sines)
         out = attend(*(part.flatten(0, 1) for part in (q, k, v)))
         projected = linear(self.proj, out.unflatten(0, x.shape[:2]))
         return projected.transpose(1, 2) if self.temporal else projected
@@ -220,8 +239,8 @@ class Block(ResidualBlock):
     """A block, or one of its parts: gated self-attention, cross attention, and a gated MLP.
 
     The ``kind`` of the self-attention is spatial or temporal. The block takes hidden (B, T, S, D); modulation (B, 6, D)
-    float32, or (B, T, 6, D) where each frame has its own, from ``embed``; text (B, L, D), from ``text``; text_mask
-    (B, L) bool, True = attend.
+    float32, or (B, T, 6, D) where each frame has its own, from ``embed``; where it is temporal, rotary_frames
+    (T, 2, K / 2) float32, from ``positions``; text (B, L, D), from ``text``; text_mask (B, L) bool, True = attend.
     """
 
     CONDITIONS: Mapping[str, tuple[str, ...]] = {
@@ -232,7 +251,8 @@ class Block(ResidualBlock):
     PARTS = tuple(CONDITIONS)
 
     def __init__(self, config: OpenSoraConfig, kind: str, parts: Parts = PARTS, sites: tuple[str, ...] = ()) -> None:
-        super().__init__(self.CONDITIONS, parts, sites)
+        rotary = {"attn": ("modulation", "rotary_frames")} if kind == "temporal" else {}
+        super().__init__({**self.CONDITIONS, **rotary}, parts, sites)
         self.kind, width = kind, config.hidden_size
         if "modulation" in self.conditions:
             self.scale_shift_table = nn.Parameter(torch.zeros(6, width))
@@ -248,8 +268,9 @@ class Block(ResidualBlock):
             return self.cross_attn(hidden, given["text"], given["text_mask"])  # type: ignore[no-any-return]
         table = adaln_single(self.scale_shift_table, given["modulation"])
         shift, scale, gate = table[:3] if part == "attn" else table[3:]
-        layer = self.attn if part == "attn" else self.mlp
-        return gate * layer(modulate(hidden, shift, scale))  # type: ignore[no-any-return]
+        modulated = modulate(hidden, shift, scale)
+        out = self.mlp(modulated) if part == "mlp" else self.attn(modulated, given.get("rotary_frames"))
+        return gate * out  # type: ignore[no-any-return]
 
     def part_axes(self, part: str) -> tuple[str, ...]:
         return ATTENTION_AXES[self.kind] if part == "attn" else EVERYWHERE

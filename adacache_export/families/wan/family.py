@@ -30,11 +30,21 @@ from adacache_export.families.diffusers_layers import TextProjection
 from adacache_export.families.residual_block import Parts
 from adacache_export.families.schedulers import CLASS, sampler_of
 from adacache_export.families.wan.published import FLOW, IMAGE_TO_VIDEO, NAMES, Release, published, translated
-from adacache_export.families.wan.transformer import Block, Embed, EmbedWithVideo, Final, Positions, WanConfig
+from adacache_export.families.wan.transformer import (
+    TEXT_KEYS,
+    Block,
+    Embed,
+    EmbedWithVideo,
+    Final,
+    Positions,
+    TextKeys,
+    WanConfig,
+)
 from adacache_export.frame_rules import FIRST_ALONE_THEN_FOURS
 from adacache_export.stages import (
     Stage,
     block_stages,
+    block_text_stage,
     embed_stage,
     final_stage,
     positions_stage,
@@ -191,6 +201,7 @@ def stages(
         ("rotary_tokens", "float32", ("tokens", 2, by_row + by_column)),
         (X_MASK, "bool", frames),
         (VIDEO_CONDITION, "float32", (1, config.condition_channels, "frames", "height", "width")),
+        *((name, precision, ("batch", "text", width)) for name in TEXT_KEYS),
     ):
         spec[name] = TensorSpec.model_validate({"name": name, "dtype": dtype, "axes": axes})
     if conditioned:
@@ -206,11 +217,16 @@ def stages(
 
         return block_stages(KIND, index, Block.PARTS, make, f"blocks.{index}.", spec, sites, granularity)
 
+    def text_keys(index: int) -> Stage:
+        prefix = f"blocks.{index}.attn2."
+        return block_text_stage(KIND, index, TextKeys(config), prefix, named(*TEXT_KEYS), spec)
+
     embed: type[Embed] = EmbedWithVideo if config.condition_channels else Embed
     conditions = [VIDEO_CONDITION] if config.condition_channels else [X_MASK] if conditioned else []
     entering = named("latents", "timestep", *conditions)
     return [
         text_stage(TextProjection(config.text_dim, width), "condition_embedder.text_embedder.", spec),
+        *map(text_keys, range(config.num_layers)),
         positions_stage(Positions(config), named("latents"), named("rotary_frames", "rotary_tokens")),
         embed_stage(
             lambda probed: embed(config, probed, conditioned),
@@ -299,9 +315,9 @@ def _experts(release: Release, pipeline: PipelineConfigs) -> tuple[Expert, ...]:
     Raises:
         CheckpointError: there are two, and no timestep that divides their ranges.
     """
-    if not pipeline.has("transformer_2"):
+    if not pipeline.two_experts:
         return (Expert(),)
-    ratio = pipeline.index.get("boundary_ratio")
+    ratio = release.boundary_ratio if pipeline.unnamed_experts else pipeline.index.get("boundary_ratio")
     if not isinstance(ratio, float) or not 0 < ratio < 1:
         raise CheckpointError(
             f"model_index.json has two transformers and boundary_ratio {ratio!r}; expected a number between 0 and 1,"

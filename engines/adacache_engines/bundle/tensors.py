@@ -47,12 +47,15 @@ NUMPY_DTYPES: Mapping[DType, np.dtype] = {name: kind.numpy for name, kind in ELE
 # dtypes of weights by the short names of precisions
 DTYPES: Mapping[Precision, DType] = {kind.precision: name for name, kind in ELEMENT_TYPES.items() if kind.precision}
 
-# Ranges of random inputs whose size matters: rounding grows with an angle, and a size in pixels is not negative.
+# Ranges of random inputs whose size matters: rounding grows with an angle, a size in pixels is not negative, and tables
+# of rotations hold cosines and sines.
 INPUT_RANGES: Mapping[str, tuple[float, float]] = {
     "timestep": (0.0, 1000.0),
     "fps": (1.0, 120.0),
     "height": (64.0, 1920.0),
     "width": (64.0, 1920.0),
+    "rotary_frames": (-1.0, 1.0),
+    "rotary_tokens": (-1.0, 1.0),
 }
 
 

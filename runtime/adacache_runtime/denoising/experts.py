@@ -129,6 +129,7 @@ class OneExpert:
         self._backend.device.synchronize()
 
     def _open(self, expert: int) -> None:
+        self.stages.clear()  # an interrupted close may have left some
         try:
             for stage in self._stages_of(expert):
                 self.stages[stage.graph.name] = self._backend.load(stage.graph)

@@ -81,6 +81,7 @@ class Model(BaseModel):
     )
     sizes: list[NamedSize] = Field(description="The sizes that have a name.")
     durations: dict[str, int] = Field(description="Durations that the model makes, with their number of frames.")
+    samplers: list[str] = Field(description="The samplers that fit the model; the first is the default.")
     policies: list[Policy]
     negative_prompt: bool = Field(description="Whether the model accepts a negative prompt.")
     image: bool = Field(description="Whether a video can start from an image.")

@@ -169,6 +169,7 @@ _FIELDS: Mapping[str, Callable[[Request, CreateVideo, Manifest], Request]] = {
     "seconds": _frames,
     "seed": lambda request, order, _manifest: replace(request, seed=order.seed or 0),
     "steps": lambda request, order, _manifest: replace(request, steps=order.steps),
+    "sampler": lambda request, order, _manifest: replace(request, sampler=order.sampler),
     "guidance": lambda request, order, _manifest: replace(request, guidance=order.guidance),
     "guidance_2": lambda request, order, _manifest: replace(request, guidance_2=order.guidance_2),
     "negative_prompt": _negative,

@@ -66,6 +66,9 @@ class CreateVideo(BaseModel):
         None, ge=0, le=MAX_SEED, description="The seed of the initial noise; random if it is left out."
     )
     steps: int | None = Field(None, ge=1, le=1000, description="The number of the sampler's steps.")
+    sampler: Annotated[str, StringConstraints(min_length=1, max_length=32)] | None = Field(
+        None, description="A sampler of the model from GET /v1/models; by default, the first.", examples=["euler"]
+    )
     guidance: float | None = Field(None, ge=0, le=1000, description="The scale of classifier-free guidance.")
     guidance_2: float | None = Field(
         None, ge=0, le=1000, description="The guidance scale of the second expert, for models that have two."

@@ -20,6 +20,7 @@ INPUTS: Mapping[str, str] = {
     "frames": "TYPE_INT64",
     "seed": "TYPE_INT64",
     "steps": "TYPE_INT64",
+    "sampler": "TYPE_STRING",
     "guidance": "TYPE_FP64",
     "guidance_2": "TYPE_FP64",
     "policy": "TYPE_STRING",

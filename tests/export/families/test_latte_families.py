@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from adacache_engines.bundle.manifest import Preset
 from adacache_engines.errors import CheckpointError, InputError
 from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
-from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
+from adacache_export.checkpoint.pipeline_folder import PipelineConfigs
+from adacache_export.families.latte_t2v.transformer import LatteT2VConfig, Positions
 from adacache_export.families.registry import FAMILIES, Family, recognise
 from adacache_runtime.caching.presets import policy_from
 from adacache_runtime.caching.simulate import bounds, replay
@@ -108,25 +109,28 @@ def test_temporal_positions_of_long_clips_are_squeezed(frames: int, scale: float
     assert settled(LATTE, video_length=frames).interpolation_scale_1d == 1
 
 
+def positions(config: LatteT2VConfig, size: tuple[int, int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tables by token and by frame for latents of a size (frames, rows, columns)."""
+    tables: tuple[torch.Tensor, torch.Tensor] = Positions(config)(torch.empty(1, config.in_channels, *size))
+    return tables
+
+
 def test_squeezed_positions_are_those_of_fewer_frames() -> None:
     config = settled(PLAN, {}, video_length=56, num_attention_heads=2, attention_head_dim=8, num_layers=1)
-    (first,) = (stage for stage in PLAN.stages(config) if stage.name == "temporal.00")
-    (plain,) = (s for s in PLAN.stages(replace(config, interpolation_scale_1d=1.0)) if s.name == "temporal.00")
-    assert torch.allclose(first.module.position(56)[::3], plain.module.position(19))
-    assert not first.module.position(1).any()  # a single frame has no place in time
+    plain = replace(config, interpolation_scale_1d=1.0)
+    assert torch.allclose(positions(config, (56, 2, 2))[1][::3], positions(plain, (19, 2, 2))[1])
+    assert not positions(config, (1, 2, 2))[1].any()  # a single frame has no place in time
 
 
 def test_sizes_beyond_the_training_are_interpolated() -> None:
     config = settled(LATTE, {}, num_attention_heads=2, attention_head_dim=8, num_layers=1, sample_size=8)
-    embed = LATTE.stages(config)[1].module
-    assert torch.allclose(embed.position(8, 8).view(8, 8, 16)[::2, ::2], embed.position(4, 4).view(4, 4, 16))
-    by_column, by_row = embed.position(4, 4).view(4, 4, 16).split(8, -1)
+    large, small = (positions(config, (1, side, side))[0].unflatten(0, (side // 2, -1)) for side in (16, 8))
+    assert torch.allclose(large[::2, ::2], small)
+    by_column, by_row = small.split(8, -1)
     assert torch.equal(by_column[0], by_column[3])  # width first
     assert torch.equal(by_row[:, 0], by_row[:, 3])
-    large = LATTE.stages(replace(config, sample_size=(128, 128)))[1].module
-    assert torch.allclose(
-        large.position(64, 64), LATTE.stages(replace(config, sample_size=(64, 64)))[1].module.position(64, 64)
-    )
+    large, small = (positions(replace(config, sample_size=(side, side)), (1, 128, 128))[0] for side in (128, 64))
+    assert torch.allclose(large, small)
 
 
 @pytest.mark.parametrize(
@@ -231,6 +235,12 @@ def test_open_sora_plan_is_described_as_published(length: int, frames: int) -> N
 @pytest.mark.parametrize(("frames", "latent"), [(1, 1), (2, 1), (3, 2), (4, 1), (5, 2), (64, 16), (65, 17), (67, 18)])
 def test_latent_frames_of_a_causal_vae(frames: int, latent: int) -> None:
     assert PLAN.describe(settled(PLAN), None).latent.latent_frames(frames) == latent
+
+
+@pytest.mark.parametrize(("blocks", "factor"), [([8, 8, 8, 8], 8), ([8, 8], 2), (None, 8)])
+def test_the_vae_of_a_pipeline_says_how_many_pixels_a_latent_row_has(blocks: Any, factor: int) -> None:
+    vae = {} if blocks is None else {"block_out_channels": blocks}
+    assert LATTE.describe(RELEASED, None, pipeline=PipelineConfigs({}, vae)).latent.spatial_factor == factor
 
 
 def test_the_reference_scheduler_files_are_the_defaults() -> None:

@@ -94,14 +94,15 @@ def test_the_manifest_says_what_the_family_does(manifest: Manifest) -> None:
     assert manifest.family == family.NAME
     assert [(stage.role, stage.kind, stage.index, stage.part) for stage in manifest.stages] == [
         ("text", None, None, None),
+        ("positions", None, None, None),
         ("embed", None, None, None),
         *(("block", "spatial", 0, part) for part in ("attn", "cross", "mlp")),
         *(("block", "temporal", 0, part) for part in ("attn", "mlp")),
         ("final", None, None, None),
     ]
-    assert [stage.per_generation for stage in manifest.stages] == [True] + [False] * 7
+    assert [stage.per_generation for stage in manifest.stages] == [True] * 2 + [False] * 7
     both = ("patch_frames", "tokens")
-    axes = [("text",), ("patch_frames",), ("patch_frames",), both, both, ("tokens",), both, ("patch_frames",)]
+    axes = [("text",), (), ("patch_frames",), ("patch_frames",), both, both, ("tokens",), both, ("patch_frames",)]
     assert [stage.independent_axes for stage in manifest.stages] == axes
     assert (manifest.sites("default"), manifest.sites("block_input")) == (PROBES[:1], PROBES[1:])
     assert manifest.names.sizes == {"tiny": {"16:8": (16, 8), "1:1": (8, 8)}}  # without what its profiles refuse

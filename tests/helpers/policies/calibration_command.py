@@ -11,10 +11,11 @@ import pytest
 
 from adacache_engines.bundle.files import Bundle, open_bundle, read_manifest, replace_manifest
 from adacache_engines.bundle.manifest import Manifest
-from adacache_engines.contract.fake import FakeBackend
+from adacache_engines.contract.fake import FakeBackend, Function
 from adacache_tune.commands import calibrate as cli
 from adacache_tune.commands.calibrate import main
 from tests.helpers.model import fake_model
+from tests.helpers.model.experts import LOW
 from tests.helpers.model.fake_model import BLOCKS
 from tests.helpers.model.fake_prompts import Prompted
 
@@ -37,6 +38,8 @@ class Command:
         now: time of the clock, in seconds.
         blocks: number of calls of the first block in the last run.
         calls: names of the engines that were called in the last run, in order.
+        functions: functions of the engines, by their names.
+        expert_offload: whether engines of one expert at a time are loaded.
     """
 
     folder: Path
@@ -46,6 +49,8 @@ class Command:
     now: float = 0.0
     blocks: int = 0
     calls: list[str] = field(default_factory=list)
+    functions: Mapping[str, Function] = field(default_factory=fake_model.functions)
+    expert_offload: bool = False
 
     def __call__(self, *options: str, size: str = "8x8", methods: Sequence[str] = ("interval", "listed")) -> int:
         self.blocks, self.now = 0, 0.0
@@ -69,9 +74,10 @@ class Command:
         return main([self.folder.name, *usual, *named, *options])
 
     def pipeline(self) -> Prompted:
-        backend = FakeBackend({name: self._clocked(name) for name in fake_model.functions()})
+        backend = FakeBackend({name: self._clocked(name) for name in self.functions})
         self.calls = backend.log
-        return Prompted(Bundle(self.folder, read_manifest(self.folder)), backend)
+        bundle = Bundle(self.folder, read_manifest(self.folder))
+        return Prompted(bundle, backend, expert_offload=self.expert_offload)
 
     def manifest(self) -> Manifest:
         return open_bundle(self.folder).manifest
@@ -81,10 +87,10 @@ class Command:
         replace_manifest(self.folder, self.manifest().model_copy(update=changes))
 
     def _clocked(self, name: str) -> Callable[..., Any]:
-        function = fake_model.functions()[name]
+        function = self.functions[name]
 
         def run(given: Mapping[str, Any]) -> Any:
-            self.now += 1e-3 if name in BLOCKS else 2e-5
+            self.now += 1e-3 if name.removeprefix(LOW) in BLOCKS else 2e-5
             self.blocks += name == BLOCKS[0]
             if self.stop_after is not None and self.blocks > self.stop_after:
                 if self.error is None:

@@ -79,7 +79,7 @@ def test_the_embedding_shows_what_the_first_attention_begins_with(model: Model) 
     attention = getattr(first.module, model.attention)
     attention.register_forward_pre_hook(lambda _module, given: seen.append(given[0]))
     shown = model.run(stages)[MODULATED]
-    embedded = model.run(stages[:2])
+    embedded = model.run([stage for stage in stages if not stage.block and stage.role != "final"])
     x, given = (embedded[name].double() for name in ("hidden", "modulation"))
     shift, scale = (model.weights[model.table][None] + given).unbind(1)[:2]
     centred = x - x.mean(-1, keepdim=True)
@@ -181,8 +181,10 @@ def probe_by_hand(result: Denoised, call: int) -> Any:
     latents = np.concatenate([result.calls[call]] * 2)
     batch = len(latents)
     weights = load_file(OPEN_SORA / "weights_A.safetensors")
-    embed = FAMILIES["open-sora-1.2"].stages(config(OpenSoraConfig), (MODULATED,))[1]
-    embed.module.load_state_dict({name: weights[key] for name, key in embed.keys().items()})
+    stages = FAMILIES["open-sora-1.2"].stages(config(OpenSoraConfig), (MODULATED,))
+    before = [stage for stage in stages if stage.role in ("positions", "embed")]
+    for stage in before:
+        stage.module.load_state_dict({name: weights[key] for name, key in stage.keys().items()})
     given = {
         "latents": torch.from_numpy(latents),
         "timestep": torch.full((batch,), result.trace.calls[call].timestep),
@@ -191,7 +193,7 @@ def probe_by_hand(result: Denoised, call: int) -> Any:
         "width": torch.tensor([80.0]),
     }
     with torch.no_grad():
-        return run_stages([embed], given)[MODULATED].double().numpy()
+        return run_stages(before, given)[MODULATED].double().numpy()
 
 
 def test_fbcache(pipeline: Pipeline) -> None:

@@ -9,10 +9,7 @@ import torch
 
 from adacache_engines.bundle.files import open_bundle
 from adacache_engines.errors import InputError
-from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
-from adacache_export.families.open_sora.family import OpenSoraConfig
 from adacache_export.families.registry import FAMILIES
-from adacache_export.families.wan.transformer import WanConfig
 from adacache_export.stages import run_stages
 from adacache_export.verification.examples import example
 from adacache_export.verification.verify import verify
@@ -24,22 +21,16 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Captions, Request
 from tests.helpers.originals.reference import arrays, worst
 from tests.helpers.originals.reference import request as open_sora_request
+from tests.helpers.tiny_models.configurations import SIZES, SMALL
 from tests.helpers.tiny_models.exporting import DATA, convert_quietly
 
 ROUNDING = 2e-5  # absolute, between granularities
-LATTE = LatteT2VConfig(num_attention_heads=2, attention_head_dim=8, num_layers=2, caption_channels=12)
-CONFIGS = {
-    "open-sora-1.2": OpenSoraConfig(hidden_size=32, depth=2, num_heads=2, caption_channels=12, model_max_length=7),
-    "latte-1": LATTE,
-    "open-sora-plan-1.1": LATTE,
-    "wan": WanConfig(num_attention_heads=2, attention_head_dim=12, text_dim=12, ffn_dim=40, num_layers=2),
-}
 GRANULARITIES: tuple[Granularity, ...] = ("stack", "block", "module")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_modules_in_turn_are_the_block_to_the_bit(name: str) -> None:
-    family, config = FAMILIES[name], CONFIGS[name]
+    family, config = FAMILIES[name], SMALL[name]
     first, *_, last = *family.PARTS, *family.PARTS
     sites = (f"{last}.1.attn", f"{first}.0.attn")
     whole, parts = (family.stages(config, sites, granularity=choice) for choice in ("block", "module"))
@@ -47,8 +38,7 @@ def test_modules_in_turn_are_the_block_to_the_bit(name: str) -> None:
     weights = {key: torch.randn(shape) * 0.2 for key, shape in family.expected(config).items()}
     for stage in (*whole, *parts):
         stage.module.load_state_dict({name: weights[key] for name, key in stage.keys().items()})
-    sizes = {"batch": 2, "frames": 3, "height": 4, "width": 6, "patch_frames": 3, "tokens": 6, "text": 5}
-    named = {spec.name: example(spec, sizes) for stage in whole for spec in stage.inputs if not stage.block}
+    named = {spec.name: example(spec, SIZES) for stage in whole for spec in stage.inputs if not stage.block}
     with torch.no_grad():
         one, other = (run_stages(stages, named | {"text_mask": torch.ones(2, 5) > 0}) for stages in (whole, parts))
     for key in ("prediction", *sites):

@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
-from numpy.typing import NDArray
 
-from adacache_engines.bundle.manifest import Manifest, SamplerDefaults
 from adacache_engines.errors import InputError
 from adacache_export.families.open_sora.family import OpenSoraConfig, describe
 from adacache_runtime.samplers.euler import euler
@@ -21,6 +19,7 @@ from adacache_runtime.samplers.unipc import HISTORY, unipc
 from adacache_runtime.samplers.update import Update
 from tests.helpers.model import fake_model
 from tests.helpers.model.fake_model import fake_pipeline, functions, request, run_guide
+from tests.helpers.originals.flow_schedulers import called, differences, manifest
 
 SHIFTS = (1.0, 3.0, 5.0, 8.0, 12.0)
 
@@ -32,46 +31,38 @@ def diffusers_scheduler(name: str, steps: int, shift: float) -> Any:
         if name == "euler"
         else UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
     )
-    scheduler.set_timesteps(steps)
-    scheduler.set_begin_index(0)
-    return scheduler
+    return called(scheduler, steps)
 
 
-def manifest(name: Any, shift: float, **settings: Any) -> Manifest:
-    sampler = SamplerDefaults(
-        name=name, steps=8, guidance=2.0, timestep_shift=shift, velocity="to-noise", whole_timesteps=True
-    )
-    return fake_model.manifest().model_copy(update={"sampler": sampler.model_copy(update=settings)})
-
-
-def moved(update: Update, latents: Any, velocity: Any, history: NDArray[np.float32]) -> Any:
-    """Return the next latents (1, ...), all in float32."""
-    c, d = update.entry()
-    history[update.slot] = c * latents + d * velocity
-    return update.scale * latents + (update.weights[:, :, None] * history).sum(0)
+def assert_every_call_is_diffusers(name: str, shift: float, steps: int) -> None:
+    scheduler = diffusers_scheduler(name, steps, shift)
+    made = updates(manifest(name, shift), steps, 1, 16, 16, 1)
+    assert [float(update.timestep[0]) for update in made] == scheduler.timesteps.tolist()
+    off = differences(scheduler, made)
+    assert max(off) <= 1e-5, (steps, off.index(max(off)), max(off))
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("name", ["unipc", "euler"])
 def test_every_call_is_diffusers(name: str, shift: float) -> None:
-    """The prediction is the velocity from fixed data, disturbed, so that latents stay as large as they are in use."""
     for steps in (*range(2, 21), 30, 40, 50, 85, 100):
-        scheduler = diffusers_scheduler(name, steps, shift)
-        made = updates(manifest(name, shift), steps, 1, 16, 16, 1)
-        assert [float(update.timestep[0]) for update in made] == scheduler.timesteps.tolist()
-        random = np.random.default_rng(steps)
-        data, mine = random.standard_normal((2, 1, 64)).astype(np.float32)
-        theirs = torch.from_numpy(mine)
-        history = np.zeros((len(made[0].weights), *mine.shape), np.float32)
-        for call, update in enumerate(made):
-            sigma = float(scheduler.sigmas[call])
-            velocity = (mine - data) / sigma + 0.3 * random.standard_normal(mine.shape)
-            velocity = velocity.astype(np.float32)
-            mine = moved(update, mine, velocity, history)
-            assert mine.dtype == np.float32
-            theirs = scheduler.step(torch.from_numpy(velocity), scheduler.timesteps[call], theirs).prev_sample
-            off = np.linalg.norm(mine - theirs.numpy()) / np.linalg.norm(theirs.numpy())
-            assert off <= 1e-5, (steps, call, off)
+        assert_every_call_is_diffusers(name, shift, steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shift", SHIFTS)
+@pytest.mark.parametrize("name", ["unipc", "euler"])
+def test_every_call_is_diffusers_at_every_number_of_steps(name: str, shift: float) -> None:
+    for steps in range(2, 101):
+        assert_every_call_is_diffusers(name, shift, steps)
+
+
+def test_timesteps_that_rounding_makes_equal_are_calls_of_their_own() -> None:
+    """From 85 steps on, a shift of 12 brings the first noise levels so close that their whole timesteps repeat."""
+    for steps in (85, 90, 100):
+        timesteps = [float(update.timestep[0]) for update in updates(manifest("unipc", 12.0), steps, 1, 16, 16, 1)]
+        assert len(timesteps) == steps > len(set(timesteps))
+        assert_every_call_is_diffusers("unipc", 12.0, steps)
 
 
 def test_a_velocity_that_leads_to_the_data_has_the_other_sign() -> None:

@@ -30,6 +30,7 @@ MIX: dict[str, dict[str, Any]] = {
     "extrapolated": {"policy": "interval-3+extrapolate", "seed": 4},
     "large": {"size": "8x8", "frames": 8, "policy": "interval-2"},
     "image": {"frames": 1, "steps": 3},
+    "another sampler": {"sampler": "unipc", "policy": "interval-2", "steps": 5},
     "pictured": {"image": PICTURE, "policy": "adacache-fast", "steps": 6},
     "at the end": {"image": PICTURE, "image_at": -1, "seed": 2},
 }

@@ -28,6 +28,16 @@ def refusal(bundle: Bundle, policy: str) -> str | None:
     return None
 
 
+def test_the_samplers_are_those_that_fit_the_model(bundle: Bundle) -> None:
+    def listed(name: str) -> list[str]:
+        sampler = bundle.manifest.sampler.model_copy(update={"name": name})
+        manifest = bundle.manifest.model_copy(update={"sampler": sampler})
+        return model_of("fake", replace(bundle, manifest=manifest)).samplers
+
+    assert listed("unipc") == ["unipc", "rflow", "euler"]
+    assert listed("pndm") == ["pndm", "ddim"]
+
+
 def test_a_policy_that_the_model_cannot_run_is_marked_with_the_reason(bundle: Bundle) -> None:
     bundle = replace(bundle, manifest=bundle.manifest.model_copy(update={"signals": {}}))
     listed = {policy.name: policy.why_not for policy in model_of("fake", bundle).policies}

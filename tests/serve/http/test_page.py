@@ -169,8 +169,8 @@ def test_results_elsewhere_are_the_only_other_place() -> None:
 
 @in_browser
 def test_a_video_is_made_and_shown(page: Page) -> None:
-    (video,) = page.made(prompt="a slow boat", policy="interval-2", steps=7, seed=3)
-    assert video["request"]["seed"] == 3
+    (video,) = page.made(prompt="a slow boat", policy="interval-2", steps=7, seed=3, sampler="euler")
+    assert (video["request"]["seed"], video["request"]["sampler"]) == (3, "euler")
     assert until(lambda: len(page.bars()) == 7 and page.bars().count("computed")) == video["trace"]["computed"] == 4
     assert page.bars().count("cached") == 3
     assert page.text(".computed-calls") == "4 of 7"
@@ -297,8 +297,9 @@ def test_a_single_frame_is_a_picture(page: Page) -> None:
 @in_browser
 @pytest.mark.slow
 def test_videos_of_before_come_back(page: Page) -> None:
-    (video,) = page.made(prompt="the one of before", policy="interval-2", seed=9)
-    page.made(prompt="another", policy="never")
+    (video,) = page.made(prompt="the one of before", policy="interval-2", seed=9, sampler="unipc")
+    (other,) = page.made(prompt="another", policy="never", sampler="")
+    assert "sampler" not in other["request"]
     rows = until(lambda: page.driver.find_elements(By.CSS_SELECTOR, "#videos li"))
     (row,) = [row for row in rows if "the one of before" in row.text]
     row.find_element(By.CSS_SELECTOR, ".beside").click()
@@ -311,6 +312,7 @@ def test_videos_of_before_come_back(page: Page) -> None:
     page.find("#again").click()
     assert page.find("#seed").get_attribute("value") == "9"
     assert page.find("#policy").get_attribute("value") == "interval-2"
+    assert page.find("#sampler").get_attribute("value") == "unipc"
 
 
 @in_browser

@@ -64,6 +64,9 @@ def test_an_order_is_settled_again_only_to_find_the_field_to_blame(bundle: Bundl
         ({"frames": 100_000, "size": "512x512"}, "size"),
         ({"seconds": 1.0, "frames": 4}, "seconds"),
         ({"aspect": "1:1"}, "aspect"),
+        ({"sampler": "ddim"}, "sampler"),
+        ({"sampler": "heun", "steps": 3, "guidance": 500.0}, "sampler"),
+        ({"sampler": "euler", "guidance": 500.0}, "guidance"),
     ],
 )
 def test_a_refusal_names_the_field(bundle: Bundle, order: dict[str, Any], field: str) -> None:

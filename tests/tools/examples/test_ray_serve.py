@@ -79,15 +79,16 @@ def alone(bundle: Path, output: Path, **asked: Any) -> bytes:
 def test_jobs_spread_over_both_replicas_and_equal_the_runtime(
     client: httpx.Client, bundle: Path, tmp_path: Path
 ) -> None:
-    names = [create(client, prompt="slow", seed=seed, steps=10, policy="interval-2") for seed in range(6)]
+    asked = {"steps": 10, "sampler": "unipc"}
+    names = [create(client, prompt="slow", seed=seed, policy="interval-2", **asked) for seed in range(6)]
     jobs = [ended(client, name) for name in names]
     assert [job["status"] for job in jobs] == ["completed"] * 6
     assert len({job["replica"] for job in jobs}) == 2
     for seed, name in enumerate(names):
         content = client.get(f"{VIDEOS}/{name}/content")
         assert content.headers["content-type"] == "video/mp4"
-        asked = {"prompts": ("slow",), "seed": seed, "steps": 10, "policy": PRESETS["interval-2"]}
-        assert content.content == alone(bundle, tmp_path / f"{seed}.mp4", **asked)
+        request = {"prompts": ("slow",), "seed": seed, "policy": PRESETS["interval-2"], **asked}
+        assert content.content == alone(bundle, tmp_path / f"{seed}.mp4", **request)
     assert [call["computed"] for call in jobs[0]["calls"][:3]] == [True, False, True]
 
 
@@ -115,7 +116,13 @@ def test_a_job_is_cancelled_and_its_replica_is_free(client: httpx.Client) -> Non
 
 
 @pytest.mark.parametrize(
-    ("order", "field"), [({"policy": "sometimes"}, "policy"), ({"size": "x"}, "size"), ({"model": "boats"}, "model")]
+    ("order", "field"),
+    [
+        ({"policy": "sometimes"}, "policy"),
+        ({"size": "x"}, "size"),
+        ({"sampler": "ddim"}, "sampler"),
+        ({"model": "boats"}, "model"),
+    ],
 )
 def test_a_refusal_names_the_field(client: httpx.Client, order: dict, field: str) -> None:
     answer = client.post(VIDEOS, json={"prompt": "boat", **order})

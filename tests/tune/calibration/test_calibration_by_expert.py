@@ -16,7 +16,9 @@ from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.caching.policies.scheduled.listed import ListedCalls
 from adacache_runtime.caching.policies.wrappers import MaxReuses
 from adacache_runtime.caching.policy import Policy
+from adacache_runtime.caching.presets import policy_from
 from adacache_runtime.denoising.segments import segments
+from adacache_runtime.request import Request
 from adacache_runtime.samplers.registry import updates
 from adacache_tune.calibration.baseline import intervals_around
 from adacache_tune.calibration.forecast import Forecaster
@@ -29,6 +31,7 @@ from adacache_tune.comparison.measure import compare
 from tests.helpers.model import fake_model
 from tests.helpers.model.experts import GUIDANCES, LOW, functions_of_experts, offloading, two_experts
 from tests.helpers.model.fake_model import fake_pipeline, request
+from tests.helpers.policies.calibration_command import HELD_OUT, Command, last_line, report
 from tests.helpers.policies.calibration_records import wandering
 
 STEPS, GAPS, HIGH = 8, 3, 4  # calls, recorded gaps, and calls of the first expert
@@ -223,3 +226,25 @@ def test_a_list_is_of_the_calls_of_a_generation(tmp_path: Path) -> None:
     assert pipeline.generate(one(policy=policy)).trace.computed() == [1, 3, HIGH + 1, 7]
     called = updates(pipeline.bundle.manifest, STEPS, 1, *fake_model.SIZE[1:], fake_model.SIZE[0])
     assert [part.guidance for part in segments(pipeline.bundle.manifest, called, "stack", 1)] == list(GUIDANCES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offload", [False, True])
+def test_the_command_calibrates_two_experts(
+    command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], offload: bool
+) -> None:
+    """What is written into the bundle is a real run's; numbers of another second guidance scale are not used."""
+    folder = fake_model.write_bundle(tmp_path / "experts.adacache", **two_experts()).folder
+    command.folder, command.functions, command.expert_offload = folder, functions_of_experts(), offload
+    methods = ("listed", "adacache-scaled", "interval")
+    assert command("--target-speedup", "1.3", methods=methods) == 0
+    asked = [
+        Request(prompts=(prompt,), height=8, width=8, steps=STEPS, seed=seed) for seed, prompt in enumerate(HELD_OUT, 5)
+    ]
+    found = policy_from("calibrated", command.manifest().policies)
+    rows = [one.rows[1] for one in compare(command.pipeline(), asked, {"found": found})]
+    measured = report("experts-calibration")["methods"][0]["measured"]
+    assert measured["computed"] == np.mean([row.computed for row in rows]) < STEPS
+    assert measured["quality_db"]["mean"] == pytest.approx(np.mean([row.psnr_db for row in rows]))
+    assert command("--target-speedup", "1.3", "--guidance-2", "1.5", methods=methods) == 1
+    assert "holds another calibration (other guidance_2)" in last_line(capsys)

@@ -274,9 +274,10 @@ def test_inputs_are_what_a_stage_takes(pipeline: Pipeline) -> None:
             np.testing.assert_array_equal(value, again[name])
     given = example(pipeline.bundle.manifest.signals["motion"].graphs["hidden"], {**sizes, "pairs": 2})
     assert (given["earlier"].tolist(), given["later"].tolist()) == ([0, 1], [1, 2])
-    given = example(pipeline.bundle.manifest.stages[1].graph, sizes)
-    assert 0 <= given["timestep"].min() <= given["timestep"].max() <= 1000
-    assert given["height"].min() >= 64
+    graphs = {graph.name: graph for graph in pipeline.bundle.manifest.graphs()}
+    timesteps = example(graphs["embed"], sizes)["timestep"]
+    assert 0 <= timesteps.min() <= timesteps.max() <= 1000
+    assert example(graphs["positions"], sizes)["height"].min() >= 64
 
 
 def test_stage_times_follow_the_schedule(tmp_path: Path) -> None:
@@ -379,7 +380,7 @@ def test_a_wrong_engine_is_found(
 # what cannot be
 
 REFUSED: dict[str, tuple[list[str], str]] = {
-    "stage": (["--only", "spatial.77"], "no stage spatial.77; it has text, embed, spatial.00"),
+    "stage": (["--only", "spatial.77"], "no stage spatial.77; it has text, positions, embed, spatial.00"),
     "no encoder": (["--only", "encoder"], "no stage encoder"),
     "iterations": (["--iterations", "0"], "--iterations 0"),
     "warm-up": (["--warm-up", "-1"], "--warm-up -1"),

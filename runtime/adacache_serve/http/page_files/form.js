@@ -41,11 +41,18 @@ function offerModel(model) {
   inputs.guidance.placeholder = String(guidance);
   inputs.guidance_2.placeholder = String(guidance_2 ?? "");
   $("guidance-2-field").hidden = guidance_2 == null;
+  offerSamplers(model.samplers);
   $("negative-field").hidden = !model.negative_prompt;
   $("image-field").hidden = !model.image;
   $("image-label").textContent = model.image_required ? "The image to start from (required)" : "Start from an image";
   if (model.image_required) $("more").open = true;
   tellHowMany();
+}
+
+// The model's samplers; an order leaves out the first, which is the default.
+function offerSamplers(samplers, chosen = inputs.sampler.value) {
+  inputs.sampler.replaceChildren(...samplers.map((name, place) => new Option(name, place ? name : "")));
+  inputs.sampler.value = samplers.indexOf(chosen) > 0 ? chosen : "";
 }
 
 // Each named size by its name, and each of its other aspects in pixels.
@@ -80,6 +87,7 @@ export async function orders() {
   for (const name of NUMBERS) {
     if (!inputs[name].closest("[hidden]") && inputs[name].value.trim()) order[name] = number(inputs[name].value);
   }
+  if (inputs.sampler.value) order.sampler = inputs.sampler.value;
   if (!$("image-field").hidden && inputs.image.files[0]) order.image = await dataUrl(inputs.image.files[0]);
   order.seed ??= crypto.getRandomValues(new Uint32Array(1))[0] % DRAWN;
   const first = { field: "policy", order: { ...order, policy: inputs.policy.value + wrappers(inputs.wrappers) } };
@@ -112,6 +120,7 @@ export function fill(video) {
   inputs.unit.value = request.frames != null ? "frames" : "seconds";
   inputs.duration.value = request.frames ?? request.seconds ?? "";
   for (const name of NUMBERS) inputs[name].value = request[name] ?? "";
+  offerSamplers([...inputs.sampler.options].map((option) => option.text), request.sampler ?? "");
   fillPolicy(inputs.policy, inputs.wrappers, request.policy);
   inputs.unit.onchange();
   $("more").open = true;
