@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := adacache_export engines/adacache_engines runtime/adacache_runtime runtime/adacache_tune runtime/adacache_serve tools
-EXTRAS := compare,cpu,export,otel,plot,postgresql,profile,s3,serve,trt-rtx,dev
+EXTRAS := compare,cpu,export,otel,peers,plot,postgresql,profile,s3,serve,trt-rtx,dev
 
 # two processes on two cores: threads of their own would only wait for one another
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2

@@ -216,7 +216,8 @@ def _check_alike(family: Family, transformers: Sequence[Checkpoint], experts: in
     """Check that a family's model has so many transformers, and that they differ in their weights only.
 
     Raises:
-        CheckpointError: there are more transformers than the family's models have, or of another configuration.
+        CheckpointError: there are more transformers than the family's models have, or of another family or
+            configuration.
     """
     if len(transformers) != experts:
         raise CheckpointError(
@@ -224,6 +225,10 @@ def _check_alike(family: Family, transformers: Sequence[Checkpoint], experts: in
             " folder of one of them"
         )
     for other in transformers[1:]:
+        try:
+            recognise(other.tensors, other.config, family.NAME)
+        except CheckpointError as error:
+            raise CheckpointError(f"{other.files[0].parent}: {error}") from error
         if family.config_from(other.config, other.shapes()) != config:
             raise CheckpointError(
                 f"{other.files[0].parent} and {transformers[0].files[0].parent} have different configurations; expected"

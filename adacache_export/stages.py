@@ -39,7 +39,8 @@ class Stage:
         role: the stage's role in the transformer, see :class:`adacache_engines.bundle.stages.StageEntry`; None = the
             stage is arithmetic, or belongs to the text encoder or the VAE.
         per_generation: whether the stage runs once in a generation; else it runs in each call.
-        kind, index, part: kind and number of a block, and the part of it where the stage is not the whole block.
+        kind, index, part: kind and number of the block that the stage is, or that it prepares, and the part of the
+            block where the stage is not the whole block.
         expert: number of the transformer that the stage belongs to, where a model has several.
     """
 
@@ -206,6 +207,38 @@ def text_stage(module: nn.Module, prefix: str, spec: Mapping[str, TensorSpec]) -
     )
 
 
+def block_text_stage(
+    kind: str,
+    index: int,
+    module: nn.Module,
+    prefix: str,
+    outputs: tuple[TensorSpec, ...],
+    spec: Mapping[str, TensorSpec],
+) -> Stage:
+    """Make the stage that makes of the text what one block takes, once in a generation.
+
+    Args:
+        kind, index: kind and number of the block.
+        module: module that takes the projected text.
+        prefix: prefix of the module's tensors in the checkpoint.
+        outputs: tensors that the module returns; the block's stages take them by these names.
+        spec: the tensors that stages exchange, by name.
+    """
+    return Stage(
+        f"{kind}.{index:02d}.text",
+        f"{kind}.text",
+        module,
+        prefix,
+        (spec["text"],),
+        outputs,
+        independent_axes=("text",),
+        role="text",
+        per_generation=True,
+        kind=kind,
+        index=index,
+    )
+
+
 def final_stage(
     module: nn.Module, prefix: str, inputs: tuple[TensorSpec, ...], spec: Mapping[str, TensorSpec]
 ) -> Stage:
@@ -237,11 +270,19 @@ def key_prefixes(experts: Sequence[Expert]) -> tuple[str, ...]:
 
 
 def run_stages(stages: Iterable[Stage], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Run stages in order over named tensors; return all named tensors, each probe under its site."""
+    """Run stages in order over named tensors; return all named tensors, each probe under its site.
+
+    A tensor that prepares one block alone has the kind and the number of the block before its name.
+    """
     named = dict(tensors)
     for stage in stages:
-        result = stage.module(*(named[spec.name] for spec in stage.inputs))
+        place = "" if stage.kind is None else f"{stage.kind}.{stage.index}."
+        given = (place + spec.name if place + spec.name in named else spec.name for spec in stage.inputs)
+        result = stage.module(*(named[name] for name in given))
         values = result if isinstance(result, tuple) else (result,)
+        if place and not stage.block:
+            named.update({place + spec.name: value for spec, value in zip(stage.outputs, values, strict=True)})
+            continue
         outputs = {spec.name: value for spec, value in zip(stage.outputs, values, strict=True)}
         for site, output in stage.probes.items():
             named[site] = outputs.pop(output)

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import tempfile
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from adacache_engines.bundle.files import open_bundle, read_manifest
 from adacache_engines.onnxruntime.backend import OnnxRuntime
@@ -38,6 +37,7 @@ from tools.speed.full_size import Costs, measure_command
 from tools.speed.memory import measure_memory
 from tools.speed.size import Size
 from tools.speed.timing import Spread, TimedBackend
+from tools.speed.wanted import Row, at_least, at_most, table
 
 PLAN_PROFILES = {
     open_sora.NAME: ("480p:2s", "720p:2s"),
@@ -46,25 +46,6 @@ PLAN_PROFILES = {
 }
 MEMORY_STEPS = 6  # enough for calls of both kinds
 ROUND_CALLS = 3  # generations of a repetition
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table; ``wanted`` compares the median with a limit."""
-
-    key: str
-    what: str
-    spread: Spread
-    wanted: str
-    met: bool
-
-
-def at_most(key: str, what: str, spread: Spread, bound: float) -> Row:
-    return Row(key, what, spread, f"at most {bound:g}", spread.median <= bound)
-
-
-def at_least(key: str, what: str, spread: Spread, bound: float) -> Row:
-    return Row(key, what, spread, f"at least {bound:g}", spread.median >= bound)
 
 
 def measure_ratios(arguments: argparse.Namespace, folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
@@ -163,15 +144,6 @@ def machine(threads: int) -> dict[str, Any]:
     """Return the machine, size and versions that the ratios hold for."""
     versions = {name: version(name) for name in ("onnxruntime", "torch", "numpy")}
     return {"processor": platform.machine(), "cores": os.cpu_count(), "threads": threads, **versions}
-
-
-def table(rows: list[Row]) -> Table:
-    made = Table("", "median", "min to max", "wanted", "", title="on this machine, in this run")
-    for row in rows:
-        low, high = row.spread.low, row.spread.high
-        spread = "measured once" if low == high else f"{low:.4f} to {high:.4f}"
-        made.add_row(row.what, f"{row.spread.median:.4f}", spread, row.wanted, "yes" if row.met else "NO")
-    return made
 
 
 def report(rows: list[Row], details: dict[str, Any], arguments: argparse.Namespace, console: Console) -> None:

@@ -185,9 +185,8 @@ def _latent_shape(
     manifest: Manifest, request: Request, samples: int, height: int, width: int, frames: int
 ) -> tuple[int, ...]:
     """Return (samples, channels, frames, height, width), the shape of the given latents if there are any."""
-    latent = manifest.latent
-    if request.latents is not None:
-        given = request.latents.shape
+    latent, given = manifest.latent, None if request.latents is None else request.latents.shape
+    if request.latents is not None and given is not None:
         if len(given) != 5 or given[:2] != (samples, latent.channels):
             raise InputError(
                 f"latents have shape {given}; expected ({samples}, {latent.channels}, frames, height, width)"
@@ -198,14 +197,36 @@ def _latent_shape(
             )
         if not fits_float32(request.latents):
             raise InputError("the initial latents contain NaN, infinity or numbers beyond float32")
-        return given
-    unit = latent.spatial_factor * latent.patch[1]
-    if latent.whole_patches and (height % unit or width % unit):
-        raise OutOfRangeError(f"{width}x{height} pixels are not possible with this model; choose multiples of {unit}")
+        if _reads_size(manifest):
+            return given
+        height, width = (
+            side * latent.spatial_factor if asked is None else asked
+            for asked, side in zip((request.height, request.width), given[3:], strict=True)
+        )
+    rows, columns = (latent.spatial_factor * patch for patch in latent.patch[1:])
+    if latent.whole_patches and (height % rows or width % columns):
+        multiples = str(rows) if rows == columns else f"{columns} in width and of {rows} in height"
+        raise OutOfRangeError(
+            f"{width}x{height} pixels are not possible with this model; choose multiples of {multiples}"
+        )
     size = (height // latent.spatial_factor, width // latent.spatial_factor)
     if min(size) < 1:
         raise OutOfRangeError(f"{width}x{height} pixels are too few; choose at least {latent.spatial_factor} each way")
-    return (samples, latent.channels, latent.latent_frames(frames), *size)
+    shape = (samples, latent.channels, latent.latent_frames(frames), *size)
+    if given is None:
+        return shape
+    expected = (*shape[:2], given[2] if request.frames is None else shape[2], *shape[3:])
+    if given != expected:
+        raise InputError(
+            f"latents have shape {given}; expected {expected}, by the size that is asked for: give such latents, or"
+            " another size"
+        )
+    return given
+
+
+def _reads_size(manifest: Manifest) -> bool:
+    """Return whether the video's size in pixels is a condition of the model, which need not be that of the latents."""
+    return any(spec.name in ("height", "width") for stage in manifest.stages for spec in stage.graph.inputs)
 
 
 def _mask(

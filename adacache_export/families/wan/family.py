@@ -29,11 +29,12 @@ from adacache_export.families.diffusers_layers import TextProjection
 from adacache_export.families.residual_block import Parts
 from adacache_export.families.schedulers import CLASS, sampler_of
 from adacache_export.families.wan.published import FLOW, IMAGE_TO_VIDEO, NAMES, Release, published, translated
-from adacache_export.families.wan.transformer import Block, Embed, Final, Positions, WanConfig
+from adacache_export.families.wan.transformer import TEXT_KEYS, Block, Embed, Final, Positions, TextKeys, WanConfig
 from adacache_export.frame_rules import FIRST_ALONE_THEN_FOURS
 from adacache_export.stages import (
     Stage,
     block_stages,
+    block_text_stage,
     embed_stage,
     final_stage,
     positions_stage,
@@ -186,6 +187,7 @@ def stages(
         ("rotary_frames", "float32", ("patch_frames", 2, by_frame)),
         ("rotary_tokens", "float32", ("tokens", 2, by_row + by_column)),
         (X_MASK, "bool", frames),
+        *((name, precision, ("batch", "text", width)) for name in TEXT_KEYS),
     ):
         spec[name] = TensorSpec.model_validate({"name": name, "dtype": dtype, "axes": axes})
     if conditioned:
@@ -201,9 +203,14 @@ def stages(
 
         return block_stages(KIND, index, Block.PARTS, make, f"blocks.{index}.", spec, sites, granularity)
 
+    def text_keys(index: int) -> Stage:
+        prefix = f"blocks.{index}.attn2."
+        return block_text_stage(KIND, index, TextKeys(config), prefix, named(*TEXT_KEYS), spec)
+
     entering = named("latents", "timestep", *([X_MASK] if conditioned else []))
     return [
         text_stage(TextProjection(config.text_dim, width), "condition_embedder.text_embedder.", spec),
+        *map(text_keys, range(config.num_layers)),
         positions_stage(Positions(config), named("latents"), named("rotary_frames", "rotary_tokens")),
         embed_stage(
             lambda probed: Embed(config, probed, conditioned),
@@ -289,9 +296,9 @@ def _experts(release: Release, pipeline: PipelineConfigs) -> tuple[Expert, ...]:
     Raises:
         CheckpointError: there are two, and no timestep that divides their ranges.
     """
-    if not pipeline.has("transformer_2"):
+    if not pipeline.two_experts:
         return (Expert(),)
-    ratio = pipeline.index.get("boundary_ratio")
+    ratio = release.boundary_ratio if pipeline.unnamed_experts else pipeline.index.get("boundary_ratio")
     if not isinstance(ratio, float) or not 0 < ratio < 1:
         raise CheckpointError(
             f"model_index.json has two transformers and boundary_ratio {ratio!r}; expected a number between 0 and 1,"

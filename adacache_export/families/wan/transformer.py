@@ -27,6 +27,8 @@ from adacache_export.families.layers import (
 )
 from adacache_export.families.residual_block import EVERYWHERE, Parts, ResidualBlock
 
+TEXT_KEYS = ("text_keys", "text_values")  # what a block's own text stage makes
+
 
 @dataclass(frozen=True)
 class WanConfig:
@@ -176,41 +178,71 @@ class Embed(nn.Module):
         return total(layers(self.patch_embedding, TOKENS), *timesteps)
 
 
-class Attention(nn.Module):
-    """Attention with queries and keys that are normalised over all heads together."""
+class CrossAttention(nn.Module):
+    """Attention to keys and values that are given, with queries that are normalised over all heads together."""
 
     def __init__(self, config: WanConfig) -> None:
         super().__init__()
-        width = config.width
         self.heads = (config.num_attention_heads, config.attention_head_dim)
-        self.to_q, self.to_k, self.to_v = (nn.Linear(width, width) for _ in range(3))
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
-        self.norm_q, self.norm_k = RMSNorm(width, config.eps), RMSNorm(width, config.eps)
+        self.to_q = nn.Linear(config.width, config.width)
+        self.to_out = nn.ModuleList([nn.Linear(config.width, config.width)])
+        self.norm_q = RMSNorm(config.width, config.eps)
 
-    def forward(self, x: Tensor, keys: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Return the attention (B, N, D) of ``x`` (B, N, D) to ``keys`` (B, L, D).
+    def forward(self, x: Tensor, keys: Tensor, values: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return the attention (B, N, D) of ``x`` (B, N, D) to ``keys`` and ``values`` (B, L, D).
 
-        ``rotary`` are cosines and sines (N, pairs) by which both rotate, in self-attention.
+        ``rotary`` are cosines and sines (N, pairs) by which queries and keys rotate, in self-attention.
         """
         q = self.norm_q(linear(self.to_q, x)).unflatten(-1, self.heads)
-        k = self.norm_k(linear(self.to_k, keys)).unflatten(-1, self.heads)
-        v = linear(self.to_v, keys).unflatten(-1, self.heads)
+        k, v = (part.unflatten(-1, self.heads) for part in (keys, values))
         if rotary is not None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         return linear(self.to_out[0], attend(q, k, v))  # type: ignore[arg-type]
+
+
+class TextKeys(nn.Module):
+    """A block's ``text`` stage: the keys and values of its cross attention, which are the same in all calls.
+
+    The keys are normalised over all heads together.
+    """
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__()
+        self.to_k, self.to_v = (nn.Linear(config.width, config.width) for _ in range(2))
+        self.norm_k = RMSNorm(config.width, config.eps)
+
+    def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of ``text``; each is (B, L, D)."""
+        return self.norm_k(linear(self.to_k, text)), linear(self.to_v, text)
+
+    def flops(self) -> tuple[Term, ...]:
+        return total(layers(self, TEXT))
+
+
+class SelfAttention(CrossAttention):
+    """Attention of tokens to one another, with keys that are normalised as the queries are."""
+
+    def __init__(self, config: WanConfig) -> None:
+        super().__init__(config)
+        self.to_k, self.to_v = (nn.Linear(config.width, config.width) for _ in range(2))
+        self.norm_k = RMSNorm(config.width, config.eps)
+
+    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
+        """Return the attention (B, N, D) of ``x`` (B, N, D); ``rotary`` are cosines and sines (N, pairs)."""
+        return super().forward(x, self.norm_k(linear(self.to_k, x)), linear(self.to_v, x), rotary)
 
 
 class Block(ResidualBlock):
     """A block, or one of its parts: gated attention among all tokens, cross attention, and a gated MLP.
 
     The block takes hidden (B, T, S, D); modulation (B, 6, D) float32, or (B, T, 6, D) where each frame has its own,
-    from ``embed``; rotary_frames (T, 2, pairs) and rotary_tokens (S, 2, pairs) float32, from ``positions``; text
-    (B, L, D), from ``text``, all of which is attended to.
+    from ``embed``; rotary_frames (T, 2, pairs) and rotary_tokens (S, 2, pairs) float32, from ``positions``; and
+    text_keys and text_values (B, L, D), from the block's own ``text`` stage, all of which are attended to.
     """
 
     CONDITIONS: Mapping[str, tuple[str, ...]] = {
         "attn": ("modulation", "rotary_frames", "rotary_tokens"),
-        "cross": ("text",),
+        "cross": TEXT_KEYS,
         "mlp": ("modulation",),
     }
     PARTS = tuple(CONDITIONS)
@@ -221,9 +253,9 @@ class Block(ResidualBlock):
         if "modulation" in self.conditions:
             self.scale_shift_table = nn.Parameter(torch.zeros(1, 6, config.width))
         if "attn" in parts:
-            self.attn1 = Attention(config)
+            self.attn1 = SelfAttention(config)
         if "cross" in parts:
-            self.attn2 = Attention(config)
+            self.attn2 = CrossAttention(config)
             if config.cross_attn_norm:
                 self.norm2 = nn.LayerNorm(config.width, config.eps)
         if "mlp" in parts:
@@ -234,7 +266,7 @@ class Block(ResidualBlock):
             tokens = hidden.flatten(1, 2)
             if self.config.cross_attn_norm:
                 tokens = self.norm2(tokens.float()).to(tokens.dtype)
-            cross: Tensor = self.attn2(tokens, given["text"]).view(hidden.shape)
+            cross: Tensor = self.attn2(tokens, *(given[name] for name in TEXT_KEYS)).view(hidden.shape)
             return cross
         table = adaln_single(self.scale_shift_table, given["modulation"])
         shift, scale, gate = table[:3] if part == "attn" else table[3:]
@@ -242,7 +274,7 @@ class Block(ResidualBlock):
         if part == "mlp":
             return gate * self.ffn(modulated)  # type: ignore[no-any-return]
         tokens = modulated.flatten(1, 2)
-        attended = self.attn1(tokens, tokens, self._rotary(given["rotary_frames"], given["rotary_tokens"]))
+        attended = self.attn1(tokens, self._rotary(given["rotary_frames"], given["rotary_tokens"]))
         return gate * attended.view(hidden.shape)  # type: ignore[no-any-return]
 
     def _rotary(self, frames: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,9 +293,7 @@ class Block(ResidualBlock):
             return (layers(self.ffn, TOKENS),)
         if part == "attn":
             return total(layers(self.attn1, TOKENS), attention(TOKENS, TOKENS[1:], width))
-        of_tokens = [layers(module, TOKENS) for module in (self.attn2.to_q, self.attn2.to_out)]
-        of_text = [layers(module, TEXT) for module in (self.attn2.to_k, self.attn2.to_v)]
-        return total(*of_tokens, *of_text, attention(TOKENS, "text", width))
+        return total(layers(self.attn2, TOKENS), attention(TOKENS, "text", width))
 
 
 class Final(nn.Module):

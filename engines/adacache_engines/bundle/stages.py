@@ -41,12 +41,15 @@ class StageEntry(Entry):
 
     Attributes:
         graph: the stage's graph. Its ``independent_axes`` say how the stage's work can be divided.
-        role: ``text`` projects captions; ``positions`` makes tensors that depend on sizes only; ``embed`` turns latents
-            into the hidden state; a ``block`` has the form hidden' = hidden + r(hidden, ...), so that a policy may
-            reuse its residual; ``final`` turns the hidden state into a prediction.
+        role: ``text`` projects captions, or makes of them what a block takes; ``positions`` makes tensors that depend
+            on sizes only; ``embed`` turns latents into the hidden state; a ``block`` has the form hidden' =
+            hidden + r(hidden, ...), so that a policy may reuse its residual; ``final`` turns the hidden state into a
+            prediction.
         per_generation: whether the stage runs once in a generation; else it runs in each call.
-        kind: kind of a block, such as ``spatial``; None for other roles.
-        index: number of the block among those of its kind, from 0; None for other roles.
+        kind: kind of a block, such as ``spatial``. Another stage has it, and an index, where it prepares that block: it
+            runs once in a generation, and what it makes goes to the stages of that block alone. None = it makes what
+            any stage may take.
+        index: number of the block among those of its kind, from 0; None where there is no kind.
         part: residual part of the block that the stage computes, such as ``attn``; None = the whole block.
         expert: number of the transformer that the stage belongs to, an index of ``Manifest.experts``.
         probes: site -> the probe there.
@@ -65,16 +68,29 @@ class StageEntry(Entry):
 
     @model_validator(mode="after")
     def _place(self) -> Self:
-        if self.block != (self.kind is not None and self.index is not None) or (self.part and not self.block):
-            raise ValueError(f"stage {self.graph.name}: a block has a kind and an index, another role has neither")
+        if (self.kind is None) != (self.index is None) or (self.block and self.kind is None):
+            raise ValueError(f"stage {self.graph.name}: a block has a kind and an index; expected both, or neither")
+        if self.part and not self.block:
+            raise ValueError(f"stage {self.graph.name}: only a block has parts, and its role is {self.role}")
         if self.block and self.per_generation:
             raise ValueError(f"stage {self.graph.name}: a block runs in each call")
+        if self.prepares_block and not self.per_generation:
+            raise ValueError(f"stage {self.graph.name}: what prepares a block runs once in a generation")
         return self
 
     @property
     def block(self) -> bool:
         """Whether the stage is a block, or a part of one."""
         return self.role == "block"
+
+    @property
+    def prepares_block(self) -> bool:
+        """Whether what the stage makes goes to the stages of one block alone."""
+        return self.kind is not None and not self.block
+
+    def own_name(self, tensor: str) -> str:
+        """Return the name, unique in the model, of a tensor that goes from stage to stage of one block alone."""
+        return f"{self.kind}.{self.index}.{tensor}"
 
     @property
     def independent_axes(self) -> tuple[str, ...]:

@@ -75,7 +75,8 @@ class BoundStages:
         probes: site -> buffer that receives what the site's stage shows.
 
     Attributes:
-        tensors: the model's inputs and outputs and what stages hand on, by name, except states and probes.
+        tensors: the model's inputs and outputs and what stages hand on, by name, except states and probes; what
+            prepares a block is there under :meth:`adacache_engines.bundle.stages.StageEntry.own_name`.
         hidden: pool of buffers for the state (batch, ...).
         unwatched: shape and dtype -> buffer that receives all probes like it that nobody looks at.
         samples, branches: number of prompts, and of guidance branches.
@@ -97,17 +98,25 @@ class BoundStages:
         self._spec = hidden_spec(manifest)
         self.hidden: Sequence[Buffer] = [self.empty_hidden() for _ in range(pool)]
         self.unwatched: dict[tuple[tuple[int, ...], str], Buffer] = {}
+        preparing = [stage for stage in manifest.stages if stage.prepares_block]
+        self._own = {stage.own_name(spec.name) for stage in preparing for spec in stage.graph.outputs}
         self.tensors: dict[str, Buffer] = {}
         for stage in manifest.stages:
             watched = {*(probe.output for probe in stage.probes.values()), "hidden", "hidden" + OUT}
-            for spec in (*stage.graph.inputs, *stage.graph.outputs):
-                if spec.name not in watched and spec.name not in self.tensors:
-                    self.tensors[spec.name] = self._empty(spec)
+            named = {self._name(stage, spec.name): spec for spec in (*stage.graph.inputs, *stage.graph.outputs)}
+            for name, spec in named.items():
+                if spec.name not in watched and name not in self.tensors:
+                    self.tensors[name] = self._empty(spec)
 
     @property
     def everyone(self) -> Span:
         """All guidance branches."""
         return Span(0, self.branches)
+
+    @property
+    def prepared(self) -> list[Buffer]:
+        """Buffers of what prepares one block alone."""
+        return [self.tensors[name] for name in sorted(self._own)]
 
     def empty_hidden(self, kept: int | None = None, branches: int | None = None) -> Buffer:
         """Allocate a tensor of the state's shape for some branches, or ``kept`` of them in one."""
@@ -153,7 +162,7 @@ class BoundStages:
             elif spec.name in sites:
                 buffer = self._probes.get(sites[spec.name]) or self._ignored(spec)
             else:
-                buffer = self.tensors[spec.name]
+                buffer = self.tensors[self._name(stage, spec.name)]
             tensors[spec.name] = span.of(buffer, self.samples) if spec.axes[0] == BATCH else buffer
         call = self.engines.stages[graph.name].bind(tensors)
         return Step(graph.name, call, tuple(tensors[spec.name] for spec in graph.outputs))
@@ -163,6 +172,11 @@ class BoundStages:
         if role == "embed":  # positions that depend on the call are made first, wherever they are listed
             return [*self._each_call("positions", expert), *stages]
         return stages
+
+    def _name(self, stage: StageEntry, tensor: str) -> str:
+        """Return the name in ``tensors`` of a stage's input or output."""
+        own = stage.own_name(tensor)
+        return own if own in self._own else tensor
 
     def _ignored(self, spec: TensorSpec) -> Buffer:
         key = spec.shape(self._sizes), spec.dtype

@@ -21,6 +21,6 @@ def memory_nbytes(
     if run is not None:
         if run.arena is not None:
             kinds["activations"] = run.arena
-        kinds |= {"hidden_states": run.hidden, "probes": run.probes, "latents": run.latents}
+        kinds |= {"hidden_states": run.hidden, "probes": run.probes, "latents": run.prepared + run.latents}
     residuals = {choice: residual_nbytes(manifest, sizes, choice) for choice in granularities(manifest)}
     return kinds | {f"residuals_{choice}": nbytes for choice, nbytes in residuals.items()}

@@ -172,6 +172,8 @@ def test_models_are_described_as_published(
 def test_two_experts_divide_the_timesteps() -> None:
     made = FAMILY.describe(WanConfig(), None, pipeline=PipelineConfigs(EXPERTS))
     assert [(expert.timesteps, expert.guidance) for expert in made.experts] == [((875, 1000), 4.0), ((0, 875), 3.0)]
+    original = FAMILY.describe(WanConfig(), None, pipeline=PipelineConfigs(unnamed_experts=True))
+    assert original.experts == made.experts
     with pytest.raises(CheckpointError, match="boundary_ratio None"):
         FAMILY.describe(WanConfig(), None, pipeline=PipelineConfigs({**EXPERTS, "boundary_ratio": None}))
 
@@ -230,7 +232,8 @@ def test_names_of_the_original_repository(weights: dict[str, torch.Tensor]) -> N
 
 def test_a_lora_is_refused() -> None:
     names = ["diffusion_model.blocks.0.self_attn.q.lora_down.weight", "transformer.blocks.0.attn1.to_q.lora_A.weight"]
-    for name in names:
+    others = ["lora_unet_blocks_0_ffn_0.alpha", "blocks.0.ffn.0.lokr_w1", "blocks.0.ffn.0.hada_w1_a"]
+    for name in names + others:
         with pytest.raises(CheckpointError, match="LoRA") as caught:
             recognise([name])
         assert "\n" not in str(caught.value)

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from adacache_engines.bundle.files import read_manifest
 from adacache_export.commands.export import main as export
+from adacache_export.phases import Progress
+from adacache_export.verification.verify import verify
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.trace import read_trace
 from tests.helpers.tiny_models import wan
@@ -199,3 +201,5 @@ def test_published_presets_run(model: str, tmp_path: Path) -> None:
         assert {1, second} <= {*computed, steps + 1}
         # others depend on the content, and these random weights change a lot from call to call
         assert len(computed) < steps or not name.startswith(("magcache", "adacache")), name
+    verified = [graph.name for graph in verify(bundle, Progress())]
+    assert sorted(verified) == sorted({graph.name for graph in manifest.graphs()}), "--verify leaves no graph out"
