@@ -21,6 +21,7 @@ from adacache_engines.bundle.manifest import (
     ProbeEntry,
     ProbeRole,
     StageEntry,
+    conditioning_of,
 )
 from adacache_engines.bundle.tensors import DType
 from adacache_engines.bundle.video_sizes import possible_names
@@ -154,6 +155,8 @@ def convert(
         if vae:
             part, latent = add_decoder(folder, vae, latent, progress)
             part_weights["vae"], files = part.weights, {**files, **part.files}
+        entries = tuple(stage_entry(stage, graphs[stage.name], default) for stage in stages)
+        left_out = described.conditioned == "asked" and family.conditioned_stages and not options.conditioning
         hashed = running_total(progress.phase("hashing the checkpoint", checkpoint.file_bytes()))
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -163,8 +166,9 @@ def convert(
             precision=options.precision,
             granularity=options.granularity,
             profiles=described.profiles,
-            stages=tuple(stage_entry(stage, graphs[stage.name], default) for stage in stages),
+            stages=entries,
             experts=experts,
+            conditioning="not-exported" if left_out else conditioning_of(entries),
             arithmetic={stage.name: graphs[stage.name] for stage in sums},
             signals={name: signal_entry(signal, graphs) for name, signal in signals.items()},
             policies=described.policies,
@@ -216,7 +220,8 @@ def _check_alike(family: Family, transformers: Sequence[Checkpoint], experts: in
     """Check that a family's model has so many transformers, and that they differ in their weights only.
 
     Raises:
-        CheckpointError: there are more transformers than the family's models have, or of another configuration.
+        CheckpointError: there are more transformers than the family's models have, or of another family or
+            configuration.
     """
     if len(transformers) != experts:
         raise CheckpointError(
@@ -224,6 +229,10 @@ def _check_alike(family: Family, transformers: Sequence[Checkpoint], experts: in
             " folder of one of them"
         )
     for other in transformers[1:]:
+        try:
+            recognise(other.tensors, other.config, family.NAME)
+        except CheckpointError as error:
+            raise CheckpointError(f"{other.files[0].parent}: {error}") from error
         if family.config_from(other.config, other.shapes()) != config:
             raise CheckpointError(
                 f"{other.files[0].parent} and {transformers[0].files[0].parent} have different configurations; expected"

@@ -81,7 +81,8 @@ def check(
 
 
 def _report(checkpoint: Checkpoint, wanted: int, groups: Mapping[str, list[str]]) -> str:
-    where = str(checkpoint.files[0]) if len(checkpoint.files) == 1 else f"{checkpoint.files[0].parent} (shards)"
+    folders = " and ".join(dict.fromkeys(str(file.parent) for file in checkpoint.files))
+    where = str(checkpoint.files[0]) if len(checkpoint.files) == 1 else f"{folders} ({len(checkpoint.files)} files)"
     lines = [f"{where} does not fit the model, which has {wanted} tensors:"]
     for title, problems in groups.items():
         if problems:

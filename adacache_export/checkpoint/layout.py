@@ -18,6 +18,7 @@ WEIGHTS = (  # in order of preference where a folder has several
 )
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 SHARD = re.compile(r".+-\d{5}-of-\d{5}\.\w+")
+INDEXES = (f"*{INDEX}", "*.index.*.json")  # names of indexes; the latter are those of a variant, such as fp16
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _find_in_folder(folder: Path) -> CheckpointFiles:
     if not found and nested.is_dir():
         return _with_configs(nested, _find_in_folder(nested), folder / "scheduler" / SCHEDULER)
     names = sorted(child.name for child in folder.iterdir())
-    files = [path.name for path in _weights_files(folder)]
+    files = [path.name for path in weights_files(folder)]
     inside = (CONFIG, *WEIGHTS, *(name + INDEX for name in WEIGHTS))
     folders = [name for name in names if any((folder / name / file).exists() for file in inside)]
     if (folder / CONFIG).exists():
@@ -88,20 +89,25 @@ def _weights_in(folder: Path) -> CheckpointFiles | None:
             return CheckpointFiles((folder / name,))
         if (folder / (name + INDEX)).is_file():
             return _read_index(folder / (name + INDEX))
-    indexes = sorted(folder.glob(f"*{INDEX}"))
+    indexes = _indexes_in(folder)
     if len(indexes) == 1:
         return _read_index(indexes[0])
-    files = _weights_files(folder)
+    files = weights_files(folder)
     return CheckpointFiles((files[0],)) if len(files) == 1 and (folder / CONFIG).exists() else None
 
 
-def _weights_files(folder: Path) -> list[Path]:
+def _indexes_in(folder: Path) -> list[Path]:
+    return sorted(path for pattern in INDEXES for path in folder.glob(pattern))
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """Return the files of a folder that may hold weights, in order of name."""
     return sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIXES))
 
 
 def _is_alone(path: Path) -> bool:
     with unreadable(path.parent):
-        return _weights_files(path.parent) == [path]
+        return weights_files(path.parent) == [path]
 
 
 def _with_configs(folder: Path, found: CheckpointFiles, scheduler: Path | None = None) -> CheckpointFiles:
@@ -115,7 +121,7 @@ def _with_configs(folder: Path, found: CheckpointFiles, scheduler: Path | None =
 
 
 def _find_siblings(shard: Path) -> CheckpointFiles:
-    for index in sorted(shard.parent.glob(f"*{INDEX}")):
+    for index in _indexes_in(shard.parent):
         found = _read_index(index)
         if shard in found.weights:
             return found

@@ -1,7 +1,7 @@
 """The source of an export: the weights of a transformer, or the folder of a whole pipeline in diffusers' layout.
 
 The folder of a pipeline has a ``model_index.json``, which names a library and a class for each component, and a folder
-for each component.
+for each component. The original repository of a model of two transformers has a folder for each instead.
 """
 
 from collections.abc import Collection, Mapping
@@ -11,12 +11,15 @@ from typing import Any
 
 from adacache_engines.errors import CheckpointError
 from adacache_export.checkpoint.formats import read_json
-from adacache_export.checkpoint.layout import CONFIG, SCHEDULER
+from adacache_export.checkpoint.layout import CONFIG, SCHEDULER, weights_files
 from adacache_export.checkpoint.opened import Checkpoint, open_checkpoint
 
 INDEX = "model_index.json"
 TRANSFORMERS = ("transformer", "transformer_2")
 COMPONENTS = (*TRANSFORMERS, "text_encoder", "tokenizer", "vae", "scheduler")  # others are not needed for an export
+EXPERTS = ("high_noise_model", "low_noise_model")  # folders of two transformers in original repositories
+# beginnings of files of the same weights in another format, precision or number of shards
+OWN_NAMES = tuple(f"{stem}{end}" for stem in ("diffusion_pytorch_model", "model", "pytorch_model") for end in ".-")
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,17 @@ class PipelineConfigs:
     Attributes:
         index: content of ``model_index.json``; empty where the transformer is published alone.
         vae: content of the VAE's ``config.json``; empty without one.
+        unnamed_experts: whether there are two transformers although there is no ``model_index.json``.
     """
 
     index: Mapping[str, Any] = field(default_factory=dict)
     vae: Mapping[str, Any] = field(default_factory=dict)
+    unnamed_experts: bool = False
+
+    @property
+    def two_experts(self) -> bool:
+        """Whether the model has two transformers."""
+        return self.unnamed_experts or self.has(TRANSFORMERS[1])
 
     def has(self, component: str) -> bool:
         """Return whether the pipeline has a component, such as ``transformer_2``."""
@@ -67,14 +77,22 @@ def open_source(path: Path, weights: str | None = None, replaced: Collection[str
         CheckpointError: it cannot be opened, or a component is missing.
     """
     if not (path / INDEX).is_file():
-        return Source((open_checkpoint(path, weights),))
+        experts = [path / name for name in EXPERTS]
+        if all(folder.is_dir() for folder in experts):
+            opened = tuple(open_checkpoint(folder, weights) for folder in experts)
+            return Source(opened, PipelineConfigs(unnamed_experts=True), notes=_left_out(path, opened))
+        opened = (open_checkpoint(path, weights),)
+        return Source(opened, notes=_left_out(path, opened))
     index = read_json(path / INDEX)
     configs = PipelineConfigs(index)
     named = [name for name in COMPONENTS if configs.has(name)]
-    lacking = [name for name in named if name not in replaced and not (path / name).is_dir()]
+    unneeded = {*replaced, *(["tokenizer"] if "text_encoder" in replaced else [])}
+    lacking = [f"folder {name}" for name in named if name not in unneeded and not (path / name).is_dir()]
+    if "scheduler" in named and not lacking and not (path / "scheduler" / SCHEDULER).is_file():
+        lacking = [f"file scheduler/{SCHEDULER}"]
     if lacking:
         raise CheckpointError(
-            f"{path} has no folder {', '.join(lacking)}, which its {INDEX} names; expected the whole pipeline: download"
+            f"{path} has no {', '.join(lacking)}, which its {INDEX} names; expected the whole pipeline: download"
             " it again"
         )
     if TRANSFORMERS[0] not in named:
@@ -98,6 +116,20 @@ def open_source(path: Path, weights: str | None = None, replaced: Collection[str
         del parts["text_encoder"]
         notes = (f"left out the text encoder, because {INDEX} names no tokenizer",)
     return Source(transformers, replace(configs, vae=read("vae", CONFIG)), **parts, notes=notes)
+
+
+def _left_out(path: Path, opened: tuple[Checkpoint, ...]) -> tuple[str, ...]:
+    """Return a sentence on the weights of other models beside those of a folder, as original repositories have them."""
+    own = {file for checkpoint in opened for file in checkpoint.files}
+    if not path.is_dir() or path not in {folder for file in own for folder in file.parents[:2]}:
+        return ()
+    beside = [file.name for file in weights_files(path) if file not in own and not file.name.startswith(OWN_NAMES)]
+    if not beside:
+        return ()
+    return (
+        f"left out {', '.join(beside)}: a text encoder and a VAE are taken from folders as transformers and diffusers"
+        " save them, with --text-encoder DIR and --vae DIR",
+    )
 
 
 def merged(transformers: Mapping[str, Checkpoint]) -> Checkpoint:

@@ -108,6 +108,9 @@ FAMILIES: dict[str, Family] = {
 # families whose checkpoints are also published in another layout -> a tensor's name in SIGNATURE_KEYS' layout
 LAYOUTS: Mapping[str, Callable[[str], str]] = {wan.NAME: wan_published.own_name}
 
+# parts of names of tensors that change a model's weights and are none themselves: LoRA, LoKr and LoHa
+ADAPTERS = ("lora", "lokr_", "hada_")
+
 
 def maker(family: Family, conditioned: bool) -> MakeStages:
     """Return the function that makes a family's stages; ``conditioned`` asks for stages that may keep frames.
@@ -146,7 +149,7 @@ def recognise(names: Iterable[str], config: Mapping[str, Any] | None = None, ask
     if asked is not None and asked not in FAMILIES:
         raise InputError(f"no family is called {asked}; there are {', '.join(FAMILIES)}")
     present = set(names)
-    if adapters := sorted(name for name in present if "lora" in name.lower()):
+    if adapters := sorted(name for name in present if any(part in name.lower() for part in ADAPTERS)):
         raise CheckpointError(
             f"these are the weights of a LoRA ({len(adapters)} tensors such as {adapters[0]}), not of a model; pass the"
             " checkpoint of the model itself"
@@ -155,8 +158,9 @@ def recognise(names: Iterable[str], config: Mapping[str, Any] | None = None, ask
     fitting = [name for name, keys in lacking.items() if not keys and asked in (None, name)]
     if not fitting and config is not None and "_class_name" in config:
         raise CheckpointError(
-            f"config.json describes {config['_class_name']}, which is of no known family; there are"
-            f" {', '.join(FAMILIES)}: pass the video transformer of one of them"
+            f"config.json describes {config['_class_name']}, and the weights ({len(present)} tensors such as"
+            f" {min(present, default='none')}) are those of no known family; there are {', '.join(FAMILIES)}: pass the"
+            " video transformer of one of them"
         )
     if not fitting:
         raise CheckpointError(_unknown(present, lacking if asked is None else {asked: lacking[asked]}))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from adacache_engines.bundle.manifest import Term
 from adacache_export.costs import total
-from adacache_export.families.layers import adaln_single, add_residual, modulate
+from adacache_export.families.layers import NORM_EPS, adaln_single, add_residual, modulate
 
 Parts = tuple[str, ...]
 EVERYWHERE = ("patch_frames", "tokens")  # independent axes of a part that treats every token by itself
@@ -80,11 +80,12 @@ class ModulatedInput(nn.Module):
     The table is the first block's own, under the name that it has there.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, eps: float = NORM_EPS) -> None:
         super().__init__()
         self.scale_shift_table = nn.Parameter(torch.zeros(6, width))
+        self.eps = eps
 
     def forward(self, hidden: Tensor, modulation: Tensor) -> Tensor:
         """Modulate ``hidden`` (B, T, S, D) by ``modulation`` (B, 6, D) or (B, T, 6, D); return (B, T, S, D)."""
         shift, scale, *_ = adaln_single(self.scale_shift_table, modulation)
-        return modulate(hidden, shift, scale)
+        return modulate(hidden, shift, scale, self.eps)

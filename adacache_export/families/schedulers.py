@@ -124,8 +124,8 @@ def sampler_of(
     known = [each for each, entry in SCHEDULERS.items() if entry.predicts == predicts]
     if name not in known:
         raise CheckpointError(
-            f"scheduler_config.json asks for {name}, expected one of {', '.join(known)}: remove the file to sample"
-            f" with {usual[CLASS]}"
+            f"scheduler_config.json asks for {name}, expected one of {', '.join(known)}: pass the published file of the"
+            f" model, which is for {usual[CLASS]}"
         )
     kind = SCHEDULERS[name]
     settings = {key: value for key, value in {**kind.unset, **given}.items() if not key.startswith("_")}
@@ -170,5 +170,5 @@ def refuse(problems: Sequence[str]) -> None:
     if problems:
         raise CheckpointError(
             f"scheduler_config.json asks for what is not supported: {', '.join(problems)}; pass the published file of"
-            " the model, or remove it"
+            " the model"
         )

@@ -14,6 +14,7 @@ from adacache_runtime.caching.groups import granularities
 from adacache_runtime.caching.measures import resolve
 from adacache_runtime.caching.policy import GRANULARITIES, SCOPES, Granularity, Measure
 from adacache_runtime.conditioning.clips import continuation
+from adacache_runtime.conditioning.encoded_video import check_video_condition
 from adacache_runtime.conditioning.given_frames import GivenFrames, given_mask, place_given
 from adacache_runtime.conditioning.masks import Masking, check_mask, masking
 from adacache_runtime.conditioning.references import Placement, alignment, mask_of
@@ -36,7 +37,8 @@ class Settled:
         fps: (samples,) frames per second.
         steps: sampling steps.
         updates: the sampler's update for each call.
-        given: places of the images and the clip; None = there are none.
+        given: places of the images and the clip that the video contains; None = there are none.
+        encoded: number of frames of each clip that is encoded before the first call.
         masking: frames that are kept, by call; None = all are generated.
         sizes: sizes of the dynamic axes, text excepted.
         granularity: groups that share a cached residual.
@@ -55,6 +57,7 @@ class Settled:
     steps: int
     updates: Sequence[Update]
     given: GivenFrames | None
+    encoded: tuple[int, ...]
     masking: Masking | None
     sizes: Mapping[str, int]
     granularity: Granularity
@@ -111,7 +114,14 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
     check_profiles(manifest, {"samples": samples, **axes})
     sampler = sampler_name(manifest, request.sampler)
     calls = updates(manifest, steps, samples, **video, idle_call=request.idle_call, sampler=sampler)
-    given = None if continues else place_given(manifest, request, video["frames"], axes["frames"])
+    given: GivenFrames | None = None
+    encoded: tuple[int, ...] = ()
+    if manifest.conditioning == "encoded-video":
+        encoded = check_video_condition(manifest, request, shape, **video)
+    elif request.video_condition is not None:
+        raise InputError("this model takes no encoded video beside its latents; leave the video condition out")
+    elif not continues and (given := place_given(manifest, request, video["frames"], axes["frames"])):
+        encoded = given.counts
     mask = _mask(manifest, request, given, shape, bool(continues))
     if mask is not None:
         check_mask(manifest, sampler, mask, request.noise, shape, len(calls))
@@ -131,6 +141,7 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
         steps=steps,
         updates=calls,
         given=given,
+        encoded=encoded,
         masking=None if mask is None else masking(mask, calls, request.noise, request.seed),
         sizes={**axes, **manifest.latent.token_axes(**axes), **batch},
         granularity=granularity,
@@ -185,9 +196,8 @@ def _latent_shape(
     manifest: Manifest, request: Request, samples: int, height: int, width: int, frames: int
 ) -> tuple[int, ...]:
     """Return (samples, channels, frames, height, width), the shape of the given latents if there are any."""
-    latent = manifest.latent
-    if request.latents is not None:
-        given = request.latents.shape
+    latent, given = manifest.latent, None if request.latents is None else request.latents.shape
+    if request.latents is not None and given is not None:
         if len(given) != 5 or given[:2] != (samples, latent.channels):
             raise InputError(
                 f"latents have shape {given}; expected ({samples}, {latent.channels}, frames, height, width)"
@@ -198,14 +208,36 @@ def _latent_shape(
             )
         if not fits_float32(request.latents):
             raise InputError("the initial latents contain NaN, infinity or numbers beyond float32")
-        return given
-    unit = latent.spatial_factor * latent.patch[1]
-    if latent.whole_patches and (height % unit or width % unit):
-        raise OutOfRangeError(f"{width}x{height} pixels are not possible with this model; choose multiples of {unit}")
+        if _reads_size(manifest):
+            return given
+        height, width = (
+            side * latent.spatial_factor if asked is None else asked
+            for asked, side in zip((request.height, request.width), given[3:], strict=True)
+        )
+    rows, columns = (latent.spatial_factor * patch for patch in latent.patch[1:])
+    if latent.whole_patches and (height % rows or width % columns):
+        multiples = str(rows) if rows == columns else f"{columns} in width and of {rows} in height"
+        raise OutOfRangeError(
+            f"{width}x{height} pixels are not possible with this model; choose multiples of {multiples}"
+        )
     size = (height // latent.spatial_factor, width // latent.spatial_factor)
     if min(size) < 1:
         raise OutOfRangeError(f"{width}x{height} pixels are too few; choose at least {latent.spatial_factor} each way")
-    return (samples, latent.channels, latent.latent_frames(frames), *size)
+    shape = (samples, latent.channels, latent.latent_frames(frames), *size)
+    if given is None:
+        return shape
+    expected = (*shape[:2], given[2] if request.frames is None else shape[2], *shape[3:])
+    if given != expected:
+        raise InputError(
+            f"latents have shape {given}; expected {expected}, by the size that is asked for: give such latents, or"
+            " another size"
+        )
+    return given
+
+
+def _reads_size(manifest: Manifest) -> bool:
+    """Return whether the video's size in pixels is a condition of the model, which need not be that of the latents."""
+    return any(spec.name in ("height", "width") for stage in manifest.stages for spec in stage.graph.inputs)
 
 
 def _mask(

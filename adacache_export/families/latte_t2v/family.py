@@ -251,13 +251,13 @@ def names(video: VideoDefaults) -> VideoNames:
     return VideoNames(sizes={f"{video.height}p": {"1:1": (video.width, video.height)}}, aspect="1:1")
 
 
-def latent_space(config: LatteT2VConfig, frames: FrameRule) -> LatentSpace:
+def latent_space(config: LatteT2VConfig, frames: FrameRule, spatial_factor: int = VAE_SPATIAL_FACTOR) -> LatentSpace:
     """Return the latent space of a VAE with this ``frames`` rule; a model of three channels works on pixels."""
     pixels = config.in_channels == PIXEL_CHANNELS
     return LatentSpace(
         channels=config.in_channels,
         patch=(1, config.patch_size, config.patch_size),
-        spatial_factor=1 if pixels else VAE_SPATIAL_FACTOR,
+        spatial_factor=1 if pixels else spatial_factor,
         frames=EACH_FRAME if pixels else frames,
         decoder="pixels" if pixels else "none",
         whole_patches=True,

@@ -46,6 +46,7 @@ class LatteT2VConfig:
     caption_channels: int = 4096
     sample_size: tuple[int, int] = (64, 64)  # latent rows and columns of the size that positions are for
     video_length: int = 16  # latent frames
+    norm_eps: float = 1e-6  # of the blocks; that of the final layer is 1e-6 in any case
     model_max_length: int = 120  # text tokens
     interpolation_scale_1d: float = 1.0  # latent frames in a unit of the temporal positions
 
@@ -106,7 +107,7 @@ class Embed(nn.Module):
         self.pos_embed = nn.ModuleDict({"proj": nn.Conv2d(config.in_channels, config.width, patch, stride=patch)})
         self.adaln_single = AdaLayerNormSingle(config.width)
         if probed:
-            self.transformer_blocks = nn.ModuleList([ModulatedInput(config.width)])
+            self.transformer_blocks = nn.ModuleList([ModulatedInput(config.width, config.norm_eps)])
         self.probed = probed
 
     def forward(self, latents: Tensor, timestep: Tensor, position_tokens: Tensor) -> tuple[Tensor, ...]:
@@ -191,7 +192,7 @@ class Block(ResidualBlock):
     ) -> None:
         extra = [name for name, taken in (("position_frames", positions), ("token_mask", masked)) if taken]
         super().__init__({**self.CONDITIONS, "attn": ("modulation", *extra)}, parts, sites)
-        self.temporal, self.positions = kind == "temporal", positions
+        self.temporal, self.positions, self.eps = kind == "temporal", positions, config.norm_eps
         if "modulation" in self.conditions:
             self.scale_shift_table = nn.Parameter(torch.zeros(6, config.width))
         if "attn" in parts:
@@ -215,7 +216,7 @@ class Block(ResidualBlock):
             return cross
         table = adaln_single(self.scale_shift_table, given["modulation"])
         shift, scale, gate = table[:3] if part == "attn" else table[3:]
-        modulated = modulate(hidden, shift, scale)
+        modulated = modulate(hidden, shift, scale, self.eps)
         out = self.ff(modulated) if part == "mlp" else self._attention(modulated, given.get("token_mask"))
         gated: Tensor = gate * out
         return gated

@@ -35,6 +35,8 @@ AROUND = "diffusion_model."  # prefix that some tools put before all names
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}  # of a scheduler for these models
 IMAGE_TO_VIDEO = "ti2v-5b"  # the model that also starts from an image
+# shares of the timesteps below which the second of two transformers runs, in the original's configurations
+BOUNDARY_RATIOS = {"t2v-a14b": 0.875, "i2v-a14b": 0.9}
 FULL_SCALE_CHANNELS = 48  # of latents in which 16 pixels are a row, where nothing else tells it
 NAMES = VideoNames(
     sizes={
@@ -83,6 +85,11 @@ class Release:
     steps: int
     spatial_factor: int
 
+    @property
+    def boundary_ratio(self) -> float | None:
+        """The share of the timesteps below which the second of two transformers runs; None = there is one."""
+        return BOUNDARY_RATIOS.get(self.model)
+
 
 def published(config: WanConfig, pipeline: PipelineConfigs) -> Release:
     """Return the settings of the published model that a model is most like: the large ones make 720p."""
@@ -94,7 +101,9 @@ def published(config: WanConfig, pipeline: PipelineConfigs) -> Release:
     if factor == 16:
         video = VideoDefaults(height=704, width=1280, frames=121, fps=24, image_fps=24)
         return Release(IMAGE_TO_VIDEO, video, 5.0, 5.0, 5.0, 50, factor)
-    if pipeline.has("transformer_2"):
+    if config.condition_channels:
+        return Release("i2v-a14b" if pipeline.two_experts else "i2v", large, 5.0, 3.5, 3.5, 40, factor)
+    if pipeline.two_experts:
         return Release("t2v-a14b", large, 12.0, 4.0, 3.0, 40, factor)
     if config.num_layers >= WanConfig().num_layers:
         return Release("t2v-14b", large, 5.0, 5.0, 5.0, 50, factor)

@@ -53,6 +53,10 @@ def check_captions(manifest: Manifest, captions: Captions) -> None:
         return
     if negative.ndim != 3 or negative.shape[0] != samples or negative.shape[2] != rule.width:
         raise InputError(f"negative embeddings have shape {negative.shape}; expected ({samples}, length, {rule.width})")
+    if not 1 <= negative.shape[1] <= rule.max_length:
+        raise InputError(
+            f"the negative embeddings have length {negative.shape[1]}; this model takes 1 to {rule.max_length}"
+        )
     if not fits_float32(negative):
         raise InputError("the negative embeddings contain NaN, infinity or numbers beyond float32; check the encoder")
 

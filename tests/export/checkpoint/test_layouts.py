@@ -35,6 +35,19 @@ def test_a_sharded_set_opens_by_index_folder_or_shard(tmp_path: Path, suffix: st
     assert checkpoint.files == shards
 
 
+@pytest.mark.parametrize("given_as", ["folder", "shard"])
+def test_shards_of_a_variant_have_an_index_of_their_own(tmp_path: Path, given_as: str) -> None:
+    """diffusers saves ``variant="fp16"`` under such names."""
+    index = make_shards(tmp_path)
+    content = index.read_text().replace("model-", "model.fp16-")
+    index.with_suffix(".fp16.json").write_text(content)
+    index.unlink()
+    shards = [
+        shard.rename(shard.with_name(shard.name.replace("-", ".fp16-", 1))) for shard in tmp_path.glob("*.safetensors")
+    ]
+    assert_same(open_checkpoint({"folder": tmp_path, "shard": shards[0]}[given_as]), make_tensors())
+
+
 def edit_index(index: Path, name: str, shard: object) -> None:
     content = json.loads(index.read_text())
     content["weight_map"][name] = shard

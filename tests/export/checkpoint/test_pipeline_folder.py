@@ -81,8 +81,41 @@ def test_a_component_that_is_missing_is_named(lost: str, tmp_path: Path) -> None
     with pytest.raises(CheckpointError, match=f"no folder {lost}") as caught:
         open_source(folder)
     assert "\n" not in str(caught.value)
-    if lost == "vae":
-        assert open_source(folder, replaced=("vae",)).transformers
+    replacing = {"vae": "vae", "tokenizer": "text_encoder"}
+    if lost in replacing:
+        assert open_source(folder, replaced=(replacing[lost],)).transformers
+
+
+def test_a_scheduler_without_its_file_is_refused(tmp_path: Path) -> None:
+    folder = write_pipeline(tmp_path / "part")
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no file scheduler/scheduler_config\.json"):
+        open_source(folder)
+
+
+def test_weights_of_other_models_beside_a_transformer_are_named(tmp_path: Path) -> None:
+    """As in the folders of original repositories."""
+    weights = {"weight": torch.zeros(2)}
+    save_file(weights, tmp_path / "diffusion_pytorch_model.safetensors")
+    for name in ("Some_VAE.pth", "models_t5_enc.pth", "diffusion_pytorch_model.fp16.safetensors"):
+        save_file(weights, tmp_path / name)
+    (tmp_path / "config.json").write_text("{}")
+    (note,) = open_source(tmp_path).notes
+    assert note.startswith("left out Some_VAE.pth, models_t5_enc.pth: ")
+    assert open_source(tmp_path / "diffusion_pytorch_model.safetensors").notes == ()
+
+
+def test_two_experts_of_an_original_repository(tmp_path: Path) -> None:
+    for number, name in enumerate(("low_noise_model", "high_noise_model")):
+        (tmp_path / name).mkdir()
+        save_file({"weight": torch.full((2,), float(number))}, tmp_path / name / "diffusion_pytorch_model.safetensors")
+        (tmp_path / name / "config.json").write_text("{}")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "Some_VAE.pth")
+    source = open_source(tmp_path)
+    assert [float(one.tensors["weight"][0]) for one in source.transformers] == [1, 0]
+    assert source.configs.two_experts
+    assert source.notes[0].startswith("left out Some_VAE.pth: ")
+    assert not open_source(tmp_path / "low_noise_model").configs.two_experts
 
 
 def test_a_pipeline_of_no_transformer_is_refused(tmp_path: Path) -> None:

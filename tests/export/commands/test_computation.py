@@ -14,7 +14,8 @@ from adacache_runtime.caching.presets import PRESETS
 from adacache_runtime.trace import Trace
 from tests.helpers.model import fake_model
 from tests.helpers.model.bundle_changes import rewrite
-from tests.helpers.tiny_models.operation_counts import PUBLISHED, SIZES, counted_fake, manifest_of, trace_of
+from tests.helpers.tiny_models.configurations import PUBLISHED
+from tests.helpers.tiny_models.operation_counts import SIZES, counted_fake, manifest_of, trace_of
 
 Capture = pytest.CaptureFixture[str]
 USAGE = 2

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from adacache_engines.bundle.manifest import Preset
 from adacache_engines.errors import CheckpointError, InputError
 from adacache_export.checkpoint import Checkpoint, check, open_checkpoint
+from adacache_export.checkpoint.pipeline_folder import PipelineConfigs
 from adacache_export.families.latte_t2v.transformer import LatteT2VConfig, Positions
 from adacache_export.families.registry import FAMILIES, Family, recognise
 from adacache_runtime.caching.presets import policy_from
@@ -234,6 +235,12 @@ def test_open_sora_plan_is_described_as_published(length: int, frames: int) -> N
 @pytest.mark.parametrize(("frames", "latent"), [(1, 1), (2, 1), (3, 2), (4, 1), (5, 2), (64, 16), (65, 17), (67, 18)])
 def test_latent_frames_of_a_causal_vae(frames: int, latent: int) -> None:
     assert PLAN.describe(settled(PLAN), None).latent.latent_frames(frames) == latent
+
+
+@pytest.mark.parametrize(("blocks", "factor"), [([8, 8, 8, 8], 8), ([8, 8], 2), (None, 8)])
+def test_the_vae_of_a_pipeline_says_how_many_pixels_a_latent_row_has(blocks: Any, factor: int) -> None:
+    vae = {} if blocks is None else {"block_out_channels": blocks}
+    assert LATTE.describe(RELEASED, None, pipeline=PipelineConfigs({}, vae)).latent.spatial_factor == factor
 
 
 def test_the_reference_scheduler_files_are_the_defaults() -> None:

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from adacache_runtime.caching.signals.registry import SIGNALS
 from adacache_runtime.denoising.probes import Probe
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
+from tests.helpers.model.fake_model import manifest, write_bundle
+from tests.helpers.model.time_probe import shows_time
 from tests.helpers.originals.reference import request
 from tests.helpers.policies.cosine import COSINE
 
@@ -82,6 +85,16 @@ def test_what_was_there_runs_as_before(folder: Path) -> None:
     add_signals(folder, [COSINE], Progress())
     assert {*open_bundle(folder).manifest.signals} == {*SIGNALS, "cosine"}
     np.testing.assert_array_equal(Pipeline.open(folder).generate(request(policy=policy, steps=4)).latents, before)
+
+
+@pytest.mark.parametrize(("changes", "spaces"), [({}, {"hidden"}), (shows_time(manifest()), {"hidden", "time"})])
+def test_a_signal_of_timesteps_is_added_where_the_model_shows_them(
+    tmp_path: Path, changes: dict[str, Any], spaces: set[str]
+) -> None:
+    folder = tmp_path / "yesterday.adacache"
+    write_bundle(folder, **changes)
+    add_signals(folder, [replace(COSINE, spaces=("hidden", "time"))], Progress())
+    assert {*open_bundle(folder).manifest.signals["cosine"].graphs} == spaces
 
 
 def test_a_signal_that_is_missing_is_named_with_the_command_that_adds_it(bundle_folder: Path) -> None:

@@ -3,12 +3,10 @@
 import logging
 from pathlib import Path
 
-import numpy as np
 import pytest
-import sentencepiece
 import transformers
 
-from tests.helpers.tiny_models.t5 import WORDS, random_t5
+from tests.helpers.tiny_models.t5 import random_t5, tokenizer_in, write_spiece
 
 
 @pytest.fixture(autouse=True)
@@ -26,26 +24,12 @@ def gated() -> transformers.T5EncoderModel:
 
 @pytest.fixture(scope="module")
 def spiece(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("spiece")
-    generator = np.random.default_rng(0)
-    (folder / "text").write_text("\n".join(" ".join(generator.choice(WORDS, 6)) for _ in range(200)), "utf-8")
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"),
-        model_prefix=str(folder / "spiece"),
-        vocab_size=60,
-        hard_vocab_limit=False,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        minloglevel=2,
-    )
-    return folder / "spiece.model"
+    return write_spiece(tmp_path_factory.mktemp("spiece"))
 
 
 @pytest.fixture(scope="module")
 def tokenizer_json(spiece) -> str:
-    return transformers.T5TokenizerFast.from_pretrained(str(spiece.parent), extra_ids=0).backend_tokenizer.to_str()
+    return tokenizer_in(spiece.parent).backend_tokenizer.to_str()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """The rule by which MagCache's published code for Wan counts, written anew: two branches in turn, over all experts.
 
-Source: Zehong-Ma/MagCache, ``MagCache4Wan2.1`` and ``MagCache4Wan2.2``. There the sums of the first of two transformers
-go on in the second; here they start anew, as all that a policy knows.
+Source: Zehong-Ma/MagCache, ``MagCache4Wan2.1`` and ``MagCache4Wan2.2``.
 """
 
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ def magcache_calls(
     retention: float,
     kind: Kind = "one",
     high_noise_steps: int = 0,
+    carried: bool = True,
 ) -> list[tuple[bool, bool]]:
     """Return for each step whether the conditional and the unconditional branch are computed.
 
@@ -31,6 +31,8 @@ def magcache_calls(
         retention: share of calls that are always computed.
         kind: number of transformers, and what a video starts from.
         high_noise_steps: number of steps of the first of two transformers.
+        carried: whether the sums of the first of two transformers go on in the second, as they do in that code; else
+            they start anew, as all that a policy knows.
     """
     table = np.array([1.0, 1.0, *ratios])
     if len(table) != 2 * steps:
@@ -40,7 +42,7 @@ def magcache_calls(
     product, error, skipped = [1.0, 1.0], [0.0, 0.0], [0, 0]
     computed = []
     for count in range(total):
-        if count == split:
+        if count == split and not carried:
             product, error, skipped = [1.0, 1.0], [0.0, 0.0], [0, 0]
         branch = count % 2
         if kind == "one":

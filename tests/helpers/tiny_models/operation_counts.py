@@ -1,27 +1,15 @@
 """Stages whose floating-point operations are known: published models without weights, and the fake model."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from adacache_engines.bundle.manifest import ExportGranularity, Manifest, Term
 from adacache_export.convert import stage_entry
-from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
-from adacache_export.families.open_sora.transformer import OpenSoraConfig
-from adacache_export.families.open_sora_plan import family as open_sora_plan
 from adacache_export.families.registry import FAMILIES
-from adacache_export.families.wan.transformer import WanConfig
 from adacache_export.stages import Stage
 from adacache_runtime.trace import CallRecord, Trace
 from tests.helpers.model import fake_model
-
-PUBLISHED: Mapping[str, Any] = {
-    "open-sora-1.2": OpenSoraConfig(),
-    "latte-1": LatteT2VConfig(),
-    "open-sora-plan-1.1": open_sora_plan.RELEASED,
-    "wan": WanConfig(),
-}
 
 
 def stages_of(name: str, config: Any, granularity: ExportGranularity = "block") -> list[Stage]:

@@ -1,7 +1,10 @@
 """Small T5 encoders with random weights, and what transformers makes of the same tokens."""
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import sentencepiece
 import torch
 import transformers
 
@@ -20,6 +23,29 @@ def random_t5(kind: type[transformers.PreTrainedModel], proj: str) -> transforme
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # larger than T5's own, so that each part counts
     return model
+
+
+def write_spiece(folder: Path) -> Path:
+    """Write ``spiece.model``, a tokenizer of ``WORDS``, into a folder; return its path."""
+    generator = np.random.default_rng(0)
+    (folder / "text").write_text("\n".join(" ".join(generator.choice(WORDS, 6)) for _ in range(200)), "utf-8")
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "text"),
+        model_prefix=str(folder / "spiece"),
+        vocab_size=60,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
+    return folder / "spiece.model"
+
+
+def tokenizer_in(folder: Path) -> transformers.T5TokenizerFast:
+    """Return the tokenizer whose ``spiece.model`` is in a folder, without sentinels."""
+    return transformers.T5TokenizerFast.from_pretrained(str(folder), extra_ids=0)
 
 
 def inputs(batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:

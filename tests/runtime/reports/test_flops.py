@@ -14,19 +14,17 @@ from adacache_engines.bundle.manifest import ExportGranularity, Term
 from adacache_engines.bundle.shape_profiles import video_sizes
 from adacache_engines.errors import InputError
 from adacache_export import costs
-from adacache_export.families.latte_t2v.transformer import Block, LatteT2VConfig
-from adacache_export.families.open_sora.transformer import OpenSoraConfig
+from adacache_export.families.latte_t2v.transformer import Block
 from adacache_export.families.registry import FAMILIES
-from adacache_export.families.wan.transformer import WanConfig
 from adacache_export.stages import Stage
 from adacache_export.verification.sizes import check_sizes
 from adacache_export.writing.weights_file import TORCH_DTYPES
 from adacache_runtime.reports.flops import Work, flops, in_unit, work, work_of_run
 from adacache_runtime.trace import Trace
 from tests.helpers.model import fake_model
+from tests.helpers.tiny_models.configurations import PUBLISHED, UNEVEN
 from tests.helpers.tiny_models.operation_counts import (
     ENDS,
-    PUBLISHED,
     SIZES,
     SPATIAL,
     TEMPORAL,
@@ -37,44 +35,7 @@ from tests.helpers.tiny_models.operation_counts import (
     trace_of,
 )
 
-# with widths of which no two are alike
-SMALL: Mapping[str, Any] = {
-    "open-sora-1.2": OpenSoraConfig(
-        in_channels=3,
-        patch_size=(2, 3, 2),
-        hidden_size=40,
-        depth=2,
-        num_heads=5,
-        mlp_ratio=2.7,
-        caption_channels=24,
-        model_max_length=7,
-    ),
-    **dict.fromkeys(
-        ("latte-1", "open-sora-plan-1.1"),
-        LatteT2VConfig(
-            num_attention_heads=5,
-            attention_head_dim=8,
-            in_channels=3,
-            out_channels=7,
-            num_layers=2,
-            patch_size=3,
-            caption_channels=24,
-            model_max_length=7,
-        ),
-    ),
-    "wan": WanConfig(
-        patch_size=(2, 3, 2),
-        num_attention_heads=5,
-        attention_head_dim=8,
-        in_channels=7,
-        out_channels=7,
-        text_dim=24,
-        freq_dim=16,
-        ffn_dim=27,
-        num_layers=2,
-    ),
-}
-CASES = [(name, config) for configs in (SMALL, PUBLISHED) for name, config in configs.items()]
+CASES = [(name, config) for configs in (UNEVEN, PUBLISHED) for name, config in configs.items()]
 
 
 def counted(stage: Stage, sizes: Mapping[str, int]) -> int:
@@ -88,7 +49,7 @@ def counted(stage: Stage, sizes: Mapping[str, int]) -> int:
 
 
 def test_every_family_is_counted() -> None:
-    assert set(SMALL) == set(FAMILIES)
+    assert set(UNEVEN) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("granularity", get_args(ExportGranularity))
@@ -116,7 +77,7 @@ def repeated_text(stage: Stage, sizes: Mapping[str, int]) -> int:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_stages_of_a_kind_take_the_same(name: str) -> None:
     kinds: dict[str, set[tuple[Term, ...] | None]] = {}
-    for stage in stages_of(name, SMALL[name]):
+    for stage in stages_of(name, UNEVEN[name]):
         kinds.setdefault(stage.traced_as, set()).add(stage.flops)
     assert {kind: len(found) for kind, found in kinds.items()} == dict.fromkeys(kinds, 1)
 

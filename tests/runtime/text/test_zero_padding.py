@@ -1,5 +1,6 @@
 """Captions of a model that was trained with zeros behind a prompt, and the cleaning of its prompts."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import GuidanceRule, TextRule
+from adacache_engines.errors import InputError
 from adacache_runtime.request import Captions
+from adacache_runtime.text.captions import check_captions
 from adacache_runtime.text.cleaning import CLEANINGS
 from adacache_runtime.text.prompts import branches, read_text
 from tests.helpers.model.fake_model import WIDTH, fake_pipeline, functions, request
@@ -61,6 +64,15 @@ def test_captions_that_are_padded_already_stay_as_they_are(bundle: Bundle) -> No
     text = read_text(bundle, request(captions=Captions(padded, np.ones((1, LENGTH), np.bool_), -padded)))
     made = branches(bundle, None, text)  # type: ignore[arg-type]
     np.testing.assert_array_equal(made.embeddings, np.concatenate([padded, -padded]))
+
+
+@pytest.mark.parametrize("length", [0, LENGTH + 1])
+def test_captions_and_their_negatives_are_at_most_as_long_as_the_model_takes(bundle: Bundle, length: int) -> None:
+    other, mask = np.zeros((1, length, WIDTH), np.float32), np.ones((1, length), np.bool_)
+    right = Captions(np.zeros((1, LENGTH, WIDTH), np.float32), np.ones((1, LENGTH), np.bool_))
+    for captions in (replace(right, negative=other), Captions(other, mask, right.embeddings)):
+        with pytest.raises(InputError, match=f"embeddings have length {length}; this model takes 1 to {LENGTH}"):
+            check_captions(bundle.manifest, captions)
 
 
 @pytest.mark.parametrize(
