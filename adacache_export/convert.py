@@ -21,6 +21,7 @@ from adacache_engines.bundle.manifest import (
     ProbeEntry,
     ProbeRole,
     StageEntry,
+    conditioning_of,
 )
 from adacache_engines.bundle.tensors import DType
 from adacache_engines.bundle.video_sizes import possible_names
@@ -154,6 +155,8 @@ def convert(
         if vae:
             part, latent = add_decoder(folder, vae, latent, progress)
             part_weights["vae"], files = part.weights, {**files, **part.files}
+        entries = tuple(stage_entry(stage, graphs[stage.name], default) for stage in stages)
+        left_out = described.conditioned == "asked" and family.conditioned_stages and not options.conditioning
         hashed = running_total(progress.phase("hashing the checkpoint", checkpoint.file_bytes()))
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
@@ -163,8 +166,9 @@ def convert(
             precision=options.precision,
             granularity=options.granularity,
             profiles=described.profiles,
-            stages=tuple(stage_entry(stage, graphs[stage.name], default) for stage in stages),
+            stages=entries,
             experts=experts,
+            conditioning="not-exported" if left_out else conditioning_of(entries),
             arithmetic={stage.name: graphs[stage.name] for stage in sums},
             signals={name: signal_entry(signal, graphs) for name, signal in signals.items()},
             policies=described.policies,

@@ -5,8 +5,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from adacache_engines.bundle.manifest import Manifest
+from adacache_engines.bundle.manifest import Conditioning, Manifest
 from adacache_engines.bundle.video_sizes import durations_of, usual_aspect
+
+CONDITIONING: Mapping[Conditioning, str] = {
+    "none": "none",
+    "not-exported": "none; --conditioning exports the model so that frames may be given and kept",
+    "kept-frames": "frames may be given and kept",
+    "encoded-video": "a video begins with an image, which must be given",
+}
 
 
 def facts_table(folder: Path, manifest: Manifest, computation: Mapping[str, str]) -> Table:
@@ -52,7 +59,7 @@ def _facts(manifest: Manifest, computation: Mapping[str, str]) -> dict[str, str]
         "text": f"up to {text.max_length} tokens, width {text.width}, "
         + (f"with encoder in {text.precision}" if text.encoder_stages else "no encoder"),
         "decoder": latent.decoder + (f" in {latent.precision}" if manifest.vae_graphs() else ""),
-        "conditioning": "frames may be given and kept" if manifest.conditioned() else "none",
+        "conditioning": CONDITIONING[manifest.conditioning],
         "probes": ", ".join(manifest.probes()) or "none",
         "signals": ", ".join(manifest.signals),
         **_presets(manifest),

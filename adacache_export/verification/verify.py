@@ -82,7 +82,7 @@ def _jobs(
         manifest.config, {name.removeprefix(first): shape for name, shape in shapes.items() if name.startswith(first)}
     )
     with torch.device("meta"):
-        make_stages = maker(family, manifest.conditioned())
+        make_stages = maker(family, manifest.conditioning == "kept-frames")
         stages = make_stages(config, tuple(manifest.probes()), DTYPES[manifest.precision], manifest.granularity)
         stages = of_experts(stages, manifest.experts)
         sums = arithmetic(stages, manifest.latent, manifest.guidance)

@@ -8,7 +8,7 @@ from adacache_engines.bundle.manifest import Score, TextRule
 from adacache_engines.bundle.shape_profiles import check_profiles
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime.conditioning.clips import check_continues, joined_frames
-from adacache_runtime.conditioning.given_frames import read_given
+from adacache_runtime.conditioning.given_frames import check_images, read_given
 from adacache_runtime.conditioning.masks import check_conditioned
 from adacache_runtime.conditioning.prompt_loops import prompts_by_loop
 from adacache_runtime.media.frames import Frames
@@ -59,7 +59,7 @@ class Checked:
     Attributes:
         request: the request.
         loops: the clips that make the video, in order.
-        given: the end of the clip and the images that the first loop contains, as they were read.
+        given: the end of the clip and the images that the first loop contains or starts from, as they were read.
         video: size and length of the videos.
         calls: number of calls of the denoiser, those of all loops together.
         notes: sentences for the user, such as an image that had to move to another frame.
@@ -91,6 +91,7 @@ def check(bundle: Bundle, request: Request) -> Checked:
     space = bundle.manifest.latent
     if request.loops < 1:
         raise OutOfRangeError(f"{request.loops} loops are not possible; choose at least 1")
+    check_images(bundle.manifest, request)
     loops = [_loop(bundle, request, 0, None)]
     first = loops[0].settled
     if request.loops > 1:

@@ -11,7 +11,7 @@ from adacache_runtime.trace import CallRecord, Trace
 
 @dataclass(frozen=True)
 class ImagesEncoded:
-    """The images and the clip that the video contains are latents; not yielded where there are none.
+    """The images and the clip that the video contains or starts from are latents; not yielded where there are none.
 
     Attributes:
         count: number of images and clips.

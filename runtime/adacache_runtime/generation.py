@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.bundle.files import Bundle
-from adacache_engines.bundle.manifest import X_MASK
+from adacache_engines.bundle.manifest import VIDEO_CONDITION, X_MASK
 from adacache_engines.contract.dry_run import KnownWorkspaces
 from adacache_engines.contract.engine import Backend
 from adacache_runtime.caching.groups import granularities, residual_nbytes
 from adacache_runtime.caching.policy import Granularity
 from adacache_runtime.checking import Checked, Loop, VideoShape, check
+from adacache_runtime.conditioning.encoded_video import video_condition
 from adacache_runtime.conditioning.references import alignment, place
 from adacache_runtime.denoising.assembly import assemble
 from adacache_runtime.denoising.denoiser import Denoiser
@@ -74,7 +75,7 @@ def estimate(model: Model, checked: Checked) -> MemoryEstimate:
     """
     made: dict[tuple[object, ...], MemoryEstimate] = {}
     for loop in checked.loops:
-        key = (loop.settled.masking is None, loop.settled.given is None, *sorted(loop.sizes.items()))
+        key = (loop.settled.masking is None, loop.settled.encoded, *sorted(loop.sizes.items()))
         if key not in made:
             encodes = model.text_backend is model.backend and not cached(loop.text.tokens, model.cache)
             made[key] = estimate_memory(
@@ -206,20 +207,20 @@ class Prepared:
         """
         self.check_free()
         loop = self.checked.loops[0]
-        return self._allocate(loop, self._latents(loop, None), self._captions(loop))
+        return self._allocate(loop, self._latents(loop, None), self._captions(loop), self._video_condition(loop))
 
     def _run(
         self, number: int, before: Floats | None
     ) -> Generator[ImagesEncoded | TextEncoded | Called, None, Denoised]:
         """Run one loop after one with latents ``before``; its buffers live as long as this generator."""
         loop = self.checked.loops[number]
-        latents = self._latents(loop, before)
-        if loop.settled.given is not None:
-            yield ImagesEncoded(len(loop.settled.given.counts))
+        latents, condition = self._latents(loop, before), self._video_condition(loop)
+        if loop.settled.encoded:
+            yield ImagesEncoded(len(loop.settled.encoded))
         captions = self._captions(loop)
         yield TextEncoded()
-        begun = self._allocate(loop, latents, captions)
-        del latents, captions
+        begun = self._allocate(loop, latents, captions, condition)
+        del latents, captions, condition
         kept, records = [], []
 
         def keep(_call: int, latents: Latents) -> None:
@@ -258,7 +259,18 @@ class Prepared:
         align, placements = alignment(bundle.manifest.latent), settled.placements
         return np.stack([place(one, given, placements, align) for one, given in zip(noise, references, strict=True)])
 
-    def _allocate(self, loop: Loop, latents: Floats, captions: Captions) -> Begun:
+    def _video_condition(self, loop: Loop) -> Floats | None:
+        """Return the encoded video that the model takes beside the latents; None where it takes none."""
+        bundle, request, settled = self._model.bundle, loop.request, loop.settled
+        if bundle.manifest.conditioning != "encoded-video":
+            return None
+        if request.video_condition is not None:
+            return request.video_condition[None]
+        (image,) = self.checked.given
+        pixels = resize_to_fill(image, settled.height, settled.width)
+        return video_condition(bundle, self._model.backend, pixels, settled.frames, request.tile)
+
+    def _allocate(self, loop: Loop, latents: Floats, captions: Captions, condition: Floats | None) -> Begun:
         """Bind the engines to buffers, and write what stays the same in all calls."""
         model, settled = self._model, loop.settled
         manifest, device = model.bundle.manifest, model.backend.device
@@ -267,23 +279,25 @@ class Prepared:
         tensors, count = assembly.stages.tensors, assembly.stages.branches
         dtype = condition_dtype(manifest)
 
-        def condition(values: Floats) -> Floats:
+        def rounded(values: Floats) -> Floats:
             return values.astype(dtype).astype(np.float32)
 
         conditions: dict[str, NDArray[Any]] = {
             "captions": captions.embeddings,
             "text_mask": captions.mask,
-            "fps": condition(np.tile(settled.fps, count)),
-            "height": condition(np.array([settled.height], np.float32)),
-            "width": condition(np.array([settled.width], np.float32)),
+            "fps": rounded(np.tile(settled.fps, count)),
+            "height": rounded(np.array([settled.height], np.float32)),
+            "width": rounded(np.array([settled.width], np.float32)),
         }
+        if condition is not None:
+            conditions[VIDEO_CONDITION] = condition
         if X_MASK in tensors:  # all frames are generated, unless a mask says otherwise at each call
             conditions[X_MASK] = np.ones(tensors[X_MASK].shape, np.bool_)
         for name, value in conditions.items():
             if name in tensors:
                 tensors[name].write(value.astype(tensors[name].dtype))
         request = loop.request
-        denoiser = Denoiser(assembly, settled.segments, settled.updates, request.policy, request.scope, condition)
+        denoiser = Denoiser(assembly, settled.segments, settled.updates, request.policy, request.scope, rounded)
         return Begun(denoiser, settled, loop.sizes)
 
 

@@ -40,7 +40,8 @@ class Request:
             given, else the bundle's default.
         sampler: name of the sampler, one that fits what the model predicts; None = the bundle's.
         seed: seed of the initial noise.
-        images: images that are frames of the video: paths, Pillow images, or arrays (height, width, 3) uint8 RGB.
+        images: images that are frames of the video, or the one that it starts from where the model needs that: paths,
+            Pillow images, or arrays (height, width, 3) uint8 RGB.
         image_at: frame of the video for each image, from 0, or from -1 at the end; a single image is frame 0 unless it
             is told otherwise.
         clip: a clip that the video continues: a path, or an array (frames, height, width, 3) uint8 RGB. The video
@@ -53,6 +54,8 @@ class Request:
             in between the edit ratio, see :mod:`adacache_runtime.conditioning.masks`.
         noise: with ``mask``: the noise that frames with an edit ratio take when they join, (steps, prompts, channels,
             frames, height, width) float32, all of it for each step; None = the seed's.
+        video_condition: for a model that starts from an image: the mask and the encoded video that it takes beside its
+            latents, (channels, latent frames, height, width) float32, instead of the image.
         policy: decides which calls compute which groups.
         granularity: groups that share a residual: one of the whole ``model``, from latents to velocity; one of the
             ``stack`` of all blocks; one of the ``first`` block and one of the others; one a ``block``; or one a
@@ -86,6 +89,7 @@ class Request:
     latents: NDArray[np.float32] | None = None
     mask: NDArray[np.float32] | None = None
     noise: NDArray[np.float32] | None = None
+    video_condition: NDArray[np.float32] | None = None
     policy: Policy[Any] = field(default_factory=NeverReuse)
     granularity: Granularity | None = None
     scope: Scope = "batch"

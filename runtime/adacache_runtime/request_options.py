@@ -49,6 +49,7 @@ class RequestOptions(TypedDict, total=False):
     latents: NDArray[np.float32] | None
     mask: NDArray[np.float32] | None
     noise: NDArray[np.float32] | None
+    video_condition: NDArray[np.float32] | None
     granularity: Granularity | None
     scope: Scope
     keep_calls: bool

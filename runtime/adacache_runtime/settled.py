@@ -14,6 +14,7 @@ from adacache_runtime.caching.groups import granularities
 from adacache_runtime.caching.measures import resolve
 from adacache_runtime.caching.policy import GRANULARITIES, SCOPES, Granularity, Measure
 from adacache_runtime.conditioning.clips import continuation
+from adacache_runtime.conditioning.encoded_video import check_video_condition
 from adacache_runtime.conditioning.given_frames import GivenFrames, given_mask, place_given
 from adacache_runtime.conditioning.masks import Masking, check_mask, masking
 from adacache_runtime.conditioning.references import Placement, alignment, mask_of
@@ -36,7 +37,8 @@ class Settled:
         fps: (samples,) frames per second.
         steps: sampling steps.
         updates: the sampler's update for each call.
-        given: places of the images and the clip; None = there are none.
+        given: places of the images and the clip that the video contains; None = there are none.
+        encoded: number of frames of each clip that is encoded before the first call.
         masking: frames that are kept, by call; None = all are generated.
         sizes: sizes of the dynamic axes, text excepted.
         granularity: groups that share a cached residual.
@@ -55,6 +57,7 @@ class Settled:
     steps: int
     updates: Sequence[Update]
     given: GivenFrames | None
+    encoded: tuple[int, ...]
     masking: Masking | None
     sizes: Mapping[str, int]
     granularity: Granularity
@@ -111,7 +114,14 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
     check_profiles(manifest, {"samples": samples, **axes})
     sampler = sampler_name(manifest, request.sampler)
     calls = updates(manifest, steps, samples, **video, idle_call=request.idle_call, sampler=sampler)
-    given = None if continues else place_given(manifest, request, video["frames"], axes["frames"])
+    given: GivenFrames | None = None
+    encoded: tuple[int, ...] = ()
+    if manifest.conditioning == "encoded-video":
+        encoded = check_video_condition(manifest, request, shape, **video)
+    elif request.video_condition is not None:
+        raise InputError("this model takes no encoded video beside its latents; leave the video condition out")
+    elif not continues and (given := place_given(manifest, request, video["frames"], axes["frames"])):
+        encoded = given.counts
     mask = _mask(manifest, request, given, shape, bool(continues))
     if mask is not None:
         check_mask(manifest, sampler, mask, request.noise, shape, len(calls))
@@ -131,6 +141,7 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
         steps=steps,
         updates=calls,
         given=given,
+        encoded=encoded,
         masking=None if mask is None else masking(mask, calls, request.noise, request.seed),
         sizes={**axes, **manifest.latent.token_axes(**axes), **batch},
         granularity=granularity,

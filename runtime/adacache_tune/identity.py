@@ -1,7 +1,7 @@
 """Describe everything that measured numbers depend on: numbers are used again only where all of it is the same."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -9,12 +9,26 @@ from pydantic import BaseModel
 
 from adacache_engines.bundle.files import Bundle
 from adacache_runtime.caching.policy import Policy
+from adacache_runtime.media.frames import ImageSource
+from adacache_runtime.media.pictures import read_image
 from adacache_tune.machine import machine
 
 
 def description(policy: Policy[Any]) -> Any:
     """Return a policy as JSON."""
     return policy.model_dump(mode="json") if isinstance(policy, BaseModel) else repr(policy)
+
+
+def digest_of(images: Sequence[ImageSource]) -> str | None:
+    """Return a digest of the pixels of images; None where there are none.
+
+    Raises:
+        InputError: a file cannot be read, or it is no image.
+    """
+    if not images:
+        return None
+    pixels = (read_image(image) for image in images)
+    return hashlib.sha256(b"".join(str(one.shape).encode() + one.tobytes() for one in pixels)).hexdigest()
 
 
 def identity(

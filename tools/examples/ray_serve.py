@@ -23,16 +23,19 @@ from ray import serve
 from ray.serve.exceptions import RequestCancelledError
 
 from adacache_engines.bundle.files import open_bundle
+from adacache_engines.errors import InputError
 from adacache_runtime.commands.options import opening_from_texts
 from adacache_runtime.events import Called
+from adacache_runtime.media.frames import Frames
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.trace import entry
 from adacache_serve.device.video_file import MEDIA_TYPES, suffix, write_events
 from adacache_serve.orders.check import FieldError, check, check_servable, request_of, with_seed
+from adacache_serve.orders.images import decode_image, decoded_base64
 from adacache_serve.orders.schema import ENDED, CreateVideo, Status
 from adacache_serve.settings import Settings
 
-NOT_SUPPORTED = {"model", "image", "priority", "deadline_seconds"}
+NOT_SUPPORTED = {"model", "priority", "deadline_seconds"}
 KEPT = 1000  # jobs that are kept; those that have ended make room for new ones
 SETTINGS = Settings(Path())
 api = FastAPI(title="adacache on Ray Serve")
@@ -53,7 +56,15 @@ class Job(BaseModel):
     reader: Any = Field(None, exclude=True)  # the task that reads it
 
 
-# a function, above the classes: Ray Serve pickles these where they are decorated
+# functions, above the classes: Ray Serve pickles these where they are decorated
+def _decoded(image: str | None) -> Frames | None:
+    """Return the image of an order, (1, height, width, 3) RGB."""
+    try:
+        return None if image is None else decode_image(decoded_base64(image))
+    except InputError as error:
+        raise FieldError("image", str(error)) from error
+
+
 async def _follow(job: Job) -> None:
     """Record what a replica sends about a job, until the job has ended."""
     try:
@@ -80,18 +91,22 @@ class Replica:
     def __init__(self, bundle: str, open_pipeline: Callable[[str], Pipeline]) -> None:
         self._pipeline, self._thread = open_pipeline(bundle), ThreadPoolExecutor(1)
 
-    async def make(self, order: CreateVideo) -> AsyncIterator[str | dict[str, Any] | tuple[str, bytes]]:
+    async def make(
+        self, order: CreateVideo, image: Frames | None
+    ) -> AsyncIterator[str | dict[str, Any] | tuple[str, bytes]]:
         """Yield the replica's name, the record of each call, and the media type and content of the video."""
         yield serve.get_replica_context().replica_id.unique_id
-        steps = self._steps(order)
+        steps = self._steps(order, image)
         try:
             while step := await asyncio.get_running_loop().run_in_executor(self._thread, next, steps, None):
                 yield step
         finally:
             self._thread.submit(steps.close)  # in the thread, so after the call that is under way
 
-    def _steps(self, order: CreateVideo) -> Generator[dict[str, Any] | tuple[str, bytes], None, None]:
-        prepared = self._pipeline.prepare(request_of(order, self._pipeline.bundle, SETTINGS))
+    def _steps(
+        self, order: CreateVideo, image: Frames | None
+    ) -> Generator[dict[str, Any] | tuple[str, bytes], None, None]:
+        prepared = self._pipeline.prepare(request_of(order, self._pipeline.bundle, SETTINGS, image))
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder, f"video{suffix(prepared.video.frames)}")
             with closing(write_events(prepared, output)) as events:
@@ -115,7 +130,8 @@ class Videos:
         if given := NOT_SUPPORTED & order.model_fields_set:
             raise HTTPException(422, {"field": min(given), "detail": "this field is not supported here; leave it out"})
         try:
-            check(order, self._bundle, SETTINGS)
+            image = await asyncio.to_thread(_decoded, order.image)
+            check(order, self._bundle, SETTINGS, image)
         except FieldError as error:
             raise HTTPException(422, {"field": error.field, "detail": str(error)}) from error
         if len(self._jobs) >= KEPT:
@@ -123,8 +139,8 @@ class Videos:
             if ended is None:
                 raise HTTPException(429, f"{KEPT} jobs are waiting already; try again later", {"Retry-After": "60"})
             del self._jobs[ended]
-        order = with_seed(order)
-        job = Job(id=f"video_{uuid4().hex}", request=order, stream=self._replicas.make.remote(order))
+        order = with_seed(order).model_copy(update={"image": None})
+        job = Job(id=f"video_{uuid4().hex}", request=order, stream=self._replicas.make.remote(order, image))
         job.reader = asyncio.create_task(_follow(job))
         self._jobs[job.id] = job
         return job

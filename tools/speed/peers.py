@@ -12,6 +12,8 @@ import argparse
 import json
 import os
 import platform
+import shlex
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +45,7 @@ PACKAGES = ("diffusers", "torch", "onnxruntime", "numpy")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a comparison is made with.
+    """The settings of a comparison.
 
     Attributes:
         steps: number of calls of a generation.
@@ -145,15 +147,15 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in PACKAGES}
 
 
-def markdown(comparison: Comparison, size: WanSize, settings: Settings) -> str:
-    """Return the page of results."""
+def markdown(comparison: Comparison, size: WanSize, settings: Settings, command: str) -> str:
+    """Return the page of results, which ``command`` has made."""
     apart = comparison.difference(NEVER, EAGER)
     assert apart is not None  # both of them have ended
     parts = [
         "# Peers on the same work",
         "",
-        "Made by `python tools/speed/peers.py --results tools/results`: generations of one Wan with random weights in",
-        "float32, a call at a time, in turn.",
+        f"Made by `{command}`:",
+        "generations of one Wan with random weights in float32, a call at a time, in turn.",
         "",
         f"- Model: {size.depth} blocks, {size.width} wide; without text encoder and VAE.",
         f"- Tokens: 2 guidance branches in one batch x {size.tokens}, and {size.text} of text.",
@@ -234,7 +236,8 @@ def main() -> None:
     if chosen["json"]:
         chosen["json"].write_text(json.dumps(document(comparison, size, settings), indent=1) + "\n", encoding="utf-8")
     if chosen["results"]:
-        page = markdown(comparison, size, settings)
+        command = shlex.join(["python", "tools/speed/peers.py", *sys.argv[1:]])
+        page = markdown(comparison, size, settings, command)
         (chosen["results"] / "peers.md").write_text(page, encoding="utf-8")
 
 

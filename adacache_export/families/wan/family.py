@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adacache_engines.bundle.manifest import (
+    VIDEO_CONDITION,
     X_MASK,
     Expert,
     ExportGranularity,
@@ -29,7 +30,16 @@ from adacache_export.families.diffusers_layers import TextProjection
 from adacache_export.families.residual_block import Parts
 from adacache_export.families.schedulers import CLASS, sampler_of
 from adacache_export.families.wan.published import FLOW, IMAGE_TO_VIDEO, NAMES, Release, published, translated
-from adacache_export.families.wan.transformer import TEXT_KEYS, Block, Embed, Final, Positions, TextKeys, WanConfig
+from adacache_export.families.wan.transformer import (
+    TEXT_KEYS,
+    Block,
+    Embed,
+    EmbedWithVideo,
+    Final,
+    Positions,
+    TextKeys,
+    WanConfig,
+)
 from adacache_export.frame_rules import FIRST_ALONE_THEN_FOURS
 from adacache_export.stages import (
     Stage,
@@ -63,7 +73,7 @@ PARTS: Mapping[str, Parts] = {KIND: Block.PARTS}
 BLOCK_INPUT = f"{KIND}.0.modulated"
 REQUIRED = {
     "qk_norm": ("rms_norm_across_heads", "queries and keys that are normalised otherwise are not supported"),
-    "image_dim": (None, "Wan2.1-I2V is not supported; Wan2.2-TI2V starts from an image without it"),
+    "image_dim": (None, "Wan2.1-I2V is not supported; Wan2.2-I2V and TI2V start from an image without it"),
     "added_kv_proj_dim": (None, "Wan2.1-I2V, whose cross attention takes states of an image, is not supported"),
     "pos_embed_seq_len": (None, "a model of first and last frames is not supported"),
 }
@@ -92,11 +102,12 @@ def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) ->
     if any(name.startswith(IMAGE_EMBEDDERS) for name in shapes):
         raise CheckpointError(f"the model attends to CLIP states of an image: {REQUIRED['image_dim'][1]}")
     config = WanConfig(**settle(asdict(WanConfig()), there, _infer(there, shapes), REQUIRED))
-    if config.in_channels != config.out_channels:
+    with_video = 2 * config.out_channels + FIRST_ALONE_THEN_FOURS.stretch
+    if config.in_channels not in (config.out_channels, with_video):
         raise CheckpointError(
-            f"the model takes {config.in_channels} channels and gives {config.out_channels}: models that take an"
-            " encoded image beside the latents (Wan2.1-I2V, Wan2.2-I2V) are not supported; Wan2.2-TI2V starts from an"
-            " image"
+            f"the model takes {config.in_channels} channels and gives {config.out_channels}, which is not supported;"
+            f" expected {config.out_channels}, its latents alone, or {with_video}, with a mask and an encoded video"
+            " beside them, as Wan2.2-I2V takes them"
         )
     if config.attention_head_dim % 2 or config.attention_head_dim < 6 or config.freq_dim % 2:
         raise CheckpointError(
@@ -171,6 +182,8 @@ def stages(
 ) -> list[Stage]:
     """Return the stages of one transformer in the order in which a call runs them, with zero weights.
 
+    Where the configuration has channels for it, ``embed`` takes an encoded video beside the latents.
+
     Args:
         config: configuration of the model.
         sites: sites to probe, such as ``joint.14.attn``.
@@ -187,6 +200,7 @@ def stages(
         ("rotary_frames", "float32", ("patch_frames", 2, by_frame)),
         ("rotary_tokens", "float32", ("tokens", 2, by_row + by_column)),
         (X_MASK, "bool", frames),
+        (VIDEO_CONDITION, "float32", (1, config.condition_channels, "frames", "height", "width")),
         *((name, precision, ("batch", "text", width)) for name in TEXT_KEYS),
     ):
         spec[name] = TensorSpec.model_validate({"name": name, "dtype": dtype, "axes": axes})
@@ -207,13 +221,15 @@ def stages(
         prefix = f"blocks.{index}.attn2."
         return block_text_stage(KIND, index, TextKeys(config), prefix, named(*TEXT_KEYS), spec)
 
-    entering = named("latents", "timestep", *([X_MASK] if conditioned else []))
+    embed: type[Embed] = EmbedWithVideo if config.condition_channels else Embed
+    conditions = [VIDEO_CONDITION] if config.condition_channels else [X_MASK] if conditioned else []
+    entering = named("latents", "timestep", *conditions)
     return [
         text_stage(TextProjection(config.text_dim, width), "condition_embedder.text_embedder.", spec),
         *map(text_keys, range(config.num_layers)),
         positions_stage(Positions(config), named("latents"), named("rotary_frames", "rotary_tokens")),
         embed_stage(
-            lambda probed: Embed(config, probed, conditioned),
+            lambda probed: embed(config, probed, conditioned),
             entering,
             spec,
             sites,
@@ -246,6 +262,9 @@ def describe(
 ) -> Description:
     """Describe a model that makes videos of 4 k + 1 frames, and images.
 
+    A model with channels for an encoded video starts from an image; another one may keep a first frame if it has a
+    timestep for each frame.
+
     Guidance is [negative prompt; prompt], on UMT5 states that are padded with zeros; the probe is the attention of the
     middle block.
 
@@ -277,7 +296,7 @@ def describe(
         probe=f"{KIND}.{config.num_layers // 2}.attn",
         block_input=BLOCK_INPUT,
         experts=_experts(release, pipeline),
-        conditioned="always" if _keeps_frames(release, pipeline) else "never",
+        conditioned="always" if not config.condition_channels and _keeps_frames(release, pipeline) else "never",
         float32=FLOAT32,
         policies=presets(FOLDER, release.model),
     )

@@ -101,6 +101,8 @@ def published(config: WanConfig, pipeline: PipelineConfigs) -> Release:
     if factor == 16:
         video = VideoDefaults(height=704, width=1280, frames=121, fps=24, image_fps=24)
         return Release(IMAGE_TO_VIDEO, video, 5.0, 5.0, 5.0, 50, factor)
+    if config.condition_channels:
+        return Release("i2v-a14b" if pipeline.two_experts else "i2v", large, 5.0, 3.5, 3.5, 40, factor)
     if pipeline.two_experts:
         return Release("t2v-a14b", large, 12.0, 4.0, 3.0, 40, factor)
     if config.num_layers >= WanConfig().num_layers:

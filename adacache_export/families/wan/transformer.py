@@ -48,6 +48,11 @@ class WanConfig:
     rope_max_seq_len: int = 1024
 
     @property
+    def condition_channels(self) -> int:
+        """Number of channels of the mask and the encoded video that come beside the latents; 0 = there are none."""
+        return self.in_channels - self.out_channels
+
+    @property
     def width(self) -> int:
         return self.num_attention_heads * self.attention_head_dim
 
@@ -176,6 +181,24 @@ class Embed(nn.Module):
     def flops(self) -> tuple[Term, ...]:
         timesteps = [layers(self.condition_embedder, SAMPLES)] * (1 + self.conditioned)
         return total(layers(self.patch_embedding, TOKENS), *timesteps)
+
+
+class EmbedWithVideo(Embed):
+    """The ``embed`` stage of a model that takes an encoded video beside the latents, in channels of its own."""
+
+    def forward(  # type: ignore[override]  # the third input of this stage is another one
+        self, latents: Tensor, timestep: Tensor, video_condition: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Embed latents and timestep as :class:`Embed` does.
+
+        Args:
+            latents: latents (B, C, T, H, W) float32, in whole patches.
+            timestep: timesteps (B,) float32; 1000 is pure noise.
+            video_condition: mask and latents of the video (1, condition_channels, T, H, W) float32, the same for all
+                samples and guidance branches.
+        """
+        beside = video_condition.expand(latents.shape[0], -1, -1, -1, -1)
+        return super().forward(torch.cat([latents, beside], dim=1), timestep)
 
 
 class CrossAttention(nn.Module):

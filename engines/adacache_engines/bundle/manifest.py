@@ -9,6 +9,10 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from adacache_engines.bundle.conditioning import VIDEO_CONDITION as VIDEO_CONDITION
+from adacache_engines.bundle.conditioning import X_MASK as X_MASK
+from adacache_engines.bundle.conditioning import Conditioning as Conditioning
+from adacache_engines.bundle.conditioning import conditioning_of as conditioning_of
 from adacache_engines.bundle.entries import Check as Check
 from adacache_engines.bundle.entries import Entry
 from adacache_engines.bundle.entries import Graph as Graph
@@ -35,7 +39,6 @@ from adacache_engines.bundle.tensors import Precision as Precision
 SCHEMA_VERSION = 1
 
 ExportGranularity = Literal["block", "module"]  # a stage is a transformer block, or its attention, MLP, ... alone
-X_MASK = "x_mask"  # input (batch, patch_frames) of a model that may keep frames: False = a given frame, to be kept
 # largest Check.error of a graph: rounding of the precision, through one stage
 TOLERANCES: Mapping[Precision, float] = {"fp32": 2e-5, "fp16": 2e-2, "bf16": 1.5e-1}
 
@@ -152,6 +155,10 @@ class Manifest(Entry):
         profiles: name -> axis -> smallest and largest size; a request must be within one of them.
         stages: the stages of all experts, in the order of execution.
         experts: the model's transformers; there are several where different timesteps have different ones.
+        conditioning: pictures that a video can be made from: ``none``, by text alone; ``kept-frames``, which are given
+            and stay as they are; ``not-exported``, the same, of which this bundle's stages were exported without the
+            input; or ``encoded-video``: the model takes, beside the latents of each call, those of a video that begins
+            with an image and is grey from then on, and it makes no video without an image.
         arithmetic: name -> graph that all stages share, such as ``add``.
         signals: name -> signal that policies can measure.
         policies: name -> preset, which replaces the program's own preset of that name.
@@ -177,6 +184,7 @@ class Manifest(Entry):
     profiles: dict[str, dict[str, tuple[int, int]]]
     stages: tuple[StageEntry, ...]
     experts: tuple[Expert, ...] = Field(default=(Expert(),), min_length=1)
+    conditioning: Conditioning = "none"
     arithmetic: dict[str, Graph]
     signals: dict[str, SignalEntry]
     policies: dict[str, Preset] = Field(default_factory=dict)
@@ -218,10 +226,6 @@ class Manifest(Entry):
         parts = {graph.name: path for part, path in self.part_weights.items() for graph in self.part_graphs(part)}
         return dict.fromkeys((graph.name for graph in self.loop_graphs()), self.weights) | parts
 
-    def conditioned(self) -> bool:
-        """Return whether some frames may be given and kept."""
-        return any(spec.name == X_MASK for stage in self.stages for spec in stage.graph.inputs)
-
     def expert_at(self, timestep: float) -> int:
         """Return the index of the expert that runs at a timestep.
 
@@ -256,6 +260,9 @@ class Manifest(Entry):
         unknown = sorted({stage.expert for stage in self.stages} - {*range(len(self.experts))})
         if unknown:
             raise ValueError(f"stages belong to expert {unknown[0]}, and there are {len(self.experts)}")
+        shown = conditioning_of(self.stages)
+        if self.conditioning != shown and (self.conditioning, shown) != ("not-exported", "none"):
+            raise ValueError(f"conditioning is {self.conditioning}, and the inputs of the stages are those of {shown}")
         lacking = [part for part in get_args(PartName) if self.part_graphs(part) and part not in self.part_weights]
         if lacking:
             raise ValueError(f"part_weights does not name the weights of {', '.join(lacking)}")

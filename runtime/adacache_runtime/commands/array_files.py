@@ -23,9 +23,9 @@ def read_captions(path: Path) -> Captions:
 
 
 def read_latents(path: Path) -> dict[str, NDArray[np.float32]]:
-    """Read ``latents`` (n, channels, frames, height, width), and ``mask`` and ``noise`` where the file has them.
+    """Read ``latents`` (n, channels, frames, height, width), and further arrays where the file has them.
 
-    The names of the arrays are those of the fields of a :class:`Request`.
+    These are ``mask``, ``noise`` and ``video_condition``, which are fields of a :class:`Request` under these names.
 
     Raises:
         InputError: the file cannot be read, or an array is missing or holds no numbers.
@@ -33,7 +33,7 @@ def read_latents(path: Path) -> dict[str, NDArray[np.float32]]:
     arrays = _arrays(path)
     if "mask" in arrays and arrays["mask"].dtype == np.bool_:
         arrays["mask"] = arrays["mask"].astype(np.float32)
-    names = ["latents", *(name for name in ("mask", "noise") if name in arrays)]
+    names = ["latents", *(name for name in ("mask", "noise", "video_condition") if name in arrays)]
     return {name: _number(path, arrays, name) for name in names}
 
 

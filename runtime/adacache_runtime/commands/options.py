@@ -50,10 +50,18 @@ def video_size(options: argparse.Namespace, manifest: Manifest, fps: float | Non
 
 
 def add_video(parser: argparse.ArgumentParser) -> None:
-    """Add the options for the size and length of a video, and for sampling."""
+    """Add the options for the size and length of a video, the image that it starts from, and sampling."""
     group = parser.add_argument_group("video and sampling")
     add_size(group)
     add = group.add_argument
+    add(
+        "--image",
+        type=Path,
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="the image that all videos start from, for a model that needs one",
+    )
     add("--steps", type=int, help="(default: the bundle's)")
     add("--guidance", type=float, help="(default: the bundle's)")
     add("--guidance-2", type=float, help="that of the second of two experts (default: --guidance, or the bundle's)")

@@ -56,7 +56,9 @@ def run_parser() -> argparse.ArgumentParser:
         type=Path,
         help="initial noise: latents (n, channels, frames, height, width); optional mask (n, latent frames): 1 = "
         "generate, 0 = keep the frame that is in latents, in between the edit ratio; with it optional noise (steps, n, "
-        "channels, frames, height, width), what the sampler would draw at each step",
+        "channels, frames, height, width), what the sampler would draw at each step. For a model that starts from an "
+        "image, optional video_condition (channels, frames, height, width) instead of it: mask and latents of the "
+        "video that begins with it",
     )
     _add_given(parser)
     sampling = parser.add_argument_group("sampling and caching").add_argument
@@ -102,9 +104,16 @@ def run_parser() -> argparse.ArgumentParser:
 
 
 def _add_given(parser: argparse.ArgumentParser) -> None:
-    """Add the options for images and clips, for a bundle that was exported with ``--conditioning``."""
+    """Add the options for images and clips, for a bundle that can keep frames or starts from an image."""
     add = parser.add_argument_group("images and clips").add_argument
-    add("--image", metavar="FILE", type=Path, action="append", default=[], help="an image in the video, repeatable")
+    add(
+        "--image",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="an image in the video, repeatable; or the one that the video starts from, where the model needs it",
+    )
     add(
         "--image-at",
         metavar="FRAME",

@@ -54,7 +54,8 @@ def place_given(manifest: Manifest, request: Request, frames: int, latent_frames
         )
     if not images and clip is None:
         return None
-    check_accepts_images(manifest)
+    check_conditioned(manifest)
+    check_encoder(space)
     if not 0 <= request.edit_ratio < 1:
         raise OutOfRangeError(f"edit ratio {request.edit_ratio} is not possible; choose 0 or more, below 1")
     if request.mask is not None:
@@ -80,14 +81,19 @@ def place_given(manifest: Manifest, request: Request, frames: int, latent_frames
     return GivenFrames(tuple(placements), tuple(counts), tuple(notes))
 
 
-def check_accepts_images(manifest: Manifest) -> None:
-    """Check that videos of a bundle can contain images.
+def check_images(manifest: Manifest, request: Request) -> None:
+    """Check that a request has an image where the model starts from one, and none where it cannot have one.
 
     Raises:
-        InputError: the model cannot keep frames, or the bundle has no encoder of pixels; says how to get them.
+        InputError: the image is missing; or the model takes none, or the bundle has no encoder of pixels.
     """
-    check_conditioned(manifest)
-    check_encoder(manifest.latent)
+    starts_from_image = manifest.conditioning == "encoded-video"
+    if request.images:
+        if not starts_from_image:
+            check_conditioned(manifest)
+        check_encoder(manifest.latent)
+    elif starts_from_image and request.video_condition is None:
+        raise InputError("this model starts from an image, and none is given: give one with --image FILE (image=)")
 
 
 def clip_frames(space: LatentSpace) -> int:

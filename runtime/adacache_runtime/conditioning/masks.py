@@ -8,16 +8,25 @@ Source: hpcaitech/Open-Sora v1.2.0, ``opensora/schedulers/rf``. As there, a fram
 the sizes whose first timestep is 1000.0001, all frames sit out the first call.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adacache_engines.bundle.manifest import Manifest
+from adacache_engines.bundle.manifest import Conditioning, Manifest
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime.samplers.registry import SAMPLERS
 from adacache_runtime.samplers.update import TRAIN_TIMESTEPS, Floats, Update
+
+# why a model cannot keep frames, and what to do
+KEEPS_NO_FRAMES: Mapping[Conditioning, str] = {
+    "none": "this model makes videos from text alone: leave images, clips, masks and loops out",
+    "not-exported": "this bundle cannot keep frames that are given: export the checkpoint again with --conditioning, or"
+    " leave images, clips, masks and loops out",
+    "encoded-video": "this model starts from one image, and keeps no other frames that are given: leave masks, clips"
+    " and loops out",
+}
 
 
 @dataclass(frozen=True)
@@ -57,16 +66,13 @@ def masking(mask: NDArray[np.float32], updates: Sequence[Update], noise: Floats 
 
 
 def check_conditioned(manifest: Manifest) -> None:
-    """Check that a model can keep frames that are given.
+    """Check that a bundle can keep frames that are given.
 
     Raises:
-        InputError: the bundle cannot keep frames; says how to make one that can.
+        InputError: it cannot; says what to do.
     """
-    if not manifest.conditioned():
-        raise InputError(
-            "this bundle cannot keep frames that are given: export the checkpoint again with --conditioning, which "
-            "not every model has, or leave the mask, images and clips out"
-        )
+    if manifest.conditioning in KEEPS_NO_FRAMES:
+        raise InputError(KEEPS_NO_FRAMES[manifest.conditioning])
 
 
 def check_mask(

@@ -164,8 +164,7 @@ def estimate_memory(
     take_turns = engines.one_expert is not None
     together, one = _loop_weights(bundle, backend)
     several = len(manifest.experts) > 1
-    counts = settled.given.counts if settled.given else ()
-    pixels = [(3, count, settled.height, settled.width) for count in counts]
+    pixels = [(3, count, settled.height, settled.width) for count in settled.encoded]
     encoder = encoder_memory(bundle, backend, pixels, request.tile, known)
     decoder = _decoder_memory(manifest.latent, backend, request, settled, known)
     return MemoryEstimate(

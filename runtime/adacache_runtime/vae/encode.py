@@ -27,20 +27,37 @@ def drawn(seed: int) -> Noise:
     return lambda shape: generator.standard_normal(shape, np.float32)
 
 
+def most_likely(shape: tuple[int, ...]) -> Floats:
+    """Return no noise, so that a sample of a distribution is its mean."""
+    return np.zeros(shape, np.float32)
+
+
+def can_encode(space: LatentSpace) -> bool:
+    """Return whether a bundle can turn pixels into latents."""
+    return space.decoder == "pixels" or bool(space.encoding)
+
+
 def check_encoder(space: LatentSpace) -> None:
     """Check that a bundle can turn pixels into latents.
 
     Raises:
         InputError: it cannot; says what to do.
     """
-    if space.decoder != "pixels" and not space.encoding:
+    if not can_encode(space):
         raise InputError(
             "this bundle has no encoder of images and clips: export the checkpoint with --vae DIR (the folder of the "
-            "model's VAE), or encode them with the model's own code, and give them with a mask as --latents FILE.npz"
+            "model's VAE), or encode them with the model's own code, and give what comes out in --latents FILE.npz"
         )
 
 
-def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise, tile: int | None = None) -> Floats:
+def encode(
+    bundle: Bundle,
+    backend: Backend,
+    pixels: Floats,
+    noise: Noise,
+    tile: int | None = None,
+    frames: int | None = None,
+) -> Floats:
     """Run the bundle's encoder, on some images and then on a chunk at a time; each graph is loaded for its turn only.
 
     Each graph gives a normal distribution, and the next takes a sample of it, or its mean where the graph gives nothing
@@ -55,6 +72,8 @@ def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise, tile:
         noise: draws the noise of the samples, by shape.
         tile: side in pixels of the tiles by which larger frames are encoded; None = the bundle's. Where tiles overlap,
             the means and log deviations of the first graph are blended.
+        frames: number of frames of the clip; those that ``pixels`` lacks are grey, 0, and are not all made at once.
+            None = as many as ``pixels`` has.
 
     Returns:
         (channels, latent frames, latent height, latent width), as the model has them.
@@ -64,8 +83,9 @@ def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise, tile:
         OutOfRangeError: tiles of this side cannot be cut.
     """
     space = bundle.manifest.latent
+    length = pixels.shape[1] if frames is None else frames
     if space.decoder == "pixels":
-        return np.ascontiguousarray(pixels, np.float32)
+        return np.ascontiguousarray(_part(pixels, 0, length), np.float32)
     check_encoder(space)
     least, channels = space.spatial_factor, space.encoding[0].inputs[0].axes[1]
     if pixels.ndim != 4 or pixels.shape[0] != channels or pixels.shape[1] < 1 or min(pixels.shape[2:]) < least:
@@ -75,11 +95,12 @@ def encode(bundle: Bundle, backend: Backend, pixels: Floats, noise: Noise, tile:
         )
     if not np.isfinite(pixels).all():
         raise InputError("the pixels to encode contain NaN or infinity")
-    value: Floats = pixels
-    for step in encoder_steps(space, pixels.shape, tile):
-        side = _side(space, pixels.shape, tile) if step.graph is space.encoding[0] else None
+    value, shape = pixels, (pixels.shape[0], length, *pixels.shape[2:])
+    for step in encoder_steps(space, shape, tile):
+        side = _side(space, shape, tile) if step.graph is space.encoding[0] else None
         through = _images if takes_images(step.graph) else _chunks
-        value = through(load_step(step, backend), space, value, side, noise)
+        value = through(load_step(step, backend), space, value, length, side, noise)
+        length = value.shape[1]
     return value
 
 
@@ -132,23 +153,29 @@ def _axes(space: LatentSpace, unit: int, count: int, height: int, width: int) ->
     return {**inside, **time, "pixel_height": height, "pixel_width": width}
 
 
+def _part(value: Floats, start: int, stop: int) -> Floats:
+    """Return some frames of (channels, frames, height, width); those that it lacks are zeros."""
+    part = value[:, start:stop]
+    lacking = stop - start - part.shape[1]
+    return np.pad(part, ((0, 0), (0, lacking), (0, 0), (0, 0))) if lacking else part
+
+
 def _images(
-    engine: VaeGraph | CarryingGraph, space: LatentSpace, value: Floats, side: int | None, noise: Noise
+    engine: VaeGraph | CarryingGraph, space: LatentSpace, value: Floats, frames: int, side: int | None, noise: Noise
 ) -> Floats:
     """Run a graph of images on (channels, frames, height, width), and draw a sample with the same axes."""
-    images = value.swapaxes(0, 1)
-    parts = [images[batch.start : batch.stop] for batch in batches(len(images), space.images)]
+    parts = (_part(value, batch.start, batch.stop).swapaxes(0, 1) for batch in batches(frames, space.images))
     given = [_distribution(engine, space, part, len(part), side) for part in parts]
     return _sample([np.concatenate(some) for some in zip(*given, strict=True)], noise).swapaxes(0, 1)
 
 
 def _chunks(
-    engine: VaeGraph | CarryingGraph, space: LatentSpace, value: Floats, side: int | None, noise: Noise
+    engine: VaeGraph | CarryingGraph, space: LatentSpace, value: Floats, frames: int, side: int | None, noise: Noise
 ) -> Floats:
     """Run a graph of chunks on (channels, frames, height, width), and draw a sample with the same axes."""
     samples = []
-    for chunk in encoded_chunks(space.chunks, value.shape[1]):
-        part = value[None, :, chunk.start : chunk.stop]
+    for chunk in encoded_chunks(space.chunks, frames):
+        part = _part(value, chunk.start, chunk.stop)[None]
         sample = _sample(_distribution(engine, space, part, part.shape[2], side), noise)
         samples.append(sample[0, :, chunk.kept])
     return np.concatenate(samples, 1)

@@ -1,6 +1,7 @@
 """Videos that a worker makes before it accepts jobs."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -9,6 +10,7 @@ from adacache_runtime.caching.policies.scheduled.interval import FixedInterval
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.settled import settle
+from adacache_runtime.vae.encode import can_encode
 
 MEASURING = AdaCache(codebook=((1.0, 2),))  # computes the first two of five steps, and reuses the third
 WARM_UP_STEPS = 5
@@ -21,11 +23,12 @@ def warm_ups(pipeline: Pipeline) -> Iterator[Request]:
     """
     manifest = pipeline.bundle.manifest
     policy = MEASURING if manifest.sites("default") else FixedInterval(every=2)
-    request = Request(prompts=("warm-up",), steps=WARM_UP_STEPS, policy=policy)
-    yield request
     space = manifest.latent
-    encodes = space.decoder == "pixels" or bool(space.encoding)
+    black = np.zeros((space.spatial_factor, space.spatial_factor, 3), np.uint8)
+    request = Request(prompts=("warm-up",), steps=WARM_UP_STEPS, policy=policy)
+    if manifest.conditioning == "encoded-video":
+        request = replace(request, images=(black,))
+    yield request
     shape = settle(pipeline.bundle, request).latent_shape
-    if manifest.conditioned() and encodes and shape[2] > 1:
-        black = np.zeros((space.spatial_factor, space.spatial_factor, 3), np.uint8)
+    if manifest.conditioning == "kept-frames" and can_encode(space) and shape[2] > 1:
         yield Request(prompts=("warm-up",), steps=1, images=(black,))

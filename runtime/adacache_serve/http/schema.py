@@ -85,6 +85,7 @@ class Model(BaseModel):
     policies: list[Policy]
     negative_prompt: bool = Field(description="Whether the model accepts a negative prompt.")
     image: bool = Field(description="Whether a video can start from an image.")
+    image_required: bool = Field(description="Whether the model makes no video without an image.")
 
 
 class ModelList(BaseModel):

@@ -5,6 +5,7 @@ from adacache_engines.bundle.video_sizes import durations_of, usual_aspect
 from adacache_runtime.denoising.segments import guidance_scales
 from adacache_runtime.policy_names import available_policies
 from adacache_runtime.samplers.registry import samplers_of
+from adacache_runtime.vae.encode import can_encode
 from adacache_serve.http.schema import Failure, Model, NamedSize, Policy, TraceNumbers, Video
 from adacache_serve.jobs.progress import numbers
 from adacache_serve.jobs.service import Service
@@ -39,7 +40,8 @@ def model_of(name: str, bundle: Bundle) -> Model:
         samplers=sorted(samplers_of(manifest), key=lambda other: other != sampler.name),
         policies=[Policy(name=info.name, note=info.note, why_not=info.why_not) for info in available_policies(bundle)],
         negative_prompt=manifest.guidance.null_captions is None,
-        image=manifest.conditioned() and (manifest.latent.decoder == "pixels" or bool(manifest.latent.encoding)),
+        image=manifest.conditioning in ("kept-frames", "encoded-video") and can_encode(manifest.latent),
+        image_required=manifest.conditioning == "encoded-video",
     )
 
 

@@ -16,7 +16,7 @@ from adacache_runtime.caching.policy import Policy
 from adacache_runtime.caching.presets import PRESETS, policy_from
 from adacache_runtime.checking import Checked
 from adacache_runtime.checking import check as check_request
-from adacache_runtime.conditioning.given_frames import check_accepts_images
+from adacache_runtime.conditioning.given_frames import check_images
 from adacache_runtime.media.video import Frames
 from adacache_runtime.request import Request
 from adacache_runtime.settled import settle
@@ -70,9 +70,8 @@ def check(order: CreateVideo, bundle: Bundle, settings: Settings, image: Frames 
         FieldError: the order is not possible; names the field, and says what is possible.
     """
     request = request_of(order, bundle, settings, image)
-    if image is not None:
-        with _blaming("image"):
-            check_accepts_images(bundle.manifest)
+    with _blaming("image"):
+        check_images(bundle.manifest, request)
     try:
         return check_request(bundle, request)
     except AdaCacheError as error:

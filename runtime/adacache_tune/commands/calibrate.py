@@ -14,6 +14,7 @@ from adacache_runtime.commands.options import add_opening, add_video, opening_fr
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.progress import even_progress
 from adacache_runtime.commands.version import add_version
+from adacache_runtime.conditioning.given_frames import check_images
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.settled import Settled, settle
@@ -26,7 +27,7 @@ from adacache_tune.calibration.results import presets, table, write_presets, wri
 from adacache_tune.calibration.trials import Advance
 from adacache_tune.commands.tables import show
 from adacache_tune.comparison.quality import check_ssim
-from adacache_tune.identity import identity
+from adacache_tune.identity import digest_of, identity
 from adacache_tune.prompts import read_prompts
 
 ALL = (*METHODS, *(f"{method}{EXTRAPOLATED}" for method in METHODS))
@@ -126,6 +127,7 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
                 steps=options.steps,
                 guidance=options.guidance,
                 guidance_2=options.guidance_2,
+                images=tuple(options.image),
                 prompts=(prompt,),
                 seed=seed,
             )
@@ -133,6 +135,7 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
         ]
 
     to_record, to_confirm = requests(recorded, options.seed), requests(held_out, options.seed + len(recorded))
+    check_images(pipeline.bundle.manifest, to_record[0])
     settle(pipeline.bundle, to_confirm[-1])  # the largest seed
     settled = settle(pipeline.bundle, to_record[0])
     if len(settled.updates) < FEWEST_CALLS:
@@ -149,6 +152,7 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
         "steps": settled.steps,
         **settled.guidance_scales(),
         "threads": options.threads,
+        "image": digest_of(options.image),
     }
     methods = _methods(options, pipeline.bundle.manifest, settled)
     folder = options.output or Path(f"{options.bundle.resolve().stem}-calibration")

@@ -101,6 +101,7 @@ def _asked(options: argparse.Namespace, manifest: Manifest, prompts: Sequence[st
             steps=options.steps,
             guidance=options.guidance,
             guidance_2=options.guidance_2,
+            images=tuple(options.image),
             negative_prompts=() if options.negative_prompt is None else (options.negative_prompt,),
         ),
         threads=options.threads,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from adacache_engines.backends import BACKENDS
 from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.errors import EngineError, InputError
@@ -151,6 +153,7 @@ def _work(options: argparse.Namespace) -> _Work:
     else:
         length = manifest.text.max_length if options.text_length is None else options.text_length
         text, given = f"{length} random embeddings", captions(manifest, length)
+    black = np.zeros((manifest.latent.spatial_factor, manifest.latent.spatial_factor, 3), np.uint8)
     request = Request(
         **video_size(options, manifest),
         prompts=() if given else (options.prompt,),
@@ -158,6 +161,7 @@ def _work(options: argparse.Namespace) -> _Work:
         steps=options.steps,
         policy=policy_from(options.policy, manifest.policies),
         granularity=options.granularity,
+        images=(black,) if manifest.conditioning == "encoded-video" else (),
     )
     sizes = sizes_of(bundle, request, length)
     return _Work(bundle, request, sizes, subjects(manifest, options.only, given is None), text)

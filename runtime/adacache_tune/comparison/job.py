@@ -8,6 +8,7 @@ from typing import Any
 from adacache_engines.bundle.files import sha256_file
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.policy import Policy
+from adacache_runtime.conditioning.given_frames import check_images
 from adacache_runtime.media.video import MAX_SIDE
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
@@ -18,7 +19,7 @@ from adacache_tune.comparison.named_policies import named_policies
 from adacache_tune.comparison.quality import Lpips, check_ssim
 from adacache_tune.comparison.score import score_from
 from adacache_tune.comparison.side_by_side import largest_zoom, usual_zoom
-from adacache_tune.identity import identity
+from adacache_tune.identity import digest_of, identity
 
 RUNS, VIDEOS = "runs.jsonl", "videos"
 
@@ -31,7 +32,7 @@ class Asked:
         prompts: different prompts.
         seeds: seeds of the noise, for each prompt.
         policies: names or files of policies.
-        request: size, sampling and negative prompt of each generation.
+        request: size, sampling, image and negative prompt of each generation.
         threads: number of processor threads of the backend; None = the backend's default.
         folder: folder for everything that is written.
         lpips: file of an LPIPS model; None = LPIPS is not measured.
@@ -91,6 +92,7 @@ def settle_job(asked: Asked, pipeline: Pipeline) -> Job:
     policies = named_policies(asked.policies, manifest.policies)
     seeds = list(dict.fromkeys(asked.seeds))
     usual = replace(asked.request, prompts=(asked.prompts[0],))
+    check_images(manifest, usual)
     for policy in policies.values():
         settle(pipeline.bundle, replace(usual, policy=policy, seed=max(seeds)))  # refuses if it must
     settled = settle(pipeline.bundle, usual)
@@ -100,6 +102,7 @@ def settle_job(asked: Asked, pipeline: Pipeline) -> Job:
         "steps": settled.steps,
         **settled.guidance_scales(),
         "negative_prompt": next(iter(usual.negative_prompts), None),
+        "image": digest_of(usual.images),
         "threads": asked.threads,
         "lpips": sha256_file(asked.lpips) if asked.lpips and asked.lpips.is_file() else None,
         "score": asked.score,

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from adacache_engines.bundle.manifest import VIDEO_CONDITION
 from adacache_engines.errors import CheckpointError
 from adacache_export.checkpoint.pipeline_folder import PipelineConfigs
 from adacache_export.families.registry import FAMILIES, own_name, recognise
@@ -34,7 +35,7 @@ def config() -> dict[str, Any]:
 
 SIZES = [
     ({"num_attention_heads": 3, "attention_head_dim": 16}, (5, 6, 10)),
-    ({"cross_attn_norm": False, "eps": 1e-5, "freq_dim": 24, "num_layers": 1}, (1, 2, 4)),
+    ({"cross_attn_norm": False, "eps": 1e-2, "freq_dim": 24, "num_layers": 1}, (1, 2, 4)),
     ({"attention_head_dim": 20}, (3, 4, 2)),
     ({"attention_head_dim": 6, "patch_size": (1, 1, 2), "out_channels": 5, "in_channels": 5}, (4, 3, 6)),
 ]
@@ -139,13 +140,34 @@ def test_other_models_are_refused(weights: Any, config: dict[str, Any], change: 
         FAMILY.config_from({**config, **change}, shapes_of(weights))
 
 
-def test_a_model_that_takes_an_encoded_image_is_refused() -> None:
+def test_an_encoded_video_beside_the_latents_is_one_for_all_samples() -> None:
     original = wan.transformer(in_channels=36)
-    with pytest.raises(CheckpointError, match="36 channels and gives 16"):
+    state = original.state_dict()
+    config = FAMILY.config_from(dict(original.config), shapes_of(state))
+    stages = FAMILY.stages(config)
+    for stage in stages:
+        stage.module.load_state_dict({name: state[key] for name, key in stage.keys().items()})
+    (taken,) = (spec for stage in stages for spec in stage.inputs if spec.name == VIDEO_CONDITION)
+    assert taken.axes == (1, 20, "frames", "height", "width")
+    torch.manual_seed(0)
+    latents, captions, beside = torch.randn(2, 16, 3, 4, 6), torch.randn(2, 7, 20), torch.randn(1, 20, 3, 4, 6)
+    timestep = torch.tensor([500.0, 250.0])
+    with torch.no_grad():
+        given = {"latents": latents, "captions": captions, "timestep": timestep, VIDEO_CONDITION: beside}
+        made = run_stages(stages, given)["prediction"]
+        expected = original(torch.cat([latents, beside.expand(2, -1, -1, -1, -1)], 1), timestep, captions).sample
+    assert (made - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+def test_other_numbers_of_channels_are_refused() -> None:
+    original = wan.transformer(in_channels=52)
+    with pytest.raises(CheckpointError, match=r"52 channels and gives 16, .* expected 16, .* or 36,") as caught:
         FAMILY.config_from(dict(original.config), shapes_of(original.state_dict()))
+    assert "\n" not in str(caught.value)
 
 
 EXPERTS = {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875}
+IMAGE_TO_VIDEO = WanConfig(in_channels=36)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +179,8 @@ EXPERTS = {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ra
         (WanConfig(in_channels=48, out_channels=48), {}, {}, ("ti2v-5b", 16, 1, 5.0, 5.0, "always")),
         (WanConfig(), {"expand_timesteps": True}, {"scale_factor_spatial": 16}, ("ti2v-5b", 16, 1, 5.0, 5.0, "always")),
         (WanConfig(), {"expand_timesteps": False}, {}, ("t2v-14b", 8, 1, 5.0, 5.0, "never")),
+        (IMAGE_TO_VIDEO, {**EXPERTS, "boundary_ratio": 0.9}, {}, ("i2v-a14b", 8, 2, 3.5, 5.0, "never")),
+        (IMAGE_TO_VIDEO, {}, {}, ("i2v", 8, 1, 3.5, 5.0, "never")),
     ],
 )
 def test_models_are_described_as_published(

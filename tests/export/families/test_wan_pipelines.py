@@ -45,15 +45,20 @@ def exported(pipeline: Any, folder: Path) -> Path:
     return folder / "bundle"
 
 
-def made_by_run(
+def run_command(
     bundle: Path, folder: Path, frames: int, height: int, width: int, guidance_2: float | None = None, *others: object
-) -> NDArray[np.float32]:
-    """Return the latents that ``adacache-run`` makes from the files that :func:`wan.inputs` wrote."""
+) -> list[str]:
+    """Return the arguments of ``adacache-run`` for the files that :func:`wan.inputs` wrote."""
     command: list[object] = [bundle, "--latents", folder / "z.npz", "--text-embeddings", folder / "e.npz"]
     command += ["--steps", STEPS, "--guidance", GUIDANCE, "--height", height, "--width", width, "--frames", frames]
     command += [] if guidance_2 is None else ["--guidance-2", guidance_2]
     command += [*others, "--save-latents", folder / "out.npz", "-o", folder / "frames.npz"]
-    assert run(list(map(str, command))) == 0
+    return list(map(str, command))
+
+
+def made_by_run(bundle: Path, folder: Path, *asked: Any) -> NDArray[np.float32]:
+    """Return the latents that ``adacache-run`` makes; the arguments are those of :func:`run_command`."""
+    assert run(run_command(bundle, folder, *asked)) == 0
     latents: NDArray[np.float32] = np.load(folder / "out.npz")["latents"]
     return latents
 
@@ -167,11 +172,81 @@ def test_frames_are_those_of_diffusers(kind: str, tmp_path: Path) -> None:
     assert np.abs(made / 255 - expected).max() <= 2e-3
 
 
+# name -> changes of the transformers, VAE, whether there are two experts, frames, height, width
+FROM_IMAGE: Mapping[str, tuple[dict[str, Any], str, bool, int, int, int]] = {
+    "experts": ({"num_layers": 1}, "three doublings", True, 5, 48, 80),
+    "one transformer": ({"num_attention_heads": 3, "attention_head_dim": 16}, "plain", False, 17, 16, 48),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FROM_IMAGE)
+def test_videos_that_start_from_an_image_are_those_of_diffusers(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model takes a mask and the encoded image beside its latents, as Wan 2.2's I2V-A14B does."""
+    from PIL import Image
+
+    from tests.helpers.tiny_models.wan_vae import CHANNELS, random_wan_vae  # here: it imports torch
+
+    changes, kind, two, frames, height, width = FROM_IMAGE[name]
+    own = {"in_channels": 2 * CHANNELS + 4, "out_channels": CHANNELS, **changes}
+    transformers = [wan.transformer(seed, **own) for seed in range(1 + two)]
+    pipeline = wan.pipeline(transformers, vae=random_wan_vae(kind), boundary=0.9 if two else None, image=True)
+    bundle = exported(pipeline, tmp_path)
+    manifest = read_manifest(bundle)
+    assert manifest.conditioning == "encoded-video"
+    assert [expert.guidance for expert in manifest.experts] == ([3.5, 3.5] if two else [None])
+    assert manifest.sampler.timestep_shift == 3.0  # that of the file
+    assert ("magcache" in manifest.policies) == two  # the published constants are those of two experts
+    given = wan.inputs(manifest, tmp_path, frames, height, width)
+    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (height, width, 3), np.uint8))
+    image.save(tmp_path / "first.png")
+    second = 3.0 if two else None
+    capsys.readouterr()
+    assert run(run_command(bundle, tmp_path, frames, height, width, second)) == 1
+    error = capsys.readouterr().err
+    assert "this model starts from an image, and none is given" in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out.npz").exists()
+
+    latents = made_by_run(bundle, tmp_path, frames, height, width, second, "--image", tmp_path / "first.png")
+    asked = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "image": image}
+    asked |= {"height": height, "width": width, "num_frames": frames}
+    asked |= {} if second is None else {"guidance_scale_2": second}
+    assert_alike(latents, wan.latents_of(pipeline, given, **asked))
+    (expected,) = wan.latents_of(pipeline, given, "np", **asked)
+    made = np.load(tmp_path / "frames.npz")["frames"]
+    assert made.shape == expected.shape
+    assert np.abs(made / 255 - expected).max() <= 2e-3
+
+    beside = wan.video_condition_of(pipeline, image, given["latents"], frames, height, width)
+    np.savez(tmp_path / "z.npz", latents=given["latents"], video_condition=beside)
+    assert_alike(made_by_run(bundle, tmp_path, frames, height, width, second), latents)
+
+
+@pytest.mark.slow
+def test_an_image_on_a_model_of_text_alone_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    bundle = exported(wan.pipeline([wan.transformer(num_layers=1)]), tmp_path)
+    wan.inputs(read_manifest(bundle), tmp_path, 5, 16, 16)
+    Image.new("RGB", (16, 16)).save(tmp_path / "first.png")
+    capsys.readouterr()
+    assert run(run_command(bundle, tmp_path, 5, 16, 16, None, "--image", tmp_path / "first.png")) == 1
+    error = capsys.readouterr().err
+    assert "this model makes videos from text alone" in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out.npz").exists()
+    assert not (tmp_path / "frames.npz").exists()
+
+
 # model -> changes of the transformer and of the pipeline that make it a tiny one, and presets that it must have
 PUBLISHED: Mapping[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "t2v-1.3b": ({}, {}, {"teacache", "teacache-retention-fast", "magcache-fast", "easycache", "adacache-lightx2v"}),
     "ti2v-5b": ({"in_channels": 48, "out_channels": 48}, {"expand": True}, {"magcache", "easycache"}),
     "t2v-a14b": ({}, {"boundary": 0.875}, {"magcache", "easycache"}),
+    "i2v-a14b": ({"in_channels": 36}, {"boundary": 0.9}, {"magcache"}),
 }
 
 
@@ -189,7 +264,10 @@ def test_published_presets_run(model: str, tmp_path: Path) -> None:
     manifest = read_manifest(bundle)
     assert [manifest.sites(name) for name in ("time", "time_modulation")] == [("time",), ("time_modulation",)]
     assert {"adacache-fast", *expected} <= {*manifest.policies}
-    wan.inputs(manifest, tmp_path, 1, 32, 32)
+    given = wan.inputs(manifest, tmp_path, 1, 32, 32)
+    if manifest.conditioning == "encoded-video":
+        beside = np.ones((20, *given["latents"].shape[2:]), np.float32)
+        np.savez(tmp_path / "z.npz", latents=given["latents"], video_condition=beside)
     command = [str(bundle), "--latents", str(tmp_path / "z.npz"), "--text-embeddings", str(tmp_path / "e.npz")]
     command += ["--steps", str(steps), "--height", "32", "--width", "32", "--frames", "1"]
     command += ["-o", str(tmp_path / "out.npz"), "--trace", str(tmp_path / "trace.json")]

@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 
 from adacache_engines.bundle.files import MANIFEST, Bundle, dump_manifest, sha256_file
 from adacache_engines.bundle.manifest import (
+    VIDEO_CONDITION,
     X_MASK,
     CheckpointEntry,
     FileEntry,
@@ -76,7 +77,7 @@ def block_entry(name: str) -> StageEntry:
 
 
 def conditioned(plain: Manifest) -> dict[str, Any]:
-    """The changes of a manifest whose model may keep frames: timesteps are a frame's own."""
+    """Return the changes of a manifest whose model may keep frames: timesteps are a frame's own."""
     x_mask = spec(X_MASK, "batch", "patch_frames", dtype="bool")
     of_frames = spec("modulation", "batch", "patch_frames", 1)
 
@@ -90,7 +91,24 @@ def conditioned(plain: Manifest) -> dict[str, Any]:
 
     given = (spec("mask", "samples", "frames", dtype="bool"), latents("new", "samples"), latents("latents", "samples"))
     select = graph("select", given, (latents("latents_out", "samples"),))
-    return {"stages": tuple(map(change, plain.stages)), "arithmetic": {**plain.arithmetic, "select": select}}
+    return {
+        "stages": tuple(map(change, plain.stages)),
+        "arithmetic": {**plain.arithmetic, "select": select},
+        "conditioning": "kept-frames",
+    }
+
+
+def starting_from_image(plain: Manifest) -> dict[str, Any]:
+    """Return the changes of a manifest whose model takes an encoded video beside its latents."""
+    channels = plain.latent.frames.stretch + WIDTH
+    given = spec(VIDEO_CONDITION, 1, channels, "frames", "height", "width")
+
+    def change(entry: StageEntry) -> StageEntry:
+        if entry.role != "embed":
+            return entry
+        return entry.model_copy(update={"graph": graph("embed", (*entry.graph.inputs, given), entry.graph.outputs)})
+
+    return {"stages": tuple(map(change, plain.stages)), "conditioning": "encoded-video"}
 
 
 def manifest(files: Mapping[str, FileEntry] | None = None) -> Manifest:
@@ -120,6 +138,7 @@ def manifest(files: Mapping[str, FileEntry] | None = None) -> Manifest:
         schema_version=1,
         producer="tests",
         family="fake",
+        conditioning="not-exported",
         config={},
         precision="fp32",
         profiles={"default": dict.fromkeys(("samples", "text", "frames", "height", "width"), (1, 8))},
@@ -162,7 +181,11 @@ def run_block(name: str, given: Named) -> dict[str, Array]:
 
 
 def run_embed(given: Named) -> dict[str, Array]:
-    tokens = np.moveaxis(given["latents"], 1, -1)
+    latents = given["latents"]
+    if VIDEO_CONDITION in given:  # the mask's channels, and those of the encoded video
+        mask, video = np.split(given[VIDEO_CONDITION], [-WIDTH], axis=1)
+        latents = latents + video + mask.mean(1, keepdims=True)
+    tokens = np.moveaxis(latents, 1, -1)
     time = given["timestep"][:, None]
     embedded = tokens.reshape(*tokens.shape[:2], -1, WIDTH)
     modulation = np.where(given[X_MASK], time, 0)[:, :, None] if X_MASK in given else time

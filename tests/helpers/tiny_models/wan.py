@@ -76,6 +76,20 @@ def inputs(manifest: Manifest, folder: Path, frames: int, height: int, width: in
     return {"latents": latents, "embeddings": text[:1], "negative": text[1:]}
 
 
+def video_condition_of(
+    made: Any, image: Any, latents: NDArray[np.float32], frames: int, height: int, width: int
+) -> NDArray[np.float32]:
+    """Return mask and encoded video (channels, frames, height, width) that diffusers' pipeline makes of an image."""
+    import torch  # here: few tests need it
+
+    pixels = made.video_processor.preprocess(image, height=height, width=width)
+    with torch.no_grad():
+        _, condition = made.prepare_latents(
+            pixels, 1, latents.shape[1], height, width, frames, torch.float32, latents=torch.from_numpy(latents)
+        )
+    return np.asarray(condition[0])
+
+
 def latents_of(
     made: Any, given: Mapping[str, NDArray[np.float32]], output: str = "latent", **options: Any
 ) -> NDArray[np.float32]:

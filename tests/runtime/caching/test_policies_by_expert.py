@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from adacache_engines.bundle.manifest import StageEntry
+from adacache_runtime.caching.policies.measured.adacache import AdaCache
+from adacache_runtime.caching.policies.measured.easycache import EasyCache
 from adacache_runtime.caching.policies.scheduled.guidance_every import GuidanceEvery
+from adacache_runtime.caching.policies.scheduled.magcache import MagCache
 from adacache_runtime.caching.policies.wrappers import Extrapolate
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.denoising.denoiser import Denoiser
@@ -33,6 +36,9 @@ PARTS = {
 POLICIES: dict[str, Policy[Any]] = {
     **{kind: policy for kind, (policy, _) in KINDS.items()},
     "guidance-every": GuidanceEvery(every=3),
+    "adacache by branch": AdaCache(codebook=((0.2, 7), (0.5, 3), (1.0, 1)), by_branch=True),
+    "magcache by branch": MagCache(ratios=(1, 0.99, 0.9), unconditional=(1, 0.9, 0.8), max_reuses=9, threshold=0.5),
+    "easycache of the conditional branch": EasyCache(threshold=2.5, output="conditional_velocity"),
 }
 WITHOUT_WRAPPERS = {"guidance-every"}  # which decides by branch
 
@@ -96,7 +102,7 @@ def check(folder: Path, policy: Policy[Any], steps: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", POLICIES)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=6, deadline=None, phases=(Phase.generate,))  # an example is three generations: none is shrunk
 @given(data=st.data())
 def test_an_expert_is_decided_for_as_if_it_were_alone(kind: str, data: st.DataObject) -> None:
     """Decisions, what was observed, and latents bit for bit: nothing of the other expert's calls is left."""

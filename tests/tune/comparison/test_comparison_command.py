@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from adacache_engines.bundle.manifest import FileEntry
 from adacache_engines.errors import InputError
+from adacache_runtime.media.video import write_video
 from adacache_runtime.pipeline import Pipeline
 from adacache_tune.commands import compare as cli
 from adacache_tune.commands.compare import main
@@ -218,3 +220,16 @@ def test_a_bundle_with_text_encoder_and_decoder(decoding_folder: Path, tmp_path:
         assert reused["flops"] < full["flops"]
         assert reused["ssim"] <= 1
     assert (tmp_path / "out" / "videos" / "001.mp4").stat().st_size
+
+
+def test_a_model_that_starts_from_an_image(command: Command, tmp_path: Path, capsys: Capture) -> None:
+    """It is refused without one, and the folder belongs to the image."""
+    changes = fake_model.starting_from_image(fake_model.manifest())
+    assert command("-o", "none", **changes) == 1
+    assert "this model starts from an image, and none is given" in capsys.readouterr().err
+    assert not Path("none").exists()
+    for number in (0, 200):
+        write_video(tmp_path / f"{number}.png", np.full((1, 8, 8, 3), number, np.uint8), fps=1)
+    assert command("-o", "some", "--image", "0.png", **changes) == 0
+    assert command("-o", "some", "--image", "200.png", **changes) == 1
+    assert "another comparison" in capsys.readouterr().err

@@ -47,7 +47,9 @@ def _stages(bundle: Bundle, weights: Mapping[str, Tensor]) -> list[Stage]:
     }
     with torch.device("meta"):
         config = family.config_from(given, {name: tuple(tensor.shape) for name, tensor in weights.items()})
-        stages = maker(family, manifest.conditioned())(config, tuple(sorted(probes)), DTYPES[manifest.precision])
+        stages = maker(family, manifest.conditioning == "kept-frames")(
+            config, tuple(sorted(probes)), DTYPES[manifest.precision]
+        )
         sums = arithmetic(stages, manifest.latent, manifest.guidance)
         measured = signal_stages(SIGNALS.values(), hidden_of(stages), manifest.latent, shown_of_timestep(stages))
         return [*stages, *sums, *(replace(stage, module=_on_device(stage.module)) for stage in measured)]

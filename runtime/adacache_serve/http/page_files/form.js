@@ -44,6 +44,8 @@ function offerModel(model) {
   offerSamplers(model.samplers);
   $("negative-field").hidden = !model.negative_prompt;
   $("image-field").hidden = !model.image;
+  $("image-label").textContent = model.image_required ? "The image to start from (required)" : "Start from an image";
+  if (model.image_required) $("more").open = true;
   tellHowMany();
 }
 
