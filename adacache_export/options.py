@@ -53,7 +53,8 @@ class PartOptions:
     text_encoder: Path | None = field(
         default=None,
         metadata=option(
-            "T5 in a Hugging Face folder, so that the bundle takes prompts as text; can be added to a finished bundle",
+            "T5 or UMT5 in a Hugging Face folder, so that the bundle takes prompts as text; can be added to a finished "
+            "bundle",
             "DIR",
         ),
     )

@@ -1,7 +1,7 @@
 """Measure speed and memory as ratios, side by side in one run, on a model with random weights.
 
     python tools/bench.py [--json FILE]         one call, the loop, AdaCache, PyTorch eager, memory
-    python tools/bench.py --export-full         the export of a full-size model
+    python tools/bench.py --export-full         the export of a full-size model (more: tools.speed.full_size)
     python tools/bench.py --compile-full        its plans in fp16, with TensorRT-RTX
 
 A ratio holds for the machine, the size and the run that it was measured on, and for nothing else.
@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import tempfile
 from dataclasses import asdict, fields, replace
 from importlib.metadata import version
@@ -27,14 +28,14 @@ from adacache_export.convert import convert
 from adacache_export.families.latte import family as latte
 from adacache_export.families.open_sora import family as open_sora
 from adacache_export.families.open_sora_plan import family as open_sora_plan
-from adacache_export.families.registry import FAMILIES
 from adacache_export.options import Options
 from adacache_runtime.pipeline import Pipeline
 from tools.speed.calls import measure_calls
-from tools.speed.checkpoint import config_of, published_shapes, write_checkpoint, write_random
+from tools.speed.checkpoint import config_of, write_checkpoint, write_published
 from tools.speed.eager import measure_eager
 from tools.speed.full_size import Costs, measure_command
 from tools.speed.memory import measure_memory
+from tools.speed.published import MODELS
 from tools.speed.size import Size
 from tools.speed.timing import Spread, TimedBackend
 from tools.speed.wanted import Row, at_least, at_most, table
@@ -43,6 +44,10 @@ PLAN_PROFILES = {
     open_sora.NAME: ("480p:2s", "720p:2s"),
     latte.NAME: ("512x512:16f", "256x256..768x768:16f"),
     open_sora_plan.NAME: ("512x512:65f", "256x256..768x768:65f"),
+    "wan2.1-1.3b": ("832x480:81f", "1280x720:81f"),
+    "wan2.1-14b": ("832x480:81f", "1280x720:81f"),
+    "wan2.2-5b": ("832x480:81f", "1280x704:81f"),
+    "wan2.2-a14b": ("832x480:81f", "1280x720:81f"),
 }
 MEMORY_STEPS = 6  # enough for calls of both kinds
 ROUND_CALLS = 3  # generations of a repetition
@@ -105,27 +110,27 @@ def measure_ratios(arguments: argparse.Namespace, folder: Path, console: Console
     return rows, details
 
 
-def measure_full_export(family: str, folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
+def measure_full_export(name: str, folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
     """Return the rows of the table, and the numbers that they were computed from."""
-    console.print(f"writing a random checkpoint of full size: {family}")
-    checkpoint = folder / "random.safetensors"
-    nbytes = write_random(checkpoint, published_shapes(family))
+    console.print(f"writing a random checkpoint of full size: {name}")
+    checkpoint, model = folder / "checkpoint", MODELS[name]
+    nbytes = write_published(checkpoint, model, "float32")
     console.print(f"exporting {nbytes / 1e9:.1f} GB")
-    costs = measure_command([str(checkpoint), "--family", family, "-o", str(folder / "bundle")], checkpoint)
-    return _rows("export", costs, 6, 1.5), {"family": family, "export": asdict(costs)}
+    costs = measure_command([str(checkpoint), "--family", model.family, "-o", str(folder / "bundle")], nbytes)
+    return _rows("export", costs, 6, 1.5), {"model": name, "export": asdict(costs)}
 
 
-def measure_full_plans(family: str, folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
+def measure_full_plans(name: str, folder: Path, console: Console) -> tuple[list[Row], dict[str, Any]]:
     """Return the rows of the table, and the numbers that they were computed from."""
-    console.print(f"writing and exporting a random checkpoint of full size: {family}")
-    checkpoint, bundle = folder / "random.safetensors", folder / "bundle"
-    write_random(checkpoint, published_shapes(family))
-    convert(checkpoint, bundle, Options(precision="fp16", family=family))
-    checkpoint.unlink()
-    profiles = [word for name in PLAN_PROFILES[family] for word in ("--profile", name)]
+    console.print(f"writing and exporting a random checkpoint of full size: {name}")
+    checkpoint, bundle, model = folder / "checkpoint", folder / "bundle", MODELS[name]
+    write_published(checkpoint, model, "float32")
+    convert(checkpoint, bundle, Options(precision="fp16", family=model.family))
+    shutil.rmtree(checkpoint)
+    profiles = [word for profile in PLAN_PROFILES[name] for word in ("--profile", profile)]
     weights = bundle / read_manifest(bundle).weights
-    costs = measure_command([str(bundle), "--backend", "tensorrt-rtx", *profiles], weights)
-    return _rows("compile", costs, 3, 2.5), {"family": family, "compile": asdict(costs)}
+    costs = measure_command([str(bundle), "--backend", "tensorrt-rtx", *profiles], weights.stat().st_size)
+    return _rows("compile", costs, 3, 2.5), {"model": name, "compile": asdict(costs)}
 
 
 def _rows(key: str, costs: Costs, minutes: float, ratio: float) -> list[Row]:
@@ -171,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
     full.add_argument("--export-full", action="store_true", help="measure the full-size export (about 10 GB of disk)")
     full.add_argument("--compile-full", action="store_true", help="measure its plans (about 8 GB of disk)")
     made.add_argument(
-        "--family", choices=tuple(FAMILIES), default=open_sora.NAME, help="of the full-size model (%(default)s)"
+        "--model", "--family", choices=tuple(MODELS), default=open_sora.NAME, help="of full size (%(default)s)"
     )
     made.add_argument("--steps", type=int, default=12, help="calls of a generation (%(default)s)")
     made.add_argument("--repetitions", type=int, default=3, help="of generations of each kind (%(default)s)")
@@ -193,9 +198,9 @@ def main() -> None:
     console = Console()
     with tempfile.TemporaryDirectory(prefix="adacache-bench-", dir=arguments.temp) as name:
         if arguments.export_full:
-            rows, details = measure_full_export(arguments.family, Path(name), console)
+            rows, details = measure_full_export(arguments.model, Path(name), console)
         elif arguments.compile_full:
-            rows, details = measure_full_plans(arguments.family, Path(name), console)
+            rows, details = measure_full_plans(arguments.model, Path(name), console)
         else:
             rows, details = measure_ratios(arguments, Path(name), console)
     report(rows, details, arguments, console)

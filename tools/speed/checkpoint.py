@@ -1,27 +1,25 @@
-"""Write random checkpoints: STDiT3's of any size, any family's of the published size."""
+"""Write checkpoints with random weights: an STDiT3 of any size, and published models of full size."""
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from adacache_export.families.latte import family as latte
-from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
-from adacache_export.families.open_sora import family as open_sora
+from adacache_engines.bundle.tensors import ELEMENT_TYPES, DType
+from adacache_export.checkpoint.layout import CONFIG
+from adacache_export.checkpoint.pipeline_folder import INDEX, TRANSFORMERS
 from adacache_export.families.open_sora.family import expected
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
-from adacache_export.families.open_sora_plan import family as open_sora_plan
-from adacache_export.families.registry import FAMILIES
-from adacache_export.writing.weights_file import write_weights
+from adacache_export.writing.weights_file import TORCH_DTYPES, write_weights
+from tools.speed.published import Published
 from tools.speed.size import CHANNELS, PATCH, Size
 
-PUBLISHED: Mapping[str, Any] = {
-    open_sora.NAME: OpenSoraConfig(),
-    latte.NAME: LatteT2VConfig(),
-    open_sora_plan.NAME: open_sora_plan.RELEASED,
-}
+SHARD_NBYTES = 5e9  # as published
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 def config_of(size: Size) -> OpenSoraConfig:
@@ -35,33 +33,88 @@ def config_of(size: Size) -> OpenSoraConfig:
     )
 
 
-def published_shapes(family: str) -> Mapping[str, tuple[int, ...]]:
-    """Return the shapes of the tensors of a family's released model.
-
-    The exporter takes a checkpoint without a config.json for that model.
-    """
-    return FAMILIES[family].expected(PUBLISHED[family])
-
-
 def write_checkpoint(path: Path, config: OpenSoraConfig) -> int:
-    """Write a random STDiT3, as :func:`write_random`."""
-    return write_random(path, expected(config))
-
-
-def write_random(path: Path, tensors: Mapping[str, tuple[int, ...]]) -> int:
-    """Write random weights in float32, one tensor at a time; return the size of the file in bytes.
-
-    Matrices keep the scale of their inputs, so that hidden states stay finite through all blocks.
-    """
-    shapes = {name: shape for name, shape in tensors.items() if not name.startswith("rope.")}
+    """Write an STDiT3 with random float32 weights as one file; return its size in bytes."""
+    shapes = {name: shape for name, shape in expected(config).items() if not name.startswith("rope.")}
     generator = torch.Generator().manual_seed(0)
-
-    def draw(name: str) -> Tensor:
-        shape = shapes[name]
-        if name.endswith("_norm.weight"):
-            return torch.ones(shape)
-        inputs = int(torch.Size(shape[1:]).numel())
-        return torch.randn(shape, generator=generator) * (0.5 * inputs**-0.5 if len(shape) > 1 else 0.02)
-
-    write_weights(path, shapes, dict.fromkeys(shapes, "float32"), draw)
+    dtypes: dict[str, DType] = dict.fromkeys(shapes, "float32")
+    write_weights(path, shapes, dtypes, lambda name: _random(name, shapes[name], generator))
     return path.stat().st_size
+
+
+def write_published(folder: Path, model: Published, dtype: DType, random_nbytes: float = math.inf) -> int:
+    """Write the folder of a pipeline that has a published model's transformers, each in shards, and nothing else.
+
+    Args:
+        folder: folder to make.
+        model: the model.
+        dtype: dtype of the weights.
+        random_nbytes: size of the weights that are random, in bytes. Those that follow are zeros, which are left out of
+            the files (holes) and take no room on the disk; they are read and mapped like others.
+
+    Returns:
+        The size of the weights in bytes, holes included.
+    """
+    folder.mkdir(parents=True)
+    nbytes, shapes, generator = 0, model.shapes(), torch.Generator().manual_seed(0)
+    components = TRANSFORMERS[: model.experts]
+    for component in components:
+        place = folder / component
+        place.mkdir()
+        (place / CONFIG).write_text(json.dumps(asdict(model.config)))
+        shards = list(_shards(shapes, TORCH_DTYPES[dtype].itemsize))
+        weight_map: dict[str, str] = {}
+        for number, names in enumerate(shards, 1):
+            file = f"diffusion_pytorch_model-{number:05}-of-{len(shards):05}.safetensors"
+            of_shard = {name: shapes[name] for name in names}
+            nbytes += _write_shard(place / file, of_shard, dtype, generator, random_nbytes - nbytes)
+            weight_map |= dict.fromkeys(names, file)
+        index = {"metadata": {}, "weight_map": weight_map}
+        (place / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    entries = {component: ["diffusers", "Transformer"] for component in components}
+    (folder / INDEX).write_text(json.dumps({**entries, **model.index}))
+    return nbytes
+
+
+def _shards(shapes: Shapes, itemsize: int) -> Iterator[list[str]]:
+    """Yield the names of the tensors of each shard."""
+    names: list[str] = []
+    nbytes = 0
+    for name, shape in shapes.items():
+        size = math.prod(shape) * itemsize
+        if names and nbytes + size > SHARD_NBYTES:
+            yield names
+            names, nbytes = [], 0
+        names.append(name)
+        nbytes += size
+    yield names
+
+
+def _write_shard(path: Path, shapes: Shapes, dtype: DType, generator: torch.Generator, random_nbytes: float) -> int:
+    """Write a safetensors file whose tensors are random, up to a number of bytes, and then holes; return its size."""
+    position, header, sizes = 0, {}, {}
+    for name, shape in shapes.items():
+        sizes[name] = math.prod(shape) * TORCH_DTYPES[dtype].itemsize
+        ends = [position, position + sizes[name]]
+        header[name] = {"dtype": ELEMENT_TYPES[dtype].safetensors, "shape": list(shape), "data_offsets": ends}
+        position = ends[1]
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, shape in shapes.items():
+            random_nbytes -= sizes[name]
+            if random_nbytes < 0:
+                file.seek(sizes[name], 1)
+            else:
+                tensor = _random(name, shape, generator).to(TORCH_DTYPES[dtype])
+                file.write(tensor.view(-1).view(torch.uint8).numpy().data)
+        file.truncate()
+    return path.stat().st_size
+
+
+def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Return a random float32 tensor; matrices keep the scale of their inputs, so that hidden states stay finite."""
+    if name.endswith(("_norm.weight", "norm_q.weight", "norm_k.weight")):
+        return torch.ones(shape)
+    inputs = math.prod(shape[1:])
+    return torch.randn(shape, generator=generator) * (0.5 * inputs**-0.5 if len(shape) > 1 else 0.02)

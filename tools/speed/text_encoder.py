@@ -50,7 +50,9 @@ def measure(work: Path, nbytes: float, layout: str) -> tuple[Costs, int]:
     model = work / "model.safetensors"
     write_checkpoint(model, config_of(Size(depth=1, width=32, heads=2, caption_width=width)))
     output = work / "model.adacache"
-    return measure_command([str(model), "--text-encoder", str(work / "t5"), "-o", str(output)], model), written
+    return measure_command(
+        [str(model), "--text-encoder", str(work / "t5"), "-o", str(output)], model.stat().st_size
+    ), written
 
 
 def write_t5(folder: Path, nbytes: float, layout: str) -> int:

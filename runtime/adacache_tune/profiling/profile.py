@@ -8,7 +8,8 @@ The JSON's keys stay as they are within ``schema_version``; more may be added. T
     backend         what ran the engines
     machine         processor, cores, memory_nbytes, system, python; gpu if one was used
     versions        package -> version
-    request         height, width, frames, steps, guidance, policy, granularity, text, sizes (axis -> size)
+    request         height, width, frames, steps, guidance (and guidance_2 of a second expert), policy,
+                    granularity, text, sizes (axis -> size)
     engines         a list: name, kind (stage, block, reuse, arithmetic, encoder), runner, load_ms, first_ms,
                     median_ms, p95_ms, iterations, layers (slowest first: name, op, median_ms; empty without --layers)
     generation      null if none was measured, else: load_ms, first_call_ms, calls (number), computed_calls, wall_ms,

@@ -96,13 +96,20 @@ def test_a_vae_in_float16_is_refused_with_the_reason(capsys: pytest.CaptureFixtu
 # text encoders
 
 
-@pytest.mark.parametrize("proj", ["relu", "gated-gelu"])
+ENCODERS = {"t5": (transformers.T5EncoderModel, transformers.T5Config)}
+ENCODERS["umt5"] = (transformers.UMT5EncoderModel, transformers.UMT5Config)
+
+
+@pytest.mark.parametrize(("kind", "proj"), [("t5", "relu"), ("t5", "gated-gelu"), ("umt5", "gated-gelu")])
 @torch.no_grad()
-def test_float16_text_encoder_where_float16_would_overflow(proj: str, t5_folder: Path, tmp_path: Path) -> None:
+def test_float16_text_encoder_where_float16_would_overflow(
+    kind: str, proj: str, t5_folder: Path, tmp_path: Path
+) -> None:
     """As in the published weights, the feed-forward goes beyond float16 and the residual with it."""
     torch.manual_seed(0)
     sizes = {"d_model": 24, "d_kv": 6, "d_ff": 40, "num_layers": 2, "num_heads": 4, "feed_forward_proj": proj}
-    model = transformers.T5EncoderModel(transformers.T5Config(vocab_size=16, **sizes)).eval()
+    of_kind, configure = ENCODERS[kind]
+    model = of_kind(configure(vocab_size=16, **sizes)).eval()
     for name, parameter in model.named_parameters():
         if "wo" in name:
             parameter.mul_(1e5 / parameter.norm())

@@ -65,7 +65,7 @@ def test_videos_are_equal_with_and_without_it(tmp_path: Path, policy: str) -> No
 
 
 def test_an_expert_is_loaded_when_its_first_call_comes(tmp_path: Path) -> None:
-    """What all experts share is loaded once; an expert's engines are closed before the other's are opened."""
+    """An expert's engines are closed before the other's are opened; engines that both share are loaded once."""
     pipeline, backend = offloading(tmp_path / "bundle")
     stages = [stage.graph.name for stage in fake_model.manifest().stages]
     assert backend.loads[: len(stages)] == stages

@@ -57,7 +57,7 @@ def one(**options: Any) -> Any:
 
 @pytest.mark.parametrize("scales", [{}, {"guidance_2": 1.5}, {"guidance": 4.0, "guidance_2": 1.0}])
 def test_errors_are_those_of_each_experts_own_guidance(tmp_path: Path, scales: dict[str, float]) -> None:
-    """What reusing the call before would have cost is what it costs in a real run that reuses it there alone."""
+    """The recorded error of reusing the call before is that of a real run which reuses in this call alone."""
     pipeline, _ = fake_pipeline(tmp_path / "bundle", own_ends(), **two_experts())
     asked = one(keep_calls=True, **scales)
     made, result = record(pipeline, asked, GAPS)
@@ -233,7 +233,7 @@ def test_a_list_is_of_the_calls_of_a_generation(tmp_path: Path) -> None:
 def test_the_command_calibrates_two_experts(
     command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str], offload: bool
 ) -> None:
-    """What is written into the bundle is a real run's; numbers of another second guidance scale are not used."""
+    """The numbers in the bundle are those of real runs; those of another second guidance scale are not used."""
     folder = fake_model.write_bundle(tmp_path / "experts.adacache", **two_experts()).folder
     command.folder, command.functions, command.expert_offload = folder, functions_of_experts(), offload
     methods = ("listed", "adacache-scaled", "interval")
