@@ -28,7 +28,7 @@ REST_S = 0.3  # between two calls, for the threads of the other library to stop 
 
 @dataclass
 class Measured:
-    """Measurements of a contender.
+    """The measurements of a contender.
 
     Attributes:
         seconds: by round, the time of each call.
