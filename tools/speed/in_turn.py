@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tools.speed.contenders import (
     ADACACHE,
+    COMPILED,
     EAGER,
     FBCACHE,
     NEVER,
@@ -27,7 +28,7 @@ REST_S = 0.3  # between two calls, for the threads of the other library to stop 
 
 @dataclass
 class Measured:
-    """What was measured of a contender.
+    """The measurements of a contender.
 
     Attributes:
         seconds: by round, the time of each call.
@@ -162,7 +163,9 @@ def measure(
                 else:
                     del running[each]
     plain = measured[EAGER].cache_nbytes or 0  # what each holds: latents, and the sampler's history
-    for each in entered:
-        if each.cache_nbytes is None and (held_nbytes := measured[each.name].cache_nbytes) is not None:
-            measured[each.name].cache_nbytes = held_nbytes - plain
+    for name, found in measured.items():
+        if name in SAME_RULE and found.cache_nbytes is not None:
+            found.cache_nbytes -= plain
+        elif name in (EAGER, COMPILED):
+            found.cache_nbytes = None
     return Comparison(measured)

@@ -45,7 +45,7 @@ PACKAGES = ("diffusers", "torch", "onnxruntime", "numpy")
 
 @dataclass(frozen=True)
 class Settings:
-    """What a comparison is made with.
+    """The settings of a comparison.
 
     Attributes:
         steps: number of calls of a generation.

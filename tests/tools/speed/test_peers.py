@@ -137,6 +137,7 @@ def test_the_table_the_page_and_the_document(clock: Clock) -> None:
         "met": True,
     }
     assert written["contenders"][FBCACHE]["cache_hidden_states"] == 3
+    assert written["contenders"][EAGER]["cache_hidden_states"] is None
     assert written["contenders"][DBCACHE]["note"].startswith("not installed")
 
 
