@@ -213,8 +213,9 @@ def row(export: Export) -> tuple[str, ...]:
 
 PAGE = """# Exports of full size
 
-Made by `{command}`, on {cores} CPU cores: `adacache-export` of checkpoints of random weights in shards, in the sizes
-that Wan was published in, without text encoder and VAE.
+Made by `{command}`,
+on {cores} CPU cores: `adacache-export` of checkpoints of random weights in shards, in the sizes that Wan was published
+in, without text encoder and VAE.
 
 {table}
 
@@ -271,8 +272,10 @@ def main() -> None:
         table.add_row(*row(export))
     console.print(table)
     if options.results:
-        chosen = " ".join(["python -m tools.speed.full_size", *sys.argv[1:]])
-        (options.results / "full-size.md").write_text(markdown(exports, chosen), encoding="utf-8")
+        chosen = {name: getattr(options, name) for name in ("precision", "depth", "disk")}
+        words = [*options.models, *(f"--{name} {value}" for name, value in chosen.items() if value is not None)]
+        command = " ".join(["python -m tools.speed.full_size", *words, "--results tools/results"])
+        (options.results / "full-size.md").write_text(markdown(exports, command), encoding="utf-8")
     if options.json:
         content = [asdict(export) | {"missed": export.missed()} for export in exports]
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
