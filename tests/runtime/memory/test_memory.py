@@ -42,6 +42,7 @@ from tests.helpers.model.fake_model import (
     request,
     write_bundle,
 )
+from tests.helpers.originals.reference import request as open_sora_request
 
 SPREAD = AdaCache(
     codebook=[(0.3, 3), (1.0, 1)], probe=("spatial.0.attn", "temporal.1.attn"), moreg=MoReg(strides=(1, 2))
@@ -86,6 +87,21 @@ def test_a_run_allocates_what_was_planned(tmp_path: Path, case: str) -> None:
     pipeline.generate(asked)
     assert plan.arena is None
     assert plan.run == sum(pipeline.backend.device.nbytes)
+
+
+def test_tables_of_positions_are_planned(bundle_folder: Path) -> None:
+    """Those of a real model, which a stage makes once a generation."""
+    pipeline = Pipeline.open(bundle_folder)
+    (positions,) = pipeline.bundle.manifest.stages_of("positions")
+    pipeline.backend.device = counting = Counting()
+    asked = open_sora_request(steps=2)
+    prepared = pipeline.prepare(asked)
+    assert counting.nbytes == []
+    pipeline.generate(asked)
+    assert prepared.memory.run == sum(counting.nbytes)
+    for table in positions.graph.outputs:
+        shape = table.shape(prepared.checked.loops[0].sizes)
+        assert 4 * int(np.prod(shape)) in counting.nbytes
 
 
 def trt_pipeline(folder: Path, cuda: FakeCuda, **options: Any) -> Pipeline:

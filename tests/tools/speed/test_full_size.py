@@ -55,7 +55,7 @@ def test_a_tiny_model_is_exported_and_the_page_says_how(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(MODELS, "tiny", TINY)  # type: ignore[misc]
-    room = TINY.with_depth(2).parameters() * 2 * 1.5 / 1e9
+    room = (TINY.with_depth(2).parameters() + TINY.parameters()) / 1e9  # at 2 bytes: two blocks, and half of the third
     words = ["tiny", "--precision", "bf16", "--disk", str(room), "--temp", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["full_size", *words, "--results", str(tmp_path), "--json", str(tmp_path / "j")])
     full_size.main()
@@ -64,7 +64,7 @@ def test_a_tiny_model_is_exported_and_the_page_says_how(
     assert "| tiny | bf16 | 2 of 3 |" in page
     (export,) = json.loads((tmp_path / "j").read_text())
     assert (export["depth"], export["published_depth"]) == (2, 3)
-    assert 0.3 < export["random"] < 0.7
+    assert 0 < export["random"] < 0.5
     assert 0 < export["stage_mb"] < export["costs"]["weights_mb"]
     assert export["costs"]["processor_s"] > 0
     assert {path.name for path in tmp_path.iterdir()} == {"full-size.md", "j"}
