@@ -20,7 +20,7 @@ SOURCES = {
 }
 LAYERS = list(SOURCES)  # from the lowest up
 OFFLINE = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "sentencepiece", "diffusers")
-OPTIONAL = ("onnxruntime", "cuda", "tensorrt", "tensorrt_rtx", "matplotlib", "polygraphy", "skimage", "PIL")
+OPTIONAL = ("onnxruntime", "cuda", "tensorrt", "tensorrt_rtx", "matplotlib", "polygraphy", "skimage")
 WEB = (
     *("anyio", "fastapi", "python_multipart", "starlette", "uvicorn"),
     *("httpx", "opentelemetry", "prometheus_client", "s3fs", "sqlalchemy"),
@@ -129,7 +129,7 @@ def test_the_extra_that_a_message_names_brings_the_module() -> None:
         ("prometheus_client", "serve"): "prometheus-client",
         ("opentelemetry", "otel"): "opentelemetry-sdk",
         ("cuda", "gpu"): "cuda-bindings",
-        ("PIL", "compare"): "pillow",
+        ("compare"): "pillow",
         ("skimage", "compare"): "scikit-image",
         ("huggingface_hub", "export"): "diffusers",  # brings it
     }

@@ -21,7 +21,7 @@ from adacache_runtime.denoising.denoiser import Denoiser
 from adacache_runtime.denoising.latents import Latents
 from adacache_runtime.denoising.stages import Engines
 from adacache_runtime.events import Called, Decoded, Denoised, Event, ImagesEncoded, TextEncoded
-from adacache_runtime.media.pictures import resize_to_fill
+from adacache_runtime.media.pictures import resize
 from adacache_runtime.memory.advice import check_fit
 from adacache_runtime.memory.estimate import MemoryEstimate, estimate_memory
 from adacache_runtime.request import Request
@@ -250,7 +250,8 @@ class Prepared:
             noise = np.ascontiguousarray(request.latents, np.float32)
         if settled.given is not None:
             draw = drawn(request.seed)
-            pixels = (resize_to_fill(frames, settled.height, settled.width) for frames in self.checked.given)
+            rule = bundle.manifest.latent.resize
+            pixels = (resize(frames, settled.height, settled.width, rule) for frames in self.checked.given)
             references = [[encode(bundle, backend, one, draw, request.tile) for one in pixels]] * len(noise)
         elif before is not None:
             references = [[clip] for clip in before]
@@ -267,7 +268,7 @@ class Prepared:
         if request.video_condition is not None:
             return request.video_condition[None]
         (image,) = self.checked.given
-        pixels = resize_to_fill(image, settled.height, settled.width)
+        pixels = resize(image, settled.height, settled.width, bundle.manifest.latent.resize)
         return video_condition(bundle, self._model.backend, pixels, settled.frames, request.tile)
 
     def _allocate(self, loop: Loop, latents: Floats, captions: Captions, condition: Floats | None) -> Begun:

@@ -2,15 +2,18 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adacache_engines.errors import InputError, require
+from adacache_engines.errors import InputError
 from adacache_runtime.media.frames import Frames
 from adacache_runtime.trace import Trace
 from adacache_runtime.vae.decode import WITHOUT_DECODER
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Video:
@@ -47,15 +50,15 @@ class Video:
             raise InputError(f"this bundle has no decoder, so the video has latents and no frames; {WITHOUT_DECODER}")
         return self._frames
 
-    def pil(self) -> list[Any]:
+    def pil(self) -> "list[Image.Image]":
         """Return a Pillow image of each frame.
 
         Raises:
             InputError: the bundle has no decoder.
-            MissingDependencyError: Pillow is not installed.
         """
-        pillow = require("PIL.Image", "compare")
-        return [pillow.fromarray(frame) for frame in self.frames]
+        from PIL import Image  # only here, so that who makes no pictures needs no library for them
+
+        return [Image.fromarray(frame) for frame in self.frames]
 
     def save(self, path: str | os.PathLike[str], zoom: int = 1) -> None:
         """Write the video to a file, whole or not at all.

@@ -290,6 +290,7 @@ def describe(
             decoder="none",
             continued=1,
             whole_patches=True,
+            resize="stretch",
         ),
         text=TextRule(max_length=MAX_LENGTH, width=config.text_dim, cleaning="repaired", masking="zeros"),
         profiles={"default": {axis: (lower.get(axis, 1), size) for axis, size in upper.items()}},

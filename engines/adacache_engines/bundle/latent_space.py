@@ -16,6 +16,7 @@ from adacache_engines.bundle.entries import Entry, Graph
 
 IMAGES = "images"
 VaePrecision = Literal["fp32", "bf16"]
+ResizeRule = Literal["fill", "stretch"]
 
 
 class FrameRule(Entry):
@@ -137,6 +138,8 @@ class LatentSpace(Entry):
         tile: side, in pixels, of the square tiles by which larger frames are coded, unless a run asks for others; None
             = frames are coded whole.
         tiles_chunks: whether a video of several chunks is coded by tiles even where a single tile would hold a frame.
+        resize: rule by which a given picture gets the video's size: ``fill``, it is resized with its aspect until it
+            fills that, and its middle is taken; or ``stretch``, each side is resized.
     """
 
     channels: int
@@ -156,6 +159,7 @@ class LatentSpace(Entry):
     images: int = Field(default=1, ge=1)
     tile: int | None = None
     tiles_chunks: bool = False
+    resize: ResizeRule = "fill"
 
     @property
     def levels(self) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ Frames = NDArray[np.uint8]  # (frames, height, width, 3), RGB
 
 
 class PillowImage(Protocol):
-    """The part of ``PIL.Image.Image`` that is used, so that Pillow need not be installed."""
+    """The part of ``PIL.Image.Image`` that is used, so that Pillow need not be imported."""
 
     def convert(self, mode: str, /) -> Any: ...
 

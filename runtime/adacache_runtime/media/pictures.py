@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from adacache_engines.bundle.latent_space import ResizeRule
 from adacache_engines.errors import InputError
 from adacache_runtime.media.frames import ClipSource, Frames, ImageSource, image_frame
 
@@ -71,52 +72,88 @@ def _decoded(path: Path) -> Iterator[NDArray[np.uint8]]:
         raise InputError(f"{path} has no picture in it")
 
 
+def resize(frames: Frames, height: int, width: int, rule: ResizeRule) -> Floats:
+    """Return frames at a video's size, by the rule of its model.
+
+    Args:
+        frames: image or clip (frames, height, width, 3) RGB.
+        height, width: size of the video in pixels.
+        rule: ``fill`` as :func:`resize_to_fill`, ``stretch`` as :func:`stretch`.
+
+    Returns:
+        Pixels (3, frames, height, width) float32, black -1, white 1.
+    """
+    return resize_to_fill(frames, height, width) if rule == "fill" else stretch(frames, height, width)
+
+
 def resize_to_fill(frames: Frames, height: int, width: int) -> Floats:
-    """Resized, keeping the aspect, until they fill ``height`` x ``width``, the middle of that, as numbers.
+    """Return the middle of frames that are resized, with their aspect, until they fill a size.
 
     As Open-Sora does it: a single image with Pillow's bicubic filter, a clip with torch's bilinear one.
     Source: v1.2, ``opensora/datasets``, ``resize_crop_to_fill``.
 
     Args:
-        frames: (frames, height, width, 3) RGB.
-        height, width: to be.
+        frames: image or clip (frames, height, width, 3) RGB.
+        height, width: size to fill in pixels.
 
     Returns:
-        (3, frames, height, width) float32, black -1, white 1.
+        Pixels (3, frames, height, width) float32, black -1, white 1.
     """
     count, rows, columns, _ = frames.shape
     tall, wide = height / rows, width / columns
     size = (height, round(columns * tall)) if tall > wide else (round(rows * wide), width)
     image = count == 1
-    values = frames.astype(np.float32)
-    for axis, source, target in ((2, columns, size[1]), (1, rows, size[0])):
-        if source == target:
-            continue
-        weights = _bicubic(source, target) if image else _bilinear(source, target)
-        values = np.moveaxis(np.moveaxis(values, axis, -1) @ weights.T, -1, axis)
-        if image:  # Pillow has bytes after the columns, too
-            values = np.clip(np.floor(values + np.float32(0.5)), 0, 255)
+    values = _bicubic(frames[0], size) if image else _bilinear(frames, size)
     spare = [have - want for have, want in zip(size, (height, width), strict=True)]
     top, left = (round(pixels / 2) if image else pixels // 2 for pixels in spare)
-    cropped = values[:, top : top + height, left : left + width]
-    return np.ascontiguousarray((cropped / np.float32(127.5) - np.float32(1)).transpose(3, 0, 1, 2))
+    return _numbers(values[:, top : top + height, left : left + width])
 
 
-def _bilinear(source: int, target: int) -> Floats:
-    """(target, source) weights of the two nearest pixels, whatever the scale."""
+def stretch(frames: Frames, height: int, width: int) -> Floats:
+    """Return frames that are resized to a size whatever their aspect, with Pillow's Lanczos filter.
+
+    Source: diffusers, ``VaeImageProcessor.resize``.
+
+    Args:
+        frames: image or clip (frames, height, width, 3) RGB.
+        height, width: size in pixels.
+
+    Returns:
+        Pixels (3, frames, height, width) float32, black -1, white 1.
+    """
+    from PIL import Image  # only here and below, so that who gives no pictures needs no library for them
+
+    made = [Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames]
+    return _numbers(np.stack([np.asarray(frame) for frame in made]))
+
+
+def _bicubic(frame: Frames, size: tuple[int, int]) -> Frames:
+    """Return an image (1, *size, 3) of one (height, width, 3), resized by Pillow, the columns first in any version."""
+    from PIL import Image
+
+    height, width = size
+    narrow = Image.fromarray(frame).resize((width, len(frame)), Image.Resampling.BICUBIC)
+    return np.asarray(narrow.resize((width, height), Image.Resampling.BICUBIC))[None]
+
+
+def _bilinear(frames: Frames, size: tuple[int, int]) -> Floats:
+    """Return frames (frames, *size, 3) of numbers from 0 to 255, resized as torch does it."""
+    values = frames.astype(np.float32)
+    for axis, target in ((2, size[1]), (1, size[0])):
+        source = frames.shape[axis]
+        if source != target:
+            values = np.moveaxis(np.moveaxis(values, axis, -1) @ _nearest_two(source, target).T, -1, axis)
+    return values
+
+
+def _numbers(values: Frames | Floats) -> Floats:
+    """Return (3, frames, height, width), black -1 and white 1, of values (frames, height, width, 3) from 0 to 255."""
+    return np.ascontiguousarray((values.astype(np.float32) / np.float32(127.5) - np.float32(1)).transpose(3, 0, 1, 2))
+
+
+def _nearest_two(source: int, target: int) -> Floats:
+    """Return the weights (target, source) of the two nearest pixels, whatever the scale."""
     centre = (np.arange(target) + 0.5) * source / target - 0.5
-    return _normalised(np.maximum(1 - np.abs(np.clip(centre, 0, source - 1)[:, None] - np.arange(source)), 0))
-
-
-def _bicubic(source: int, target: int) -> Floats:
-    """(target, source) weights of Keys' cubic, a = -0.5, which widens where the picture shrinks."""
-    scale = source / target
-    centre = (np.arange(target) + 0.5) * scale - 0.5
-    x = np.abs(centre[:, None] - np.arange(source)) / max(scale, 1.0)
-    near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-    return _normalised(np.where(x < 1, near, np.where(x < 2, far, 0)))
-
-
-def _normalised(weights: NDArray[np.float64]) -> Floats:
+    weights = np.maximum(1 - np.abs(np.clip(centre, 0, source - 1)[:, None] - np.arange(source)), 0)
     normal: Floats = (weights / weights.sum(1, keepdims=True)).astype(np.float32)
     return normal

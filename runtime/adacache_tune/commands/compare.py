@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> None:
-    for module in ("matplotlib", "PIL", "skimage"):
+    for module in ("matplotlib", "skimage"):
         require(module, "compare")
     prompts = read_prompts(options.prompts)
     with Pipeline.open(options.bundle, **opening_from(options)) as pipeline:

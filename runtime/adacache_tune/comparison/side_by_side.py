@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 from adacache_engines.errors import require
 from adacache_runtime.media.video import MAX_SIDE, Frames, write_video
@@ -38,7 +39,7 @@ def side_by_side(frames: Mapping[str, Frames], rows: Sequence[Row], zoom: int) -
         even.
 
     Raises:
-        MissingDependencyError: Pillow is not installed.
+        MissingDependencyError: matplotlib, whose font is used, is not installed.
     """
     panels = [_panel(frames[row.policy], row, zoom) for row in rows]
     columns = min(COLUMNS, len(panels))
@@ -78,10 +79,8 @@ def _panel(frames: Frames, row: Row, zoom: int) -> Frames:
 
 def _caption(row: Row, width: int) -> NDArray[np.uint8]:
     """Return a caption (height, width, 3): the label, and the numbers below it."""
-    image_module: Any = require("PIL.Image", "compare")
-    draw_module: Any = require("PIL.ImageDraw", "compare")
-    image = image_module.new("RGB", (width, _strip()), BACKGROUND)
-    draw = draw_module.Draw(image)
+    image = Image.new("RGB", (width, _strip()), BACKGROUND)
+    draw = ImageDraw.Draw(image)
     for line, (text, colour) in enumerate((("full compute" if row.policy == FULL else row.policy, INK), _numbers(row))):
         sizes = range(TEXT, SMALLEST, -1)
         fitting = (size for size in sizes if draw.textlength(text, font=_font(size)) <= width - 2 * GAP)
@@ -91,11 +90,10 @@ def _caption(row: Row, width: int) -> NDArray[np.uint8]:
 
 
 @lru_cache
-def _font(size: int) -> Any:
+def _font(size: int) -> ImageFont.FreeTypeFont:
     """Return matplotlib's font, which has more letters than Pillow's own."""
-    fonts: Any = require("PIL.ImageFont", "compare")
     matplotlib: Any = require("matplotlib", "compare")
-    return fonts.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 
 def _numbers(row: Row) -> tuple[str, tuple[int, int, int]]:

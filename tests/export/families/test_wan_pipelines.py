@@ -200,7 +200,7 @@ def test_videos_that_start_from_an_image_are_those_of_diffusers(
     assert manifest.sampler.timestep_shift == 3.0  # that of the file
     assert ("magcache" in manifest.policies) == two  # the published constants are those of two experts
     given = wan.inputs(manifest, tmp_path, frames, height, width)
-    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (height, width, 3), np.uint8))
+    image = Image.fromarray(np.random.default_rng(2).integers(0, 256, (height + 8, width + 12, 3), np.uint8))
     image.save(tmp_path / "first.png")
     second = 3.0 if two else None
     capsys.readouterr()
