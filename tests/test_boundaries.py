@@ -129,7 +129,6 @@ def test_the_extra_that_a_message_names_brings_the_module() -> None:
         ("prometheus_client", "serve"): "prometheus-client",
         ("opentelemetry", "otel"): "opentelemetry-sdk",
         ("cuda", "gpu"): "cuda-bindings",
-        ("compare"): "pillow",
         ("skimage", "compare"): "scikit-image",
         ("huggingface_hub", "export"): "diffusers",  # brings it
     }
