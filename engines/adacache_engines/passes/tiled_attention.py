@@ -37,14 +37,15 @@ def _rewrite(model: Any) -> Any | None:
             continue
         each = found[node.output[0]]
         before, after, heads = each.before, each.after, each.heads
-        flat = add_integers(onnx, graph, f"{node.name}/flat", [0, 0, -1])
-        split = add_integers(onnx, graph, f"{node.name}/split", [0, 0, heads, -1])
-        rows = [f"{name}/rows" for name in node.input]
-        for turn, name in zip(before, rows, strict=True):
-            nodes.append(node_of("Reshape", [turn.input[0], flat], [name]))
-        out = f"{node.output[0]}/rows"
-        nodes.append(node_of("MultiHeadAttention", rows, [out], domain=CONTRIB, num_heads=heads))
-        nodes.append(node_of("Reshape", [out, split], list(after.output)))
+        name = node.output[0]  # two nodes may read the same tensors
+        flat = add_integers(onnx, graph, f"{name}/flat", [0, 0, -1])
+        split = add_integers(onnx, graph, f"{name}/split", [0, 0, heads, -1])
+        rows = [f"{name}/rows.{place}" for place in range(len(before))]
+        for turn, given in zip(before, rows, strict=True):
+            nodes.append(node_of("Reshape", [turn.input[0], flat], [given]))
+        made = f"{name}/rows"
+        nodes.append(node_of("MultiHeadAttention", rows, [made], domain=CONTRIB, num_heads=heads))
+        nodes.append(node_of("Reshape", [made, split], list(after.output)))
     del graph.node[:]
     graph.node.extend(nodes)
     model.opset_import.append(onnx.helper.make_opsetid(CONTRIB, 1))

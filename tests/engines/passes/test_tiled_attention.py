@@ -43,9 +43,8 @@ def tiled(path: Path) -> bytes | None:
     return rewritten(path, ENTRY, [TILED_ATTENTION], "cpu")
 
 
-@pytest.mark.parametrize("tokens", [1, 7, 300])
-def test_tiles_give_what_the_standard_operator_gives(tmp_path: Path, tokens: int) -> None:
-    path = attention(tmp_path / "attention.onnx")
+def assert_alike(path: Path, tokens: int) -> None:
+    """Check that a file and its rewritten graph give the same on random tensors."""
     model = tiled(path)
     assert model is not None
     kinds = [node.op_type for node in onnx.load_from_string(model).graph.node]
@@ -53,14 +52,32 @@ def test_tiles_give_what_the_standard_operator_gives(tmp_path: Path, tokens: int
     assert "Attention" not in kinds
     random = np.random.default_rng(0)
     feed = {name: 3 * random.standard_normal((2, tokens, HEADS, WIDTH), np.float32) for name in ("q", "k", "v")}
-    OrtBackend(tmp_path)  # the process has its thread pool from here on, whichever test is first
+    OrtBackend(path.parent)  # the process has its thread pool from here on, whichever test is first
     options = onnxruntime.SessionOptions()
     options.use_per_session_threads = False
     results = [
-        onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]).run(None, feed)[0]
+        onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]).run(None, feed)
         for source in (str(path), model)
     ]
-    np.testing.assert_allclose(np.asarray(results[0]), np.asarray(results[1]), atol=1e-5)
+    for expected, made in zip(*results, strict=True):
+        np.testing.assert_allclose(np.asarray(made), np.asarray(expected), atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 300])
+def test_tiles_give_what_the_standard_operator_gives(tmp_path: Path, tokens: int) -> None:
+    assert_alike(attention(tmp_path / "attention.onnx"), tokens)
+
+
+def test_two_attentions_may_share_their_queries(tmp_path: Path) -> None:
+    """As in cross attention to a text and to an image."""
+    path = attention(tmp_path / "attention.onnx")
+    model = onnx.load(str(path))
+    shared = [f"{name}_turned" for name in ("q", "v", "k")]
+    model.graph.node.append(helper.make_node("Attention", shared, ["turned_2"], name="attention_2"))
+    model.graph.node.append(helper.make_node("Transpose", ["turned_2"], ["out_2"], perm=(0, 2, 1, 3)))
+    model.graph.output.append(helper.make_tensor_value_info("out_2", TensorProto.FLOAT, AXES))
+    onnx.save(model, str(path))
+    assert_alike(path, 7)
 
 
 def test_a_mask_other_axes_and_half_precision_stay_with_the_standard_operator(tmp_path: Path) -> None:
