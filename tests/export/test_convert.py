@@ -144,7 +144,7 @@ def test_an_interruption_between_old_and_new_leaves_the_old(
 @pytest.mark.parametrize("error", [2.1e-5, 1.0, float("inf"), float("nan")])
 def test_an_engine_that_disagrees_fails_the_export(stubs: Stubs, checkpoint: Path, room: Path, error: float) -> None:
     stubs.error = error
-    with pytest.raises(ExportError, match=r"disagree with their torch stages:\n  text: .*\n  embed: ") as caught:
+    with pytest.raises(ExportError, match=r"disagree with their torch stages:\n  text: .*\n  positions: .*\n  embed: ") as caught:
         export(checkpoint, room / "new")
     assert "combine" in str(caught.value)
     assert list(room.iterdir()) == []
@@ -248,7 +248,7 @@ def test_a_relative_destination(checkpoint: Path, room: Path, monkeypatch: pytes
 def test_every_engine_was_verified(bundle_folder: Path) -> None:
     manifest = open_bundle(bundle_folder).manifest
     graphs = manifest.loop_graphs()
-    assert len(graphs) == 9 + 6 + 4  # stages, arithmetic, signals
+    assert len(graphs) == 10 + 6 + 4  # stages, arithmetic, signals
     for graph in graphs:
         assert graph.check is not None
         assert graph.check.error <= graph.check.tolerance == 2e-5

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from adacache_engines.bundle.latent_space import LatentSpace
@@ -59,6 +60,6 @@ NONSENSE = {
 @pytest.mark.parametrize("case", NONSENSE)
 def test_a_graph_that_cannot_be_read_is_refused(tmp_path: Path, case: str) -> None:
     nodes, error, message = NONSENSE[case]
-    broken = Signal("broken", ("new",), ("number",), nodes, lambda given: given, ())
+    broken = Signal("broken", ("new",), ("number",), nodes, lambda _given: {"number": np.zeros(1, np.float32)}, ())
     with pytest.raises(error, match=message):
         export(tmp_path, [broken], "fp32")

@@ -134,6 +134,7 @@ def test_generations_in_turn(offloading: Callable[..., Machine], tmp_path: Path,
         np.testing.assert_array_equal(denoised.latents, host.generate(asked).latents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 7, 40])
 def test_finalisers_run_inside_any_call(offloading: Callable[..., Machine], tmp_path: Path, every: int) -> None:
     """Abandoned generations may be collected in the middle of a switch."""

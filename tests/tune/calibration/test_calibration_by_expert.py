@@ -160,6 +160,7 @@ def by_experts(calls: int, high: int, seed: int) -> Record:
     return replace(made, error=error, sites=sites, calls_by_expert=(high, calls - high))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*METHODS, f"listed{EXTRAPOLATED}", f"interval{EXTRAPOLATED}"])
 @pytest.mark.parametrize("goal", [Goal(quality_db=25), Goal(speed_up=1.6)])
 def test_every_method_searches_by_expert(method: str, goal: Goal) -> None:
