@@ -69,7 +69,7 @@ def test_weights_are_stored_once(latte: Path, latte_bundle: Callable[[str], Path
     whole, parts = (open_bundle(folder).manifest for folder in (latte_bundle("latte"), latte))
     assert (whole.granularity, parts.granularity) == ("block", "module")
     assert parts.files[parts.weights].nbytes == whole.files[whole.weights].nbytes
-    assert len(parts.stages) == 3 + 3 * (3 + 2)
+    assert len(parts.stages) == 4 + 3 * (3 + 2)
 
 
 @pytest.mark.slow  # the export

@@ -117,7 +117,7 @@ def test_the_model_is_prepared_from_a_pack(large: Path, tmp_path: Path) -> None:
     told = prepare(str(large.parent), str(work), "tensorrt-rtx", ("64x64:1f",), depth=3)
     assert told["config"]["depth"] == 3
     plans = told["plans"]["tensorrt-rtx"]
-    assert plans["plans"] == 17  # stages and reuse, arithmetic and signals
+    assert plans["plans"] == 18  # stages and reuse, arithmetic and signals
     manifest = open_bundle(work).manifest
     ((name, made),) = manifest.plans.items()
     assert plans["targets"] == list(made.targets)
