@@ -144,7 +144,8 @@ def test_an_interruption_between_old_and_new_leaves_the_old(
 @pytest.mark.parametrize("error", [2.1e-5, 1.0, float("inf"), float("nan")])
 def test_an_engine_that_disagrees_fails_the_export(stubs: Stubs, checkpoint: Path, room: Path, error: float) -> None:
     stubs.error = error
-    with pytest.raises(ExportError, match=r"disagree with their torch stages:\n  text: .*\n  positions: .*\n  embed: ") as caught:
+    stages = r"disagree with their torch stages:\n  text: .*\n  positions: .*\n  embed: "
+    with pytest.raises(ExportError, match=stages) as caught:
         export(checkpoint, room / "new")
     assert "combine" in str(caught.value)
     assert list(room.iterdir()) == []
