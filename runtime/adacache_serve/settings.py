@@ -36,6 +36,9 @@ class Settings:
         forget_seconds: time after its end at which a job is deleted, with everything known of it; None = never.
         drain_seconds: time that running jobs get when the server stops; the next server restarts those that need more.
         keys: file of API keys, see :mod:`adacache_serve.keys`; None = no key is needed.
+        host: name or address by which the operator chose the address to listen on.
+        allowed_hosts: names and addresses that requests may name beside those of the server itself, see
+            :mod:`adacache_serve.http.hosts`. Where a key is needed and none is listed, any may be named.
     """
 
     data: Path
@@ -60,6 +63,8 @@ class Settings:
     forget_seconds: float | None = None
     drain_seconds: float = 30.0
     keys: Path | None = None
+    host: str = "127.0.0.1"
+    allowed_hosts: tuple[str, ...] = ()
 
     @property
     def places(self) -> int:

@@ -5,7 +5,7 @@ Needs Debian's packages: ``apt-get install --no-install-recommends chromium chro
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,16 +37,17 @@ def missing() -> str | None:
 
 
 @contextmanager
-def browser(width: int = 1240, height: int = 1000) -> Iterator[webdriver.Chrome]:
+def browser(width: int = 1240, height: int = 1000, flags: Sequence[str] = ()) -> Iterator[webdriver.Chrome]:
     """Yield a browser with a profile of its own, which is deleted at the end.
 
     Args:
         width, height: size of the page in pixels.
+        flags: further options of Chromium's command line.
     """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = str(CHROMIUM)
-        for flag in (*FLAGS, f"--user-data-dir={profile}"):
+        for flag in (*FLAGS, *flags, f"--user-data-dir={profile}"):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 from adacache_engines.bundle.files import Bundle, open_bundle
@@ -15,12 +16,17 @@ from adacache_runtime.commands.process import run
 from adacache_runtime.commands.version import add_version
 from adacache_runtime.denoising.experts import check_offload
 from adacache_runtime.pipeline import Pipeline
+from adacache_serve.http.hosts import host_of
 from adacache_serve.keys import new_key, read_keys
 from adacache_serve.orders.check import check_servable
 from adacache_serve.settings import Settings
 
 WEB = ("fastapi", "prometheus_client", "python_multipart", "sqlalchemy", "uvicorn")
 GONE_SECONDS = 120  # for which a client may read nothing of what it is sent
+OPEN = (
+    "no --keys are given, so everybody who reaches this machine over the network can create, see and delete videos; "
+    "requests must name the server by its address, as localhost, or by an --allowed-host"
+)
 DEFAULTS = Settings(Path("adacache-serve"))
 
 
@@ -42,6 +48,14 @@ def _parser() -> argparse.ArgumentParser:
         help="folder written by adacache-export; its name becomes the model's id",
     )
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, for this machine only)")
+    add(
+        "--allowed-host",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="name or address under which clients reach the server through a proxy, or by its machine's name; may be "
+        "repeated (default: without --keys, localhost and the address to listen on; with --keys, any)",
+    )
     add("--port", type=int, default=8000, help="port to listen on; 0 = any free port (default: 8000)")
     add(
         "--data",
@@ -143,6 +157,11 @@ def settings_of(options: argparse.Namespace) -> Settings:
     for name in ("queue", "queue_per_client", "attempts", "in_flight", "max_pixels", "max_steps"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} is too small; choose at least 1")
+    for name in options.allowed_host:
+        if host_of(name) is None:
+            raise InputError(
+                f"--allowed-host {name!r} is not a host; give a name or an address without http:// and without a port"
+            )
     return replace(
         DEFAULTS,
         data=options.data,
@@ -163,6 +182,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
         hang_seconds=options.hang_seconds,
         drain_seconds=options.drain_seconds,
         keys=options.keys,
+        host=options.host,
+        allowed_hosts=tuple(options.allowed_host),
     )
 
 
@@ -218,8 +239,11 @@ def _serve(options: argparse.Namespace) -> None:
             check_offload(bundle.folder, bundle.manifest)
     with _listening(options.host, options.port) as listening:
         host, port = listening.getsockname()[:2]
-        told = f"adacache-serve: http://{host}:{port} serves {', '.join(bundles)}"
-        announce = partial(print, told, file=sys.stderr)
+        shown = f"[{host}]" if ":" in host else host
+        told = [f"http://{shown}:{port} serves {', '.join(bundles)}"]
+        if clients is None and not ip_address(host).is_loopback:
+            told.append(OPEN)
+        announce = partial(print, *(f"adacache-serve: {line}" for line in told), sep="\n", file=sys.stderr)
         serve(settings, clients, bundles, partial(open_models, options.bundles), listening, announce)
 
 

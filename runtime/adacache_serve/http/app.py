@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from adacache_serve.http import page, videos
 from adacache_serve.http.document import document
+from adacache_serve.http.hosts import Hosts
 from adacache_serve.http.limits import Limited
 from adacache_serve.http.problems import RETRY_SECONDS, add_problems, documented
 from adacache_serve.http.schema import ModelList
@@ -24,12 +25,13 @@ DECODERS = 2  # processes that decode images at once
 LOOKS = 4  # queries for streams of events at once
 
 
-def create_app(service: Service, clients: tuple[Client, ...] | None) -> FastAPI:
+def create_app(service: Service, clients: tuple[Client, ...] | None, hosts: Hosts | None) -> FastAPI:
     """Make the application.
 
     Args:
         service: the jobs; it starts and stops with the application.
         clients: the clients that have an API key; None = no key is needed.
+        hosts: the hosts that requests may name; None = any.
     """
 
     @asynccontextmanager
@@ -52,7 +54,7 @@ def create_app(service: Service, clients: tuple[Client, ...] | None) -> FastAPI:
     app.include_router(videos.router)
     app.include_router(page.router)
     add_problems(app)
-    app.add_middleware(Limited, most=service.settings.max_body)
+    app.add_middleware(Limited, most=service.settings.max_body, hosts=hosts)
     app.openapi = lambda: document(app, keys=clients is not None)  # type: ignore[method-assign]
 
     @app.get("/healthz", response_class=PlainTextResponse)

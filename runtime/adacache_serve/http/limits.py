@@ -8,10 +8,10 @@ import anyio
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from adacache_serve.http.hosts import Hosts, wrong_host, wrong_page
 from adacache_serve.http.problems import problem
 
 BODY_SECONDS = 120.0  # for the whole body to arrive
-SAFE = ("GET", "HEAD", "OPTIONS")
 HEADERS: Mapping[bytes, bytes] = {
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
     b"referrer-policy": b"no-referrer",
@@ -20,15 +20,20 @@ HEADERS: Mapping[bytes, bytes] = {
 
 
 class Limited:
-    """Middleware that refuses bodies that are too large or do not arrive, and requests from other sites' pages.
+    """Middleware that refuses bodies that are too large or do not arrive, and requests of other sites' pages.
 
-    A body is too large if its length is stated so, or if more bytes arrive. A page of another site can make a browser
-    send a form without anybody's permission, so requests that change something are refused from there.
+    A body is too large if its length is stated so, or if more bytes arrive.
     """
 
-    def __init__(self, app: ASGIApp, most: int) -> None:
-        """Wrap ``app``; bodies may have ``most`` bytes."""
-        self._app, self._most = app, most
+    def __init__(self, app: ASGIApp, most: int, hosts: Hosts | None) -> None:
+        """Wrap an application.
+
+        Args:
+            app: the application.
+            most: largest size of a body, in bytes.
+            hosts: the hosts that requests may name; None = any.
+        """
+        self._app, self._most, self._hosts = app, most, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -74,8 +79,10 @@ class Limited:
         length = told.get(b"content-length", b"")
         if length.isdigit() and (len(length) > 18 or int(length) > self._most):
             return self._too_large()
-        if scope["method"] not in SAFE and told.get(b"sec-fetch-site") in (b"cross-site", b"same-site"):
-            return HTTPException(HTTPStatus.FORBIDDEN, "requests from pages of other sites are refused")
+        if self._hosts is not None and (why := wrong_host(scope["path"], scope["headers"], self._hosts)):
+            return HTTPException(HTTPStatus.MISDIRECTED_REQUEST, why)
+        if why := wrong_page(scope["method"], scope["headers"], self._hosts):
+            return HTTPException(HTTPStatus.FORBIDDEN, why)
         return None
 
     def _too_large(self) -> HTTPException:

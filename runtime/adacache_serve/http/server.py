@@ -13,6 +13,7 @@ from adacache_engines.bundle.files import Bundle
 from adacache_engines.errors import InputError
 from adacache_serve.device.process import Open
 from adacache_serve.http.app import create_app
+from adacache_serve.http.hosts import hosts_of
 from adacache_serve.jobs.results import open_results
 from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Store
@@ -54,8 +55,9 @@ def serve(
         raise InputError(f"the database cannot be opened: {error}") from error
     results = open_results(settings.results or str(settings.data / "results"))
     service = Service(settings, bundles, store, results, open_models)
+    hosts = hosts_of(listening.getsockname()[0], settings, keys=clients is not None)
     announce()
-    run(create_app(service, clients), service, listening)
+    run(create_app(service, clients, hosts), service, listening)
 
 
 def run(app: FastAPI, service: Service, listening: socket.socket) -> None:

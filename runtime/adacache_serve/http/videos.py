@@ -99,7 +99,7 @@ async def client(
 
 
 # the key is checked before anything else is read
-router = APIRouter(prefix="/v1", dependencies=[Depends(client)], responses=documented(401, 503))
+router = APIRouter(prefix="/v1", dependencies=[Depends(client)], responses=documented(401, 421, 503))
 Asking = Annotated[Client, Depends(client)]
 Serving = Annotated[Service, Depends(service_of)]
 

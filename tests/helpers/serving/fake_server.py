@@ -29,6 +29,7 @@ from adacache_engines.errors import EngineError
 from adacache_runtime.pipeline import Pipeline
 from adacache_serve.device.process import Open
 from adacache_serve.http.app import create_app
+from adacache_serve.http.hosts import hosts_of
 from adacache_serve.jobs.results import open_results
 from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Store
@@ -112,7 +113,8 @@ def served(
     made: Service, clients: tuple[Client, ...] | None = None, listening: socket.socket | None = None
 ) -> Iterator[httpx.Client]:
     """Serve over HTTP on a free port, or on ``listening``; yield a client once the server is ready."""
-    config = uvicorn.Config(create_app(made, clients), port=0, log_config=None, lifespan="on", http="h11")
+    hosts = hosts_of("127.0.0.1", made.settings, keys=clients is not None)
+    config = uvicorn.Config(create_app(made, clients, hosts), port=0, log_config=None, lifespan="on", http="h11")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listening] if listening else None,))
     thread.start()

@@ -21,6 +21,7 @@ from adacache_runtime.generation import Prepared
 from adacache_runtime.pipeline import Pipeline
 from adacache_serve.device import worker
 from adacache_serve.http.app import create_app
+from adacache_serve.http.hosts import hosts_of
 from adacache_serve.http.server import run
 from adacache_serve.logs import configure
 from adacache_serve.settings import Settings
@@ -63,7 +64,7 @@ def main() -> None:
     part = folder / "port.part"
     part.write_text(str(listening.getsockname()[1]))
     part.replace(folder / PORT)
-    run(create_app(service, None), service, listening)
+    run(create_app(service, None, hosts_of("127.0.0.1", settings, keys=False)), service, listening)
 
 
 class ServerProcess:

@@ -63,7 +63,7 @@ def connected(client: httpx.Client, request: str, body: bytes = b"") -> socket.s
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.settimeout(HANG_SECONDS)
     connection.connect((client.base_url.host, client.base_url.port))
-    connection.sendall(f"{request}\r\nHost: x\r\n\r\n".encode() + body)
+    connection.sendall(f"{request}\r\nHost: localhost\r\n\r\n".encode() + body)
     return connection
 
 
