@@ -11,7 +11,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,7 @@ from pydantic import BaseModel, Field
 from ray import serve
 from ray.serve.exceptions import RequestCancelledError
 
-from adacache_engines.bundle.files import open_bundle
-from adacache_engines.errors import InputError
+from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_runtime.commands.options import opening_from_texts
 from adacache_runtime.events import Called
 from adacache_runtime.media.frames import Frames
@@ -31,11 +30,12 @@ from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.trace import entry
 from adacache_serve.device.video_file import MEDIA_TYPES, suffix, write_events
 from adacache_serve.orders.check import FieldError, check, check_servable, request_of, with_seed
-from adacache_serve.orders.images import decode_image, decoded_base64
+from adacache_serve.orders.images import image_of_order
 from adacache_serve.orders.schema import ENDED, CreateVideo, Status
 from adacache_serve.settings import Settings
 
 NOT_SUPPORTED = {"model", "priority", "deadline_seconds"}
+DECODERS = 2  # processes that decode images at once
 KEPT = 1000  # jobs that are kept; those that have ended make room for new ones
 SETTINGS = Settings(Path())
 api = FastAPI(title="adacache on Ray Serve")
@@ -57,12 +57,10 @@ class Job(BaseModel):
 
 
 # functions, above the classes: Ray Serve pickles these where they are decorated
-def _decoded(image: str | None) -> Frames | None:
-    """Return the image of an order, (1, height, width, 3) RGB."""
-    try:
-        return None if image is None else decode_image(decoded_base64(image))
-    except InputError as error:
-        raise FieldError("image", str(error)) from error
+def _checked_image(order: CreateVideo, bundle: Bundle) -> Frames | None:
+    """Check an order; return its image at the size of its video, (1, height, width, 3) RGB; None = it has none."""
+    settled = check(order, bundle, SETTINGS, image=order.image is not None)
+    return None if order.image is None else image_of_order(order.image, settled, bundle)
 
 
 async def _follow(job: Job) -> None:
@@ -123,6 +121,7 @@ class Videos:
         self._bundle, self._replicas = open_bundle(bundle), replicas.options(stream=True)
         check_servable(self._bundle.folder, self._bundle.manifest)
         self._jobs: dict[str, Job] = {}
+        self._decoding = asyncio.Semaphore(DECODERS)
 
     @api.post("/v1/videos", status_code=202)
     async def create(self, order: CreateVideo) -> Job:
@@ -130,8 +129,8 @@ class Videos:
         if given := NOT_SUPPORTED & order.model_fields_set:
             raise HTTPException(422, {"field": min(given), "detail": "this field is not supported here; leave it out"})
         try:
-            image = await asyncio.to_thread(_decoded, order.image)
-            check(order, self._bundle, SETTINGS, image)
+            async with self._decoding if order.image else nullcontext():
+                image = await asyncio.to_thread(_checked_image, order, self._bundle)
         except FieldError as error:
             raise HTTPException(422, {"field": error.field, "detail": str(error)}) from error
         if len(self._jobs) >= KEPT:

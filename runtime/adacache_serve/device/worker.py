@@ -37,6 +37,7 @@ from adacache_serve.device.messages import (
 )
 from adacache_serve.device.video_file import suffix, write_events
 from adacache_serve.device.warm_up import warm_ups
+from adacache_serve.disk.files import is_full
 from adacache_serve.disk.spool import finish
 from adacache_serve.logs import about
 from adacache_serve.orders.check import request_of
@@ -261,7 +262,10 @@ class Worker:
 
 def failure(begin: Begin, error: Exception) -> Failed:
     """Return the message about an error that ended an attempt, and log it."""
-    if isinstance(error, AdaCacheError):
+    if is_full(error):
+        code, message = "storage", "the video could not be stored, since the server's disk is full; try again later"
+        log.error("the disk is full", exc_info=error)
+    elif isinstance(error, AdaCacheError):
         code, message = type(error).__name__, str(error)
     elif isinstance(error, MemoryError):
         code, message = "MemoryError", "memory ran out; choose a smaller size or fewer seconds, or try again later"

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from adacache_serve.disk.files import is_full
 from adacache_serve.http.schema import Problem
 from adacache_serve.jobs.service import BusyError, ConflictError, StoppingError
 from adacache_serve.orders.check import FieldError
@@ -29,6 +30,7 @@ HEADERS: Mapping[int, Mapping[str, Any]] = {
     416: {"Content-Range": {"description": "The size of the file in bytes.", "schema": {"type": "string"}}},
     429: AFTER,
     503: AFTER,
+    507: AFTER,
 }
 
 
@@ -109,6 +111,17 @@ def add_problems(app: FastAPI) -> None:
     @app.exception_handler(ClientDisconnect)
     def _gone(_request: Request, _error: ClientDisconnect) -> Response:
         return problem(HTTPStatus.BAD_REQUEST, "the client closed the connection")  # nobody reads this
+
+    @app.exception_handler(OSError)
+    def _disk(request: Request, error: OSError) -> Response:
+        if not is_full(error):
+            raise error
+        log.error("the disk is full", extra={"path": request.url.path}, exc_info=error)
+        return problem(
+            HTTPStatus.INSUFFICIENT_STORAGE,
+            "the server's disk is full, so nothing of this request was stored; try again later",
+            headers={"Retry-After": str(RETRY_SECONDS)},
+        )
 
     @app.exception_handler(DBAPIError)
     @app.exception_handler(NoConnectionError)

@@ -1,6 +1,10 @@
 """The routes ``/v1/videos`` and ``/v1/models``."""
 
+import asyncio
 import re
+import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import anyio
@@ -9,10 +13,9 @@ from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi.responses import RedirectResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from adacache_engines.errors import InputError
-from adacache_runtime.media.video import Frames
 from adacache_serve.device.video_file import MEDIA_TYPES
 from adacache_serve.http.bodies import FORM, JSON, order_of
 from adacache_serve.http.content import DELETED, file_response
@@ -24,7 +27,6 @@ from adacache_serve.jobs.service import BusyError, Service
 from adacache_serve.jobs.store import Job
 from adacache_serve.keys import ANONYMOUS, Client, client_of
 from adacache_serve.orders.check import FieldError
-from adacache_serve.orders.images import decode_image, decoded_base64
 from adacache_serve.orders.schema import ENDED, CreateVideo, Status
 
 MOST_IMAGES = 16  # that wait to be decoded
@@ -134,7 +136,7 @@ Key = Annotated[
     "/videos",
     status_code=202,
     response_model=Video,
-    responses={202: ACCEPTED, **documented(403, 408, 409, 413, 415, 422, 429)},
+    responses={202: ACCEPTED, **documented(403, 408, 409, 413, 415, 422, 429, 507)},
     openapi_extra={"requestBody": BODY},
 )
 async def create_video(
@@ -147,27 +149,48 @@ async def create_video(
     traceparent: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Video:
     """Create a job. A request that is repeated with the same ``Idempotency-Key`` returns the same job."""
-    decoding: anyio.CapacityLimiter = request.app.state.decoding
-    if order.image is None:
-        if "image_at" in order.model_fields_set:
-            raise FieldError("image_at", "image_at needs an image; send one, or leave image_at out")
-        image = None
-    elif decoding.statistics().tasks_waiting >= MOST_IMAGES:
-        raise BusyError("too many images are waiting to be decoded; try again later", RETRY_SECONDS)
+    submit = partial(service.submit, order, asking, idempotency_key, traceparent)
+    if order.image is not None:
+        job, new = await _submitted_with_image(request, submit)
+    elif "image_at" in order.model_fields_set:
+        raise FieldError("image_at", "image_at needs an image; send one, or leave image_at out")
     else:
-        image = await anyio.to_thread.run_sync(_decoded, order.image, limiter=decoding)
-    job, new = await run_in_threadpool(service.submit, order, asking, image, idempotency_key, traceparent)
+        job, new = await run_in_threadpool(submit)
     response.headers["Location"] = f"/v1/videos/{job.id}"
     if not new:
         response.headers["Idempotent-Replayed"] = "true"
     return shown(job, service)
 
 
-def _decoded(image: str) -> Frames:
-    try:
-        return decode_image(decoded_base64(image))
-    except InputError as error:
-        raise FieldError("image", str(error)) from error
+async def _submitted_with_image(request: Request, submit: Callable[..., tuple[Job, bool]]) -> tuple[Job, bool]:
+    """Submit an order whose image has to be decoded, which few do at once; give it up where the client leaves.
+
+    Raises:
+        BusyError: too many images wait already.
+        ClientDisconnect: the client has left.
+    """
+    decoding: anyio.CapacityLimiter = request.app.state.decoding
+    if decoding.statistics().tasks_waiting >= MOST_IMAGES:
+        raise BusyError("too many images are waiting to be decoded; try again later", RETRY_SECONDS)
+    gone = threading.Event()
+    with anyio.CancelScope() as waiting:
+
+        async def watch() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            gone.set()
+            waiting.cancel()
+
+        watching = asyncio.create_task(watch())
+        try:
+            return await anyio.to_thread.run_sync(partial(submit, given_up=gone), limiter=decoding)
+        except FieldError as error:
+            if gone.is_set():
+                raise ClientDisconnect from error
+            raise
+        finally:
+            watching.cancel()
+    raise ClientDisconnect
 
 
 @router.get("/videos", response_model=VideoList, responses=documented(404, 422))

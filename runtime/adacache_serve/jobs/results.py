@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from adacache_engines.errors import InputError, require
-from adacache_serve.disk.files import sync
+from adacache_serve.disk.files import sync, writing_all
 
 S3 = "s3://"
 LINK_SECONDS = 3600  # for which a link to a video is valid
@@ -49,8 +49,8 @@ class Folder:
             if error.errno != errno.EXDEV:
                 raise
             part = self._folder / f".{name}.part"  # the folder is on another disk
-            shutil.copyfile(file, part)
-            sync(part)
+            with writing_all(part) as copy, file.open("rb") as content:
+                shutil.copyfileobj(content, copy)
             part.replace(self._folder / name)
             file.unlink()
         sync(self._folder)

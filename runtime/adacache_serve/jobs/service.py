@@ -13,10 +13,8 @@ from contextlib import suppress
 from sqlalchemy.exc import SQLAlchemyError
 
 from adacache_engines.bundle.files import Bundle
-from adacache_runtime.media.video import Frames
 from adacache_serve.device.process import Open
 from adacache_serve.device.supervisor import SupervisedWorker
-from adacache_serve.disk.files import sync
 from adacache_serve.disk.spool import Spool
 from adacache_serve.jobs.dispatching import Dispatcher
 from adacache_serve.jobs.housekeeping import Housekeeper
@@ -30,7 +28,7 @@ from adacache_serve.jobs.store import Job, Store
 from adacache_serve.jobs.tracing import open_tracer
 from adacache_serve.keys import Client
 from adacache_serve.orders.check import FieldError, check, with_seed
-from adacache_serve.orders.images import write_image
+from adacache_serve.orders.images import image_of_order, write_image
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
 
@@ -163,18 +161,18 @@ class Service:
         self,
         order: CreateVideo,
         client: Client,
-        image: Frames | None = None,
         key: str | None = None,
         traceparent: str | None = None,
+        given_up: threading.Event | None = None,
     ) -> tuple[Job, bool]:
-        """Check an order and store it as a job.
+        """Check an order, decode its image, and store it as a job.
 
         Args:
             order: the client's order.
             client: the client.
-            image: the decoded image of the order, (1, height, width, 3) RGB.
             key: the client's idempotency key.
             traceparent: the client's trace context, as W3C defines it.
+            given_up: set when the client waits for no answer any more; an image is not decoded any further then.
 
         Returns:
             The job, and whether it is new: a repeated idempotency key gives the job that it belongs to.
@@ -183,6 +181,7 @@ class Service:
             FieldError: the order is not possible; names the field.
             BusyError: the queue is full, or the server is stopping.
             ConflictError: the idempotency key belongs to a different request.
+            OSError: the image cannot be stored.
         """
         fingerprint = hashlib.sha256(order.model_dump_json().encode()).hexdigest()
         if key is not None and (job := self.store.by_key(client.name, key)) is not None:
@@ -197,9 +196,13 @@ class Service:
                 "priority",
                 f"priority {order.priority} is too high: this API key allows at most {client.max_priority}",
             )
-        check(order, self.bundles[model], self.settings, image)
-        name = f"video_{secrets.token_hex(16)}"
-        file = self._keep_image(name, image)
+        bundle = self.bundles[model]
+        settled = check(order, bundle, self.settings, image=order.image is not None)
+        name, file = f"video_{secrets.token_hex(16)}", None
+        if order.image is not None:
+            self._check_room(client)  # before the work
+            file = f"{name}.npy"
+            write_image(self.images / file, image_of_order(order.image, settled, bundle, given_up))
         try:
             with self._lock:
                 self._check_room(client)
@@ -209,6 +212,12 @@ class Service:
                 )
         except BusyError:
             self._delete_image(file)
+            raise
+        except SQLAlchemyError:
+            # the job may be stored all the same; where the database does not say, a later sweep deletes the image
+            with suppress(SQLAlchemyError):
+                if self.store.get(name) is None:
+                    self._delete_image(file)
             raise
         if not new:
             self._delete_image(file)
@@ -281,15 +290,6 @@ class Service:
         self.metrics.ended(job, code)
         self.tracer.ended(job, code, published)
         log.info(f"job {job.status}", extra={"job": name, "attempt": job.attempts, "code": code or None})
-
-    def _keep_image(self, name: str, image: Frames | None) -> str | None:
-        if image is None:
-            return None
-        file = f"{name}.npy"
-        write_image(self.images / file, image)
-        sync(self.images / file)
-        sync(self.images)
-        return file
 
     def _delete_image(self, file: str | None) -> None:
         if file:

@@ -8,24 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.bundle.video_sizes import frames_of, size_of
 from adacache_engines.errors import AdaCacheError, InputError
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.caching.presets import PRESETS, policy_from
-from adacache_runtime.checking import Checked
 from adacache_runtime.checking import check as check_request
 from adacache_runtime.conditioning.given_frames import check_images
-from adacache_runtime.media.video import Frames
+from adacache_runtime.media.frames import Frames
 from adacache_runtime.request import Request
-from adacache_runtime.settled import settle
+from adacache_runtime.settled import Settled, settle
 from adacache_runtime.text.prompts import read_text
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
 
 POLICY = re.compile(r"([A-Za-z0-9_.-]+)((?:\+[a-z-]+(?:=[0-9.]+)?)*)", re.ASCII)
 DRAWN = 2**53  # larger seeds are not exact in JavaScript
+ANY_IMAGE = np.zeros((1, 1, 1, 3), np.uint8)  # in place of one that is not decoded yet
 
 
 class FieldError(InputError):
@@ -57,29 +59,36 @@ def with_seed(order: CreateVideo) -> CreateVideo:
     return order if order.seed is not None else order.model_copy(update={"seed": secrets.randbelow(DRAWN)})
 
 
-def check(order: CreateVideo, bundle: Bundle, settings: Settings, image: Frames | None = None) -> Checked:
+def check(order: CreateVideo, bundle: Bundle, settings: Settings, image: bool = False) -> Settled:
     """Check an order; no noise is drawn, nothing large is allocated, and no engine is needed.
 
     Args:
         order: the client's order.
         bundle: the bundle that it is for.
         settings: the server's limits.
-        image: the decoded image of the order, (1, height, width, 3) RGB; None = no image.
+        image: whether the order has an image. Where it goes is checked, and not what it is.
+
+    Returns:
+        The order with every default filled in, such as the size that its image is to have.
 
     Raises:
         FieldError: the order is not possible; names the field, and says what is possible.
     """
-    request = request_of(order, bundle, settings, image)
+    request = request_of(order, bundle, settings, ANY_IMAGE if image else None)
     with _blaming("image"):
         check_images(bundle.manifest, request)
     try:
-        return check_request(bundle, request)
+        return check_request(bundle, request).settled
     except AdaCacheError as error:
-        raise FieldError(_culprit(order, bundle, image is not None), str(error)) from error
+        raise FieldError(_culprit(order, bundle, image), str(error)) from error
 
 
 def request_of(order: CreateVideo, bundle: Bundle, settings: Settings, image: Frames | None = None) -> Request:
-    """Return the request that an order makes; the arguments are those of :func:`check`.
+    """Return the request that an order makes.
+
+    Args:
+        order, bundle, settings: as of :func:`check`.
+        image: the image of the order, (1, height, width, 3) RGB; None = no image.
 
     Raises:
         FieldError: a field is not possible, or exceeds a limit of the server.

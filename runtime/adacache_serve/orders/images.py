@@ -1,44 +1,65 @@
-"""Images from clients, decoded in a sandbox: a process of its own with little memory, little time and no secrets.
-
-The process cannot open any file, so that whatever an image refers to, nothing but the image itself is read.
-"""
+"""Images from clients: decoded and resized in a process of their own, and stored at the size of their video."""
 
 import base64
 import binascii
 import io
 import os
 import re
-import resource
-import struct
 import subprocess
 import sys
-import tempfile
+import threading
+import time
 from pathlib import Path
+from typing import BinaryIO
 
-import av
 import numpy as np
-from numpy.typing import NDArray
 
+from adacache_engines.bundle.files import Bundle
+from adacache_engines.bundle.latent_space import ResizeRule
 from adacache_engines.errors import InputError
-from adacache_runtime.media.video import Frames
+from adacache_runtime.media.frames import Frames
+from adacache_runtime.settled import Settled
+from adacache_serve.disk.files import writing_all
+from adacache_serve.orders.check import FieldError
+from adacache_serve.orders.sandbox import CPU_SECONDS, NOT_RESIZED, PIXELS, SIDE
 
-SECONDS = 10
-NBYTES = 2 * 2**30  # address space of the process
-SIDE = 8192  # pixels
-PIXELS = 2**25  # pixels; 7680x4320, and a little more
-HEADER = struct.Struct("<II")  # height, width; then the pixels
+PROGRAM = (sys.executable, "-m", "adacache_serve.orders.sandbox")
+SECONDS = 6 * CPU_SECONDS  # for which the process may run, on a machine that has other things to do
+LOOK_SECONDS = 0.05  # between two looks at whether the client is still there
 # FFmpeg is given the format, by the file's first bytes: left to guess, it accepts playlists, which name other files
 FORMATS = {
     "png_pipe": re.compile(rb"\x89PNG\r\n\x1a\n"),
     "jpeg_pipe": re.compile(rb"\xff\xd8\xff"),
     "webp_pipe": re.compile(rb"RIFF....WEBP", re.DOTALL),
 }
-# one black pixel, decoded before the limits are set, so that nothing has to be imported after that
-PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 REFUSED = (
     f"the image cannot be decoded; expected a PNG, JPEG or WebP file with sides of at most {SIDE} pixels and at most "
     f"{PIXELS // 10**6} megapixels"
 )
+
+
+def image_of_order(
+    image: str | bytes, settled: Settled, bundle: Bundle, given_up: threading.Event | None = None
+) -> Frames:
+    """Decode the image of an order, at the size of its video.
+
+    Args:
+        image: the content of the file, or a text as of :func:`decoded_base64`.
+        settled: the checked order.
+        bundle: the bundle that it is for.
+        given_up: as of :func:`decode_image`.
+
+    Returns:
+        (1, height, width, 3) RGB.
+
+    Raises:
+        FieldError: as of :func:`decode_image`.
+    """
+    try:
+        content = decoded_base64(image) if isinstance(image, str) else image
+        return decode_image(content, settled.height, settled.width, bundle.manifest.latent.resize, given_up)
+    except InputError as error:
+        raise FieldError("image", str(error)) from error
 
 
 def decoded_base64(text: str) -> bytes:
@@ -57,37 +78,75 @@ def decoded_base64(text: str) -> bytes:
         raise InputError("the image is not valid base64") from error
 
 
-def decode_image(content: bytes) -> Frames:
-    """Decode the content of an image file.
+def decode_image(
+    content: bytes, height: int, width: int, rule: ResizeRule, given_up: threading.Event | None = None
+) -> Frames:
+    """Decode the content of an image file, and resize the image as the runtime does it.
+
+    Args:
+        content: the file's content.
+        height, width: size of the video in pixels.
+        rule: rule by which the image gets that size, see :func:`adacache_runtime.media.pictures.resize`.
+        given_up: set when nobody waits for the image any more; the process is killed then.
 
     Returns:
         (1, height, width, 3) RGB.
 
     Raises:
-        InputError: the content is not an image, or takes too much memory or time.
+        InputError: the content is not an image, or takes too much memory or time; or it was given up.
     """
     file_format = next((name for name, begins in FORMATS.items() if begins.match(content)), None)
     if file_format is None:
         raise InputError(REFUSED)
-    with tempfile.TemporaryFile() as pixels:  # a file, since the kernel limits its size; a pipe has no limit
+    # files in memory: the kernel limits their size, which it does not do with a pipe, and no disk can be full
+    with _memory_file() as image, _memory_file() as pixels:
+        image.write(content)
+        image.flush()
+        image.seek(0)
+        process = subprocess.Popen(  # noqa: S603 - the same interpreter, and a module of this package
+            [*PROGRAM, file_format, str(height), str(width), rule],
+            stdin=image,
+            stdout=pixels,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            env=_environment(),
+        )
         try:
-            done = subprocess.run(  # noqa: S603 - the same interpreter, and this module
-                [sys.executable, "-m", "adacache_serve.orders.images", file_format],
-                input=content,
-                stdout=pixels,
-                stderr=subprocess.DEVNULL,
-                cwd="/",
-                env=_environment(),
-                timeout=SECONDS,
-                check=False,
+            status = _status(process, given_up or threading.Event())
+        finally:
+            process.kill()
+            process.wait()
+        if status == NOT_RESIZED:
+            raise InputError(
+                f"the image takes too much memory at the video's size, {width}x{height}; send one whose sides are "
+                "nearer to that in their proportion"
             )
-        except subprocess.TimeoutExpired as error:
-            raise InputError(f"the image was not decoded within {SECONDS} seconds; send a smaller image") from error
-        if done.returncode:
-            raise InputError(REFUSED)
         pixels.seek(0)
-        height, width = HEADER.unpack(pixels.read(HEADER.size))
-        return np.fromfile(pixels, np.uint8).reshape(1, height, width, 3)
+        read = np.fromfile(pixels, np.uint8)
+    if status or read.size != 3 * height * width:
+        raise InputError(REFUSED)
+    return read.reshape(1, height, width, 3)
+
+
+def _memory_file() -> BinaryIO:
+    return os.fdopen(os.memfd_create("image"), "w+b")
+
+
+def _status(process: subprocess.Popen[bytes], given_up: threading.Event) -> int:
+    """Return the exit status of a process.
+
+    Raises:
+        InputError: it has not ended in time, or is given up.
+    """
+    end = time.monotonic() + SECONDS
+    while time.monotonic() < end:
+        if given_up.is_set():
+            raise InputError("the image was not decoded, since the client closed the connection")
+        try:
+            return process.wait(LOOK_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+    raise InputError(f"the image was not decoded within {SECONDS} seconds; send a smaller image")
 
 
 def _environment() -> dict[str, str]:
@@ -97,50 +156,19 @@ def _environment() -> dict[str, str]:
     return {**kept, "PYTHONPATH": os.pathsep.join(found), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-def write_image(path: Path, frames: Frames) -> None:
-    """Store a decoded image, (1, height, width, 3) RGB, for :func:`read_image`."""
-    with path.open("wb") as file:
-        np.save(file, frames, allow_pickle=False)
+def write_image(path: Path, image: Frames) -> None:
+    """Store an image at a video's size, (1, height, width, 3) RGB, for :func:`read_image`.
+
+    Raises:
+        OSError: the disk is full or does not work; nothing is left there.
+    """
+    content = io.BytesIO()  # numpy writes to a file by itself, and does not tell why it cannot
+    np.save(content, image, allow_pickle=False)
+    with writing_all(path) as file:
+        file.write(content.getbuffer())
 
 
 def read_image(path: Path) -> Frames:
     """Read an image that :func:`write_image` stored."""
-    frames: Frames = np.load(path, allow_pickle=False)
-    return frames
-
-
-def _limited(file_format: str) -> None:
-    """Run the process: an image file comes on standard input, its pixels go to standard output."""
-    _decoded(PIXEL, "png_pipe")
-    most = {
-        resource.RLIMIT_CPU: SECONDS,
-        resource.RLIMIT_AS: NBYTES,
-        resource.RLIMIT_FSIZE: HEADER.size + 3 * PIXELS,
-        resource.RLIMIT_NOFILE: 3,  # as many as are open already, so that no other can be opened
-        resource.RLIMIT_CORE: 0,
-    }
-    for kind, value in most.items():
-        resource.setrlimit(kind, (value, value))
-    pixels = _decoded(sys.stdin.buffer.read(), file_format)
-    sys.stdout.buffer.write(HEADER.pack(*pixels.shape[:2]))
-    sys.stdout.buffer.write(pixels.data)
-    sys.stdout.buffer.flush()
-
-
-def _decoded(content: bytes, file_format: str) -> NDArray[np.uint8]:
-    with av.open(io.BytesIO(content), "r", format=file_format) as container:
-        (stream,) = container.streams.video
-        stream.codec_context.thread_count = 1
-        _check(stream.width, stream.height)
-        frame = next(container.decode(stream))
-        _check(frame.width, frame.height)
-        return np.ascontiguousarray(frame.to_ndarray(format="rgb24"), np.uint8)
-
-
-def _check(width: int, height: int) -> None:
-    if not (1 <= width <= SIDE and 1 <= height <= SIDE and width * height <= PIXELS):
-        raise SystemExit(1)
-
-
-if __name__ == "__main__":
-    _limited(sys.argv[1])
+    image: Frames = np.load(path, allow_pickle=False)
+    return image

@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from adacache_engines.bundle.files import open_bundle
-from adacache_engines.errors import EngineError, InputError, MissingDependencyError
+from adacache_engines.errors import EngineError, MissingDependencyError
 from adacache_runtime.denoising.experts import check_offload
 from adacache_runtime.media.video import Frames
 from adacache_serve.commands.serve import open_models
@@ -43,7 +43,7 @@ from adacache_serve.device.video_file import MEDIA_TYPES
 from adacache_serve.device.worker import Models
 from adacache_serve.disk.spool import read_record
 from adacache_serve.orders.check import FieldError, check, with_seed
-from adacache_serve.orders.images import decode_image, write_image
+from adacache_serve.orders.images import image_of_order, write_image
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
 from adacache_serve.triton.config import INPUTS, MODEL, settings_of
@@ -122,9 +122,10 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                order, image = self._order(request)
+                order, content = self._order(request)
                 order = with_seed(order)
-                check(order, self._bundle, self._settings, image)
+                settled = check(order, self._bundle, self._settings, image=content is not None)
+                image = None if content is None else image_of_order(content, settled, self._bundle)
             except FieldError as error:
                 self._refuse(sender, f"{error.field}: {error}" if error.field else str(error))
             except ValidationError as error:
@@ -147,7 +148,14 @@ class TritonPythonModel:
         name = next(self._names)
         file = self._path(f"{name}.npy") if image is not None else None
         if file is not None and image is not None:
-            write_image(file, image)
+            try:
+                write_image(file, image)
+            except OSError as error:
+                log.error("an image cannot be stored", exc_info=error)
+                self._places.release()
+                message = f"the image cannot be stored: {error.strerror}; try again later"
+                self._refuse(sender, message, self._triton.TritonError.UNAVAILABLE)
+                return
         assert order.seed is not None
         with self._lock:
             self._pending[name] = Pending(sender, order.seed)
@@ -168,11 +176,11 @@ class TritonPythonModel:
     def _path(self, name: str) -> Path:
         return Path(self._files.name, name)
 
-    def _order(self, request: Any) -> tuple[CreateVideo, Frames | None]:
-        """Return the order of a request, and its image, (1, height, width, 3) RGB.
+    def _order(self, request: Any) -> tuple[CreateVideo, bytes | None]:
+        """Return the order of a request, and the content of its image.
 
         Raises:
-            FieldError: the image cannot be decoded, or a text is not UTF-8.
+            FieldError: a text is not UTF-8.
             ValidationError: a field is not possible.
         """
         given: dict[str, Any] = {}
@@ -187,11 +195,7 @@ class TritonPythonModel:
                     except UnicodeDecodeError as error:
                         raise FieldError(name, f"the text is not UTF-8: {error}") from error
         content = given.pop("image", None)
-        order = CreateVideo(**given)
-        try:
-            return order, decode_image(content) if content is not None else None
-        except InputError as error:
-            raise FieldError("image", str(error)) from error
+        return CreateVideo(**given), content
 
     def _watch(self) -> None:
         """Tell the worker which requests were cancelled."""

@@ -133,8 +133,8 @@ def test_it_is_served(pipeline: Pipeline, tmp_path: Path) -> None:
     assert shown.durations == {"2s": 4}
     settings = Settings(tmp_path)
     order = CreateVideo(prompt="a red circle", size="tiny", aspect="16:8", seconds=2, seed=3, policy="made-up-fast")
-    checked = check(order, pipeline.bundle, settings)
-    assert (checked.video.width, checked.video.height, checked.video.frames) == (16, 8, 4)
+    settled = check(order, pipeline.bundle, settings)
+    assert (settled.width, settled.height, settled.frames) == (16, 8, 4)
     with pytest.raises(FieldError, match=r"size '480p' is unknown; .* or one of tiny"):
         check(order.model_copy(update={"size": "480p", "aspect": None}), pipeline.bundle, settings)
     ours, theirs = multiprocessing.Pipe()

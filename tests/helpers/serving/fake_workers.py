@@ -22,7 +22,7 @@ from adacache_serve.device.messages import (
     Turn,
 )
 from adacache_serve.disk.spool import finish
-from adacache_serve.jobs import dispatching
+from adacache_serve.jobs import dispatching, service
 from adacache_serve.jobs.results import Results, open_results
 from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Job, Store, jobs
@@ -108,6 +108,7 @@ class Bench:
 
     def __init__(self, folder: Path, model: Path, patch: pytest.MonkeyPatch, **settings: Any) -> None:
         patch.setattr(dispatching, "SupervisedWorker", FakeWorker)
+        patch.setattr(service, "image_of_order", lambda *_: np.zeros((1, 2, 5, 3), np.uint8))  # without a process
         self.model = model
         self.settings = Settings(folder / "data", **settings)
         self.settings.data.mkdir(parents=True, exist_ok=True)
@@ -136,9 +137,9 @@ class Bench:
         service._stopped = True
 
     def submit(self, client: Client = ANONYMOUS, image: bool = False, key: str | None = None, **order: Any) -> Job:
-        asked = CreateVideo(**{"prompt": "boat", "seed": 1, **order})
-        pixels = np.zeros((1, 2, 5, 3), np.uint8) if image else None
-        return self.service.submit(asked, client, pixels, key)[0]
+        pictured = {"image": "any"} if image else {}
+        asked = CreateVideo(**{"prompt": "boat", "seed": 1, **pictured, **order})
+        return self.service.submit(asked, client, key)[0]
 
     def job(self, job: Job) -> Job:
         found = self.service.store.get(job.id)

@@ -8,8 +8,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from adacache_engines.bundle.latent_space import ResizeRule
 from adacache_engines.errors import InputError
-from adacache_runtime.media.pictures import read_image, read_last_frames, resize_to_fill, stretch
+from adacache_runtime.media.pictures import (
+    read_image,
+    read_last_frames,
+    resize,
+    resize_image,
+    resize_to_fill,
+    stretch,
+)
 from adacache_runtime.media.video import to_pixels, write_video
 
 SIZES = [(12, 20), (24, 20), (7, 31), (40, 12), (13, 13), (3, 5)]  # (height, width) of what is read
@@ -68,7 +76,7 @@ def test_what_is_no_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wanted", WANTED)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [*SIZES, (5, 300), (300, 5)])
 def test_an_image_is_what_pillow_makes(size: tuple[int, int], wanted: tuple[int, int]) -> None:
     """Columns first, which Pillow 13 does not do in all shapes."""
     picture = noise(1, *size)
@@ -84,6 +92,19 @@ def test_an_image_is_what_pillow_makes(size: tuple[int, int], wanted: tuple[int,
     assert given.shape == (3, 1, height, width)
     assert given.dtype == np.float32
     np.testing.assert_array_equal(np.round((given + 1) * 127.5), expected)
+
+
+@pytest.mark.parametrize("rule", ["fill", "stretch"])
+@pytest.mark.parametrize("wanted", WANTED)
+@pytest.mark.parametrize("size", [*SIZES, (5, 300), (300, 5)])
+def test_an_image_that_was_resized_is_not_changed_by_another_resize(
+    size: tuple[int, int], wanted: tuple[int, int], rule: ResizeRule
+) -> None:
+    picture = noise(1, *size)
+    resized = resize_image(picture, *wanted, rule)
+    assert resized.shape == (1, *wanted, 3)
+    assert resized.dtype == np.uint8
+    np.testing.assert_array_equal(resize(resized, *wanted, rule), resize(picture, *wanted, rule))
 
 
 @pytest.mark.parametrize("wanted", WANTED)

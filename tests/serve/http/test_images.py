@@ -1,7 +1,9 @@
 """Pictures that clients send: what is decoded, by whom, and what of it comes into the video."""
 
 import base64
+import errno
 import io
+import signal
 import struct
 import subprocess
 import sys
@@ -18,18 +20,23 @@ import pytest
 from PIL import Image as Pillow
 
 from adacache_engines.bundle.files import open_bundle
+from adacache_engines.bundle.latent_space import ResizeRule
 from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.presets import PRESETS
-from adacache_runtime.media.pictures import read_image, resize_to_fill
+from adacache_runtime.media.pictures import read_image, resize, resize_to_fill
 from adacache_runtime.media.video import to_pixels, write_video
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
-from adacache_serve.http import videos
+from adacache_serve.jobs import service as jobs
+from adacache_serve.keys import ANONYMOUS
 from adacache_serve.orders import images
 from adacache_serve.orders.images import decode_image
+from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
 from tests.helpers.serving.fake_server import functions, served, service, write_model
+from tests.helpers.serving.full_disk import full_disk
+from tests.helpers.serving.held_images import held, post
 from tests.helpers.serving.http_jobs import ended
 from tests.helpers.waiting import HANG_SECONDS, until
 
@@ -42,9 +49,18 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory, bundle: Path) -> Iterator[httpx.Client]:
-    with served(service(Settings(tmp_path_factory.mktemp("data")), bundle)) as client:
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def client(data: Path, bundle: Path) -> Iterator[httpx.Client]:
+    with served(service(Settings(data), bundle)) as client:
         yield client
+
+
+def newest(client: httpx.Client) -> str:
+    return str(client.get("/v1/videos", params={"limit": 1}).json()["last_id"])
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (7, 5)) -> Pillow.Image:
@@ -104,15 +120,24 @@ OFTEN = ("alpha", "cmyk")  # the others when there is time
 )
 def test_pictures_are_read_as_files_are(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "picture").write_bytes(content)
-    np.testing.assert_array_equal(decode_image(content), read_image(tmp_path / "picture"))
-    assert decode_image(content).shape == (1, 5, 7, 3)
+    given = decode_image(content, 5, 7, "fill")
+    np.testing.assert_array_equal(given, read_image(tmp_path / "picture"))
+    assert given.shape == (1, 5, 7, 3)
+
+
+@pytest.mark.parametrize(("rule", "size"), [("fill", (16, 12)), ("stretch", (3, 9))])
+def test_an_image_is_resized_as_the_runtime_does_it(rule: ResizeRule, size: tuple[int, int]) -> None:
+    given = decode_image(GOOD["alpha"], *size, rule)
+    alone = resize(np.asarray(picture())[None], *size, rule)
+    np.testing.assert_array_equal(resize(given, *size, rule), alone)  # to the bit
+    assert given.shape == (1, *size, 3)
 
 
 @pytest.mark.slow
 def test_what_is_no_picture_is_refused() -> None:
     def refusal(content: bytes) -> str:
         try:
-            decode_image(content)
+            decode_image(content, 5, 7, "fill")
         except InputError as error:
             return str(error)
         return "none"
@@ -129,15 +154,15 @@ def test_the_process_that_decodes_can_open_no_file(monkeypatch: pytest.MonkeyPat
     module = tmp_path / "opens.py"
     module.write_text(
         "import io, sys, av\n"
-        "from adacache_serve.orders import images\n"
+        "from adacache_serve.orders import sandbox\n"
         "def opened(*_, **__):\n"
         f"    try: open({str(secret)!r})\n"
         "    except OSError as error: sys.exit(24 if error.errno == 24 else 1)\n"
         "    sys.exit(99)\n"
-        "limit = images.resource.setrlimit\n"
+        "limit = sandbox.resource.setrlimit\n"
         "def limited(*of): limit(*of); av.open = opened\n"
-        "images.resource.setrlimit = limited\n"
-        "images._limited('png_pipe')\n"
+        "sandbox.resource.setrlimit = limited\n"
+        "sandbox.main('png_pipe', 5, 7, 'fill')\n"
     )
     done = subprocess.run(
         [sys.executable, str(module)], input=GOOD["grey"], stdout=subprocess.DEVNULL, env=images._environment(),
@@ -151,7 +176,7 @@ def test_the_process_that_decodes_can_open_no_file(monkeypatch: pytest.MonkeyPat
 def test_a_picture_that_takes_too_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "SECONDS", 0.05)
     with pytest.raises(InputError, match=r"not decoded within 0.05 seconds"):
-        decode_image(GOOD["grey"])
+        decode_image(GOOD["grey"], 5, 7, "fill")
 
 
 def accepted(answer: httpx.Response) -> str:
@@ -216,14 +241,14 @@ def test_statuses_are_told_while_many_pictures_are_read(client: httpx.Client, mo
     """Few are read at once, few wait, and none of those that wait has a thread."""
     now, most, gate = [0], [0], threading.Event()
 
-    def slow(_content: bytes) -> np.ndarray:
+    def slow(*_: object) -> np.ndarray:
         now[0] += 1
         most[0] = max(most[0], now[0])
         assert gate.wait(HANG_SECONDS)
         now[0] -= 1
         return np.asarray(picture())[None]
 
-    monkeypatch.setattr(videos, "decode_image", slow)
+    monkeypatch.setattr(jobs, "image_of_order", slow)
     order = {"prompt": "a", "image": base64.b64encode(GOOD["grey"]).decode()}
     with ThreadPoolExecutor(60) as pool, httpx.Client(base_url=client.base_url, timeout=HANG_SECONDS) as other:
         asked = [pool.submit(client.post, "/v1/videos", json=order) for _ in range(60)]
@@ -235,11 +260,49 @@ def test_statuses_are_told_while_many_pictures_are_read(client: httpx.Client, mo
     assert set(statuses) == {202, 429}
 
 
+def test_a_client_that_hangs_up_stops_the_process_that_decodes(client: httpx.Client) -> None:
+    before = newest(client)
+    with held() as started:
+        with post(client, prompt="a", image=base64.b64encode(GOOD["grey"]).decode()):
+            until(lambda: started.running() == 1)
+            assert client.get("/healthz").text == "ok"
+        until(lambda: started.running() == 0)
+    assert started[0].returncode == -signal.SIGKILL
+    assert newest(client) == before
+
+
+def test_what_is_stored_has_the_size_of_the_video(tmp_path: Path, bundle: Path) -> None:
+    made = service(Settings(tmp_path / "data"), bundle)
+    made.dispatcher.paused = True
+    text = base64.b64encode(encoded(picture(size=(64, 48)))).decode()
+    job, _ = made.submit(CreateVideo(prompt="a", image=text), ANONYMOUS)
+    (stored,) = (tmp_path / "data" / "images").iterdir()
+    assert (stored.name, job.image) == (f"{job.id}.npy", stored.name)
+    alone = resize_to_fill(np.asarray(picture(size=(64, 48)))[None], 2, 5)
+    np.testing.assert_array_equal(resize_to_fill(np.load(stored), 2, 5), alone)
+    assert np.load(stored).shape == (1, 2, 5, 3)
+    made.stop()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+def test_an_image_that_does_not_fit_on_the_disk_leaves_nothing(client: httpx.Client, data: Path, number: int) -> None:
+    order = {"prompt": "a", "image": base64.b64encode(GOOD["grey"]).decode()}
+    known = newest(client)
+    with full_disk(data / "images", number) as tried:
+        refused = client.post("/v1/videos", json=order)
+    assert (refused.status_code, refused.headers["Content-Type"]) == (507, "application/problem+json")
+    assert int(refused.headers["Retry-After"]) > 0
+    assert "disk is full" in refused.json()["detail"]
+    assert len(tried) == 1
+    assert not tried[0].exists()
+    assert newest(client) == known
+    assert client.post("/v1/videos", json=order).status_code == 202
+
+
 @pytest.mark.slow
-def test_nothing_is_left_of_pictures(client: httpx.Client, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_nothing_is_left_of_pictures(client: httpx.Client, data: Path) -> None:
     order = {"prompt": "a", "image": base64.b64encode(GOOD["grey"]).decode()}
     for _ in range(3):
         ended(client, accepted(client.post("/v1/videos", json=order)))
     until(lambda: not client.get("/v1/videos", params={"status": "queued"}).json()["data"])
-    pictures = next(iter(tmp_path_factory.getbasetemp().glob("data*/images")))
-    until(lambda: not list(pictures.iterdir()))
+    until(lambda: not list((data / "images").iterdir()))

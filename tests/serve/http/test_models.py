@@ -54,7 +54,7 @@ def test_a_model_of_two_experts_has_two_guidance_scales(tmp_path: Path, bundle: 
     usual = [model_of("fake", one).defaults for one in (bundle, experts)]
     assert [(one["guidance"], one.get("guidance_2")) for one in usual] == [(2.0, None), GUIDANCES]
     order = CreateVideo(prompt="boat", guidance_2=1.5)
-    segments = check(order, experts, Settings(Path())).settled.segments
+    segments = check(order, experts, Settings(Path())).segments
     assert [segment.guidance for segment in segments] == [GUIDANCES[0], 1.5]
     with pytest.raises(FieldError, match="one guidance scale") as refused:
         check(order, bundle, Settings(Path()))

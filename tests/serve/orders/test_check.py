@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from adacache_engines.bundle.files import Bundle
@@ -30,11 +29,11 @@ def test_a_check_draws_no_noise_and_allocates_nothing_large(bundle: Bundle) -> N
     check(CreateVideo(prompt="boat"), bundle, SETTINGS)  # imports and caches
     tracemalloc.start()
     try:
-        checked = check(order, bundle, SETTINGS)
+        settled = check(order, bundle, SETTINGS)
         _, peak_nbytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    _, channels, frames, height, width = checked.settled.latent_shape
+    _, channels, frames, height, width = settled.latent_shape
     latents_nbytes = 4 * channels * frames * height * width
     assert latents_nbytes > 10 * 2**20
     assert peak_nbytes < 2**20
@@ -42,14 +41,13 @@ def test_a_check_draws_no_noise_and_allocates_nothing_large(bundle: Bundle) -> N
 
 def test_an_order_is_settled_again_only_to_find_the_field_to_blame(bundle: Bundle) -> None:
     words: list[str] = []
-    image = np.zeros((1, 2, 5, 3), np.uint8)
     restore = counted(words.append)
     try:
-        check(CreateVideo(prompt="boat", image_at=-1), bundle, SETTINGS, image)
+        check(CreateVideo(prompt="boat", image_at=-1), bundle, SETTINGS, image=True)
         assert sorted(words) == [SETTLED, TOKENISED]
         words.clear()
         with pytest.raises(FieldError) as refused:
-            check(CreateVideo(prompt="boat", image_at=99), bundle, SETTINGS, image)
+            check(CreateVideo(prompt="boat", image_at=99), bundle, SETTINGS, image=True)
     finally:
         restore()
     assert refused.value.field == "image_at"
