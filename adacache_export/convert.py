@@ -131,7 +131,7 @@ def convert(
     beside = weights_nbytes(encoder.checkpoint.tensors, encoder.dtypes()) if encoder else 0
     beside += weights_nbytes(vae.checkpoint.tensors, vae.dtypes()) if vae else 0
 
-    with building(output, nbytes + beside + SMALL_FILES, options.force) as folder:
+    with building(output, nbytes + beside + SMALL_FILES, options.force, note) as folder:
         weights = folder / WEIGHTS
         weights.parent.mkdir()
         written = progress.phase("writing the weights", nbytes)

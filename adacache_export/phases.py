@@ -10,6 +10,9 @@ class Progress:
         """Begin a phase of ``total`` units; return a function that takes the units done since its last call."""
         return lambda _: None
 
+    def note(self, sentence: str) -> None:
+        """Tell a sentence, such as why nothing goes on for a while."""
+
 
 def running_total(step: Callable[[int], None]) -> Callable[[int], None]:
     """Return a function that takes the units done so far, and gives ``step`` those since its last call."""

@@ -36,7 +36,7 @@ def export_checkpoint(options: argparse.Namespace, check: Callable[[], None]) ->
     print(f"{output}: {len(manifest.files)} files, {gigabytes(manifest)}")
     if library is not None:
         with PhaseProgress(check=check) as progress:
-            made = plans.compile_bundle(output, library, build, options, progress.phase)
+            made = plans.compile_bundle(output, library, build, options, progress)
         console.print(plans_table([made]))
 
 

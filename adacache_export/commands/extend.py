@@ -52,7 +52,7 @@ def extend_bundle(options: argparse.Namespace, check: Callable[[], None]) -> Non
             print("the compiled plans lack the new signals; build them again with --backend")
     if library is not None:
         with PhaseProgress(check=check) as progress:
-            made = plans.compile_bundle(options.source, library, build, options, progress.phase)
+            made = plans.compile_bundle(options.source, library, build, options, progress)
         Console().print(plans_table([made]))
 
 

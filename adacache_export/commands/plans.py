@@ -11,7 +11,8 @@ from adacache_engines.bundle.shape_profiles import fixed_profile, profile_parts,
 from adacache_engines.errors import InputError, MissingDependencyError
 from adacache_engines.tensorrt.build import BuildOptions, check_options
 from adacache_engines.tensorrt.library import LIBRARIES, TARGETS, InstalledLibrary, gpu_target, open_library
-from adacache_engines.tensorrt.plan_builder import Phase, build_plans
+from adacache_engines.tensorrt.plan_builder import build_plans
+from adacache_export.commands.progress import PhaseProgress
 
 AUTO = "auto"
 
@@ -104,7 +105,11 @@ def _automatic() -> InstalledLibrary | None:
 
 
 def compile_bundle(
-    folder: Path, library: InstalledLibrary, build: BuildOptions, options: argparse.Namespace, phase: Phase
+    folder: Path,
+    library: InstalledLibrary,
+    build: BuildOptions,
+    options: argparse.Namespace,
+    progress: PhaseProgress,
 ) -> PlanSet:
     """Build the plans that the options ask for, by default for the bundle's default video.
 
@@ -113,4 +118,4 @@ def compile_bundle(
     manifest = read_manifest(folder)
     names = options.profile or [fixed_profile(manifest)]
     profiles = {name: shape_profile(manifest, name) for name in names}
-    return build_plans(folder, library, profiles, build, phase, options.jobs, options.force)
+    return build_plans(folder, library, profiles, build, progress.phase, options.jobs, options.force, progress.note)

@@ -1,7 +1,7 @@
 """A text encoder or a VAE that is added to a finished bundle, or replaces the one in it.
 
 The part is written into a folder of its own; then the manifest changes, in one step; then what no manifest names any
-more is deleted. Whatever stops this earlier leaves the bundle as it was.
+more is deleted. Whatever stops this earlier leaves the bundle as it was. Two processes do this one after the other.
 """
 
 import contextlib
@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import get_args
 
 from adacache_engines.bundle.files import open_bundle, read_manifest, replace_manifest
+from adacache_engines.bundle.locks import changing
 from adacache_engines.bundle.manifest import Graph, Manifest, PartName, PlanSet
 from adacache_export.options import PartOptions
 from adacache_export.parts.part import DIGITS, Part
 from adacache_export.parts.text_encoder import add_encoder, open_encoder
 from adacache_export.parts.vae import add_decoder, open_decoder
 from adacache_export.phases import Progress
-from adacache_export.writing.folder import PARTIAL
+from adacache_export.writing.folder import sweep
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,17 @@ def add_parts(folder: Path, options: PartOptions, progress: Progress) -> Added:
         progress: object that is told of every phase.
 
     Raises:
-        BundleError: a file of the bundle is missing or was changed.
+        BundleError: a file of the bundle is missing or was changed, or the bundle cannot be written to.
         CheckpointError: a part cannot be read, is of no known kind, or is damaged.
         ExportError: a stage cannot be traced, an engine disagrees with its stage, or the disk is full.
         InputError: a part does not fit the model.
     """
+    with changing(folder, progress.note):
+        return _add_parts(folder, options, progress)
+
+
+def _add_parts(folder: Path, options: PartOptions, progress: Progress) -> Added:
+    """Do the work of :func:`add_parts` while no other process changes the bundle."""
     size = sum(entry.nbytes for entry in read_manifest(folder).files.values())
     manifest = open_bundle(folder, progress.phase("checking the bundle", size)).manifest
     latent, text = manifest.latent, manifest.text
@@ -62,8 +69,7 @@ def add_parts(folder: Path, options: PartOptions, progress: Progress) -> Added:
             parts["text_encoder"], text = add_encoder(folder, encoder, text, options.text_precision, progress)
         if opened_vae:
             parts["vae"], latent = add_decoder(folder, opened_vae, latent, progress)
-        # read again: policies or plans may have been added meanwhile
-        before = read_manifest(folder)
+        before = read_manifest(folder)  # again: a file system may have no locks
         after = _changed(before, before.model_copy(update={"text": text, "latent": latent}), parts)
         replace_manifest(folder, after)
         _delete(folder, {*before.files} - {*after.files})
@@ -115,6 +121,7 @@ def _sweep(folder: Path) -> None:
     manifest = read_manifest(folder)
     used = {Path(path).parts[0] for path in manifest.files}
     for name in get_args(PartName):
-        for place in (*folder.glob(f"{name}-{'[0-9a-f]' * DIGITS}"), *folder.glob(f".{name}.*{PARTIAL}")):
+        sweep(folder, name)
+        for place in folder.glob(f"{name}-{'[0-9a-f]' * DIGITS}"):
             if place.name not in used:
                 shutil.rmtree(place, ignore_errors=True)

@@ -2,7 +2,7 @@
 
 A signal has no weights, so it needs no checkpoint. Its graphs are written into a folder of their own and compared with
 its reference in numpy; then the manifest changes, in one step; then what no manifest names any more is deleted.
-Whatever stops this earlier leaves the bundle as it was.
+Whatever stops this earlier leaves the bundle as it was. Two processes do this one after the other.
 """
 
 import shutil
@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from adacache_engines.bundle.files import open_bundle, read_manifest, replace_manifest
+from adacache_engines.bundle.locks import changing
 from adacache_engines.bundle.manifest import FileEntry, Graph, Manifest, SignalEntry
 from adacache_engines.bundle.signals import Space
 from adacache_engines.bundle.tensors import TensorSpec
@@ -22,7 +23,7 @@ from adacache_export.signals import signal_entry, signal_stages
 from adacache_export.stages import OF_TIMESTEP
 from adacache_export.tracing.graphs import export_graphs
 from adacache_export.verification.sizes import check_sizes
-from adacache_export.writing.folder import PARTIAL, file_entries, scratch
+from adacache_export.writing.folder import file_entries, scratch, sweep
 from adacache_runtime.caching.groups import hidden_spec
 from adacache_runtime.caching.signals.registry import check_names
 from adacache_runtime.caching.signals.signal import Signal
@@ -43,10 +44,16 @@ def add_signals(folder: Path, signals: Sequence[Signal], progress: Progress) -> 
         more, and there are none of the new ones yet.
 
     Raises:
-        BundleError: a file of the bundle is missing or was changed.
+        BundleError: a file of the bundle is missing or was changed, or the bundle cannot be written to.
         ExportError: a graph cannot be read or run, or disagrees with the signal's reference; or the disk is full.
         InputError: a name is one of the signals that every bundle has, or a number's name is taken.
     """
+    with changing(folder, progress.note):
+        return _add_signals(folder, signals, progress)
+
+
+def _add_signals(folder: Path, signals: Sequence[Signal], progress: Progress) -> tuple[Graph, ...]:
+    """Do the work of :func:`add_signals` while no other process changes the bundle."""
     size = sum(entry.nbytes for entry in read_manifest(folder).files.values())
     manifest = open_bundle(folder, progress.phase("checking the bundle", size)).manifest
     others = {name: entry for name, entry in manifest.signals.items() if name not in {s.name for s in signals}}
@@ -55,7 +62,7 @@ def add_signals(folder: Path, signals: Sequence[Signal], progress: Progress) -> 
     _sweep(folder)
     try:
         written = [_write(folder, manifest, signal, progress) for signal in signals]
-        before = read_manifest(folder)  # again: policies or plans may have been added meanwhile
+        before = read_manifest(folder)  # again: a file system may have no locks
         replace_manifest(folder, _changed(before, {s.name: made for s, made in zip(signals, written, strict=True)}))
     finally:
         _sweep(folder)
@@ -71,7 +78,7 @@ def _write(
     stages = signal_stages([signal], hidden_spec(manifest), manifest.latent, shown)
     with scratch(bundle, FOLDER, SMALL_FILES) as building:
         weights = building / "none"  # graphs are written beside their weights, and these have none
-        sizes, backend = check_sizes(manifest.latent), OrtBackend(bundle)
+        sizes, backend = check_sizes(manifest.latent), OrtBackend(building.parent)
         graphs = export_graphs(stages, manifest.precision, weights, {}, _no_weights, sizes, backend, progress)
         entries = file_entries(building, progress.phase(f"hashing signal {signal.name}", 0))
         place = place_folder(bundle, FOLDER, building, entries)
@@ -101,7 +108,8 @@ def _changed(before: Manifest, made: dict[str, tuple[SignalEntry, dict[str, File
 
 def _sweep(folder: Path) -> None:
     """Delete the folders of signals that the manifest does not name: they were replaced, or never finished."""
+    sweep(folder, FOLDER)
     used = {Path(path).parts[0] for path in read_manifest(folder).files}
-    for place in (*folder.glob(f"{FOLDER}-*"), *folder.glob(f".{FOLDER}.*{PARTIAL}")):
+    for place in folder.glob(f"{FOLDER}-*"):
         if place.is_dir() and place.name not in used:
             shutil.rmtree(place, ignore_errors=True)

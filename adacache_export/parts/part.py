@@ -83,7 +83,9 @@ def write_part(
         locations = write_weights(weights, shapes, dtypes, read, step)
         graphs: dict[str, Graph] = {}
         for some, sizes in stages:
-            graphs |= export_graphs(some, precision, weights, locations, read, sizes, OrtBackend(bundle), progress)
+            graphs |= export_graphs(
+                some, precision, weights, locations, read, sizes, OrtBackend(building.parent), progress
+            )
         for file, content in (others or {}).items():
             (building / file).write_bytes(content)
         entries = file_entries(building, progress.phase(f"hashing the {what}", nbytes))

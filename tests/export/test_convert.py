@@ -130,7 +130,7 @@ def test_an_interruption_between_old_and_new_leaves_the_old(
     before, rename = snapshot(room / "old"), Path.rename
 
     def fail(self: Path, target: Path) -> Path:
-        if self.name.endswith(".partial"):
+        if self.name == bundle_writer.CONTENT:
             raise KeyboardInterrupt
         return rename(self, target)
 

@@ -97,6 +97,8 @@ def read_manifest(folder: Path) -> Manifest:
 def replace_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace a bundle's manifest in one step.
 
+    The caller holds the bundle's lock (:func:`adacache_engines.bundle.locks.changing`) since it read the old manifest.
+
     Raises:
         BundleError: the folder cannot be written, or the disk is full; the old manifest stays.
     """

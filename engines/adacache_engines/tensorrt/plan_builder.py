@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from adacache_engines.bundle.files import Bundle, open_bundle, read_manifest, replace_manifest
+from adacache_engines.bundle.locks import changing
 from adacache_engines.bundle.manifest import Graph, Manifest, PlanEntry, PlanSet, Variant
 from adacache_engines.bundle.shape_profiles import ShapeProfile, vae_ranges
 from adacache_engines.contract.device import HostDevice
@@ -39,6 +40,7 @@ def build_plans(
     phase: Phase = lambda _name, _total: lambda _units: None,
     workers: int = 0,
     force: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> PlanSet:
     """Compile every graph of a bundle and record the plans in its manifest.
 
@@ -50,14 +52,29 @@ def build_plans(
         phase: function that is told of every phase.
         workers: number of processes; 0 = as many as cores and memory allow.
         force: whether plans that are there already are built again.
+        say: function that gets a sentence where another process changes the bundle and this one waits.
 
     Raises:
         InputError: an option that the library does not have; or its plans are there with other settings, and
             ``force`` is off. With the same settings, what the set lacks is built.
-        BundleError: the bundle, or its plans, were changed.
+        BundleError: the bundle, or its plans, were changed, or the bundle cannot be written to.
         EngineError: a graph cannot be built, or the disk is full; finished plans are kept for the next try.
     """
     check_options(library.name, options)
+    with changing(folder, say):
+        return _build_plans(folder, library, profiles, options, phase, workers, force)
+
+
+def _build_plans(
+    folder: Path,
+    library: InstalledLibrary,
+    profiles: Mapping[str, ShapeProfile],
+    options: BuildOptions,
+    phase: Phase,
+    workers: int,
+    force: bool,
+) -> PlanSet:
+    """Do the work of :func:`build_plans` while no other process changes the bundle."""
     size = sum(entry.nbytes for entry in read_manifest(folder).files.values())
     bundle = open_bundle(folder, phase("checking the bundle", size))
     targets = _targets(library, options)

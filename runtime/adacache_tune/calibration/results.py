@@ -1,13 +1,14 @@
 """The results of a calibration: presets in the bundle, a report in its folder, and a table for people."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.table import Table
 
 from adacache_engines.bundle.files import read_manifest, replace_manifest
+from adacache_engines.bundle.locks import changing
 from adacache_engines.bundle.manifest import Preset
 from adacache_runtime.media.files import writing
 from adacache_tune.calibration.process import Calibrated, Confirmed, Task
@@ -25,14 +26,20 @@ def presets(name: str, task: Task, confirmed: Sequence[Confirmed]) -> dict[str, 
     return found
 
 
-def write_presets(bundle: Path, found: dict[str, Preset]) -> None:
+def write_presets(bundle: Path, found: dict[str, Preset], say: Callable[[str], None] = lambda _: None) -> None:
     """Put presets into the bundle's manifest, beside those of other names.
+
+    Args:
+        bundle: folder of the bundle.
+        found: the presets by name.
+        say: function that gets a sentence where another process changes the bundle and this one waits.
 
     Raises:
         BundleError: the manifest cannot be read or written; it stays as it was.
     """
-    manifest = read_manifest(bundle)
-    replace_manifest(bundle, manifest.model_copy(update={"policies": {**manifest.policies, **found}}))
+    with changing(bundle, say):
+        manifest = read_manifest(bundle)
+        replace_manifest(bundle, manifest.model_copy(update={"policies": {**manifest.policies, **found}}))
 
 
 def write_report(path: Path, task: Task, calibrated: Calibrated) -> None:

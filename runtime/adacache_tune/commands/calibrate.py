@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from adacache_engines.bundle.locks import check_changeable
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError, require
 from adacache_runtime.commands.options import add_opening, add_video, opening_from, video_size
@@ -88,7 +89,7 @@ def _run(options: argparse.Namespace) -> None:
     found = presets(options.name, task, calibrated.policies)
     report = task.folder / f"{options.name}.json"
     write_report(report, task, calibrated)
-    write_presets(options.bundle, found)
+    write_presets(options.bundle, found, _say)
     show(table(calibrated))
     print(f"{options.bundle}: presets {', '.join(found)}")
     print(report)
@@ -117,7 +118,7 @@ def _split(options: argparse.Namespace) -> tuple[list[str], list[str]]:
 def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[str], held_out: Sequence[str]) -> Task:
     """Return the calibration that the command line asks for, checked before anything is written."""
     _check(options, pipeline.bundle.manifest)
-
+    check_changeable(options.bundle)
     size = video_size(options, pipeline.bundle.manifest)
 
     def requests(prompts: Sequence[str], first: int) -> list[Request]:

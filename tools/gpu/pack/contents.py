@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from adacache_engines.bundle.files import read_manifest, replace_manifest
+from adacache_engines.bundle.locks import changing
 from adacache_engines.tensorrt.plans import ENGINES
 from tools.gpu.running.processes import ROOT
 
@@ -57,9 +58,10 @@ def _copy(source: Path, target: Path, ignored: Callable[[str, list[str]], list[s
 
 def drop_plans(bundle: Path, capability: str | None) -> None:
     """Delete a bundle's plans, but for those that run on this compute capability; None = delete all."""
-    manifest = read_manifest(bundle)
-    kept = {name: plans for name, plans in manifest.plans.items() if capability in plans.targets}
-    for name in manifest.plans.keys() - kept.keys():
-        shutil.rmtree(bundle / ENGINES / name, ignore_errors=True)
-    if kept.keys() != manifest.plans.keys():
-        replace_manifest(bundle, manifest.model_copy(update={"plans": kept}))
+    with changing(bundle):
+        manifest = read_manifest(bundle)
+        kept = {name: plans for name, plans in manifest.plans.items() if capability in plans.targets}
+        for name in manifest.plans.keys() - kept.keys():
+            shutil.rmtree(bundle / ENGINES / name, ignore_errors=True)
+        if kept.keys() != manifest.plans.keys():
+            replace_manifest(bundle, manifest.model_copy(update={"plans": kept}))
