@@ -6,6 +6,10 @@ from typing import TypeVar
 
 import pytest
 
+from tests.helpers.serving.bench_fixtures import bench, benches, model
+
+__all__ = ["bench", "benches", "model"]
+
 Input = TypeVar("Input")
 HERE = Path(__file__).parent
 

@@ -108,7 +108,10 @@ class PhaseEnded(Report):
 
 
 class Turn(Report):
-    """The next steps belong to this job, until another job's turn; a death of the worker in one counts against it."""
+    """The next work belongs to this job, until another job's turn; a death of the worker in it counts against it.
+
+    The work is the preparation of the job and its steps.
+    """
 
     kind: Literal["turn"] = "turn"
 

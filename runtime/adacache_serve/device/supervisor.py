@@ -18,6 +18,7 @@ from adacache_serve.settings import Settings
 log = logging.getLogger(__name__)
 # seconds before a dead worker is restarted; doubled each time that it dies before it is ready
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
+LONGEST_MESSAGE = 2**24  # bytes; a worker's messages have some hundreds
 
 
 class SupervisedWorker:
@@ -90,14 +91,14 @@ class SupervisedWorker:
             was_ready = False
             try:
                 was_ready = self._run_process()
-            except Exception as error:  # the handler failed, or the system starts no process now
+            except Exception as error:  # the system starts no process now, or the worker sends no messages
                 log.exception("supervision of a worker failed", extra={"device": self.device}, exc_info=error)
             if self._stopping.is_set():
                 return
             self.restarts += 1
             try:
                 self._died(self)
-            except Exception as error:  # the database's: housekeeping finds the worker's jobs
+            except Exception as error:  # housekeeping finds the worker's jobs
                 log.exception(
                     "the jobs of a dead worker could not be queued again", extra={"device": self.device}, exc_info=error
                 )
@@ -121,14 +122,14 @@ class SupervisedWorker:
                 process.start()
                 self._process, self._outbox = process, outbox
             theirs.close()  # so that the pipe ends when the process ends
-            while True:
-                message = from_worker.validate_json(ours.recv_bytes())
+            while (data := _received(ours)) is not None:
+                message = from_worker.validate_json(data)
                 self.heard = time.monotonic()
                 if isinstance(message, Ready):
                     self.ready = ready = True
                 with about(getattr(message, "job", None)):
-                    self._handle(self, message)
-        except (EOFError, OSError):
+                    self._answer(message)
+                self.heard = time.monotonic()  # handling may have waited for a database
             return ready
         finally:
             self.ready, self._outbox = False, None
@@ -138,6 +139,23 @@ class SupervisedWorker:
             outbox.close()
             theirs.close()
             ours.close()
+
+    def _answer(self, message: FromWorker) -> None:
+        try:
+            self._handle(self, message)
+        except Exception as error:  # the server's, for which the worker and the jobs that it has must not pay
+            log.exception("a worker's message could not be handled", extra={"kind": message.kind}, exc_info=error)
+
+
+def _received(connection: Connection) -> bytes | None:
+    """Return the next message; None where the pipe has ended, in the middle of a message or not."""
+    try:
+        return connection.recv_bytes(LONGEST_MESSAGE)
+    except EOFError:
+        return None
+    except OSError as error:
+        log.warning("the pipe from a worker broke: %s", error)
+        return None
 
 
 class Outbox:

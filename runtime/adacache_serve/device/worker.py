@@ -72,7 +72,7 @@ class Worker:
         self._attempts: dict[str, Attempt] = {}  # by the name of their job
         self._waiting: list[str] = []  # jobs that wait for memory, in the order of arrival
         self._turns: Turns[str] = Turns()  # jobs that run
-        self._turn: str | None = None  # the job of the last step
+        self._turn: str | None = None  # the job that was worked at last
         self._budget = settings.memory_budget if settings.memory_budget is not None else free_nbytes(models)
 
     def warm_up(self) -> None:
@@ -127,6 +127,7 @@ class Worker:
                     self._end(attempt, CANCELLED)
                     self._send(Cancelled(job=attempt.begin.job, attempt=attempt.begin.attempt))
                 return
+            self._take(message)
             try:
                 attempt = self._prepare(message)
             except DeviceLostError:
@@ -176,9 +177,7 @@ class Worker:
         assert attempt.events is not None
         begin = attempt.begin
         message: FromWorker | None
-        if self._turn != begin.job:
-            self._turn = begin.job
-            self._send(Turn(job=begin.job, attempt=begin.attempt))
+        self._take(begin)
         began = self._clock()
         try:
             event = next(attempt.events, None)
@@ -199,6 +198,12 @@ class Worker:
             self._enter(attempt, "decode")
         if message is not None:
             self._send(message)
+
+    def _take(self, begin: Begin) -> None:
+        """Tell the server whose work comes next, so that a death of this process is held against the right job."""
+        if self._turn != begin.job:
+            self._turn = begin.job
+            self._send(Turn(job=begin.job, attempt=begin.attempt))
 
     def _report(self, attempt: Attempt, event: events.Event) -> FromWorker | None:
         begin = attempt.begin

@@ -6,6 +6,7 @@ worker reports the end, when the worker has died, and when a server starts.
 """
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 from adacache_runtime.media.files import writing
 from adacache_serve.disk.files import sync
 
+log = logging.getLogger(__name__)
 VIDEO, RECORD = "video", ".json"
 
 
@@ -73,10 +75,17 @@ def finish(
 
 
 def read_record(video: Path) -> Record | None:
-    """Return the record of a video, by the path of the video with any suffix or none; None where there is none."""
+    """Return the record of a video, by the path of the video with any suffix or none; None where there is none.
+
+    A record that the disk has damaged counts as none.
+    """
+    path = video.with_suffix(RECORD)
     try:
-        return Record(**json.loads(video.with_suffix(RECORD).read_bytes()))
+        return Record(**json.loads(path.read_bytes()))
     except FileNotFoundError:
+        return None
+    except (TypeError, ValueError) as error:
+        log.error("%s is damaged, so the video is made again: %s", path, error)
         return None
 
 

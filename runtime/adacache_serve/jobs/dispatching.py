@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Collection
 from pathlib import Path
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from adacache_serve.device.messages import (
     Began,
     Begin,
@@ -25,12 +27,12 @@ from adacache_serve.device.messages import (
 from adacache_serve.device.process import Open
 from adacache_serve.device.supervisor import SupervisedWorker
 from adacache_serve.disk.spool import Spool
+from adacache_serve.jobs.endings import Assigned, Endings, Lost
 from adacache_serve.jobs.metrics import Metrics
-from adacache_serve.jobs.progress import Progress, numbers
+from adacache_serve.jobs.progress import Progress
 from adacache_serve.jobs.publishing import Ended, Publisher
-from adacache_serve.jobs.store import Job, Store
+from adacache_serve.jobs.store import Job, Store, reason
 from adacache_serve.jobs.tracing import Tracer
-from adacache_serve.orders.schema import ENDED
 from adacache_serve.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -40,8 +42,9 @@ REMEMBERED = 20  # recent jobs from whose durations waiting times are estimated
 class Dispatcher:
     """The workers and the jobs that they have. Any thread may call it.
 
-    A job that is in progress is assigned to a worker here, or is with the publisher. When a worker, a server or the
-    database fails at the wrong moment, it may be neither; :meth:`reconcile` finds such jobs.
+    A job that is in progress is assigned to a worker here, or is with the publisher. When a server or the database
+    fails at the wrong moment, it may be neither; :meth:`reconcile` finds such jobs. No error of the database ends a
+    worker: the end of an attempt that cannot be recorded now is kept, and :meth:`reconcile` records it.
 
     Attributes:
         workers: the workers, one for each device.
@@ -63,14 +66,15 @@ class Dispatcher:
     ) -> None:
         self._settings, self._models, self._store, self._spool = settings, models, store, spool
         self._images, self._publisher, self._ended = images, publisher, ended
+        self._endings = Endings(settings, store, spool, images, publisher, ended)
         self._metrics, self._tracer = metrics, tracer
         self.workers = [
             SupervisedWorker(settings, device, open_models, self._handle, self._died) for device in settings.devices
         ]
         self.paused = False
         self._lock = threading.RLock()
-        self._assigned: dict[str, tuple[SupervisedWorker, Progress]] = {}
-        self._turn: dict[SupervisedWorker, str] = {}  # the job whose step each worker makes, or made last
+        self._assigned: dict[str, Assigned] = {}
+        self._turn: dict[SupervisedWorker, str] = {}  # the job that each worker works at, or worked at last
         self._took: deque[float] = deque(maxlen=REMEMBERED)  # seconds
 
     def __len__(self) -> int:
@@ -80,7 +84,7 @@ class Dispatcher:
     def progress(self, name: str) -> Progress | None:
         """Return the progress of a job that a worker has; None for any other job."""
         assigned = self._assigned.get(name)
-        return assigned[1] if assigned else None
+        return assigned.progress if assigned else None
 
     def start(self) -> None:
         """Continue what an earlier server left, and start the workers."""
@@ -98,11 +102,11 @@ class Dispatcher:
         for worker in self.workers:
             worker.stop()
         with self._lock:
-            left = {name: progress.attempt for name, (_, progress) in self._assigned.items()}
+            left = list(self._assigned.values())
             self._assigned.clear()
             if ours:
-                for name, attempt in left.items():
-                    self._close(name, attempt)
+                for assigned in left:
+                    self._endings.record(assigned, assigned.end or Lost())
 
     def dispatch(self) -> None:
         """Give waiting jobs to workers that have room, first to the worker with the fewest jobs."""
@@ -120,25 +124,32 @@ class Dispatcher:
     def release(self, name: str) -> None:
         """Tell the worker of a job that has ended to drop it; its place is free when the worker confirms that."""
         with self._lock:
-            if name in self._assigned:
-                self._assigned[name][0].send(Cancel(job=name))
+            assigned = self._assigned.get(name)
+            if assigned is not None and assigned.worker is not None:
+                assigned.worker.send(Cancel(job=name))
 
     def reconcile(self) -> None:
-        """Continue jobs that are in progress and that neither a worker nor the publisher has."""
+        """Record the ends that the database has not taken yet, and continue jobs in progress that nobody has."""
         with self._lock:
+            for assigned in list(self._assigned.values()):
+                self._settle(assigned)
             for job in self._store.in_progress():
                 if job.id in self._assigned or job.id in self._publisher:
                     continue
                 if job.made is not None:
                     self._publisher.add(job)
                 else:
-                    self._close(job.id, job.attempts)
+                    self._assigned[job.id] = lost = Assigned(job, None, Progress(job.attempts), end=Lost())
+                    self._settle(lost)
 
     def end_hung(self) -> None:
         """Kill workers that have jobs and have reported nothing for too long."""
         with self._lock:
-            for worker in {worker for worker, _ in self._assigned.values()}:
-                since = max(progress.began for who, progress in self._assigned.values() if who is worker)
+            began: dict[SupervisedWorker, float] = {}
+            for assigned in self._assigned.values():
+                if assigned.worker is not None and assigned.end is None:
+                    began[assigned.worker] = max(assigned.progress.began, began.get(assigned.worker, 0.0))
+            for worker, since in began.items():
                 if time.monotonic() - max(since, worker.heard) > self._settings.hang_seconds:
                     log.error("worker hangs and is killed", extra={"pid": worker.pid, "device": worker.device})
                     worker.kill()
@@ -155,10 +166,10 @@ class Dispatcher:
             output = self._spool.begin(job.id, job.attempts)
         except OSError as error:
             log.exception("the folder for a video cannot be made", extra={"job": job.id}, exc_info=error)
-            self._store.requeue(job.id, job.attempts)
+            self._store.put_back(job.id, job.attempts)
             return False
         image = str(self._images / job.image) if job.image else None
-        self._assigned[job.id] = worker, Progress(job.attempts)
+        self._assigned[job.id] = Assigned(job, worker, Progress(job.attempts))
         self._tracer.begun(job)
         log.info("job given to a worker", extra={"job": job.id, "attempt": job.attempts, "pid": worker.pid})
         worker.send(
@@ -175,88 +186,68 @@ class Dispatcher:
 
     def _idlest(self) -> SupervisedWorker | None:
         counts = {worker: 0 for worker in self.workers if worker.ready}
-        for worker, _ in self._assigned.values():
-            if worker in counts:
-                counts[worker] += 1
+        for assigned in self._assigned.values():
+            if assigned.worker in counts:
+                counts[assigned.worker] += 1
         free = [worker for worker, count in counts.items() if count < self._settings.places]
         return min(free, key=counts.__getitem__) if free else None
 
     def _handle(self, worker: SupervisedWorker, message: FromWorker) -> None:
         if isinstance(message, Ready):
             log.info("worker is ready", extra={"pid": message.pid, "device": worker.device})
-            self.dispatch()
+            self._dispatch_now()
             return
         if isinstance(message, Memory):
             self._metrics.memory(worker, message)
             return
         with self._lock:
-            who, progress = self._assigned.get(message.job, (None, None))
-        if who is not worker or progress is None or progress.attempt != message.attempt:
+            assigned = self._assigned.get(message.job)
+        if assigned is None or assigned.worker is not worker or assigned.progress.attempt != message.attempt:
             return  # this attempt is over
+        progress = assigned.progress
         match message:
             case Turn():
                 self._turn[worker] = message.job
+            case Began():
+                assigned.begun = True
             case Called():
                 progress.of = message.of
                 progress.calls.append(message.call)
                 self._metrics.called(message)
             case PhaseEnded():
                 self._metrics.phase_ended(message)
-                if job := self._store.get(message.job):
-                    self._tracer.phase_ended(job, message)
+                self._tracer.phase_ended(assigned.job, message)
             case Decoded():
                 progress.frames, progress.frames_of = message.frames, message.of
             case Completed() | Failed() | Cancelled():
-                self._over(message, progress)
-            case Began():
-                pass
-
-    def _over(self, message: Completed | Failed | Cancelled, progress: Progress) -> None:
-        name, attempt = message.job, message.attempt
-        with self._lock:
-            if isinstance(message, Failed):
-                self._spool.drop(name, attempt)
-                if self._store.fail(name, message.code, message.message, attempt):
-                    self._ended(name, message.code)
-            else:
-                self._close(name, attempt)
-            del self._assigned[name]
-        job = self._store.get(name)
-        if job is not None and job.image and job.status in ENDED:  # the worker has read it, or never will
-            (self._images / job.image).unlink(missing_ok=True)
-        self._took.append(time.monotonic() - progress.began)
-        self.dispatch()
+                with self._lock:
+                    self._took.append(time.monotonic() - progress.began)
+                    assigned.end = message
+                    self._settle(assigned)
+                self._dispatch_now()
 
     def _died(self, worker: SupervisedWorker) -> None:
         """Keep what a dead worker had finished, and queue its other jobs again.
 
-        The death counts against the job in whose step it happened.
+        The death counts against the job that the worker worked at, and against no other.
         """
         self._metrics.died(worker)
         with self._lock:
-            lost = {name: progress.attempt for name, (who, progress) in self._assigned.items() if who is worker}
-            for name in lost:
-                del self._assigned[name]
             turn = self._turn.pop(worker, None)
-            blamed = {turn} if turn in lost else set(lost)
-            for name, attempt in lost.items():
-                self._close(name, attempt, died=name in blamed)
-        self.dispatch()
+            for name, assigned in list(self._assigned.items()):
+                if assigned.worker is worker and assigned.end is None:
+                    assigned.end = Lost(died=name == turn, begun=assigned.begun)
+                    self._settle(assigned)
+        self._dispatch_now()
 
-    def _close(self, name: str, attempt: int, died: bool = False) -> None:
-        """Publish or queue again the job of an attempt that no worker works at; do nothing where the job has ended."""
-        if record := self._spool.record(name, attempt):
-            trace = numbers(record.calls, record.of)
-            if self._store.made(name, attempt, record.file, record.nbytes, trace, record.calls):
-                job = self._store.get(name)
-                assert job is not None
-                self._publisher.add(job)
-                return
-        self._spool.drop(name, attempt)
-        job = self._store.get(name)
-        if died and job is not None and job.deaths + 1 >= self._settings.attempts:
-            message = f"the worker died {job.deaths + 1} times while it made this video; the server's log says more"
-            if self._store.fail(name, "worker_died", message, attempt):
-                self._ended(name, "worker_died")
-            return
-        self._store.requeue(name, attempt, died)
+    def _settle(self, assigned: Assigned) -> None:
+        """Record the end of an attempt, if it has ended; the job stays assigned where the database does not take it."""
+        if assigned.end is not None and self._endings.settle(assigned, assigned.end):
+            del self._assigned[assigned.job.id]
+
+    def _dispatch_now(self) -> None:
+        """Give waiting jobs to workers; leave that to housekeeping where the database does not answer."""
+        try:
+            self.dispatch()
+        except SQLAlchemyError as error:
+            log.warning("jobs wait, since the database does not answer: %s", reason(error))

@@ -30,7 +30,7 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from adacache_engines.errors import require
 from adacache_serve.orders.schema import ENDED, CreateVideo, Status
@@ -274,6 +274,10 @@ class Store:
         values = {"status": "queued", "started": None, "made": None, "nbytes": None, "trace": None, "calls": None}
         return self._change(name, ("in_progress",), attempt, deaths=jobs.c.deaths + int(died), **values)
 
+    def put_back(self, name: str, attempt: int) -> bool:
+        """Queue a job again whose attempt never began, as if it had not been claimed."""
+        return self._change(name, ("in_progress",), attempt, status="queued", started=None, attempts=attempt - 1)
+
     def in_progress(self) -> list[Job]:
         """Return all jobs that are in progress."""
         return self._all(select(*READ).where(jobs.c.status == "in_progress"))
@@ -332,6 +336,11 @@ class Store:
     def _all(self, query: Any) -> list[Job]:
         with self._engine.connect() as connection:
             return [_job(row) for row in connection.execute(query)]
+
+
+def reason(error: Exception) -> str:
+    """Return what an error says, without the statement of SQL in which it came."""
+    return str(error.orig if isinstance(error, DBAPIError) else error).strip()
 
 
 def _job(row: Row[Any]) -> Job:

@@ -10,6 +10,7 @@ import pytest
 
 from adacache_engines.bundle.files import open_bundle
 from adacache_serve.device.messages import (
+    Began,
     Begin,
     Called,
     Cancel,
@@ -79,6 +80,7 @@ class FakeWorker:
         return [message.job for message in self.sent if isinstance(message, Cancel)]
 
     def turn(self, begin: Begin) -> None:
+        self.says(Began(job=begin.job, attempt=begin.attempt, nbytes=1))
         self.says(Turn(job=begin.job, attempt=begin.attempt))
 
     def calls(self, begin: Begin) -> None:

@@ -1,5 +1,6 @@
 """Jobs that are cancelled, expire, or lose their worker or server, on workers that do what the test says."""
 
+import errno
 import threading
 from pathlib import Path
 
@@ -95,6 +96,7 @@ def test_what_a_worker_made_before_it_died_is_not_made_again(bench: Bench) -> No
 def test_a_video_without_a_record_is_not_taken_for_made(bench: Bench) -> None:
     job = bench.submit()
     (begin,) = bench.worker.begun()
+    bench.worker.turn(begin)
     Path(f"{begin.output}.mp4").write_bytes(b"the disk did not get all of it")
     bench.worker.dies()
     assert [begin.attempt for begin in bench.worker.begun(job)] == [1, 2]
@@ -115,18 +117,40 @@ def test_a_death_is_held_against_the_job_whose_step_it_was(benches: Benches) -> 
         assert (bench.status(job), bench.job(job).deaths, len(bench.worker.begun(job))) == ("in_progress", 0, 3)
 
 
-def test_a_worker_that_dies_before_any_step_is_everybodys(benches: Benches) -> None:
-    bench = benches(attempts=1)
-    jobs = [bench.submit(), bench.submit()]
-    bench.worker.dies()
-    assert [bench.status(job) for job in jobs] == ["failed", "failed"]
-    left_alone(bench)
+def test_a_death_costs_the_jobs_nothing_that_the_worker_had_not_begun(benches: Benches) -> None:
+    """Not even where the job of the last step had just ended."""
+    bench = benches(in_flight=3, attempts=2)
+    done, begun, waiting = (bench.submit() for _ in range(3))
+    bench.worker.turn(bench.worker.begun(begun)[0])
+    bench.worker.completes(bench.worker.begun(done)[0])
+    for _ in range(3):
+        bench.worker.dies()
+    assert bench.becomes(done, "completed").attempts == 1
+    assert [bench.job(job).deaths for job in (begun, waiting)] == [0, 0]
+    assert [begin.attempt for begin in bench.worker.begun(begun)] == [1, 2, 2, 2]
+    assert [begin.attempt for begin in bench.worker.begun(waiting)] == [1] * 4
+
+
+def test_a_disk_without_room_for_a_folder_costs_no_attempts(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def full(*begun: object) -> Path:
+        tries.append(begun)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.service.spool, "begin", full)
+        job = bench.submit()
+        until(lambda: len(tries) > 3)
+    until(bench.worker.begun)
+    assert bench.worker.begun(job)[0].attempt == 1
 
 
 def test_jobs_of_a_dead_worker_go_on_with_another(benches: Benches) -> None:
     bench = benches(devices=("0", "1"), in_flight=1)
     first, second = bench.workers
     job, other = bench.submit(), bench.submit()
+    first.turn(first.begun(job)[0])
     first.dies(again=False)
     second.completes(second.begun(other)[0])
     (begin,) = second.begun(job)
@@ -197,7 +221,7 @@ def test_a_worker_that_hangs_is_killed(benches: Benches) -> None:
     job = bench.submit()
     bench.service.dispatcher.end_hung()
     assert not bench.worker.killed  # it has just been given something to do
-    bench.service.dispatcher._assigned[job.id][1].began -= 1000
+    bench.service.dispatcher._assigned[job.id].progress.began -= 1000
     until(lambda: bench.worker.killed)
 
 
