@@ -18,9 +18,15 @@ A message says what is wrong, with the value; what is expected; and what to do.
 import importlib
 from types import ModuleType
 
+from adacache_engines.printable import without_controls
+
 
 class AdaCacheError(Exception):
     """Base of every error that the project raises on purpose."""
+
+    def __str__(self) -> str:
+        """Return the message, without characters from a file's text that a terminal would obey."""
+        return without_controls(super().__str__())
 
 
 class InputError(AdaCacheError):

@@ -176,6 +176,7 @@ class Prepared:
         Raises:
             InputError: the memory that is free is too small; nothing has run then.
             NonFiniteError: NaN or infinity in the latents; names the call and the stage.
+            BundleError: a file of the bundle was changed after the bundle was opened.
         """
         model = self._model
         denoised = yield from self._denoised()
@@ -194,9 +195,12 @@ class Prepared:
 
     def _denoised(self) -> Generator[ImagesEncoded | TextEncoded | Called, None, Denoised]:
         self.check_free()
+        bundle = self._model.bundle
+        bundle.check(bundle.manifest.weights)  # its pages may be mapped, and be read in each call
         done: list[Denoised] = []
         for number in range(len(self.checked.loops)):
             done.append((yield from self._run(number, done[-1].latents if done else None)))
+        bundle.check(bundle.manifest.weights)
         return _joined(done, self._model.bundle.manifest.latent.continued) if len(done) > 1 else done[0]
 
     def begin(self) -> Begun:

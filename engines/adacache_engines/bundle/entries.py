@@ -2,6 +2,7 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from adacache_engines.bundle.names import BundlePath, Name
 from adacache_engines.bundle.tensors import DType, TensorSpec
 
 
@@ -45,8 +46,8 @@ class Graph(Entry):
         carried: outputs that the call for the next chunk of a video takes: name of the output -> name of the input.
     """
 
-    name: str
-    path: str
+    name: Name
+    path: BundlePath
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     check: Check | None = None

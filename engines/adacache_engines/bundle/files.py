@@ -6,45 +6,79 @@ and carries the digest of its own content, so that a changed byte anywhere is no
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from adacache_engines.bundle.hashed import HashedFiles
+from adacache_engines.bundle.hashed import sha256_file as sha256_file
 from adacache_engines.bundle.manifest import SCHEMA_VERSION, Manifest
 from adacache_engines.errors import BundleError
 
 MANIFEST = "manifest.json"
-HASHED_NBYTES = 1 << 22  # size of the pieces that are read and hashed
+NO_HASH = f"is used but has no hash in {MANIFEST}"
+SHOWN = 20  # problems that a message lists
 
 
 @dataclass(frozen=True)
 class Bundle:
     """An opened bundle, whose files were all found unchanged.
 
+    Who reads a file of a bundle asks here for its path, so that a file that was changed after the bundle was opened is
+    refused before it is used.
+
     Attributes:
         folder: folder of the bundle.
         manifest: description of the model and list of the files.
+        hashed: files that were hashed, and are not read again as long as they stay as they are.
     """
 
     folder: Path
     manifest: Manifest
+    hashed: HashedFiles = field(default_factory=HashedFiles, repr=False, compare=False)
 
     def path(self, name: str) -> Path:
-        """Return the path of a file that the manifest names."""
+        """Return the path of a file that the manifest names, which has its hash.
+
+        Raises:
+            BundleError: the file is missing or was changed.
+        """
+        self.check(name)
         return self.folder / name
 
+    def check(self, *names: str) -> None:
+        """Check that files have the hashes that the manifest states; what has not changed is not read again.
 
-def sha256_file(path: Path, progress: Callable[[int], None] = lambda _: None) -> str:
-    """Return the SHA-256 of a file in hexadecimal digits; ``progress`` gets the size in bytes of each piece."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while content := file.read(HASHED_NBYTES):
-            digest.update(content)
-            progress(len(content))
-    return digest.hexdigest()
+        Raises:
+            BundleError: files are missing, were changed, or have no hash; the message names them.
+        """
+        problems = [problem for name in names if (problem := self.problem(name))]
+        if problems:
+            raise BundleError(f"bundle {self.folder}: {_listed(problems)}; copy or export it again, and open it anew")
+
+    @contextmanager
+    def reading(self, *names: str) -> Iterator[Path]:
+        """Check files before and after they are read inside the context; yield the path of the first.
+
+        Raises:
+            BundleError: as of :meth:`check`; in place of an error inside the context that a changed file has caused.
+        """
+        self.check(*names)
+        try:
+            yield self.folder / names[0]
+        finally:
+            self.check(*names)
+
+    def problem(self, name: str, progress: Callable[[int], None] = lambda _: None) -> str | None:
+        """Return what is wrong with a file, None where nothing is; ``progress`` gets numbers of bytes that are read."""
+        expected = self.manifest.hash_of(name)
+        if expected is None:
+            return f"{name} {NO_HASH}"
+        return self.hashed.problem(self.folder, name, expected, progress)
 
 
 def dump_manifest(manifest: Manifest) -> str:
@@ -115,26 +149,18 @@ def open_bundle(folder: Path | str, progress: Callable[[int], None] = lambda _: 
     """Open a bundle: read its manifest, and hash every file again; ``progress`` gets numbers of hashed bytes.
 
     Raises:
-        BundleError: the folder holds no bundle, or files are missing or changed; the message names all of them.
+        BundleError: the folder holds no bundle, or files are missing or changed; the message names them.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    problems = []
-    for name, entry in manifest.files.items():
-        path = folder / name
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            problems.append(f"{name} lies outside the bundle")
-        elif not path.is_file():
-            problems.append(f"{name} is missing")
-        elif path.stat().st_size != entry.nbytes:
-            problems.append(f"{name} has {path.stat().st_size} bytes instead of {entry.nbytes}")
-        elif sha256_file(path, progress) != entry.sha256:
-            problems.append(f"{name} was changed after export")
-    used = [manifest.weights, *(graph.path for graph in manifest.graphs())]
-    used += sorted({*manifest.weight_files().values()} - {manifest.weights})
-    if manifest.text.tokenizer:
-        used.append(manifest.text.tokenizer)
-    problems += [f"{name} is used but has no hash in {MANIFEST}" for name in used if name not in manifest.files]
+    bundle = Bundle(folder, manifest)
+    problems = [problem for name in manifest.files if (problem := bundle.problem(name, progress))]
+    problems += [f"{name} {NO_HASH}" for name in manifest.used_files() if name not in manifest.files]
     if problems:
-        raise BundleError(f"bundle {folder}: {'; '.join(problems)}; copy or export it again")
-    return Bundle(folder, manifest)
+        raise BundleError(f"bundle {folder}: {_listed(problems)}; copy or export it again")
+    return bundle
+
+
+def _listed(problems: Sequence[str]) -> str:
+    more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
+    return "; ".join([*problems[:SHOWN], *more])

@@ -18,6 +18,7 @@ from adacache_engines.bundle.entries import Entry
 from adacache_engines.bundle.entries import Graph as Graph
 from adacache_engines.bundle.latent_space import FrameRule as FrameRule
 from adacache_engines.bundle.latent_space import LatentSpace as LatentSpace
+from adacache_engines.bundle.names import BundlePath, Nbytes, Sha256
 from adacache_engines.bundle.plan_entries import Library as Library
 from adacache_engines.bundle.plan_entries import PlanEntry as PlanEntry
 from adacache_engines.bundle.plan_entries import PlanSet as PlanSet
@@ -104,7 +105,7 @@ class TextRule(Entry):
     cleaning: Cleaning = "plain"
     scores: tuple[Score, ...] = ()
     masking: Literal["mask", "cut", "zeros"] = "mask"
-    tokenizer: str | None = None
+    tokenizer: BundlePath | None = None
     encoder_config: dict[str, Any] | None = None
     encoder_stages: tuple[Graph, ...] = ()
     precision: Precision = "fp32"
@@ -128,15 +129,15 @@ class Preset(Entry):
 class FileEntry(Entry):
     """Hash and size of a file."""
 
-    sha256: str
-    nbytes: int
+    sha256: Sha256
+    nbytes: Nbytes
 
 
 class CheckpointEntry(Entry):
     """The files that the weights came from, and their hash."""
 
     files: tuple[str, ...]
-    sha256: str
+    sha256: Sha256
 
 
 PartName = Literal["text_encoder", "vae"]
@@ -194,10 +195,10 @@ class Manifest(Entry):
     guidance: GuidanceRule
     latent: LatentSpace
     text: TextRule
-    weights: str
-    part_weights: dict[PartName, str] = Field(default_factory=dict)
+    weights: BundlePath
+    part_weights: dict[PartName, BundlePath] = Field(default_factory=dict)
     checkpoint: CheckpointEntry
-    files: dict[str, FileEntry]
+    files: dict[BundlePath, FileEntry]
     plans: dict[str, PlanSet] = Field(default_factory=dict)
 
     def signal_graphs(self) -> list[Graph]:
@@ -225,6 +226,17 @@ class Manifest(Entry):
         """Return the path of the file with each graph's weights, by the graph's name."""
         parts = {graph.name: path for part, path in self.part_weights.items() for graph in self.part_graphs(part)}
         return dict.fromkeys((graph.name for graph in self.loop_graphs()), self.weights) | parts
+
+    def used_files(self) -> list[str]:
+        """Return the paths of the files that graphs and their weights, and the tokenizer, are read from, each once."""
+        graphs, tokenizer = (graph.path for graph in self.graphs()), self.text.tokenizer
+        used = [self.weights, *self.weight_files().values(), *graphs, *([tokenizer] if tokenizer else [])]
+        return [*dict.fromkeys(used)]
+
+    def hash_of(self, path: str) -> FileEntry | PlanEntry | None:
+        """Return the entry with the hash of a file of the bundle or of a compiled plan; None = there is none."""
+        plans = (entry for plans in self.plans.values() for entry in plans.plans)
+        return self.files.get(path) or next((entry for entry in plans if entry.path == path), None)
 
     def expert_at(self, timestep: float) -> int:
         """Return the index of the expert that runs at a timestep.

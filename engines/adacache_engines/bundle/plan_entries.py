@@ -1,14 +1,23 @@
 """The manifest's entries on compiled plans."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from adacache_engines.bundle.entries import Entry
+from adacache_engines.bundle.names import BundlePath, Nbytes, Sha256
 from adacache_engines.bundle.tensors import Precision
+
+ENGINES = "engines"  # folder in a bundle, with a folder for each set of plans
 
 Library = Literal["tensorrt-rtx", "tensorrt"]
 Variant = Literal["full", "reuse"]
+
+
+def _of_plans(path: str) -> str:
+    if not path.startswith(f"{ENGINES}/"):
+        raise ValueError(f"{path} is not one of {ENGINES}/, where plans are")
+    return path
 
 
 class PlanEntry(Entry):
@@ -27,10 +36,10 @@ class PlanEntry(Entry):
     stage: str
     variant: Variant
     graph: str
-    path: str
-    nbytes: int
-    sha256: str
-    graph_sha256: str
+    path: Annotated[BundlePath, AfterValidator(_of_plans)]
+    nbytes: Nbytes
+    sha256: Sha256
+    graph_sha256: Sha256
     build_s: float
 
 

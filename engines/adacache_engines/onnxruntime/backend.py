@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -71,7 +72,7 @@ class OnnxRuntime:
 
     def open(self, bundle: Bundle) -> "OrtBackend":
         """Open ONNX Runtime on a bundle; raises what :class:`OrtBackend` raises."""
-        return OrtBackend(bundle.folder, self)
+        return OrtBackend(bundle, self)
 
 
 @functools.cache
@@ -85,10 +86,11 @@ def share_threads(runtime: ModuleType, threads: int) -> bool:
 
 
 class OrtBackend:
-    """ONNX Runtime, opened on a bundle's folder.
+    """ONNX Runtime, opened on a bundle.
 
     Args:
-        folder: folder that the paths of graphs are relative to.
+        source: the opened bundle, of which a file that was changed since is refused; or the folder of a bundle that is
+            being written.
         config: provider, threads and rewrites; None = the defaults.
         device: device that holds the buffers; None = the one of the provider. On a GPU, all of a process's backends
             must have the same: see :func:`adacache_engines.onnxruntime.provider.shared_device`.
@@ -99,14 +101,14 @@ class OrtBackend:
         EngineError: there is no GPU, or the provider does not start on it.
     """
 
-    def __init__(self, folder: Path, config: OnnxRuntime | None = None, device: Device | None = None) -> None:
+    def __init__(self, source: Bundle | Path, config: OnnxRuntime | None = None, device: Device | None = None) -> None:
         config = config or OnnxRuntime()
         self._runtime = import_onnxruntime(config.provider)
         self._provider = config.provider
         self.name = f"onnxruntime {PROVIDERS[config.provider]}"
         self.name += "" if config.rewrites else ", graphs as exported"
         self.device: Device = device or (HostDevice() if config.provider == "cpu" else shared_device())
-        self._folder = folder
+        self._source = source
         self._rewrites = config.rewrites
         self._threads = config.threads
         self._shared_threads = config.shared_threads and share_threads(self._runtime, config.threads)
@@ -149,11 +151,20 @@ class OrtBackend:
 
         Raises:
             EngineError: ONNX Runtime cannot run the graph; says why.
+            BundleError: the graph or its weights were changed after the bundle was opened.
         """
+        with self._reading(graph) as path:
+            return self._session(path, graph, trace)
+
+    def _reading(self, graph: Graph) -> AbstractContextManager[Path]:
+        if isinstance(self._source, Path):
+            return nullcontext(self._source / graph.path)
+        return self._source.reading(graph.path, self._source.manifest.weight_files()[graph.name])
+
+    def _session(self, path: Path, graph: Graph, trace: Path | None) -> Any:
         options = self._options()
         if trace:
             options.enable_profiling, options.profile_file_prefix = True, str(trace)
-        path = self._folder / graph.path
         try:
             model: str | bytes = str(path)
             if self._rewrites:

@@ -116,7 +116,7 @@ class TrtBackend:
             self._runtime: trt.Runtime = done(library, library.api.Runtime(library.logger), "starting")
         self._loading = threading.Lock()
         self._plans: weakref.WeakValueDictionary[str, OpenedPlan] = weakref.WeakValueDictionary()
-        self._cache = RuntimeCache(bundle.path(f"{ENGINES}/{folder}/{RUNTIME_CACHE}"), library)
+        self._cache = RuntimeCache(bundle.folder / ENGINES / folder / RUNTIME_CACHE, library)
         weakref.finalize(self, self._cache.save)
 
     @property
@@ -153,9 +153,10 @@ class TrtBackend:
         return find(self._set, graph.name)
 
     def _open(self, path: str) -> OpenedPlan:
-        library, file = self._library, self._bundle.path(path)
+        library = self._library
         self.device.use()
         with (
+            self._bundle.reading(path) as file,
             translated(library, f"opening {file}"),
             file.open("rb") as handle,
             mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as content,

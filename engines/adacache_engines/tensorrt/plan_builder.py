@@ -108,6 +108,7 @@ def _build_plans(
         built = run_tasks(tasks, library, count, phase("building plans", len(tasks)))
         entries = _entries(bundle.manifest, name, tasks, built)
         plans = wanted.model_copy(update={"plans": tuple(entries)})
+        bundle.check(*bundle.manifest.used_files())  # a plan of a changed graph would bear the old one's hash
         _publish(folder, partial, name, plans)
     return plans
 

@@ -4,14 +4,12 @@ A plan is executable code to the library that opens it, so nothing of a set is o
 """
 
 from collections.abc import Callable
-from pathlib import PurePosixPath
 
-from adacache_engines.bundle.files import Bundle, sha256_file
+from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Library, PlanEntry, PlanSet, Variant
+from adacache_engines.bundle.plan_entries import ENGINES as ENGINES
 from adacache_engines.errors import BundleError, EngineError
 from adacache_engines.tensorrt.library import CURRENT, TARGETS
-
-ENGINES = "engines"  # folder in a bundle, with a folder for each set of plans
 
 
 def choose(bundle: Bundle, library: Library, version: str, target: str | None) -> tuple[str, PlanSet]:
@@ -108,15 +106,8 @@ def check_plans(bundle: Bundle, plans: PlanSet, progress: Callable[[int], None] 
     Raises:
         BundleError: a file is missing or was changed; all of them are named.
     """
-    problems = []
-    for path, entry in {entry.path: entry for entry in plans.plans}.items():
-        parts, file = PurePosixPath(path).parts, bundle.path(path)
-        if parts[0] != ENGINES or ".." in parts:
-            problems.append(f"{path} lies outside {ENGINES}/")
-        elif not file.is_file():
-            problems.append(f"{path} is missing")
-        elif file.stat().st_size != entry.nbytes or sha256_file(file, progress) != entry.sha256:
-            problems.append(f"{path} was changed after it was built")
+    paths = dict.fromkeys(entry.path for entry in plans.plans)
+    problems = [problem for path in paths if (problem := bundle.problem(path, progress))]
     if problems:
         raise BundleError(
             f"bundle {bundle.folder}: {'; '.join(problems)}; build the plans again with: "

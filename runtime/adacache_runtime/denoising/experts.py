@@ -17,7 +17,7 @@ from typing import Protocol
 from adacache_engines.bundle.manifest import Graph, Manifest, StageEntry
 from adacache_engines.contract.dry_run import WorkspaceSource
 from adacache_engines.contract.engine import Backend, Engine
-from adacache_engines.errors import AdaCacheError, DeviceLostError, EngineError, InputError
+from adacache_engines.errors import AdaCacheError, BundleError, DeviceLostError, EngineError, InputError
 
 
 class Binder(Protocol):
@@ -136,7 +136,7 @@ class OneExpert:
                 self._progress(1)
         except BaseException as error:
             self.stages.clear()
-            if isinstance(error, DeviceLostError) or not isinstance(error, AdaCacheError | MemoryError):
+            if isinstance(error, DeviceLostError | BundleError) or not isinstance(error, AdaCacheError | MemoryError):
                 raise
             raise EngineError(
                 f"the engines of expert {self._manifest.experts[expert].name} cannot be loaded: {error}; no expert is "

@@ -84,7 +84,9 @@ def tokenize(bundle: Bundle, prompts: Sequence[str], array: str = "embeddings") 
             f"folder), or give the states of an encoder of your own with --text-embeddings FILE.npz (array {array})"
         )
     clean = CLEANINGS[rule.cleaning]
-    return Tokenizer.open(bundle.path(rule.tokenizer), rule.max_length)([clean(prompt) for prompt in prompts])
+    with bundle.reading(rule.tokenizer) as path:
+        tokenizer = Tokenizer.open(path, rule.max_length)
+    return tokenizer([clean(prompt) for prompt in prompts])
 
 
 def caption_length(bundle: Bundle, mask: NDArray[np.bool_]) -> int:
@@ -154,6 +156,6 @@ def null_captions(bundle: Bundle) -> NDArray[np.float32]:
     """Return the caption that a model has learned for the unconditional branch, (max_length, width)."""
     name = bundle.manifest.guidance.null_captions
     assert name is not None
-    with safe_open(str(bundle.path(bundle.manifest.weights)), framework="np") as file:
+    with bundle.reading(bundle.manifest.weights) as path, safe_open(str(path), framework="np") as file:
         values: NDArray[np.float32] = file.get_tensor(name).astype(np.float32)
     return values

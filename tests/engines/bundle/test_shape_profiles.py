@@ -124,9 +124,9 @@ def test_ranges_of_a_vae(open_sora: Manifest) -> None:
         assert [vae_ranges(tiled, graph, profile)[axis] for axis in ("height", "width")] == [(1, 30, 32), (1, 32, 32)]
     assert vae_ranges(tiled, encoder, profile)["pixel_width"] == (8, 256, 263)
     assert vae_ranges(tiled, decoder, profile)["height_2"] == (2, 60, 64)  # of carried features
-    first = Graph(name="decoder.first", path="", inputs=(), outputs=())
+    first = Graph(name="decoder.first", path="made.onnx", inputs=(), outputs=())
     alone = tiled.model_copy(update={"first_decoding": (first,)})
     assert vae_ranges(alone, first, profile) == vae_ranges(tiled, decoder, profile)
-    inner = Graph(name="encoder.temporal", path="", inputs=(), outputs=())
+    inner = Graph(name="encoder.temporal", path="made.onnx", inputs=(), outputs=())
     both = space.model_copy(update={"encoding": (encoder, inner)})
     assert vae_ranges(both, inner, profile)["height"] == (18, 30, 60)  # tiles end where pixels do

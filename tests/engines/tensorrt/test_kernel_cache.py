@@ -13,7 +13,7 @@ from tests.helpers.model.fake_model import request, write_bundle
 
 
 def cache_of(bundle: Bundle) -> Path:
-    return bundle.path("engines/tensorrt-rtx-1.7/runtime.cache")
+    return bundle.folder / "engines/tensorrt-rtx-1.7/runtime.cache"
 
 
 def test_kernels_are_compiled_once(machine: Callable[..., Machine]) -> None:

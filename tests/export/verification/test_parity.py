@@ -37,7 +37,7 @@ def test_a_stage_gives_its_weights_back_before_its_engine_is_loaded() -> None:
 
     sizes: Sequence[dict[str, int]] = [{"batch": 2}]
     with pytest.raises(LoadedError):
-        compare(stage, Graph(name="linear", path="", inputs=(spec,), outputs=(spec,)), Backend(), weight, sizes)  # type: ignore[arg-type]
+        compare(stage, Graph(name="linear", path="x", inputs=(spec,), outputs=(spec,)), Backend(), weight, sizes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -3,12 +3,14 @@
 Four blocks of width 3 on pixels; each shows its tanh as the probe ``attn``, and the embedding what TeaCache measures.
 """
 
+import functools
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from adacache_engines.bundle.files import MANIFEST, Bundle, dump_manifest, sha256_file
 from adacache_engines.bundle.manifest import (
@@ -167,7 +169,7 @@ def manifest(files: Mapping[str, FileEntry] | None = None) -> Manifest:
         ),
         weights=WEIGHTS,
         checkpoint=CheckpointEntry(files=("model.safetensors",), sha256="0" * 64),
-        files=dict(files or {}),
+        files=dict(files or {WEIGHTS: _weights_entry()}),
     )
 
 
@@ -270,8 +272,17 @@ def signal_entry(signal: Signal, spaces: Iterable[Space] = ("hidden", "latents")
 
 def write_weights(folder: Path) -> None:
     (folder / "onnx").mkdir(parents=True)
-    null = np.random.default_rng(7).standard_normal((4, WIDTH), np.float32)
-    save_file({NULL: null}, folder / WEIGHTS)
+    (folder / WEIGHTS).write_bytes(_weights())
+
+
+@functools.cache
+def _weights() -> bytes:
+    return save({NULL: np.random.default_rng(7).standard_normal((4, WIDTH), np.float32)})
+
+
+@functools.cache
+def _weights_entry() -> FileEntry:
+    return FileEntry(sha256=hashlib.sha256(_weights()).hexdigest(), nbytes=len(_weights()))
 
 
 def write_bundle(folder: Path, **changes: Any) -> Bundle:

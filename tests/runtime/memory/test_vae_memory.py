@@ -51,7 +51,7 @@ def coding_bundle(folder: Path, **latent: object) -> Bundle:
     bundle = write_bundle(folder, **fake_model.conditioned(manifest()), latent=space, profiles=profiles)
     files = dict(bundle.manifest.files)
     for graph in bundle.manifest.vae_graphs():
-        path = bundle.path(graph.path)
+        path = folder / graph.path
         path.write_bytes(f"the graph of {graph.name}".encode())
         files[graph.path] = FileEntry(sha256=sha256_file(path), nbytes=path.stat().st_size)
     whole = bundle.manifest.model_copy(update={"files": files, "part_weights": {"vae": bundle.manifest.weights}})

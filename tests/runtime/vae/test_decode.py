@@ -232,8 +232,9 @@ def test_tiles_that_cannot_be(in_a_row: tuple[Pipeline, list[str]]) -> None:
 
 def test_weights_of_the_decoder_are_counted_apart(tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle")
-    bundle.path(DECODER.path).write_bytes(b"the graph of decoder")
-    entry = FileEntry(sha256=sha256_file(bundle.path(DECODER.path)), nbytes=20)
+    path = bundle.folder / DECODER.path
+    path.write_bytes(b"the graph of decoder")
+    entry = FileEntry(sha256=sha256_file(path), nbytes=20)
     files = {**bundle.manifest.files, DECODER.path: entry}
     changed = bundle.manifest.model_copy(update={"latent": SPACE, "files": files})
     cuda = FakeCuda(capacity=1 << 24)

@@ -88,7 +88,9 @@ def test_possible_tiles() -> None:
     check_tile(nothing, None)
     with pytest.raises(InputError, match="no decoder that could work by tiles"):
         check_tile(nothing, 256)
-    space = nothing.model_copy(update={"decoding": (Graph(name="decoder", path="", inputs=(), outputs=()),)})
+    space = nothing.model_copy(
+        update={"decoding": (Graph(name="decoder", path="decoder.onnx", inputs=(), outputs=()),)}
+    )
     for tile in (None, 32, 256, 4096):
         check_tile(space, tile)
     for tile in (0, -32, 8, 100):
