@@ -31,6 +31,11 @@ class Settings:
         max_pixels: largest frames x height x width of a video.
         max_steps: largest number of steps of a generation.
         max_body: largest size of an HTTP request, in bytes.
+        body_seconds: time in which the body of a request must arrive.
+        receive_nbytes: bytes of the bodies that are kept at a time, of all requests together; the first 64 KiB of each
+            do not count.
+        max_connections: number of open connections.
+        header_seconds: time in which the headers of a request must arrive.
         keep_seconds: age at which results are deleted; None = never.
         keep_nbytes: bytes of results beyond which the oldest are deleted; None = no limit.
         forget_seconds: time after its end at which a job is deleted, with everything known of it; None = never.
@@ -58,6 +63,10 @@ class Settings:
     max_pixels: int = 408 * 1080 * 1920
     max_steps: int = 1000
     max_body: int = 16 * 2**20
+    body_seconds: float = 120.0
+    receive_nbytes: int = 128 * 10**6
+    max_connections: int = 500
+    header_seconds: float = 10.0
     keep_seconds: float | None = None
     keep_nbytes: int | None = None
     forget_seconds: float | None = None

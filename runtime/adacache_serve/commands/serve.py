@@ -1,6 +1,8 @@
 """The command ``adacache-serve``, which serves bundles over HTTP."""
 
 import argparse
+import math
+import resource
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,10 +25,12 @@ from adacache_serve.settings import Settings
 
 WEB = ("fastapi", "prometheus_client", "python_multipart", "sqlalchemy", "uvicorn")
 GONE_SECONDS = 120  # for which a client may read nothing of what it is sent
+LONGEST_SECONDS = 86400  # of a time limit
 OPEN = (
     "no --keys are given, so everybody who reaches this machine over the network can create, see and delete videos; "
     "requests must name the server by its address, as localhost, or by an --allowed-host"
 )
+OTHER_FILES = 300  # beside connections: the database, videos that are sent, pipes to workers
 DEFAULTS = Settings(Path("adacache-serve"))
 
 
@@ -125,6 +129,37 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"largest number of steps of a video (default: {DEFAULTS.max_steps})",
     )
+    clients = parser.add_argument_group("connections").add_argument
+    clients(
+        "--max-connections",
+        type=int,
+        default=DEFAULTS.max_connections,
+        metavar="N",
+        help="number of open connections; one more closes the one that has waited longest for a request "
+        f"(default: {DEFAULTS.max_connections})",
+    )
+    clients(
+        "--header-seconds",
+        type=float,
+        default=DEFAULTS.header_seconds,
+        metavar="N",
+        help=f"seconds in which the headers of a request must arrive (default: {DEFAULTS.header_seconds:.0f})",
+    )
+    clients(
+        "--body-seconds",
+        type=float,
+        default=DEFAULTS.body_seconds,
+        metavar="N",
+        help=f"seconds in which the body of a request must arrive (default: {DEFAULTS.body_seconds:.0f})",
+    )
+    clients(
+        "--receive-mb",
+        type=int,
+        default=DEFAULTS.receive_nbytes // 10**6,
+        metavar="MB",
+        help="bodies of requests that are kept at a time, of all clients together "
+        f"(default: {DEFAULTS.receive_nbytes // 10**6})",
+    )
     backend = add_opening(parser).add_argument
     backend(
         "--devices",
@@ -154,9 +189,27 @@ def settings_of(options: argparse.Namespace) -> Settings:
     Raises:
         InputError: a number is not possible.
     """
-    for name in ("queue", "queue_per_client", "attempts", "in_flight", "max_pixels", "max_steps"):
+    for name in (
+        "queue",
+        "queue_per_client",
+        "attempts",
+        "in_flight",
+        "max_pixels",
+        "max_steps",
+        "max_connections",
+    ):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} is too small; choose at least 1")
+    for name in ("header_seconds", "body_seconds"):
+        if not 0 < (seconds := getattr(options, name)) <= LONGEST_SECONDS:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} {seconds:g} is not possible; choose more than 0 and at most {LONGEST_SECONDS}")
+    if options.receive_mb * 10**6 < DEFAULTS.max_body:
+        least = math.ceil(DEFAULTS.max_body / 10**6)
+        raise InputError(
+            f"--receive-mb {options.receive_mb} is too small: one request can have {DEFAULTS.max_body} bytes; "
+            f"choose at least {least}"
+        )
     for name in options.allowed_host:
         if host_of(name) is None:
             raise InputError(
@@ -176,6 +229,10 @@ def settings_of(options: argparse.Namespace) -> Settings:
         attempts=options.attempts,
         max_pixels=options.max_pixels,
         max_steps=options.max_steps,
+        body_seconds=options.body_seconds,
+        receive_nbytes=options.receive_mb * 10**6,
+        max_connections=options.max_connections,
+        header_seconds=options.header_seconds,
         keep_seconds=None if options.keep_hours is None else options.keep_hours * 3600,
         keep_nbytes=None if options.keep_gb is None else round(options.keep_gb * 10**9),
         forget_seconds=None if options.forget_days is None else options.forget_days * 86400,
@@ -185,6 +242,23 @@ def settings_of(options: argparse.Namespace) -> Settings:
         host=options.host,
         allowed_hosts=tuple(options.allowed_host),
     )
+
+
+def allow_files(connections: int) -> None:
+    """Let this process open as many files as it needs for this number of connections.
+
+    Raises:
+        InputError: the system does not allow it.
+    """
+    needed = connections + OTHER_FILES
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if resource.RLIM_INFINITY != most < needed:
+        raise InputError(
+            f"--max-connections {connections} needs {needed} open files, but the system allows {most}; "
+            "choose fewer connections, or raise the limit with ulimit -n"
+        )
+    if resource.RLIM_INFINITY != allowed < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, most))
 
 
 def open_bundles(folders: Sequence[Path]) -> dict[str, Bundle]:
@@ -237,6 +311,7 @@ def _serve(options: argparse.Namespace) -> None:
     if settings.expert_offload:
         for bundle in bundles.values():
             check_offload(bundle.folder, bundle.manifest)
+    allow_files(settings.max_connections)
     with _listening(options.host, options.port) as listening:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host

@@ -54,7 +54,7 @@ def create_app(service: Service, clients: tuple[Client, ...] | None, hosts: Host
     app.include_router(videos.router)
     app.include_router(page.router)
     add_problems(app)
-    app.add_middleware(Limited, most=service.settings.max_body, hosts=hosts)
+    app.add_middleware(Limited, settings=service.settings, hosts=hosts)
     app.openapi = lambda: document(app, keys=clients is not None)  # type: ignore[method-assign]
 
     @app.get("/healthz", response_class=PlainTextResponse)

@@ -9,9 +9,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from adacache_serve.http.hosts import Hosts, wrong_host, wrong_page
-from adacache_serve.http.problems import problem
+from adacache_serve.http.problems import RETRY_SECONDS, problem
+from adacache_serve.settings import Settings
 
-BODY_SECONDS = 120.0  # for the whole body to arrive
+SMALL_NBYTES = 64 * 1024  # of each body that do not count, so that there is always room for orders without an image
 HEADERS: Mapping[bytes, bytes] = {
     b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
     b"referrer-policy": b"no-referrer",
@@ -22,25 +23,29 @@ HEADERS: Mapping[bytes, bytes] = {
 class Limited:
     """Middleware that refuses bodies that are too large or do not arrive, and requests of other sites' pages.
 
-    A body is too large if its length is stated so, or if more bytes arrive.
+    A body is too large if its length is stated so, or if more bytes arrive. The bodies of all requests together have a
+    limit too, since they are kept until their requests have been answered. A length that is only stated takes no room,
+    so that nobody takes any by a promise.
     """
 
-    def __init__(self, app: ASGIApp, most: int, hosts: Hosts | None) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, hosts: Hosts | None) -> None:
         """Wrap an application.
 
         Args:
             app: the application.
-            most: largest size of a body, in bytes.
+            settings: the server's settings.
             hosts: the hosts that requests may name; None = any.
         """
-        self._app, self._most, self._hosts = app, most, hosts
+        self._app, self._settings, self._hosts = app, settings, hosts
+        self._held_nbytes = 0  # of all bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        until = time.monotonic() + BODY_SECONDS
+        seconds = self._settings.body_seconds
+        until = time.monotonic() + seconds
         nbytes, whole, answered = 0, False, False
 
         async def limited() -> Message:
@@ -49,13 +54,18 @@ class Limited:
                 return await receive()
             with anyio.move_on_after(max(0.0, until - time.monotonic())) as patience:
                 message = await receive()
+            if patience.cancelled_caught and answered:  # meanwhile, without the body
+                return await receive()
             if patience.cancelled_caught:
                 raise HTTPException(
-                    HTTPStatus.REQUEST_TIMEOUT, f"the request did not arrive within {BODY_SECONDS:g} seconds"
+                    HTTPStatus.REQUEST_TIMEOUT, f"the request did not arrive within {seconds:g} seconds"
                 )
-            nbytes += len(message.get("body", b""))
-            if nbytes > self._most:
+            before, nbytes = nbytes, nbytes + len(message.get("body", b""))
+            self._held_nbytes += _counted(nbytes) - _counted(before)
+            if nbytes > self._settings.max_body:
                 raise self._too_large()
+            if nbytes > SMALL_NBYTES and self._held_nbytes > self._settings.receive_nbytes:
+                raise _no_room()
             whole = not message.get("more_body", False)
             return message
 
@@ -69,21 +79,39 @@ class Limited:
             await send(message)
 
         refusal = self._refusal(scope)
-        if refusal is None:
+        if refusal is not None:
+            await problem(refusal.status_code, refusal.detail, headers=refusal.headers)(scope, receive, hardened)
+            return
+        try:
             await self._app(scope, limited, hardened)
-        else:
-            await problem(refusal.status_code, refusal.detail)(scope, receive, hardened)
+        finally:
+            self._held_nbytes -= _counted(nbytes)
 
     def _refusal(self, scope: Scope) -> HTTPException | None:
-        told = dict(scope["headers"])
-        length = told.get(b"content-length", b"")
-        if length.isdigit() and (len(length) > 18 or int(length) > self._most):
-            return self._too_large()
         if self._hosts is not None and (why := wrong_host(scope["path"], scope["headers"], self._hosts)):
             return HTTPException(HTTPStatus.MISDIRECTED_REQUEST, why)
         if why := wrong_page(scope["method"], scope["headers"], self._hosts):
             return HTTPException(HTTPStatus.FORBIDDEN, why)
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if not length.isdigit():
+            return None
+        if len(length) > 18 or int(length) > self._settings.max_body:
+            return self._too_large()
+        if _counted(int(length)) and self._held_nbytes + _counted(int(length)) > self._settings.receive_nbytes:
+            return _no_room()
         return None
 
     def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"the request is too large; at most {self._most} bytes are allowed")
+        return HTTPException(413, f"the request is too large; at most {self._settings.max_body} bytes are allowed")
+
+
+def _counted(nbytes: int) -> int:
+    return max(0, nbytes - SMALL_NBYTES)
+
+
+def _no_room() -> HTTPException:
+    return HTTPException(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "too many large requests are arriving; try again later",
+        {"Retry-After": str(RETRY_SECONDS)},
+    )

@@ -13,6 +13,7 @@ from adacache_engines.bundle.files import Bundle
 from adacache_engines.errors import InputError
 from adacache_serve.device.process import Open
 from adacache_serve.http.app import create_app
+from adacache_serve.http.connections import config_of
 from adacache_serve.http.hosts import hosts_of
 from adacache_serve.jobs.results import open_results
 from adacache_serve.jobs.service import Service
@@ -66,9 +67,7 @@ def run(app: FastAPI, service: Service, listening: socket.socket) -> None:
     Raises:
         InputError: the server could not start.
     """
-    # h11 limits a request's headers, httptools does not
-    config = uvicorn.Config(app, http="h11", log_config=None, timeout_graceful_shutdown=LINGER_SECONDS)
-    server = DrainingServer(config, service)
+    server = DrainingServer(config_of(app, service.settings, LINGER_SECONDS), service)
     try:
         server.run(sockets=[listening])
     finally:

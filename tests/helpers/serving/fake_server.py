@@ -29,6 +29,7 @@ from adacache_engines.errors import EngineError
 from adacache_runtime.pipeline import Pipeline
 from adacache_serve.device.process import Open
 from adacache_serve.http.app import create_app
+from adacache_serve.http.connections import config_of
 from adacache_serve.http.hosts import hosts_of
 from adacache_serve.jobs.results import open_results
 from adacache_serve.jobs.service import Service
@@ -114,13 +115,14 @@ def served(
 ) -> Iterator[httpx.Client]:
     """Serve over HTTP on a free port, or on ``listening``; yield a client once the server is ready."""
     hosts = hosts_of("127.0.0.1", made.settings, keys=clients is not None)
-    config = uvicorn.Config(create_app(made, clients, hosts), port=0, log_config=None, lifespan="on", http="h11")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, args=([listening] if listening else None,))
+    if listening is None:
+        listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    server = uvicorn.Server(config_of(create_app(made, clients, hosts), made.settings))
+    thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:
         until(lambda: server.started)
-        port = (listening or server.servers[0].sockets[0]).getsockname()[1]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=HANG_SECONDS) as client:
             until(lambda: client.get("/readyz").status_code == 200)
             yield client

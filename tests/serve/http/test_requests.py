@@ -11,7 +11,6 @@ import httpx
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from adacache_serve.http import limits
 from adacache_serve.http.bodies import PLAIN_NBYTES
 from adacache_serve.jobs.service import Service
 from adacache_serve.keys import new_key, read_keys
@@ -222,20 +221,6 @@ def test_large_bodies_are_refused_however_they_come(alice: httpx.Client) -> None
     form = {"Content-Type": "multipart/form-data; boundary=x"}
     part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
     problem(alice.post("/v1/videos", content=chunks(part), headers=form), 413)
-
-
-def test_a_body_that_does_not_come_is_given_up(alice: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "BODY_SECONDS", 0.3)
-
-    head = (
-        "POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n"
-        f"Authorization: {alice.headers['Authorization']}\r\n\r\n"
-    )
-    with socket.create_connection((alice.base_url.host, alice.base_url.port), HANG_SECONDS) as connection:
-        connection.sendall(head.encode() + b'{"prompt":')
-        answer = connection.recv(1000)
-    assert answer.startswith(b"HTTP/1.1 408 ")
-    assert b"content-type: application/problem+json" in answer
 
 
 def test_headers_have_a_limit(alice: httpx.Client) -> None:
