@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from adacache_engines.errors import AdaCacheError, InputError
 from adacache_export.tracing.trace import quiet
-from adacache_runtime.media.files import check_folder, writing
+from adacache_runtime.media.files import check_writable, writing
 from adacache_tune.comparison.quality import SMALLEST_SIDE
 
 WIDTHS = (64, 192, 384, 256, 256)  # of the five layers that are compared
@@ -136,7 +136,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path, default=Path("lpips.onnx"), metavar="FILE.onnx")
     options = parser.parse_args()
     try:
-        check_folder(options.output)
+        check_writable(options.output)
         write_onnx(load(options.backbone, options.linear), options.output)
     except AdaCacheError as error:
         print(f"lpips_onnx: {error}", file=sys.stderr)

@@ -12,6 +12,7 @@ from adacache_export.commands.fields import given
 from adacache_export.commands.progress import PhaseProgress
 from adacache_export.commands.tables import errors_table, gigabytes, plans_table
 from adacache_export.options import Options
+from adacache_runtime.commands.destinations import check_kept
 
 SUFFIX = ".adacache"
 
@@ -27,6 +28,9 @@ def export_checkpoint(options: argparse.Namespace, check: Callable[[], None]) ->
         check_part_precisions(options)
     library, build = plans.chosen(options)
     output: Path = options.output or bundle_name(options.source)
+    inputs = [("the checkpoint", options.source)]
+    inputs += [(f"--{name.replace('_', '-')}", getattr(options, name)) for name in ("config", "text_encoder", "vae")]
+    check_kept(output, inputs)
     with PhaseProgress(check=check) as progress:
         if options.backend == plans.AUTO:
             progress.note(plans.explanation(library))

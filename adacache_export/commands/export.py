@@ -20,12 +20,15 @@ Job = Callable[[argparse.Namespace, Callable[[], None]], None]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
+    return run(PROGRAM, lambda: _parsed(arguments), lambda options, check: _job(options)(options, check))
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _parser()
     options = parser.parse_args(arguments)
     inspect.check_usage(parser, options)
     triton.check_usage(parser, options)
-    job = _job(options)
-    return run(PROGRAM, lambda check: job(options, check))
+    return options
 
 
 def _job(options: argparse.Namespace) -> Job:

@@ -10,6 +10,7 @@ from adacache_export.commands.extend import options_of_checkpoints
 from adacache_export.commands.fields import flag_of, flags, given
 from adacache_export.commands.progress import PhaseProgress
 from adacache_export.options import PartOptions
+from adacache_runtime.commands.destinations import check_apart
 
 
 def add_arguments(parser: argparse.ArgumentParser, jobs: argparse._MutuallyExclusiveGroup) -> None:
@@ -45,8 +46,10 @@ def add_bundle(options: argparse.Namespace, check: Callable[[], None]) -> None:
             f"--triton-repository writes a bundle as it is; leave {', '.join(foreign) or '--backend'} out, or change "
             "the bundle first"
         )
-    from adacache_export.writing.triton_repository import CONFIG, add_to_repository
+    from adacache_export.writing.triton_repository import CONFIG, add_to_repository, model_folder
 
+    model = model_folder(options.triton_repository, options.source)
+    check_apart([("--triton-repository", model)], (), [options.source])
     with PhaseProgress(check=check) as progress:
         made = add_to_repository(options.triton_repository, options.source, options.triton_device, progress)
     print(f"{made.folder} {'is' if made.new else 'was there, and is'} {options.source}")

@@ -9,6 +9,7 @@ from rich.table import Table
 from adacache_engines.bundle.manifest import Manifest, VideoDefaults
 from adacache_engines.bundle.shape_profiles import video_sizes
 from adacache_engines.errors import BundleError, InputError, PolicyError
+from adacache_runtime.caching.answers import needs_of
 from adacache_runtime.caching.groups import granularities
 from adacache_runtime.caching.presets import PRESETS, policy_from
 from adacache_runtime.caching.simulate import Unchanged, bounds, simulate
@@ -95,7 +96,7 @@ class Computation:
             if limits is None:
                 table.add_row(Path(choice).stem, *["depends on the content"] * 3)
                 continue
-            wanted = policy.needs.granularity
+            wanted = needs_of(policy).granularity
             # a granularity that this bundle lacks is refused by the policy, which names what it needs
             used = wanted if wanted in granularities(self.manifest) else granularities(self.manifest)[-1]
             # a policy begins anew with each expert; branches that it treats apart are counted like the conditional one

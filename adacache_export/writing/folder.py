@@ -30,7 +30,8 @@ def check_destination(output: Path, force: bool) -> None:
 
     Raises:
         BundleError: the bundle that would be replaced cannot be written to.
-        InputError: something is there already, and ``force`` is off or it is not a bundle; or its parent is missing.
+        InputError: something is there already, and ``force`` is off or it is not a bundle; or its parent is missing or
+            cannot be written to.
     """
     sweep(output.absolute().parent, output.name)
     there = output.exists() or output.is_symlink()  # a dangling link is in the way, too
@@ -38,8 +39,14 @@ def check_destination(output: Path, force: bool) -> None:
         raise InputError(f"{output} exists already; choose another with -o, or replace it with --force")
     if there and not (output / MANIFEST).is_file():
         raise InputError(f"{output} exists and is not a bundle (it has no {MANIFEST}), so --force does not replace it")
-    if not output.absolute().parent.is_dir():
-        raise InputError(f"{output.absolute().parent} is not a folder; create it, or choose another place with -o")
+    parent = output.absolute().parent
+    if not parent.is_dir():
+        raise InputError(f"{parent} is not a folder; create it, or choose another place with -o")
+    try:
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{parent} cannot be written to: {reason}; choose another place with -o") from error
     if there:
         check_changeable(output)
 

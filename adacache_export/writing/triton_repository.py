@@ -74,7 +74,7 @@ def add_to_repository(repository: Path, source: Path, devices: Sequence[str], pr
     nbytes = sum(entry.nbytes for entry in manifest.files.values())
     nbytes += sum({entry.path: entry.nbytes for plans in manifest.plans.values() for entry in plans.plans}.values())
     _check(source, "the bundle", nbytes, progress)
-    model = repository / source.resolve().name.removesuffix(".adacache")
+    model = model_folder(repository, source)
     for folder in (repository, model):
         if (folder.exists() or folder.is_symlink()) and not folder.is_dir():
             raise InputError(f"{folder} is in the way; move it, or choose another folder")
@@ -99,6 +99,11 @@ def add_to_repository(repository: Path, source: Path, devices: Sequence[str], pr
             path.chmod(0o755)
         _publish(folder, model, version)
     return Model(model / version.name, new=True, config_differs=differs)
+
+
+def model_folder(repository: Path, source: Path) -> Path:
+    """Return the folder of the model that a bundle becomes in a repository."""
+    return repository / source.resolve().name.removesuffix(".adacache")
 
 
 def _versions(model: Path) -> list[int]:

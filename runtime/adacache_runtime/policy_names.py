@@ -8,6 +8,7 @@ from typing import Any
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Preset
 from adacache_engines.errors import AdaCacheError, InputError
+from adacache_runtime.caching.answers import missing_parts, shown
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.caching.presets import KINDS, PRESETS, policy_from, policy_from_description
 from adacache_runtime.request import Request
@@ -61,11 +62,10 @@ def chosen_policy(choice: PolicyChoice, own: Mapping[str, Preset]) -> Policy[Any
         return policy_from(os.fspath(choice), own)
     if isinstance(choice, Mapping):
         return policy_from_description(dict(choice), "policy")
-    missing = [part for part in ("needs", "start", "decide", "observe") if not hasattr(choice, part)]
-    if missing or isinstance(choice, type):
+    if missing_parts(choice) or isinstance(choice, type):
         raise InputError(
-            f"policy {choice!r} is no policy; expected a preset's name, a path, a mapping with a name, or an object "
-            "with needs, start, decide and observe"
+            f"policy {shown(choice)} is no policy; expected a preset's name, a path, a mapping with a name, or an "
+            "object with needs, start, decide and observe"
         )
     return choice
 

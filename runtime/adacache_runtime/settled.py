@@ -10,6 +10,7 @@ from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Manifest, VideoDefaults
 from adacache_engines.bundle.shape_profiles import check_profiles
 from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_runtime.caching import answers
 from adacache_runtime.caching.groups import granularities
 from adacache_runtime.caching.measures import resolve
 from adacache_runtime.caching.policy import GRANULARITIES, SCOPES, Granularity, Measure
@@ -130,7 +131,7 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
     units = samples if request.scope == "prompt" else 1
     parts = segments(manifest, calls, granularity, units, request.guidance, request.guidance_2)
     for part in parts:
-        request.policy.start(part.run)  # refuses if it must
+        answers.start(request.policy, part.run)  # refuses if it must
     branches = parts[0].run.branches
     batch = {"samples": samples, "batch": samples * len(branches)}
     return Settled(
@@ -145,7 +146,7 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
         masking=None if mask is None else masking(mask, calls, request.noise, request.seed),
         sizes={**axes, **manifest.latent.token_axes(**axes), **batch},
         granularity=granularity,
-        measures=resolve(manifest, request.policy.needs, granularity),
+        measures=resolve(manifest, answers.needs_of(request.policy), granularity),
         branches=branches,
         segments=parts,
         placements=(continuation(manifest.latent),) if continues else given.placements if given else (),
@@ -180,7 +181,7 @@ def _samples(manifest: Manifest, request: Request) -> int:
 
 
 def _granularity(manifest: Manifest, request: Request) -> Granularity:
-    granularity = request.granularity or request.policy.needs.granularity
+    granularity = request.granularity or answers.needs_of(request.policy).granularity
     for value, known in ((granularity, GRANULARITIES), (request.scope, SCOPES)):
         if value not in known:
             raise InputError(f"{value!r} is unknown; choose one of {', '.join(known)}")

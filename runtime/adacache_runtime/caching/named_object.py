@@ -15,15 +15,23 @@ def named_object(choice: str, kind: str) -> Any:
         kind: what the object is to be, such as ``policy``, for error messages.
 
     Raises:
-        InputError: there is no such module, or no such object in it.
+        InputError: there is no such module, it fails or ends the program, or there is no such object in it.
     """
     module, _, name = choice.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")  # the current folder, as with python -m
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:  # the latter: no or a relative module name
+    except (Exception, SystemExit) as error:  # whatever the module does
         raise InputError(
-            f"{kind} {choice!r} cannot be imported ({error}); expected MODULE:NAME of a {kind} object, the module in "
-            "the current folder or installed"
+            f"{kind} {choice!r} cannot be imported ({failure(error)}); expected MODULE:NAME of a {kind} object, the "
+            "module in the current folder or installed"
         ) from error
+
+
+def failure(error: BaseException) -> str:
+    """Return what an error of somebody else's code was, in one line."""
+    if isinstance(error, SystemExit):
+        return f"it ends the program with the status {error.code!r}"
+    said = " ".join(str(error).split())
+    return said if isinstance(error, ImportError) and said else f"{type(error).__name__}: {said}".removesuffix(": ")

@@ -5,6 +5,7 @@ any of them with wrappers, ``teacache-slow+max-reuses=3+extrapolate``, the last 
 """
 
 import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from adacache_engines.bundle.manifest import Preset
 from adacache_engines.errors import InputError
+from adacache_runtime.caching.answers import missing_parts, shown
 from adacache_runtime.caching.named_object import named_object
 from adacache_runtime.caching.policies.measured.adacache import AdaCache, MoReg
 from adacache_runtime.caching.policies.measured.easycache import EasyCache
@@ -54,6 +56,9 @@ WRAPPERS: Mapping[str, str | None] = {
     "max-reuses": "reuses",
     "extrapolate": None,
 }
+
+MAX_WRAPPERS = 16  # around one policy; more of them than there are kinds of wrappers have no use
+MAX_FILE_NBYTES = 1 << 20  # of a policy's description
 
 # codebooks of the authors' repository, which pads the slow one: its third rate is its last
 FAST_30 = ((0.08, 6), (0.16, 5), (0.24, 4), (0.32, 3), (0.40, 2), (1.0, 1))
@@ -99,15 +104,28 @@ def policy_from(choice: str, own: Mapping[str, Preset] | None = None) -> Policy[
         InputError: there is no such preset, file, module or wrapper, or the file has unknown keys or impossible values;
             lists the known ones.
     """
-    file, json_suffix, rest = choice.rpartition(".json")
-    if json_suffix and rest[:1] in ("", "+"):  # the path of a file may have a plus of its own
-        base, wrappers = file + json_suffix, rest.split("+")[1:]
-    else:
-        base, *wrappers = choice.split("+")
+    base, wrappers = _divided(choice)
+    if len(wrappers) > MAX_WRAPPERS:
+        raise InputError(f"policy {reprlib.repr(choice)} has {len(wrappers)} wrappers; give at most {MAX_WRAPPERS}")
     policy = _base(base, own or {})
     for wrapper in wrappers:
         policy = _wrapped(policy, wrapper, choice)
     return policy
+
+
+def policy_file(choice: str) -> Path | None:
+    """Return the ``.json`` file that a choice of a policy names; None where it names something else."""
+    path = Path(_divided(choice)[0])
+    return path if path.suffix == ".json" else None
+
+
+def _divided(choice: str) -> tuple[str, list[str]]:
+    """Return the name or the path of a policy, and the wrappers around it."""
+    file, json_suffix, rest = choice.rpartition(".json")
+    if json_suffix and rest[:1] in ("", "+"):  # the path of a file may have a plus of its own
+        return file + json_suffix, rest.split("+")[1:]
+    base, *wrappers = choice.split("+")
+    return base, wrappers
 
 
 def _base(choice: str, own: Mapping[str, Preset]) -> Policy[Any]:
@@ -122,20 +140,27 @@ def _base(choice: str, own: Mapping[str, Preset]) -> Policy[Any]:
         known = ", ".join({**own, **PRESETS})
         raise InputError(f"policy {choice!r} is unknown; presets: {known}; or give a .json file, or MODULE:NAME")
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_NBYTES + 1)
     except OSError as error:
         raise InputError(f"policy file {path} cannot be read: {error.strerror or error}") from error
+    if len(content) > MAX_FILE_NBYTES:
+        raise InputError(f"policy file {path} is larger than {MAX_FILE_NBYTES} bytes; expected a policy's description")
+    try:
+        described = json.loads(content.decode())
     except ValueError as error:
         raise InputError(f"policy file {path} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise InputError(f"policy file {path} has objects in objects, too deep to read") from error
     return policy_from_description(described, str(path))
 
 
 def _imported(choice: str) -> Policy[Any]:
     policy: Policy[Any] = named_object(choice, "policy")
-    missing = [part for part in ("needs", "start", "decide", "observe") if not hasattr(policy, part)]
+    missing = missing_parts(policy)
     if missing or isinstance(policy, type):
         raise InputError(
-            f"policy {choice!r} is {policy!r}, and no policy: it "
+            f"policy {choice!r} is {shown(policy)}, and no policy: it "
             + (f"has no {', '.join(missing)}" if missing else "is a class; name an object of it")
         )
     return policy
@@ -160,14 +185,24 @@ def policy_from_description(described: object, where: str) -> Policy[Any]:
         where: name of the file or preset, for error messages.
 
     Raises:
-        InputError: it has no known name, unknown keys or impossible values.
+        InputError: it has no known name, unknown keys or impossible values, or there are too many wrappers.
     """
+    return _described(described, where, MAX_WRAPPERS)
+
+
+def _described(described: object, where: str, wrappers: int) -> Policy[Any]:
+    """Return the policy that an object describes, with at most so many wrappers around it."""
     name = described.get("name") if isinstance(described, dict) else None
     if not isinstance(described, dict) or not isinstance(name, str) or name not in KINDS:
-        raise InputError(f'{where}: expected an object with "name", one of {", ".join(KINDS)}; got {described!r}')
+        raise InputError(
+            f'{where}: expected an object with "name", one of {", ".join(KINDS)}; got {reprlib.repr(described)}'
+        )
     kind = KINDS[name]
     if issubclass(kind, Wrapper) and "policy" in described:
-        described = {**described, "policy": policy_from_description(described["policy"], f"{where}: policy")}
+        if not wrappers:
+            raise InputError(f"{where}: more than {MAX_WRAPPERS} wrappers around a policy; leave some of them out")
+        inner = _described(described["policy"], f"{where}: policy", wrappers - 1)
+        described = {**described, "policy": inner}
     return _validated(kind, described, where)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from adacache_runtime.caching import answers
 from adacache_runtime.caching.measures import space_of
 from adacache_runtime.caching.policy import (
     Context,
@@ -66,9 +67,9 @@ def simulate(policy: Policy[Any], run: Run, source: Source) -> Simulated:
     Raises:
         PolicyError: the policy cannot decide for such groups or calls.
     """
-    state = policy.start(run)
-    measures = source.measures(policy.needs)
-    branches = range(len(run.branches)) if policy.needs.by_branch else (None,)
+    state, needs = answers.start(policy, run), answers.needs_of(policy)
+    measures = source.measures(needs)
+    branches = range(len(run.branches)) if needs.by_branch else (None,)
     # latents and velocities have no branches
     parts = {measure: (None,) if space_of(measure.site) == "latents" else branches for measure in measures}
     last: dict[Part, int] = {}  # the call whose tensor is remembered, for each branch
@@ -85,12 +86,12 @@ def simulate(policy: Policy[Any], run: Run, source: Source) -> Simulated:
                 replace(source.measurement(measure, last[measure, branch], call), branch=branch)  # noqa: B023
                 for measure, branch in active
             ]
-            seen, state = policy.observe(state, context, shown)  # noqa: B023
+            seen, state = answers.observe(policy, state, context, shown)  # noqa: B023
             return state, {**observed, **seen}
 
         everything = [(measure, branch) for measure in measures for branch in parts[measure]]
         state, observed = observe([part for part in everything if part[0].early], state, observed)
-        decision, state = policy.decide(state, context)
+        decision, state = answers.decide(policy, state, context)
         rows = decision.rows(len(run.branches))
         whole: dict[int | None, bool] = {branch: all(row) for branch, row in enumerate(rows)}
         whole[None] = all(whole.values())
@@ -133,9 +134,8 @@ def bounds(policy: Policy[Any]) -> tuple[Policy[Any], Policy[Any]] | None:
     """Return the policies that compute the fewest and the most calls that this one can, whatever it measures.
 
     Both are the policy itself where it measures nothing; None where it measures and does not state its bounds.
+
+    Raises:
+        PolicyError: the policy fails, or gives no policies.
     """
-    if not policy.needs.measures:
-        return policy, policy
-    stated = getattr(policy, "bounds", None)
-    found: tuple[Policy[Any], Policy[Any]] | None = stated() if stated else None
-    return found
+    return answers.bounds(policy) if answers.needs_of(policy).measures else (policy, policy)

@@ -11,14 +11,18 @@ import numpy as np
 
 from adacache_engines.bundle.manifest import LatentSpace
 from adacache_engines.errors import InputError
+from adacache_runtime.caching.presets import policy_file
 from adacache_runtime.checking import VideoShape
+from adacache_runtime.commands.destinations import check_apart
 from adacache_runtime.commands.progress import frame_progress
 from adacache_runtime.events import Decoded, Denoised
-from adacache_runtime.media.files import check_folder, writing
+from adacache_runtime.media.files import check_writable, standard_stream, writing
 from adacache_runtime.media.raw_frames import STANDARD_OUTPUT, check_standard_output, write_raw
 from adacache_runtime.media.video import Frames, check_video, writing_video
 from adacache_runtime.reports.schedule_plot import check_plot, plot_schedule
 from adacache_runtime.vae.decode import WITHOUT_DECODER
+
+REPORTS = ("save_latents", "trace", "plot")  # options that each name a file beside the video
 
 
 def output_files(options: argparse.Namespace, samples: int) -> list[Path]:
@@ -41,8 +45,7 @@ def check_outputs(options: argparse.Namespace, outputs: list[Path], latent: Late
     Raises:
         InputError, OutOfRangeError: something could not be written, and what to do.
     """
-    wanted = (options.output, options.save_latents, options.trace, options.plot)
-    if not any(wanted):
+    if not options.output and not any(getattr(options, name) for name in REPORTS):
         raise InputError("nothing would be written: give -o FILE, --save-latents, --trace or --plot")
     if options.save_every_call and not options.save_latents:
         raise InputError("--save-every-call adds to --save-latents FILE.npz: give that, too")
@@ -56,15 +59,16 @@ def check_outputs(options: argparse.Namespace, outputs: list[Path], latent: Late
         shown = Path("frames.npz") if raw else path
         check_video(shown, video.frames, (video.height, video.width), rate, options.zoom)
     files = [] if raw else outputs if latent.decoder != "none" else [_instead(path) for path in outputs]
-    if options.save_latents and options.save_latents.resolve() in [path.resolve() for path in files]:
-        raise InputError(
-            f"-o and --save-latents would both write {options.save_latents}: give one of them another name"
-        )
+    written = [("-o", path) for path in (outputs if raw else files)]
+    written += [(f"--{name.replace('_', '-')}", getattr(options, name)) for name in REPORTS]
+    read = [("--text-embeddings", options.text_embeddings), ("--latents", options.latents), ("--video", options.video)]
+    read += [*(("--image", path) for path in options.image), ("--policy", policy_file(options.policy))]
+    check_apart([*written, ("--embedding-cache", options.embedding_cache)], read, [options.bundle])
     if options.plot:
         check_plot(options.plot)
     for path in (*files, options.save_latents, options.trace):
         if path:
-            check_folder(path)
+            check_writable(path)
 
 
 def _instead(video: Path) -> Path:
@@ -72,13 +76,13 @@ def _instead(video: Path) -> Path:
     return video.with_suffix(".npz")
 
 
-def write_latents(outputs: list[Path], result: Denoised) -> None:
+def write_latents(options: argparse.Namespace, outputs: list[Path], result: Denoised) -> None:
     """Write latents instead of videos, for a bundle without a decoder, and say so."""
     files = [_instead(path) for path in outputs]
     for index, path in enumerate(files):
         with writing(path) as file:
             np.savez(file, latents=result.latents[index : index + 1])
-        print(path)
+        _tell(options, path)
     if files:
         print(
             f"adacache-run: this bundle has no decoder, so latents were written to {', '.join(map(str, files))} "
@@ -108,7 +112,14 @@ def write_videos(
         print(f"standard output: {video.frames} frames rgb24 {shown} (width x height), {rate}", file=sys.stderr)
         return
     for path in outputs:
-        print(path)
+        _tell(options, path)
+
+
+def _tell(options: argparse.Namespace, path: Path) -> None:
+    """Print the name of a file that was written: on standard error, where results go to standard output."""
+    results = [options.output, *(getattr(options, name) for name in REPORTS)]
+    taken = any(each and (each == STANDARD_OUTPUT or standard_stream(each) == 1) for each in results)
+    print(path, file=sys.stderr if taken else sys.stdout)
 
 
 def _counted(parts: Iterator[Frames], step: Callable[[], None]) -> Iterator[Frames]:
@@ -132,6 +143,6 @@ def write_reports(options: argparse.Namespace, result: Denoised) -> None:
             file.write(result.trace.to_json().encode())
     if options.plot:
         plot_schedule(result.trace, options.plot, f"{options.bundle.name}, policy {Path(options.policy).stem}")
-    for path in (options.save_latents, options.trace, options.plot):
-        if path:
-            print(path, file=sys.stderr if options.output == STANDARD_OUTPUT else sys.stdout)
+    for name in REPORTS:
+        if path := getattr(options, name):
+            _tell(options, path)

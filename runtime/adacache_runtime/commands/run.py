@@ -12,7 +12,7 @@ from adacache_runtime.checking import Checked, check
 from adacache_runtime.commands.memory_table import memory_table
 from adacache_runtime.commands.options import opening_from
 from adacache_runtime.commands.outputs import check_outputs, output_files, write_latents, write_reports, write_videos
-from adacache_runtime.commands.process import run
+from adacache_runtime.commands.process import Check, run
 from adacache_runtime.commands.progress import call_progress
 from adacache_runtime.commands.run_options import request_from, run_parser
 from adacache_runtime.events import Called, Decoded, Denoised, Event
@@ -23,11 +23,10 @@ from adacache_runtime.reports.summary import summary
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
-    options = run_parser().parse_args(arguments)
-    return run("adacache-run", lambda _: _run(options))
+    return run("adacache-run", lambda: run_parser().parse_args(arguments), _run)
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, interrupted: Check) -> None:
     opening = opening_from(options)
     bundle = open_bundle(options.bundle)
     checked = check(bundle, request_from(options, bundle.manifest))
@@ -46,10 +45,10 @@ def _run(options: argparse.Namespace) -> None:
         print(_description(checked, options.policy), file=sys.stderr)
         _print_residuals(prepared)
         with closing(prepared.events()) as events:
-            denoised = _denoised(events, prepared.calls)
+            denoised = _denoised(events, prepared.calls, interrupted)
             write_reports(options, denoised)  # first: there may be no memory to decode in, and the run was long
             if bundle.manifest.latent.decoder == "none":
-                write_latents(outputs, denoised)
+                write_latents(options, outputs, denoised)
             elif outputs:
                 decoded = (event for event in events if isinstance(event, Decoded))
                 write_videos(options, outputs, prepared.video, decoded)
@@ -79,10 +78,11 @@ def _print_residuals(prepared: Prepared) -> None:
     print(f"memory of cached residuals by granularity: {memory}; chosen: {chosen}", file=sys.stderr)
 
 
-def _denoised(events: Iterator[Event], calls: int) -> Denoised:
+def _denoised(events: Iterator[Event], calls: int, interrupted: Check) -> Denoised:
     """Read events until all calls are over, and show how far they are."""
     with call_progress(calls) as progress:
         for event in events:
+            interrupted()
             if isinstance(event, Called):
                 progress(event.record)
             elif isinstance(event, Denoised):

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from adacache_engines.errors import PolicyError
+from adacache_runtime.caching.answers import shown
 from adacache_runtime.caching.policy import FIRST, Context, Decision, Policy, Run
 from adacache_runtime.denoising.assembly import Assembly
 from adacache_runtime.denoising.residuals import Choice
@@ -25,6 +26,10 @@ class Decisions:
         self._complete = False  # what was checked once holds: nothing that may be reused is missing
         self._difference = False
         self._choices: dict[tuple[Decision, int], Choice] = {}
+
+    @property
+    def _who(self) -> str:
+        return f"policy {shown(self._policy)}"
 
     def begin(self, run: Run) -> None:
         """Forget what was computed: residuals of one expert are never reused by another."""
@@ -54,7 +59,7 @@ class Decisions:
             self._check_weights(decision, context)
         if decision.rebuild and any(decision.rebuild) and not self._difference:
             raise PolicyError(
-                f"policy {self._policy!r} rebuilds a branch at call {context.call}, and no call has run both; run both "
+                f"{self._who} rebuilds a branch at call {context.call}, and no call has run both; run both "
                 "branches first"
             )
         self._difference = self._difference or not any(choice.rebuilt)
@@ -76,14 +81,14 @@ class Decisions:
             for group, compute in enumerate(row):
                 if not compute and not (self._filled[branch][group] and self._needs.residuals):
                     raise PolicyError(
-                        f"policy {self._policy!r} reuses group {group}{of_branch} at call {context.call}, for which no "
+                        f"{self._who} reuses group {group}{of_branch} at call {context.call}, for which no "
                         "residual was kept; compute a group before reusing it, and have residuals in its needs"
                     )
 
     def _check_first(self, choice: Choice, context: Context) -> None:
         if self._first_runs and not all(row[0] for row in choice.rows):
             raise PolicyError(
-                f"policy {self._policy!r} reuses group 0 at call {context.call}, and measures its residual in all "
+                f"{self._who} reuses group 0 at call {context.call}, and measures its residual in all "
                 "calls, so that it has already run; compute it"
             )
 
@@ -92,14 +97,13 @@ class Decisions:
         rows = decision.rows(self._branches)
         if decision.by_branch and not self._needs.by_branch:
             raise PolicyError(
-                f"policy {self._policy!r} decides for each branch {where}, which its needs do not say; have by_branch "
-                "in its needs"
+                f"{self._who} decides for each branch {where}, which its needs do not say; have by_branch in its needs"
             )
         if len(rows) != self._branches:
-            raise PolicyError(f"policy {self._policy!r} decided for {len(rows)} branches {where}, not {self._branches}")
+            raise PolicyError(f"{self._who} decided for {len(rows)} branches {where}, not {self._branches}")
         for row in rows:
             if len(row) != run.groups:
-                raise PolicyError(f"policy {self._policy!r} decided for {len(row)} groups {where}, not {run.groups}")
+                raise PolicyError(f"{self._who} decided for {len(row)} groups {where}, not {run.groups}")
 
     def _check_weights(self, decision: Decision, context: Context) -> None:
         where, run = f"at call {context.call}", context.run
@@ -107,7 +111,7 @@ class Decisions:
         for weights in decision.weights_by_branch(self._branches):
             if not self._needs.weighted or [len(row) for row in weights] != [kept] * run.groups:
                 raise PolicyError(
-                    f"policy {self._policy!r} weighs residuals {where} by {decision.weights}; its needs have weighted "
+                    f"{self._who} weighs residuals {where} by {decision.weights}; its needs have weighted "
                     f"{self._needs.weighted}, and {kept} residuals for each of {run.groups} groups"
                 )
 
@@ -118,6 +122,6 @@ class Decisions:
         count = sum(decision.rebuilt(self._branches))
         if not self._needs.rebuilds or len(decision.rebuild) != self._branches or count >= self._branches:
             raise PolicyError(
-                f"policy {self._policy!r} rebuilds branches {where} by {decision.rebuild}; its needs have rebuilds "
+                f"{self._who} rebuilds branches {where} by {decision.rebuild}; its needs have rebuilds "
                 f"{self._needs.rebuilds}, there are {self._branches} branches, and one of them must run"
             )

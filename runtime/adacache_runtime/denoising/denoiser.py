@@ -16,6 +16,7 @@ import numpy as np
 
 from adacache_engines.contract.device import Mark
 from adacache_engines.errors import NonFiniteError
+from adacache_runtime.caching import answers
 from adacache_runtime.caching.policy import Context, Decision, Observation, Policy, Scope, compact
 from adacache_runtime.denoising.assembly import Assembly
 from adacache_runtime.denoising.decisions import Decisions
@@ -127,7 +128,7 @@ class Denoiser:
                 if not done or segment is not done[-1].segment:
                     self._begin(segment)
                     decisions.begin(segment.run)
-                    state = self._policy.start(segment.run)
+                    state = answers.start(self._policy, segment.run)
                 call = self._call(number, segment, update)
                 call.switch_ms = switch_ms
                 self._enter(call)
@@ -135,7 +136,7 @@ class Denoiser:
                     before_call(number, self.latents)
                 self._open(call)
                 state = self._observe(call, state)
-                call.decision, state = self._policy.decide(state, call.context)
+                call.decision, state = answers.decide(self._policy, state, call.context)
                 call.choice = decisions.checked(call.decision, call.context, segment.expert)
                 self._close(call, before_advance)
             done.append(call)
@@ -244,7 +245,7 @@ class Denoiser:
         if not call.shown:
             return state
         results = [one for probe in call.shown for one in probe.result(self._scope == "prompt")]
-        observation, state = self._policy.observe(state, call.context, results)
+        observation, state = answers.observe(self._policy, state, call.context, results)
         call.observation = {**call.observation, **observation}
         return state
 

@@ -15,7 +15,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from adacache_engines.errors import InputError, OutOfRangeError
-from adacache_runtime.media.files import check_folder, writing
+from adacache_runtime.media.files import writing
 from adacache_runtime.media.frames import Frames as Frames
 from adacache_runtime.media.frames import to_pixels as to_pixels
 
@@ -99,7 +99,9 @@ def _check_frames(frames: Frames) -> None:
 
 
 def check_video(path: Path, frame_count: int, size: tuple[int, int], fps: float, zoom: int = 1) -> None:
-    """Check that a video can be written, before its frames are there; ``size`` is (height, width) in pixels.
+    """Check that frames can become a file of that name; ``size`` is (height, width) in pixels.
+
+    Whether there is a place for the file, :func:`adacache_runtime.media.files.check_writable` tells.
 
     Raises:
         InputError, OutOfRangeError: as in :func:`write_video`.
@@ -114,7 +116,6 @@ def check_video(path: Path, frame_count: int, size: tuple[int, int], fps: float,
         raise OutOfRangeError(
             f"zoom {zoom} of {size[0]}x{size[1]} pixels: expected at least 1, and no side above {MAX_SIDE}"
         )
-    check_folder(path)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from adacache_engines.errors import InputError, require
-from adacache_runtime.media.files import check_folder, writing
+from adacache_runtime.media.files import check_writable, writing
 from adacache_runtime.reports.summary import milliseconds
 from adacache_runtime.trace import Trace, lanes
 
@@ -50,7 +50,7 @@ def check_plot(path: Path) -> None:
     require("matplotlib", "plot")
     if path.suffix.lower() != ".png":
         raise InputError(f"{path}: the schedule is drawn as a .png; name the file so")
-    check_folder(path)
+    check_writable(path)
 
 
 def _figure(trace: Trace, title: str) -> Any:

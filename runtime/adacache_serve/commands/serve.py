@@ -13,6 +13,7 @@ from pathlib import Path
 
 from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.errors import InputError, require
+from adacache_runtime.commands.destinations import check_apart
 from adacache_runtime.commands.options import add_opening, opening_from
 from adacache_runtime.commands.process import run
 from adacache_runtime.commands.version import add_version
@@ -36,8 +37,7 @@ DEFAULTS = Settings(Path("adacache-serve"))
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 when it was told to stop, 1 for an error, 2 for wrong usage."""
-    options = _parser().parse_args(arguments)
-    return run("adacache-serve", lambda _: _serve(options))
+    return run("adacache-serve", lambda: _parser().parse_args(arguments), lambda options, _: _serve(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -306,6 +306,7 @@ def _serve(options: argparse.Namespace) -> None:
     from adacache_serve.http.server import serve  # only here, since it imports these packages
 
     settings = settings_of(options)
+    _check_folders(options)
     clients = read_keys(options.keys) if options.keys else None
     bundles = open_bundles(options.bundles)
     if settings.expert_offload:
@@ -320,6 +321,19 @@ def _serve(options: argparse.Namespace) -> None:
             told.append(OPEN)
         announce = partial(print, *(f"adacache-serve: {line}" for line in told), sep="\n", file=sys.stderr)
         serve(settings, clients, bundles, partial(open_models, options.bundles), listening, announce)
+
+
+def _check_folders(options: argparse.Namespace) -> None:
+    """Check that the folders that are written to are not in a bundle.
+
+    Raises:
+        InputError: one is.
+    """
+    folders = {"--data": options.data, "--embedding-cache": options.embedding_cache}
+    if options.results and "://" not in options.results:
+        folders["--results"] = Path(options.results)
+    for named in folders.items():  # each by itself: results may be kept in the folder of the data
+        check_apart([named], [("--keys", options.keys)], options.bundles)
 
 
 def _listening(host: str, port: int) -> socket.socket:

@@ -6,21 +6,24 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from adacache_engines.bundle.locks import check_changeable
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError, require
+from adacache_runtime.commands.destinations import check_apart
 from adacache_runtime.commands.options import add_opening, add_video, opening_from, video_size
-from adacache_runtime.commands.process import run
+from adacache_runtime.commands.process import Check, run
 from adacache_runtime.commands.progress import even_progress
 from adacache_runtime.commands.version import add_version
 from adacache_runtime.conditioning.given_frames import check_images
+from adacache_runtime.media.files import check_writable
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.settled import Settled, settle
 from adacache_runtime.vae.decode import WITHOUT_DECODER
-from adacache_tune.calibration.folder import begin
+from adacache_tune.calibration.folder import SETTINGS, begin
 from adacache_tune.calibration.goal import Goal
 from adacache_tune.calibration.methods import EXTRAPOLATED, METHODS, MOTION, NEEDS, polynomials
 from adacache_tune.calibration.process import SEARCHING, Task, calibrate
@@ -40,8 +43,7 @@ NAME = re.compile(r"\w([\w.-]*\w)?")  # of a preset: + has a meaning where polic
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
-    options = _parser().parse_args(arguments)
-    return run("adacache-calibrate", lambda _: _run(options))
+    return run("adacache-calibrate", lambda: _parser().parse_args(arguments), _run)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,14 +82,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, interrupted: Check) -> None:
     require("skimage", "compare")
     recorded, held_out = _split(options)
     with Pipeline.open(options.bundle, **opening_from(options)) as pipeline:
-        task = _task(options, pipeline, recorded, held_out)
+        task = _task(options, pipeline, recorded, held_out, interrupted)
         calibrated = calibrate(task)
     found = presets(options.name, task, calibrated.policies)
-    report = task.folder / f"{options.name}.json"
+    report = _report(options, task.folder)
     write_report(report, task, calibrated)
     write_presets(options.bundle, found, _say)
     show(table(calibrated))
@@ -115,7 +117,13 @@ def _split(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     return prompts, held_out
 
 
-def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[str], held_out: Sequence[str]) -> Task:
+def _task(
+    options: argparse.Namespace,
+    pipeline: Pipeline,
+    recorded: Sequence[str],
+    held_out: Sequence[str],
+    interrupted: Check,
+) -> Task:
     """Return the calibration that the command line asks for, checked before anything is written."""
     _check(options, pipeline.bundle.manifest)
     check_changeable(options.bundle)
@@ -157,8 +165,10 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
     }
     methods = _methods(options, pipeline.bundle.manifest, settled)
     folder = options.output or Path(f"{options.bundle.resolve().stem}-calibration")
+    _check_outputs(options, folder)
     lists = {"prompts": list(recorded), "held_out": list(held_out), "seed": options.seed, "gaps": options.gaps}
     begin(folder, identity(pipeline.bundle, pipeline.backend.name, {}, {**asked, **lists}), options.force)
+    check_writable(_report(options, folder))  # at the end there would be a calibration to lose
     return Task(
         pipeline=pipeline,
         recorded=to_record,
@@ -171,9 +181,21 @@ def _task(options: argparse.Namespace, pipeline: Pipeline, recorded: Sequence[st
         tries=options.tries,
         folder=folder,
         asked=asked,
-        progress=_progress,
+        progress=partial(_progress, interrupted),
         say=_say,
     )
+
+
+def _report(options: argparse.Namespace, folder: Path) -> Path:
+    return folder / f"{options.name}.json"
+
+
+def _check_outputs(options: argparse.Namespace, folder: Path) -> None:
+    """Check that nothing that is written is read, or in the bundle, whose manifest alone is changed."""
+    outputs = [("--name", _report(options, folder)), ("-o", folder / SETTINGS), ("-o", folder)]
+    read = [("--prompts", options.prompts), ("--held-out", options.held_out)]
+    read += [("--image", path) for path in options.image]
+    check_apart([*outputs, ("--embedding-cache", options.embedding_cache)], read, [options.bundle])
 
 
 def _check(options: argparse.Namespace, manifest: Manifest) -> None:
@@ -219,13 +241,18 @@ def _problem(method: str, manifest: Manifest, settled: Settled) -> str | None:
 
 
 @contextmanager
-def _progress(what: str, steps: int) -> Iterator[Advance]:
+def _progress(interrupted: Check, what: str, steps: int) -> Iterator[Advance]:
     if not steps:
         yield lambda: None
         return
     _say(what)
     with even_progress("method" if what.startswith(SEARCHING) else "call", steps) as advance:
-        yield advance
+
+        def advanced() -> None:
+            interrupted()
+            advance()
+
+        yield advanced
 
 
 def _say(text: str) -> None:

@@ -7,14 +7,16 @@ from pathlib import Path
 
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.errors import InputError, require
-from adacache_runtime.caching.presets import PRESETS
+from adacache_runtime.caching.presets import PRESETS, policy_file
+from adacache_runtime.commands.destinations import check_apart
 from adacache_runtime.commands.options import add_opening, add_video, opening_from, video_size
-from adacache_runtime.commands.process import run
+from adacache_runtime.commands.process import Check, run
 from adacache_runtime.commands.progress import even_progress
 from adacache_runtime.commands.version import add_version
-from adacache_runtime.media.files import writing
+from adacache_runtime.media.files import check_writable, writing
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
+from adacache_runtime.trace import CallRecord
 from adacache_tune.commands.tables import show
 from adacache_tune.comparison import store
 from adacache_tune.comparison.job import RUNS, VIDEOS, Asked, Job, settle_job
@@ -30,8 +32,7 @@ OUTPUTS = ("comparison.json", "comparison.csv", "frontier.png")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped."""
-    options = _parser().parse_args(arguments)
-    return run("adacache-compare", lambda _: _run(options))
+    return run("adacache-compare", lambda: _parser().parse_args(arguments), _run)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -71,15 +72,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(options: argparse.Namespace) -> None:
+def _run(options: argparse.Namespace, interrupted: Check) -> None:
     for module in ("matplotlib", "skimage"):
         require(module, "compare")
     prompts = read_prompts(options.prompts)
     with Pipeline.open(options.bundle, **opening_from(options)) as pipeline:
         job = settle_job(_asked(options, pipeline.bundle.manifest, prompts), pipeline)
+        _check_outputs(options, job)
         for note in job.notes:
             _say(note)
-        finished = _compare(options, pipeline, job)
+        finished = _compare(options, pipeline, job, interrupted)
     _write(options, job, finished)
 
 
@@ -113,7 +115,7 @@ def _asked(options: argparse.Namespace, manifest: Manifest, prompts: Sequence[st
     )
 
 
-def _compare(options: argparse.Namespace, pipeline: Pipeline, job: Job) -> list[store.Finished]:
+def _compare(options: argparse.Namespace, pipeline: Pipeline, job: Job, interrupted: Check) -> list[store.Finished]:
     """Measure what is not in the folder yet; return all runs, in the order of the prompts and seeds."""
     runs = job.folder / RUNS
     _begin(job, runs, options.force)
@@ -124,12 +126,27 @@ def _compare(options: argparse.Namespace, pipeline: Pipeline, job: Job) -> list[
     if todo:
         calls = len(job.settled.updates) * (1 + len(todo) * (1 + len(job.policies)))
         with even_progress("call", calls) as advance:
-            for one in compare(pipeline, todo, job.policies, job.yardsticks, on_call=lambda _: advance()):
+
+            def called(_: CallRecord) -> None:
+                interrupted()
+                advance()
+
+            for one in compare(pipeline, todo, job.policies, job.yardsticks, on_call=called):
                 video = job.videos.get((one.prompt, one.seed))
                 if video:
                     _write_video(job, one, job.folder / video)
                 done[one.prompt, one.seed] = store.append(runs, one, video)
     return [done[_key(request)] for request in job.requests]
+
+
+def _check_outputs(options: argparse.Namespace, job: Job) -> None:
+    """Check that nothing that is written is read, or in the bundle; nothing has been written yet."""
+    names = (RUNS, *OUTPUTS, *job.videos.values())
+    outputs = [("-o", job.folder / name) for name in names]
+    read = [("--prompts", options.prompts), ("--lpips", options.lpips), *(("--image", path) for path in options.image)]
+    read += [("--policies", policy_file(choice)) for choice in options.policies]
+    folders = [("-o", job.folder), ("--embedding-cache", options.embedding_cache)]
+    check_apart([*outputs, *folders], read, [options.bundle])
 
 
 def _begin(job: Job, runs: Path, force: bool) -> None:
@@ -143,6 +160,8 @@ def _begin(job: Job, runs: Path, force: bool) -> None:
                 path.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{job.folder} cannot be written: {error.strerror or error}; choose another -o") from error
+    for name in (RUNS, *OUTPUTS, *job.videos.values()):
+        check_writable(job.folder / name)
 
 
 def _key(request: Request) -> tuple[str, int]:

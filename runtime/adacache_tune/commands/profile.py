@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from adacache_engines.backends import BACKENDS
 from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.errors import EngineError, InputError
 from adacache_runtime.caching.policy import GRANULARITIES
-from adacache_runtime.caching.presets import POLICY_HELP, policy_from
+from adacache_runtime.caching.presets import POLICY_HELP, policy_file, policy_from
+from adacache_runtime.commands.destinations import check_apart
 from adacache_runtime.commands.options import (
     add_backend,
     add_expert_offload,
@@ -22,11 +23,11 @@ from adacache_runtime.commands.options import (
     backend_texts,
     video_size,
 )
-from adacache_runtime.commands.process import run
+from adacache_runtime.commands.process import Check, run
 from adacache_runtime.commands.progress import call_progress
 from adacache_runtime.commands.version import add_version
 from adacache_runtime.denoising.experts import check_offload
-from adacache_runtime.media.files import check_folder, writing
+from adacache_runtime.media.files import check_writable, writing
 from adacache_runtime.request import Request
 from adacache_runtime.settled import settle
 from adacache_tune.commands.engine_progress import engine_progress
@@ -43,8 +44,6 @@ from adacache_tune.profiling.tables import comparison_table, profile_tables
 from adacache_tune.profiling.targets import Target
 from adacache_tune.profiling.timeline import Timeline, measure_generation
 
-Check = Callable[[], None]
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0, 1 for an error, 2 for wrong usage, 130 or 143 when stopped.
@@ -52,9 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A difference between two compared backends is an error.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(given)
     command = shlex.join(["adacache-profile", *given])
-    return run("adacache-profile", lambda check: _run(options, command, check))
+    return run(
+        "adacache-profile", lambda: _parser().parse_args(given), lambda options, check: _run(options, command, check)
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,9 +98,11 @@ class _Work:
 
 
 def _run(options: argparse.Namespace, command: str, check: Check) -> None:
-    for path in (options.json, options.html):
+    outputs = [("--json", options.json), ("--html", options.html)]
+    check_apart(outputs, [("--policy", policy_file(options.policy))], [options.bundle])
+    for _, path in outputs:
         if path:
-            check_folder(path)
+            check_writable(path)
     for name, value, least in (("--iterations", options.iterations, 1), ("--warm-up", options.warm_up, 0)):
         if value < least:
             raise InputError(f"{name} {value} is not possible; choose at least {least}")

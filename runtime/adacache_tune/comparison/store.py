@@ -47,6 +47,8 @@ def resume(path: Path, header: Header) -> list[Finished]:
     if not path.exists():
         _begin(path, header)
         return []
+    if not path.is_file():
+        raise InputError(f"{path} is no file, and a comparison goes on from one; give another -o")
     try:
         content = path.read_bytes()
     except OSError as error:

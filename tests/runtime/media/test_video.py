@@ -8,7 +8,7 @@ import pytest
 
 from adacache_engines.errors import InputError, NonFiniteError, OutOfRangeError
 from adacache_runtime.media.files import writing
-from adacache_runtime.media.video import check_video, to_pixels, write_video, writing_video
+from adacache_runtime.media.video import to_pixels, write_video, writing_video
 
 
 def smooth(count: int, height: int, width: int) -> np.ndarray:
@@ -197,7 +197,7 @@ def test_impossible_names(tmp_path):
         write_video(tmp_path / "missing" / "out.mp4", frames, 8)
     (tmp_path / "folder.mp4").mkdir()
     with pytest.raises(InputError, match="it is a folder"):
-        check_video(tmp_path / "folder.mp4", 2, (16, 16), 8)
+        write_video(tmp_path / "folder.mp4", frames, 8)
     assert [path.name for path in tmp_path.iterdir()] == ["folder.mp4"]
 
 

@@ -53,7 +53,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         "adacache-moreg goes by motion, and an image has none",
     ),
     "folder": (["-o", "nowhere/out"], "nowhere/out cannot be used: No such file or directory; choose another -o"),
-    "file": (["-o", "prompts.txt"], "prompts.txt cannot be used: "),
+    "file": (["-o", "one.txt"], "one.txt cannot be used: "),
 }
 
 

@@ -1,0 +1,37 @@
+"""``adacache-run`` on the fake model, in this process: a run takes some milliseconds."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from adacache_engines.backends import BACKENDS
+from adacache_engines.contract.fake import FakeBackend
+from adacache_runtime.commands.run import main
+from tests.helpers.model.fake_model import captions, functions, write_bundle
+from tests.helpers.model.opened import Opens
+
+
+class FakeRun:
+    """The command, its bundle and its captions in a folder of its own, which is the current one.
+
+    Attributes:
+        folder: the current folder; a command's results go to ``folder / "out"``.
+    """
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        monkeypatch.setitem(BACKENDS, "onnxruntime", Opens(FakeBackend(functions())))
+        monkeypatch.chdir(folder)
+        write_bundle(folder / "bundle")
+        text = captions(1)
+        np.savez(folder / "text.npz", embeddings=text.embeddings, mask=text.mask)
+        (folder / "out").mkdir()
+
+    def __call__(self, *options: str) -> int:
+        return main(["bundle", "--text-embeddings", "text.npz", "--steps", "2", *options])
+
+    def files(self) -> dict[str, bytes]:
+        """Return the content of every file in the folder, by its path."""
+        found = (path for path in self.folder.rglob("*") if path.is_file())
+        return {path.relative_to(self.folder).as_posix(): path.read_bytes() for path in found}
