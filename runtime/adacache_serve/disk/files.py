@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, a quota, or the limit of a file's size
+SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)  # file descriptors, memory, processes
 
 
 def sync(path: Path) -> None:
@@ -40,8 +41,17 @@ def writing_all(path: Path) -> Iterator[BinaryIO]:
 
 def is_full(error: BaseException | None) -> bool:
     """Return whether an error, or one that caused it, says that a file does not fit on its disk."""
+    return _has(error, FULL)
+
+
+def is_short(error: BaseException | None) -> bool:
+    """Return whether an error, or one that caused it, says that the process or the machine has no more to give."""
+    return _has(error, SHORT)
+
+
+def _has(error: BaseException | None, numbers: tuple[int, ...]) -> bool:
     while error is not None:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in numbers:
             return True
         error = error.__cause__
     return False

@@ -65,8 +65,7 @@ def create_app(service: Service, clients: tuple[Client, ...] | None, hosts: Host
     @app.get("/readyz", response_class=PlainTextResponse, responses=documented(503))
     def readyz() -> str:
         """Answer 200 once a worker has made a warm-up video of every model, while jobs are accepted."""
-        if not service.ready:
-            why = "is stopping" if service.draining else "is still making its warm-up videos"
+        if (why := service.why_not_ready()) is not None:
             after = {"Retry-After": str(RETRY_SECONDS)}
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, f"the server {why}", after)
         return "ready"

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from adacache_serve.disk.files import is_full
+from adacache_serve.disk.files import is_full, is_short
 from adacache_serve.http.schema import Problem
 from adacache_serve.jobs.service import BusyError, ConflictError, StoppingError
 from adacache_serve.orders.check import FieldError
@@ -114,6 +114,13 @@ def add_problems(app: FastAPI) -> None:
 
     @app.exception_handler(OSError)
     def _disk(request: Request, error: OSError) -> Response:
+        if is_short(error):
+            log.error("no file, process or memory is left", extra={"path": request.url.path}, exc_info=error)
+            return problem(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "the server has no file, process or memory left for this request; try again later",
+                headers={"Retry-After": str(RETRY_SECONDS)},
+            )
         if not is_full(error):
             raise error
         log.error("the disk is full", extra={"path": request.url.path}, exc_info=error)

@@ -27,11 +27,12 @@ from adacache_serve.device.messages import (
 from adacache_serve.device.process import Open
 from adacache_serve.device.supervisor import SupervisedWorker
 from adacache_serve.disk.spool import Spool
+from adacache_serve.jobs.databases import reason
 from adacache_serve.jobs.endings import Assigned, Endings, Lost
 from adacache_serve.jobs.metrics import Metrics
 from adacache_serve.jobs.progress import Progress
 from adacache_serve.jobs.publishing import Ended, Publisher
-from adacache_serve.jobs.store import Job, Store, reason
+from adacache_serve.jobs.store import Job, Store
 from adacache_serve.jobs.tracing import Tracer
 from adacache_serve.settings import Settings
 

@@ -10,9 +10,10 @@ from sqlalchemy.exc import TimeoutError as NoConnectionError
 from adacache_serve.device.messages import Cancelled, Completed, Failed
 from adacache_serve.device.supervisor import SupervisedWorker
 from adacache_serve.disk.spool import Spool
+from adacache_serve.jobs.databases import reason
 from adacache_serve.jobs.progress import Progress, numbers
 from adacache_serve.jobs.publishing import Ended, Publisher
-from adacache_serve.jobs.store import Job, Store, reason
+from adacache_serve.jobs.store import Job, Store
 from adacache_serve.orders.schema import ENDED
 from adacache_serve.settings import Settings
 

@@ -5,6 +5,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from adacache_serve.jobs.databases import reason
+
 log = logging.getLogger(__name__)
 LEAVE_SECONDS = 5.0  # for the duty that is under way when the server stops
 
@@ -40,13 +44,22 @@ class Housekeeper:
 
     def _run(self, duties: Duties) -> None:
         due = dict.fromkeys(duties, 0.0)
+        failing: dict[Callable[[], None], str] = {}  # what each duty that fails said last
         while not self._stopping.is_set():
             for duty, period in duties.items():
                 if time.monotonic() < due[duty] or self._stopping.is_set():
                     continue
+                name = {"duty": getattr(duty, "__name__", repr(duty))}
                 try:
                     duty()
                 except Exception as error:  # the duty is tried again in the next round
-                    log.exception("housekeeping failed", exc_info=error)
+                    said = reason(error)
+                    if failing.get(duty) != said:  # else the log has it
+                        known = isinstance(error, SQLAlchemyError)
+                        log.error("housekeeping fails: %s", said, extra=name, exc_info=None if known else error)
+                    failing[duty] = said
+                else:
+                    if failing.pop(duty, None) is not None:
+                        log.info("housekeeping works again", extra=name)
                 due[duty] = time.monotonic() + period
             self._stopping.wait(min(duties.values()))

@@ -1,15 +1,17 @@
 """Metrics for Prometheus. Labels are models, devices and fixed words, so that the number of series is bounded."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
+from sqlalchemy.exc import SQLAlchemyError
 
 from adacache_serve.device.messages import Called, Memory, PhaseEnded
 from adacache_serve.device.supervisor import SupervisedWorker
-from adacache_serve.jobs.store import Job, Store
+from adacache_serve.jobs.store import OPEN, Job, Store
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000)
 DISTANCES = (0.01, 0.02, 0.04, 0.08, 0.16, 0.24, 0.32, 0.40, 0.6, 1, 2)
@@ -122,8 +124,9 @@ class _Now(Collector):
         """Yield the gauges with their present values."""
         workers = self._workers()
         jobs = GaugeMetricFamily("adacache_jobs", "jobs that have not ended", labels=["status"])
-        jobs.add_metric(["queued"], self._store.count("queued"))
-        jobs.add_metric(["in_progress"], self._store.count("in_progress"))
+        with suppress(SQLAlchemyError):  # a database that does not answer must not hide the other metrics
+            for status in OPEN:
+                jobs.add_metric([status], self._store.count(status))
         yield jobs
         ready = sum(worker.ready for worker in workers)
         yield GaugeMetricFamily("adacache_workers_ready", "workers that can make videos", value=ready)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adacache_serve.disk.spool import Spool
+from adacache_serve.jobs.clock import now
 from adacache_serve.jobs.results import Results
 from adacache_serve.jobs.store import Job, Store
 from adacache_serve.orders.schema import ENDED
@@ -43,7 +44,7 @@ class Retention:
     def retain(self) -> None:
         """Delete results that are too old, and then the oldest ones while they take too many bytes together."""
         if self.settings.keep_seconds is not None:
-            while old := self.store.with_content(before=time.time() - self.settings.keep_seconds):
+            while old := self.store.with_content(before=now() - self.settings.keep_seconds):
                 for job in old:
                     self.delete_content(job)
         if self.settings.keep_nbytes is not None:
@@ -58,7 +59,7 @@ class Retention:
         """Delete jobs that ended too long ago, with their results."""
         if (seconds := self.settings.forget_seconds) is None:
             return
-        before = time.time() - seconds
+        before = now() - seconds
         while old := self.store.with_content(before):
             for job in old:
                 self.delete_content(job)
@@ -100,5 +101,5 @@ class Retention:
 
 
 def _delete_old(file: Path) -> None:
-    if time.time() - file.stat().st_mtime > YOUNG_SECONDS:
+    if min(now(), time.time()) - file.stat().st_mtime > YOUNG_SECONDS:  # the machine's clock may have been set
         file.unlink(missing_ok=True)

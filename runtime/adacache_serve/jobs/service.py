@@ -16,6 +16,8 @@ from adacache_engines.bundle.files import Bundle
 from adacache_serve.device.process import Open
 from adacache_serve.device.supervisor import SupervisedWorker
 from adacache_serve.disk.spool import Spool
+from adacache_serve.jobs.clock import JumpWatch
+from adacache_serve.jobs.databases import reason
 from adacache_serve.jobs.dispatching import Dispatcher
 from adacache_serve.jobs.housekeeping import Housekeeper
 from adacache_serve.jobs.metrics import Metrics
@@ -109,7 +111,14 @@ class Service:
             open_models,
         )
         dispatcher, retention = self.dispatcher, self.retention
-        duties = (self._check_ownership, self.expire, dispatcher.end_hung, dispatcher.reconcile, dispatcher.dispatch)
+        duties = (
+            self._check_ownership,
+            self.expire,
+            dispatcher.end_hung,
+            dispatcher.reconcile,
+            dispatcher.dispatch,
+            JumpWatch().look,
+        )
         # a store of results that does not answer must not keep jobs waiting, so its duties have a thread of their own
         self._housekeeper = Housekeeper(
             dict.fromkeys(duties, WATCH_SECONDS),
@@ -131,7 +140,18 @@ class Service:
     @property
     def ready(self) -> bool:
         """Whether jobs are accepted and at least one worker can make videos."""
-        return not self.draining and any(worker.ready for worker in self.workers)
+        return self.why_not_ready() is None
+
+    def why_not_ready(self) -> str | None:
+        """Return why the server cannot accept or make videos now, as the end of a sentence about it; None = it can."""
+        if self.draining:
+            return "is stopping"
+        try:
+            self.store.check()
+        except SQLAlchemyError as error:
+            log.error("the server is not ready, since its database does not answer: %s", reason(error))
+            return "cannot use its database; its log says why"
+        return None if any(worker.ready for worker in self.workers) else "is still making its warm-up videos"
 
     def drain(self) -> None:
         """Accept no more jobs, and wait for those that run, as long as the settings allow."""
@@ -150,7 +170,7 @@ class Service:
         try:
             self.dispatcher.stop(ours=not self.lost)
         except SQLAlchemyError as error:  # the next server finds these jobs in progress without a worker
-            log.exception("jobs could not be queued again", exc_info=error)
+            log.error("jobs could not be queued again: %s", reason(error))
         self.publisher.stop()
         with suppress(SQLAlchemyError):
             self.ownership.release()
@@ -236,8 +256,8 @@ class Service:
         """Cancel a job; return False where it has ended already."""
         if not self.store.cancel(name):
             return False
+        self.dispatcher.release(name)  # first, since the rest may fail
         self._ended(name)
-        self.dispatcher.release(name)
         return True
 
     def expire(self) -> None:
@@ -245,8 +265,8 @@ class Service:
         for job in self.store.overdue():
             message = f"the job was not completed within {job.order.deadline_seconds} seconds"
             if self.store.fail(job.id, "deadline", message):
-                self._ended(job.id, "deadline")
                 self.dispatcher.release(job.id)
+                self._ended(job.id, "deadline")
 
     def _check_ownership(self) -> None:
         if not self.lost and not self.ownership.still():

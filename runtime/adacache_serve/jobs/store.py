@@ -4,74 +4,34 @@ Every change of a job's status is one statement that names the statuses it may c
 processes that change the same job, one succeeds and the other learns that it did not.
 """
 
+import itertools
 import json
-import time
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
-    Column,
-    Float,
-    Index,
-    Integer,
-    MetaData,
     Row,
-    String,
-    Table,
-    Text,
-    UniqueConstraint,
-    create_engine,
     delete,
-    event,
     func,
     select,
+    text,
     update,
 )
-from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.engine import Engine
+from sqlalchemy.exc import IntegrityError
 
-from adacache_engines.errors import require
+from adacache_serve.jobs import turns
+from adacache_serve.jobs.clock import now
+from adacache_serve.jobs.databases import open_database
+from adacache_serve.jobs.table import jobs, metadata
 from adacache_serve.orders.schema import ENDED, CreateVideo, Status
 
-metadata = MetaData()
-jobs = Table(
-    "jobs",
-    metadata,
-    # in the order of arrival
-    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
-    Column("id", String(64), nullable=False, unique=True),
-    Column("client", String(200), nullable=False),
-    Column("idempotency_key", String(200)),
-    Column("fingerprint", String(64), nullable=False),  # hash of the request
-    Column("order", Text, nullable=False),
-    Column("image", Text),
-    Column("model", String(200), nullable=False),
-    Column("status", String(16), nullable=False),
-    Column("priority", Integer, nullable=False),
-    Column("attempts", Integer, nullable=False),
-    Column("deaths", Integer, nullable=False),  # deaths of workers in a step of this job
-    Column("created", Float, nullable=False),
-    Column("deadline", Float),
-    Column("started", Float),
-    Column("ended", Float),
-    Column("error", Text),
-    Column("trace", Text),
-    Column("calls", Text),  # records of the calls; read only where they are needed
-    Column("made", Text),  # file of a finished video that is not among the results yet
-    Column("content", Text),  # name of the result; None = there is none, or it was deleted
-    Column("nbytes", BigInteger),
-    Column("traceparent", Text),  # see adacache_serve.jobs.tracing
-    UniqueConstraint("client", "idempotency_key"),
-    Index("jobs_next", "status", "priority", "number"),
-    Index("jobs_of_client", "client", "number"),
-    Index("jobs_ended", "ended"),
-)
+log = logging.getLogger(__name__)
 OPEN: tuple[Status, ...] = ("queued", "in_progress")
 MANY = 500  # rows of one query, where there may be many
 
-NEXT = (jobs.c.priority.desc(), jobs.c.number)
 READ = [column for column in jobs.c if column.name not in ("idempotency_key", "calls")]
 
 
@@ -118,10 +78,20 @@ class Store:
         Raises:
             sqlalchemy.exc.SQLAlchemyError: the database cannot be opened.
         """
-        self._engine = create_engine(_with_driver(url), pool_pre_ping=True)
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _durable)
-        metadata.create_all(self._engine)
+        self._engine = open_database(url, metadata.create_all)
+        self._turns: dict[str, int] = {}  # for each client, the number of the claim in which it had its last turn
+        self._claims = itertools.count(1)
+
+    def check(self) -> None:
+        """Read from the database, and not from what this process remembers of it.
+
+        Raises:
+            sqlalchemy.exc.SQLAlchemyError: the database does not answer, or is damaged.
+        """
+        with self._engine.connect() as connection:
+            if self._engine.dialect.name == "sqlite":
+                connection.execute(text("PRAGMA shrink_memory"))
+            connection.execute(select(func.max(jobs.c.number))).scalar()
 
     def close(self) -> None:
         """Close all connections."""
@@ -149,7 +119,7 @@ class Store:
         Returns:
             The job, or the one that this client has under the same idempotency key; and whether it is new.
         """
-        now = time.time()
+        created = now()
         values = {
             "id": name,
             "client": client,
@@ -163,8 +133,8 @@ class Store:
             "priority": priority,
             "attempts": 0,
             "deaths": 0,
-            "created": now,
-            "deadline": None if order.deadline_seconds is None else now + order.deadline_seconds,
+            "created": created,
+            "deadline": None if order.deadline_seconds is None else created + order.deadline_seconds,
         }
         try:
             with self._engine.begin() as connection:
@@ -213,34 +183,28 @@ class Store:
             return int(connection.execute(query).scalar_one())
 
     def ahead(self, client: str) -> int:
-        """Return the number of waiting jobs that are started before the first waiting job of this client."""
-        own = select(jobs.c.priority, jobs.c.number).where(jobs.c.status == "queued", jobs.c.client == client)
-        first = own.order_by(*NEXT).limit(1)
+        """Return the most jobs that are started before the first waiting job of this client."""
         with self._engine.connect() as connection:
-            row = connection.execute(first).first()
-            if row is None:
-                return 0
-            before = (jobs.c.priority > row.priority) | (
-                (jobs.c.priority == row.priority) & (jobs.c.number < row.number)
-            )
-            query = select(func.count()).select_from(jobs).where(jobs.c.status == "queued", before)
-            return int(connection.execute(query).scalar_one())
+            return turns.ahead(connection, client)
 
     def claim(self) -> Job | None:
-        """Return the next waiting job, and set it to in progress."""
-        query = select(jobs.c.id).where(jobs.c.status == "queued").order_by(*NEXT).limit(1)
+        """Return the next waiting job, see :mod:`adacache_serve.jobs.turns`, and set it to in progress."""
         while True:
             with self._engine.begin() as connection:
-                name = connection.execute(query).scalar()
-                if name is None:
+                chosen = turns.next_job(connection, self._turns)
+                if chosen is None:
                     return None
+                client, number = chosen
                 claimed = connection.execute(
                     update(jobs)
-                    .where(jobs.c.id == name, jobs.c.status == "queued")
-                    .values(status="in_progress", started=time.time(), attempts=jobs.c.attempts + 1)
+                    .where(jobs.c.number == number, jobs.c.status == "queued")
+                    .values(status="in_progress", started=now(), attempts=jobs.c.attempts + 1)
                 )
-            if claimed.rowcount:  # else the job was cancelled in the meantime
-                return self.get(name)
+            if not claimed.rowcount:  # the job was cancelled in the meantime
+                continue
+            self._turns[client] = next(self._claims)
+            if job := self._one(jobs.c.number == number):
+                return job
 
     def made(
         self, name: str, attempt: int, file: str, nbytes: int, trace: Mapping[str, Any], calls: Sequence[object]
@@ -251,23 +215,23 @@ class Store:
 
     def complete(self, name: str, attempt: int, content: str) -> bool:
         """Record that the video is among the results; return False where the job has another status already."""
-        values = {"status": "completed", "ended": time.time(), "content": content, "made": None}
+        values = {"status": "completed", "ended": now(), "content": content, "made": None}
         return self._change(name, ("in_progress",), attempt, **values)
 
     def calls(self, name: str) -> list[dict[str, Any]]:
         """Return the records of a finished job's calls; an empty list for other jobs."""
         with self._engine.connect() as connection:
-            text = connection.execute(select(jobs.c.calls).where(jobs.c.id == name)).scalar()
-        return json.loads(text) if text else []
+            calls = connection.execute(select(jobs.c.calls).where(jobs.c.id == name)).scalar()
+        return json.loads(calls) if calls else []
 
     def fail(self, name: str, code: str, message: str, attempt: int | None = None) -> bool:
         """Record that a job failed; return False where it has ended already."""
         error = json.dumps({"code": code, "message": message})
-        return self._change(name, OPEN, attempt, status="failed", ended=time.time(), error=error, made=None)
+        return self._change(name, OPEN, attempt, status="failed", ended=now(), error=error, made=None)
 
     def cancel(self, name: str) -> bool:
         """Cancel a job; return False where it has ended already, or there is none."""
-        return self._change(name, OPEN, status="cancelled", ended=time.time(), made=None)
+        return self._change(name, OPEN, status="cancelled", ended=now(), made=None)
 
     def requeue(self, name: str, attempt: int, died: bool = False) -> bool:
         """Queue a job again whose attempt has failed; ``died`` counts the death of a worker against it."""
@@ -284,7 +248,7 @@ class Store:
 
     def overdue(self) -> list[Job]:
         """Return the jobs whose deadline has passed."""
-        return self._all(select(*READ).where(jobs.c.status.in_(OPEN), jobs.c.deadline < time.time()))
+        return self._all(select(*READ).where(jobs.c.status.in_(OPEN), jobs.c.deadline < now()))
 
     def kept_nbytes(self) -> int:
         """Return the bytes of all results together."""
@@ -335,32 +299,21 @@ class Store:
 
     def _all(self, query: Any) -> list[Job]:
         with self._engine.connect() as connection:
-            return [_job(row) for row in connection.execute(query)]
+            return [job for row in connection.execute(query) if (job := _job(row))]
 
 
-def reason(error: Exception) -> str:
-    """Return what an error says, without the statement of SQL in which it came."""
-    return str(error.orig if isinstance(error, DBAPIError) else error).strip()
+def _job(row: Row[Any]) -> Job | None:
+    """Return the job of a row; None where the row is damaged, so that the other jobs go on."""
+    try:
+        return _read(row)
+    except ValueError as error:
+        log.error("the row of a job cannot be read", extra={"job": row.id}, exc_info=error)
+        return None
 
 
-def _job(row: Row[Any]) -> Job:
+def _read(row: Row[Any]) -> Job:
     values = dict(row._mapping)
     values["order"] = CreateVideo.model_validate_json(values["order"])
     for name in ("error", "trace"):
         values[name] = None if values[name] is None else json.loads(values[name])
     return Job(**values)
-
-
-def _with_driver(url: str) -> URL:
-    """Add the driver to a URL as PostgreSQL itself writes it."""
-    made = make_url(url)
-    if made.drivername in ("postgres", "postgresql"):
-        require("psycopg", "postgresql")
-        return made.set(drivername="postgresql+psycopg")
-    return made
-
-
-def _durable(connection: Any, _record: object) -> None:
-    """Make commits survive a power cut, and readers not wait for the writer."""
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=10000", "foreign_keys=ON"):
-        connection.execute(f"PRAGMA {pragma}")

@@ -26,7 +26,8 @@ from adacache_serve.disk.spool import finish
 from adacache_serve.jobs import dispatching, service
 from adacache_serve.jobs.results import Results, open_results
 from adacache_serve.jobs.service import Service
-from adacache_serve.jobs.store import Job, Store, jobs
+from adacache_serve.jobs.store import Job, Store
+from adacache_serve.jobs.table import jobs
 from adacache_serve.keys import ANONYMOUS, Client
 from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings

@@ -32,29 +32,55 @@ def missing() -> str | None:
     return None
 
 
+class Server:
+    """A server that can be stopped and started again on the same data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = f"postgresql://{USER}@/{USER}?host={folder}"
+        self._before: list[str] = []
+        if os.geteuid() == 0:
+            shutil.chown(folder, USER)
+            self._before = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
+        initdb = [program("initdb"), "-D", folder / "data", "-U", USER, "-A", "trust", "-E", "UTF8", "--no-sync"]
+        subprocess.run([*self._before, *map(str, initdb)], check=True, capture_output=True, cwd=folder)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start the process, which accepts connections a little later."""
+        quick = ["-c", "fsync=off", "-c", "listen_addresses=", "-c", f"unix_socket_directories={self.folder}"]
+        self.process = subprocess.Popen(
+            [*self._before, str(program("postgres")), "-D", str(self.folder / "data"), *quick],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.folder,
+        )
+
+    def stop(self) -> None:
+        """Stop the process, and cut its connections."""
+        if self.process is not None:
+            self.process.send_signal(signal.SIGINT)  # SIGTERM would wait for whoever is connected
+            self.process.wait()
+            self.process = None
+
+
+@contextmanager
+def postgresql_server() -> Iterator[Server]:
+    """Run a server."""
+    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # a socket's path is short; pytest's folders are closed
+    try:
+        server = Server(folder)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
 @contextmanager
 def postgresql() -> Iterator[str]:
     """Run a server; yield its URL."""
-    folder = Path(tempfile.mkdtemp(prefix="pg", dir="/tmp"))  # a socket's path is short; pytest's folders are closed
-    before: list[str] = []
-    if os.geteuid() == 0:
-        shutil.chown(folder, USER)
-        before = ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups"]
-    data = folder / "data"
-    quick = ["-c", "fsync=off", "-c", "listen_addresses=", "-c", f"unix_socket_directories={folder}"]
-    try:
-        initdb = [program("initdb"), "-D", data, "-U", USER, "-A", "trust", "-E", "UTF8", "--no-sync"]
-        subprocess.run([*before, *map(str, initdb)], check=True, capture_output=True, cwd=folder)
-        process = subprocess.Popen(
-            [*before, str(program("postgres")), "-D", str(data), *quick],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            cwd=folder,
-        )
-        try:
-            yield f"postgresql://{USER}@/{USER}?host={folder}"
-        finally:
-            process.send_signal(signal.SIGINT)  # SIGTERM would wait for whoever is connected
-            process.wait()
-    finally:
-        shutil.rmtree(folder)
+    with postgresql_server() as server:
+        yield server.url

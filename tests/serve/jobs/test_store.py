@@ -17,7 +17,8 @@ from adacache_engines.errors import InputError
 from adacache_serve.disk import locks
 from adacache_serve.jobs import ownership
 from adacache_serve.jobs.ownership import Ownership
-from adacache_serve.jobs.store import Job, Store, metadata
+from adacache_serve.jobs.store import Job, Store
+from adacache_serve.jobs.table import jobs, metadata
 from adacache_serve.orders.schema import CreateVideo
 from tests.helpers.serving import postgresql
 from tests.helpers.serving.fake_server import write_model
@@ -112,7 +113,33 @@ def test_the_highest_priority_is_next_and_then_the_first_that_came(store: Store)
 def test_a_client_waits_for_those_ahead_of_its_first_job(store: Store) -> None:
     for number, (client, priority) in enumerate([("a", 0), ("b", 0), ("a", 1), ("c", -1), ("c", 0)]):
         add(store, f"video_{number}", client, priority=priority)
-    assert [store.ahead(client) for client in ("a", "b", "c", "nobody")] == [0, 2, 3, 0]
+    assert [store.ahead(client) for client in ("a", "b", "c", "nobody")] == [0, 3, 3, 0]
+
+
+def test_clients_take_turns_within_a_priority(store: Store) -> None:
+    for number in range(5):
+        add(store, f"video_a{number}", "a")
+    add(store, "video_b0", "b")
+    add(store, "video_c0", "c", priority=1)
+    add(store, "video_b1", "b")
+    claimed = []
+    while job := store.claim():
+        claimed.append(job.id.removeprefix("video_"))
+        if job.id == "video_b0":
+            assert store.cancel(job.id)  # else b has a place, and its next job comes when a has as many
+    assert claimed == ["c0", "a0", "b0", "b1", "a1", "a2", "a3", "a4"]
+
+
+def test_a_damaged_row_stops_no_other_job(store: Store) -> None:
+    for number in range(3):
+        add(store, f"video_{number}")
+    with store.engine.begin() as connection:
+        connection.execute(jobs.update().where(jobs.c.id == "video_0").values(order="{no JSON"))
+    claimed = store.claim()
+    assert claimed is not None
+    assert claimed.id == "video_1"
+    assert [job.id for job in store.newest(None, 9)] == ["video_2", "video_1"]
+    assert store.get("video_0") is None
 
 
 def test_many_who_claim_never_get_the_same_job(store: Store) -> None:
