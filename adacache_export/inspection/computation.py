@@ -134,6 +134,8 @@ class Computation:
             raise InputError(f"trace {path}: {error}") from error
         assert counted is not None
         run, possible = counted
+        if missing := {"batch", "patch_frames", "tokens"} - trace.sizes.keys():
+            raise InputError(f"trace {path} has no size of {', '.join(sorted(missing))}; give one of this bundle")
         frames, tokens = trace.sizes["patch_frames"], trace.sizes["tokens"]
         samples = trace.sizes["batch"] // len(self.manifest.guidance.order)
         many = f"{samples} prompts of " if samples > 1 else ""

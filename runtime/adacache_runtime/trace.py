@@ -11,9 +11,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.policy import Granularity, Observation, Rows, by_branch, rows_of
+from adacache_runtime.media.reading import parse_json, read_bytes
 
 # of a call's entry in JSON
 OWN_KEYS = ("call", "timestep", "computed", "groups", "rebuilt", "engine_ms", "wall_ms", "switch_ms")
+MAX_SIZE = 2**31 - 1  # of an axis
+MAX_NAME = 100  # characters of a name in messages
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def read_trace(path: Path) -> Trace:
         InputError: the file cannot be read, or is no trace.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_bytes(path, "trace"))
         calls = [
             {
                 **{key: call[key] for key in OWN_KEYS if key in call},
@@ -131,15 +134,30 @@ def read_trace(path: Path) -> Trace:
             for call in content["calls"]
         ]
         rest = {key: content[key] for key in ("sizes", "granularity")}
-        return TypeAdapter(Trace).validate_python({"calls": calls, **rest, "contexts": content.get("contexts")})
-    except OSError as error:
-        raise InputError(f"trace {path} cannot be read: {error.strerror or error}") from error
+        trace = TypeAdapter(Trace).validate_python({"calls": calls, **rest, "contexts": content.get("contexts")})
     except ValidationError as error:
-        problem = error.errors()[0]
-        where = ".".join(map(str, problem["loc"]))
-        raise InputError(f"trace {path} is not one of adacache-run --trace: {where}: {problem['msg']}") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise InputError(f"trace {path} is not one of adacache-run --trace: {error!r}") from error
+        wrong = error.errors(include_input=False)[0]
+        where = ".".join(str(part)[:MAX_NAME] for part in wrong["loc"])
+        raise InputError(f"trace {path} is not one of adacache-run --trace: {where}: {wrong['msg']}") from error
+    except KeyError as error:
+        raise InputError(f"trace {path} is not one of adacache-run --trace: it has no {error}") from error
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"trace {path} is not one of adacache-run --trace: {error}") from error
+    if problem := _impossible(trace):
+        raise InputError(f"trace {path} is not one of adacache-run --trace: {problem}")
+    return trace
+
+
+def _impossible(trace: Trace) -> str | None:
+    """Return what no generation can have recorded; None where there is nothing of the kind."""
+    for name, size in trace.sizes.items():
+        if not 1 <= size <= MAX_SIZE:
+            return f"the size of axis {name[:MAX_NAME]} is not between 1 and {MAX_SIZE}"
+    for number, record in enumerate(trace.calls, 1):
+        numbers = (record.timestep, record.wall_ms, record.switch_ms or 0, *record.engine_ms.values())
+        if not all(map(math.isfinite, (*numbers, *record.observation.values()))):
+            return f"call {number} has a number that is not finite"
+    return None
 
 
 def entry(record: CallRecord) -> dict[str, Any]:

@@ -17,6 +17,15 @@ if TYPE_CHECKING:  # a process that only resizes an image starts in half the tim
 
 Floats = NDArray[np.float32]
 
+# FFmpeg's names of what it may take a file for. Left to guess, it accepts playlists and lists of files, and opens the
+# other files and addresses that these name; none of these formats names any.
+FORMATS = "png_pipe,jpeg_pipe,webp_pipe,gif,bmp_pipe,tiff_pipe,mov,matroska,avi,mpegts"
+MAX_PIXELS = 2**26  # of a picture; 8192x8192
+EXPECTED = (
+    "expected PNG, JPEG, WebP, GIF, BMP or TIFF, or a clip in MP4, MOV, WebM, Matroska, AVI or MPEG-TS, with at most "
+    f"{MAX_PIXELS} pixels a picture"
+)
+
 
 def read_image(source: ImageSource, name: str = "the image") -> Frames:
     """Return an image as a clip of one frame, (1, height, width, 3) RGB.
@@ -54,6 +63,8 @@ def read_last_frames(source: ClipSource, count: int) -> Frames:
             )
     if len(frames) < count:
         raise InputError(f"{name} has {len(frames)} frames; {count} are needed to continue it")
+    if len({frame.shape for frame in frames}) > 1:
+        raise InputError(f"{name} has frames of different sizes at its end; expected one size: encode it again")
     return np.stack(frames)
 
 
@@ -61,18 +72,26 @@ def _decoded(path: Path) -> Iterator[NDArray[np.uint8]]:
     import av  # only here, so that who gives arrays needs no video library
     import av.error
 
-    empty = True
     try:
-        with av.open(str(path)) as container:
-            if container.streams.video:
-                for frame in container.decode(video=0):
-                    empty = False
-                    yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
-    except (av.error.FFmpegError, OSError) as error:
+        file = path.open("rb")  # here, since to FFmpeg a name can be an address or a pattern of names
+    except (OSError, ValueError) as error:  # the name may be none that a file can have
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path} cannot be read as an image or a clip: {reason}") from error
+    empty = True
+    with file:
+        try:
+            with av.open(file, "r", options={"format_whitelist": FORMATS}) as container:
+                stream = next(iter(container.streams.video), None)
+                if stream is not None and stream.codec_context is not None:  # there is a decoder for it
+                    stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+                    for frame in container.decode(stream):
+                        empty = False
+                        yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{path} cannot be read as an image or a clip: {reason}; {EXPECTED}") from error
     if empty:
-        raise InputError(f"{path} has no picture in it")
+        raise InputError(f"{path} has no picture in it; {EXPECTED}")
 
 
 def resize(frames: Frames, height: int, width: int, rule: "ResizeRule") -> Floats:

@@ -103,6 +103,12 @@ def work_of_run(manifest: Manifest, trace: Trace) -> tuple[int, int] | None:
         raise InputError("the trace has no calls or no sizes; write one with adacache-run --trace")
     counts = {len(row) for record in trace.calls for row in record.rows}
     missing = {axis for stage in manifest.stages for term in stage.flops for axis in term.axes} - {*trace.sizes}
+    batch, branches = trace.sizes.get("batch", 1), len(manifest.guidance.order)
+    samples = trace.sizes.get("samples", batch)
+    if batch % samples or batch // samples > branches:
+        raise InputError(f"the trace has {batch} sequences for {samples} samples; give one of this bundle")
+    if any(len(record.rows) not in (1, batch // samples) for record in trace.calls):
+        raise InputError("a call of the trace has groups for other branches of guidance; give one of this bundle")
     if counts != {len(group_stages(manifest, trace.granularity))} or missing:
         raise InputError(
             f"the trace is of another bundle: it has {', '.join(map(str, sorted(counts)))} groups of blocks and the "

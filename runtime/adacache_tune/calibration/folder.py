@@ -7,6 +7,7 @@ from typing import Any
 
 from adacache_engines.errors import InputError
 from adacache_runtime.media.files import writing
+from adacache_runtime.media.reading import parse_json, read_bytes
 
 SETTINGS = "settings.json"
 
@@ -28,9 +29,10 @@ def begin(folder: Path, settings: Mapping[str, Any], force: bool) -> None:
         if force:
             for old in (*folder.glob("record-*.npz"), *folder.glob("runs-*.jsonl"), path):
                 old.unlink(missing_ok=True)
-        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     except OSError as error:
         raise InputError(f"{folder} cannot be used: {error.strerror or error}; choose another -o") from error
+    try:
+        before = parse_json(read_bytes(path, "settings")) if path.exists() else None
     except ValueError as error:
         raise InputError(f"{path} is damaged ({error}); give --force to begin anew") from error
     if before is None:

@@ -243,7 +243,20 @@ def _records(task: Task) -> list[Record]:
         for index in todo:
             made, _ = record(task.pipeline, task.recorded[index], task.gaps, on_call=lambda _: advance())
             save_record(paths[index], made)
-    return [load_record(path) for path in paths]
+    records = [load_record(path) for path in paths]
+    for path, one in zip(paths, records, strict=True):
+        if len(one.timesteps) != calls or _measured(one) != _measured(records[0]):
+            raise InputError(
+                f"{path} is of another calibration: it has {len(one.timesteps)} calls where this one has {calls}, or "
+                f"other measurements than {paths[0].name}; give --force to begin anew"
+            )
+    return records
+
+
+def _measured(one: Record) -> object:
+    """Return what a record has measured, without the numbers."""
+    sites = {name: {number: values.shape for number, values in site.items()} for name, site in one.sites.items()}
+    return sites, one.roles, one.error.shape, one.calls_by_expert
 
 
 def _trials(

@@ -3,6 +3,7 @@
 It says how tensors change from call to call, and what reusing an old residual would have cost at each call.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from adacache_runtime.caching.policy import DEFAULT, Measure, Measurement, Needs
 from adacache_runtime.caching.signals.registry import SIGNALS
 from adacache_runtime.caching.signals.signal import at_stride
 from adacache_runtime.caching.simulate import simulate
+from adacache_runtime.media.arrays import read_arrays
 from adacache_runtime.media.files import writing
 from adacache_runtime.trace import Trace
 
@@ -208,11 +210,11 @@ def load_record(path: Path) -> Record:
     Raises:
         InputError: the file cannot be read, or is no record.
     """
+    no_record, advice = "record of adacache-calibrate", "remove it to record anew"
+    arrays = read_arrays(path, no_record, advice)
+    sites: dict[str, dict[str, Floats]] = {}
+    roles = {}
     try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = dict(file.items())
-        sites: dict[str, dict[str, Floats]] = {}
-        roles = {}
         for key, values in arrays.items():
             kind, _, rest = key.partition("/")
             if kind == "sites":
@@ -221,11 +223,38 @@ def load_record(path: Path) -> Record:
             elif kind == "roles":
                 roles[rest] = tuple(values.tolist())
         timesteps, calls = (tuple(arrays[key].tolist()) for key in ("timesteps", "calls_by_expert"))
-        return Record(timesteps, sites, roles, arrays["error"], calls)
-    except OSError as error:
-        raise InputError(f"record {path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-        raise InputError(f"{path} is no record of adacache-calibrate ({error}); remove it to record anew") from error
+        record = Record(timesteps, sites, roles, arrays["error"], calls)
+        problem = _impossible(record)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is no {no_record} ({error}); {advice}") from error
+    if problem:
+        raise InputError(f"{path} is no {no_record} ({problem}); {advice}")
+    return record
+
+
+def _impossible(record: Record) -> str | None:
+    """Return what :func:`save_record` cannot have written of a generation; None where there is nothing of the kind."""
+    calls, experts = len(record.timesteps), record.calls_by_expert
+    if not calls or not all(isinstance(step, float) and math.isfinite(step) for step in record.timesteps):
+        return "its timesteps are no numbers"
+    if experts and (not all(isinstance(each, int) and each > 0 for each in experts) or sum(experts) != calls):
+        return "the calls of its experts are not all calls"
+    if (
+        record.error.dtype.kind != "f"
+        or record.error.ndim != 3
+        or record.error.shape[1] != calls
+        or not len(record.error)
+    ):
+        return "its errors are not those of its calls"
+    if "magnitude" not in record.sites.get(RESIDUAL, {}):
+        return f"no magnitude was recorded at {RESIDUAL}"
+    for name, site in record.sites.items():
+        for number, values in site.items():
+            if values.dtype.kind != "f" or values.ndim != 2 or not len(values) or values.shape[1] != calls:
+                return f"{name}/{number} is not of its calls"
+    if any(isinstance(site, str) and site not in record.sites for names in record.roles.values() for site in names):
+        return "a role has a site that was not recorded"
+    return None
 
 
 def ratios(records: Sequence[Record]) -> tuple[float, ...]:

@@ -27,6 +27,7 @@ from adacache_tune.comparison.summary import totals
 from adacache_tune.comparison.tables import table, to_csv, to_json
 from adacache_tune.prompts import read_prompts
 
+MOST_SEEDS = 100_000
 OUTPUTS = ("comparison.json", "comparison.csv", "frontier.png")
 
 
@@ -90,7 +91,10 @@ def _seeds(text: str) -> list[int]:
     first, separator, last = text.partition("-")
     if not first.isdecimal() or (separator and not last.isdecimal()) or (separator and int(last) < int(first)):
         raise argparse.ArgumentTypeError(f"{text!r} is no seed, such as 3, and no range of seeds, such as 0-3")
-    return list(range(int(first), int(last if separator else first) + 1))
+    seeds = range(int(first), int(last if separator else first) + 1)
+    if seeds.stop - seeds.start > MOST_SEEDS:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} are more seeds than {MOST_SEEDS}; name fewer")
+    return list(seeds)
 
 
 def _asked(options: argparse.Namespace, manifest: Manifest, prompts: Sequence[str]) -> Asked:

@@ -1,5 +1,6 @@
 """Measures of how near a video is to another one: PSNR, SSIM, the relative error of latents, LPIPS."""
 
+import re
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -13,6 +14,7 @@ from adacache_runtime.media.video import Frames
 
 SSIM_WINDOW = 7  # pixels, the side; that of scikit-image
 SMALLEST_SIDE = "smallest_side"  # pixels: what an LPIPS model may say of itself
+SIDE = re.compile("[0-9]{1,5}")
 CHUNK = 8  # frames that go through LPIPS at once
 
 
@@ -87,7 +89,13 @@ class Lpips:
                 "make one with tools/lpips_onnx.py"
             )
         self._names = [tensor.name for tensor in inputs]
-        self._smallest = int(self._session.get_modelmeta().custom_metadata_map.get(SMALLEST_SIDE, "1"))
+        smallest = self._session.get_modelmeta().custom_metadata_map.get(SMALLEST_SIDE, "1")
+        if not SIDE.fullmatch(smallest):
+            raise InputError(
+                f"LPIPS model {path} has {SMALLEST_SIDE} {smallest[:20]!r}; expected a number of pixels: make one with "
+                "tools/lpips_onnx.py"
+            )
+        self._smallest = int(smallest)
 
     def check(self, height: int, width: int) -> None:
         """Raise what a measurement would raise for frames of this size, before there are any."""

@@ -4,6 +4,7 @@ The first line of the file says what was compared and how; the others are as :cl
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +14,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from adacache_engines.errors import InputError
 from adacache_runtime.media.files import writing
-from adacache_tune.comparison.measure import Compared, Row
+from adacache_runtime.media.reading import parse_json, read_bytes
+from adacache_tune.comparison.measure import FULL, Compared, Row
 
 Header = Mapping[str, Any]
+MAX_COUNT = 10**30  # of operations; no machine counts so far
 
 
 @dataclass(frozen=True)
@@ -49,17 +52,15 @@ def resume(path: Path, header: Header) -> list[Finished]:
         return []
     if not path.is_file():
         raise InputError(f"{path} is no file, and a comparison goes on from one; give another -o")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    content = read_bytes(path, "runs")
     whole, newline, torn = content.rpartition(b"\n")
     if not newline:  # stopped before there was anything
         _begin(path, header)
         return []
     first, *lines = whole.split(b"\n")
     _check(path, _parsed(path, 1, first), json.loads(json.dumps(header)))
-    finished = [_finished(path, number, line) for number, line in enumerate(lines, 2)]
+    labels = [FULL, *header["policies"]]
+    finished = [_finished(path, number, line, labels) for number, line in enumerate(lines, 2)]
     if torn:
         with writing(path) as file:
             file.write(whole + newline)
@@ -106,20 +107,39 @@ def _check(path: Path, there: object, wanted: Header) -> None:
         )
 
 
-def _finished(path: Path, number: int, line: bytes) -> Finished:
+def _finished(path: Path, number: int, line: bytes, labels: Sequence[str]) -> Finished:
+    """Return the run of a line, whose rows must be those of these policies, in any order."""
     try:
-        return _LINE.validate_json(line)
+        finished = _LINE.validate_json(line)
+        problem = _impossible(finished, labels)
     except ValidationError as error:
-        problem = error.errors()[0]
+        wrong = error.errors(include_input=False)[0]
+        problem = f"{'.'.join(str(part)[:80] for part in wrong['loc'])}: {wrong['msg']}"
+    if problem:
         raise InputError(
-            f"{path}, line {number} is none of a comparison ({'.'.join(map(str, problem['loc']))}: {problem['msg']}); "
-            "give --force to begin anew, or another -o"
-        ) from error
+            f"{path}, line {number} is none of a comparison ({problem}); give --force to begin anew, or another -o"
+        )
+    return finished
+
+
+def _impossible(finished: Finished, labels: Sequence[str]) -> str | None:
+    """Return what no comparison of these policies can have measured; None where there is nothing of the kind."""
+    if sorted(row.policy for row in finished.rows) != sorted(labels):
+        return "its rows are not those of the compared policies"
+    for row in finished.rows:
+        numbers = [value for value in (*asdict(row).values(), *row.adherence.values()) if isinstance(value, float)]
+        if not all(map(math.isfinite, numbers)):
+            return "a number is not finite"
+        if not (0 <= row.computed <= row.calls and row.calls and row.wall_ms > 0 and row.time_ratio > 0):
+            return "its calls or times are not possible"
+        if not all(0 <= count < MAX_COUNT for count in (row.calls, row.passes, row.flops or 0)):
+            return "a count is not possible"
+    return None
 
 
 def _parsed(path: Path, number: int, line: bytes) -> object:
     try:
-        parsed: object = json.loads(line)
+        parsed: object = parse_json(line)
     except ValueError as error:
         raise InputError(f"{path}, line {number} is not JSON: {error}; give --force or another -o") from error
     return parsed
