@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from adacache_serve.disk.files import is_full, is_short
 from adacache_serve.http.schema import Problem
+from adacache_serve.jobs.results import ResultsError
 from adacache_serve.jobs.service import BusyError, ConflictError, StoppingError
 from adacache_serve.orders.check import FieldError
 
@@ -127,6 +128,15 @@ def add_problems(app: FastAPI) -> None:
         return problem(
             HTTPStatus.INSUFFICIENT_STORAGE,
             "the server's disk is full, so nothing of this request was stored; try again later",
+            headers={"Retry-After": str(RETRY_SECONDS)},
+        )
+
+    @app.exception_handler(ResultsError)
+    def _results(request: Request, error: ResultsError) -> Response:
+        log.error("the place of videos does not answer: %s", error, extra={"path": request.url.path})
+        return problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "the place where videos are kept does not answer; the server's log says more",
             headers={"Retry-After": str(RETRY_SECONDS)},
         )
 

@@ -3,6 +3,7 @@
 import errno
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,10 +12,20 @@ from adacache_serve.disk.files import sync, writing_all
 
 S3 = "s3://"
 LINK_SECONDS = 3600  # for which a link to a video is valid
+# requests of one operation, by s3fs and below it by botocore; who needs the operation tries again later
+TRIES = 2
+PATIENCE = {"connect_timeout": 10, "read_timeout": 30, "retries": {"total_max_attempts": 1}}
+
+
+class ResultsError(OSError):
+    """The place of results does not answer, or refuses; the same may succeed later."""
 
 
 class Results(Protocol):
-    """Files by name. The server chooses the names."""
+    """Files by name. The server chooses the names.
+
+    All methods raise OSError where the place does not answer; a bucket raises :class:`ResultsError`.
+    """
 
     def put(self, file: Path, name: str) -> None:
         """Move a file here, whole or not at all; a file of the same name is replaced."""
@@ -84,8 +95,11 @@ class Bucket:
         Raises:
             InputError: the bucket cannot be reached with these credentials.
         """
-        # no cache of listings, since others delete files there too
-        self._files: Any = require("s3fs", "s3").S3FileSystem(use_listings_cache=False)
+        # no cache of listings, since others delete files there too, and no instance that another environment made
+        self._files: Any = require("s3fs", "s3").S3FileSystem(
+            use_listings_cache=False, skip_instance_cache=True, config_kwargs=PATIENCE
+        )
+        self._files.retries = TRIES
         self._root = url.removeprefix(S3).rstrip("/")
         try:
             self._files.call_s3("head_bucket", Bucket=self._root.partition("/")[0])
@@ -96,21 +110,28 @@ class Bucket:
             ) from error
 
     def put(self, file: Path, name: str) -> None:
-        self._files.put_file(str(file), self._at(name))
-        file.unlink()
+        nbytes = file.stat().st_size
+        with self._answering():
+            self._files.put_file(str(file), self._at(name))
+            there = self._files.info(self._at(name))["size"]
+        if there != nbytes:
+            raise ResultsError(f"s3://{self._at(name)} has {there} bytes, and {nbytes} were put there")
+        file.unlink()  # only now, since it is the only copy
 
     def has(self, name: str) -> bool:
-        return bool(self._files.exists(self._at(name)))
+        with self._answering():
+            return bool(self._files.exists(self._at(name)))
 
     def delete(self, name: str) -> None:
-        if self.has(name):
+        with self._answering():
             self._files.rm_file(self._at(name))
 
     def names(self) -> Iterator[str]:
-        try:
-            found = self._files.ls(self._root, detail=False)
-        except FileNotFoundError:  # there is no file yet
-            return
+        with self._answering():
+            try:
+                found = self._files.ls(self._root, detail=False)
+            except FileNotFoundError:  # there is no file yet
+                return
         for path in found:
             yield path.rpartition("/")[2]
 
@@ -119,6 +140,13 @@ class Bucket:
 
     def link(self, name: str) -> str | None:
         return str(self._files.sign(self._at(name), expiration=LINK_SECONDS))
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # botocore's, aiohttp's and s3fs's errors share no base class
+            raise ResultsError(f"s3://{self._root} does not answer as expected: {error or repr(error)}") from error
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}"

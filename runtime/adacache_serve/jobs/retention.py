@@ -3,6 +3,7 @@
 import logging
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,16 +38,23 @@ class Retention:
     images: Path
 
     def delete_content(self, job: Job) -> None:
-        """Delete the video of a job that has ended, if it still has one."""
+        """Delete the video of a job that has ended, if it still has one.
+
+        Raises:
+            OSError: the place of results does not answer, and the job keeps its video.
+        """
         if job.content is not None and self.store.forget_content(job.id):
-            self.results.delete(job.content)
+            try:
+                self.results.delete(job.content)
+            except OSError:
+                self.store.keep_content(job.id, job.content)
+                raise
 
     def retain(self) -> None:
         """Delete results that are too old, and then the oldest ones while they take too many bytes together."""
         if self.settings.keep_seconds is not None:
             while old := self.store.with_content(before=now() - self.settings.keep_seconds):
-                for job in old:
-                    self.delete_content(job)
+                self._delete_all(old)
         if self.settings.keep_nbytes is not None:
             while (excess := self.store.kept_nbytes() - self.settings.keep_nbytes) > 0:
                 for job in self.store.with_content():
@@ -61,8 +69,7 @@ class Retention:
             return
         before = now() - seconds
         while old := self.store.with_content(before):
-            for job in old:
-                self.delete_content(job)
+            self._delete_all(old)
         if number := self.store.forget(before):
             log.info("old jobs were deleted", extra={"jobs": number})
 
@@ -80,6 +87,23 @@ class Retention:
             if (job := jobs.get(name)) and job.status in ENDED and job.content != content:
                 log.info("a leftover result is deleted", extra={"job": name, "content": content})
                 self.results.delete(content)
+
+    def _delete_all(self, jobs: Sequence[Job]) -> None:
+        """Delete the videos of jobs; those that cannot be deleted keep no others.
+
+        Raises:
+            OSError: the last error.
+        """
+        failed = [error for job in jobs if (error := self._tried(job)) is not None]
+        if failed:
+            raise failed[-1]
+
+    def _tried(self, job: Job) -> OSError | None:
+        try:
+            self.delete_content(job)
+        except OSError as error:
+            return error
+        return None
 
     def _sweep_spool(self) -> None:
         attempts = list(self.spool.attempts())

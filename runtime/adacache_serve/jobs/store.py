@@ -270,6 +270,10 @@ class Store:
                 ).rowcount
             )
 
+    def keep_content(self, name: str, content: str) -> None:
+        """Record that a result is kept, since it could not be deleted."""
+        self._change(name, ("completed",), content=content)
+
     def forget(self, before: float) -> int:
         """Delete jobs that ended ``before`` this time and have no result any more; return how many."""
         with self._engine.begin() as connection:

@@ -1,7 +1,6 @@
 """The places where videos are kept: a folder, and an S3-compatible store on this machine."""
 
 import errno
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from adacache_serve.jobs import publishing
 from adacache_serve.jobs.results import Bucket, Folder, Results, open_results
 from tests.helpers.serving.fake_server import write_model
 from tests.helpers.serving.fake_workers import Bench
+from tests.helpers.serving.s3_server import BUCKET, s3_server
 from tests.helpers.waiting import until
 
 CONTENT = bytes(range(256)) * 8
@@ -21,20 +21,8 @@ CONTENT = bytes(range(256)) * 8
 @pytest.fixture(scope="module")
 def s3_url() -> Iterator[str]:
     """The URL of a bucket."""
-    from moto.moto_server.threaded_moto_server import ThreadedMotoServer
-
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer("127.0.0.1", 0)
-    with pytest.MonkeyPatch.context() as patch:
-        server.start()
-        host, port = server.get_host_and_port()
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "an-id")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        httpx.put(f"http://{host}:{port}/videos").raise_for_status()
-        yield "s3://videos/of/tests"
-        server.stop()
+    with s3_server():
+        yield f"s3://{BUCKET}/of/tests"
 
 
 @pytest.fixture(params=["folder", "s3"])
