@@ -24,6 +24,8 @@ from adacache_runtime.caching.policy import (
 )
 
 PARTS = ("needs", "start", "decide", "observe")
+MAX_RESIDUALS = 64  # of a group; each takes the memory of a state
+MAX_STRIDE = 10_000  # frames between which a signal may be measured
 SHOWN = 300  # characters of a policy or an answer in a message
 
 
@@ -49,15 +51,14 @@ def needs_of(policy: Policy[Any]) -> Needs:
         raise PolicyError(f"policy {shown(policy)} has needs {shown(needs)}; expected an object of Needs")
     flags = (needs.weighted, needs.by_branch, needs.rebuilds)
     if not (
-        _whole(needs.residuals)
-        and needs.residuals >= 0
+        _whole(needs.residuals, 0, MAX_RESIDUALS)
         and all(isinstance(flag, bool) for flag in flags)
         and needs.granularity in GRANULARITIES
         and _all(needs.measures, _is_measure)
     ):
         raise PolicyError(
-            f"policy {shown(policy)} has {shown(needs)}; expected a number of residuals of 0 or more, a tuple of "
-            f"measures, and a granularity of {', '.join(GRANULARITIES)}"
+            f"policy {shown(policy)} has {shown(needs)}; expected 0 to {MAX_RESIDUALS} residuals, a tuple of "
+            f"measures at most {MAX_STRIDE} frames apart, and a granularity of {', '.join(GRANULARITIES)}"
         )
     return needs
 
@@ -174,7 +175,7 @@ def _is_measure(measure: object) -> bool:
         and measure.calls in ("computed", "all")
         and measure.since in ("measured", "computed")
         and _all(measure.signals, lambda name: isinstance(name, str))
-        and _all(measure.strides, lambda stride: _whole(stride) and stride > 0)
+        and _all(measure.strides, lambda stride: _whole(stride, 1, MAX_STRIDE))
     )
 
 
@@ -183,8 +184,8 @@ def _are_weights(weights: object) -> bool:
     return _all(weights, lambda each: _finite(each) or _all(each, _finite))
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _whole(value: object, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def _are_numbers(observation: object) -> bool:

@@ -142,8 +142,9 @@ def _base(choice: str, own: Mapping[str, Preset]) -> Policy[Any]:
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_NBYTES + 1)
-    except OSError as error:
-        raise InputError(f"policy file {path} cannot be read: {error.strerror or error}") from error
+    except (OSError, ValueError) as error:  # the latter: of a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"policy file {path} cannot be read: {reason}") from error
     if len(content) > MAX_FILE_NBYTES:
         raise InputError(f"policy file {path} is larger than {MAX_FILE_NBYTES} bytes; expected a policy's description")
     try:

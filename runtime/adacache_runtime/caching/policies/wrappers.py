@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from adacache_engines.errors import PolicyError
+from adacache_runtime.caching import answers
 from adacache_runtime.caching.policy import Context, Decision, Measurement, Needs, Observation, Policy, Run, by_branch
 from adacache_runtime.caching.simulate import bounds
 
@@ -52,7 +53,7 @@ class Wrapper(BaseModel):
 
     @property
     def needs(self) -> Needs:
-        return self.inside.needs
+        return answers.needs_of(self.inside)
 
     def bounds(self) -> tuple[Self, Self] | None:
         """Return this wrapper around the bounds of the policy inside; None where that states none."""
@@ -63,16 +64,16 @@ class Wrapper(BaseModel):
         return fewest, most
 
     def start(self, run: Run) -> Wrapped:
-        return Wrapped(self.inside.start(run))
+        return Wrapped(answers.start(self.inside, run))
 
     def decide(self, state: Wrapped, context: Context) -> tuple[Decision, Wrapped]:
-        decision, inner = self.inside.decide(state.inner, context)
+        decision, inner = answers.decide(self.inside, state.inner, context)
         return decision, replace(state, inner=inner)
 
     def observe(
         self, state: Wrapped, context: Context, measurements: Sequence[Measurement]
     ) -> tuple[Observation, Wrapped]:
-        observation, inner = self.inside.observe(state.inner, context, measurements)
+        observation, inner = answers.observe(self.inside, state.inner, context, measurements)
         return observation, replace(state, inner=inner)
 
 
@@ -115,7 +116,7 @@ class MaxReuses(Wrapper):
     reuses: int = Field(ge=0)
 
     def start(self, run: Run) -> Wrapped:
-        return Wrapped(self.inside.start(run), ((0,) * run.groups,) * len(run.branches))
+        return Wrapped(answers.start(self.inside, run), ((0,) * run.groups,) * len(run.branches))
 
     def decide(self, state: Wrapped, context: Context) -> tuple[Decision, Wrapped]:
         counts = [count for row in state.own for count in row]
@@ -124,7 +125,8 @@ class MaxReuses(Wrapper):
         # that weighs residuals must know how old they are, so there a group at its limit takes the others along
         alike = all(at_limit or not count for at_limit, count in zip(full, counts, strict=True))
         forced = any(full) and (alike or self.needs.weighted)
-        decision, inner = self.inside.decide(state.inner, replace(context, forced=context.forced or forced))
+        forced_context = replace(context, forced=context.forced or forced)
+        decision, inner = answers.decide(self.inside, state.inner, forced_context)
         decided = decision.rows(len(state.own))
         rows = tuple(
             tuple(wanted or count >= self.reuses or context.forced for wanted, count in zip(row, own, strict=True))
@@ -147,15 +149,15 @@ class Extrapolate(Wrapper):
 
     @property
     def needs(self) -> Needs:
-        inner = self.inside.needs
+        inner = answers.needs_of(self.inside)
         if inner.residuals == 0:
             return inner
         return replace(inner, residuals=2, weighted=True, by_branch=inner.by_branch or inner.rebuilds)
 
     def start(self, run: Run) -> Wrapped:
-        if self.inside.needs.weighted:
+        if answers.needs_of(self.inside).weighted:
             raise PolicyError(f"policy {self.inside!r} has weights of its own; leave out extrapolate")
-        return Wrapped(self.inside.start(run), (((0, 0),) * run.groups,) * len(run.branches))
+        return Wrapped(answers.start(self.inside, run), (((0, 0),) * run.groups,) * len(run.branches))
 
     def decide(self, state: Wrapped, context: Context) -> tuple[Decision, Wrapped]:
         decision, state = super().decide(state, context)
@@ -187,7 +189,7 @@ def _line(call: int, last: int, before: int) -> tuple[float, float]:
 
 def _computed(policy: Policy[Any], state: Wrapped, context: Context, forced: bool) -> tuple[Decision, Wrapped]:
     """Return the decision of a policy, or to compute every group where that is forced, and the next state."""
-    decision, inner = policy.decide(state.inner, replace(context, forced=context.forced or forced))
+    decision, inner = answers.decide(policy, state.inner, replace(context, forced=context.forced or forced))
     if forced:
         decision = decision.with_rows(((True,) * context.run.groups,) * len(context.run.branches))
     return decision, replace(state, inner=inner)
