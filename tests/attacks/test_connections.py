@@ -12,14 +12,14 @@ import httpx
 import pytest
 
 from adacache_serve.http.limits import SMALL_NBYTES
-from adacache_serve.keys import new_key, read_keys
+from adacache_serve.keys import KeyFile, new_key
 from adacache_serve.settings import Settings
 from tests.helpers.serving.fake_server import served, service, write_model
-from tests.helpers.serving.http_jobs import create
 from tests.helpers.waiting import HANG_SECONDS, until
 
 MOST = 20  # connections
 BODY = 2**20
+EXPECT = "Expect: 100-continue"
 Tries = Callable[..., Any]
 
 
@@ -37,7 +37,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator
     key, line = new_key("alice")
     (folder / "keys").write_text(line)
     settings = Settings(folder / "data", header_seconds=0.3, body_seconds=0.3)
-    with served(service(settings, model), read_keys(folder / "keys")) as client:
+    with served(service(settings, model), KeyFile(folder / "keys")) as client:
         client.headers["Authorization"] = f"Bearer {key}"
         yield client
 
@@ -140,44 +140,52 @@ def test_any_number_of_idle_connections_leaves_room_for_requests(narrow: httpx.C
 
 def is_open(connection: socket.socket) -> bool:
     try:
-        return connection.recv(1, socket.MSG_PEEK) != b""
+        connection.recv(1, socket.MSG_PEEK)
     except BlockingIOError:
-        return True
+        return True  # neither an answer nor an end
     except ConnectionError:
-        return False
+        pass
+    return False
 
 
 def test_requests_beyond_the_limit_are_told_to_come_again(narrow: httpx.Client, tries: Tries) -> None:
-    job = create(narrow, prompt="slow", steps=900)
+    asked = head(narrow, "POST", "/v1/videos", "Content-Type: application/json", "Content-Length: 9", EXPECT)
     with ExitStack() as stack:
         for _ in range(MOST):
-            stream = stack.enter_context(connected(narrow, head(narrow, "GET", f"/v1/videos/{job}/events")))
-            assert stream.recv(100).startswith(b"HTTP/1.1 200 ")
+            busy = stack.enter_context(connected(narrow, asked))
+            assert busy.recv(100).startswith(b"HTTP/1.1 100 ")  # now the server waits for the body
         for _ in tries(range(30)):
             answer = received(connected(narrow))
             assert status_of(answer) == 503
             assert b"\r\nretry-after: " in answer.lower()
-    until(lambda: works(narrow))
-    narrow.delete(f"/v1/videos/{job}")
+    until(lambda: is_idle(narrow))
 
 
-def works(client: httpx.Client) -> bool:
-    try:
-        return httpx.get(f"{client.base_url}/healthz").status_code == 200
-    except httpx.TransportError:
-        return False
+def is_idle(client: httpx.Client) -> bool:
+    """Return whether the server takes as many connections as it may have, and closes none of them."""
+    with ExitStack() as stack:
+        opened = [stack.enter_context(connected(client)) for _ in range(MOST - 1)]
+        try:
+            answers = httpx.get(f"{client.base_url}/healthz").status_code == 200
+        except httpx.TransportError:
+            return False
+        for connection in opened:
+            connection.setblocking(False)
+        return answers and all(map(is_open, opened))
 
 
 def test_bodies_have_a_room_together(narrow: httpx.Client, tries: Tries) -> None:
     kind = "Content-Type: application/json"
     with ExitStack() as stack:
-        asked = head(narrow, "POST", "/v1/videos", kind, f"Content-Length: {BODY}")
+        asked = head(narrow, "POST", "/v1/videos", kind, f"Content-Length: {BODY}", EXPECT)
         for _ in range(2):
-            stack.enter_context(connected(narrow, asked + b" " * (BODY - 1)))
+            holding = stack.enter_context(connected(narrow, asked))
+            assert holding.recv(100).startswith(b"HTTP/1.1 100 ")
+            holding.sendall(b" " * (BODY - 1))
 
         def full() -> bool:
             length = f"Content-Length: {SMALL_NBYTES + 1}"
-            asked = head(narrow, "POST", "/v1/videos", kind, length, "Expect: 100-continue")
+            asked = head(narrow, "POST", "/v1/videos", kind, length, EXPECT)
             with connected(narrow, asked) as connection:
                 return connection.recv(100).startswith(b"HTTP/1.1 503 ")
 

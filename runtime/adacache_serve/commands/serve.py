@@ -20,7 +20,7 @@ from adacache_runtime.commands.version import add_version
 from adacache_runtime.denoising.experts import check_offload
 from adacache_runtime.pipeline import Pipeline
 from adacache_serve.http.hosts import host_of
-from adacache_serve.keys import new_key, read_keys
+from adacache_serve.keys import KeyFile, new_key
 from adacache_serve.orders.check import check_servable
 from adacache_serve.settings import Settings
 
@@ -73,7 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--keep-hours", type=float, metavar="N", help="delete videos that are older than N hours (default: never)")
     add("--keep-gb", type=float, metavar="N", help="delete the oldest videos beyond N GB (default: never)")
     add("--forget-days", type=float, metavar="N", help="delete jobs that ended more than N days ago (default: never)")
-    add("--keys", metavar="FILE", type=Path, help="file of API keys (default: no key is needed)")
+    add(
+        "--keys",
+        metavar="FILE",
+        type=Path,
+        help="file of API keys, which is read again when it changes (default: no key is needed)",
+    )
     add(
         "--new-key",
         metavar="NAME",
@@ -307,7 +312,7 @@ def _serve(options: argparse.Namespace) -> None:
 
     settings = settings_of(options)
     _check_folders(options)
-    clients = read_keys(options.keys) if options.keys else None
+    keys = KeyFile(options.keys) if options.keys else None
     bundles = open_bundles(options.bundles)
     if settings.expert_offload:
         for bundle in bundles.values():
@@ -317,10 +322,10 @@ def _serve(options: argparse.Namespace) -> None:
         host, port = listening.getsockname()[:2]
         shown = f"[{host}]" if ":" in host else host
         told = [f"http://{shown}:{port} serves {', '.join(bundles)}"]
-        if clients is None and not ip_address(host).is_loopback:
+        if keys is None and not ip_address(host).is_loopback:
             told.append(OPEN)
         announce = partial(print, *(f"adacache-serve: {line}" for line in told), sep="\n", file=sys.stderr)
-        serve(settings, clients, bundles, partial(open_models, options.bundles), listening, announce)
+        serve(settings, keys, bundles, partial(open_models, options.bundles), listening, announce)
 
 
 def _check_folders(options: argparse.Namespace) -> None:

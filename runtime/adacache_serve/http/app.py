@@ -19,18 +19,18 @@ from adacache_serve.http.problems import RETRY_SECONDS, add_problems, documented
 from adacache_serve.http.schema import ModelList
 from adacache_serve.http.views import model_of
 from adacache_serve.jobs.service import Service
-from adacache_serve.keys import Client
+from adacache_serve.keys import KeyFile
 
 DECODERS = 2  # processes that decode images at once
 LOOKS = 4  # queries for streams of events at once
 
 
-def create_app(service: Service, clients: tuple[Client, ...] | None, hosts: Hosts | None) -> FastAPI:
+def create_app(service: Service, keys: KeyFile | None, hosts: Hosts | None) -> FastAPI:
     """Make the application.
 
     Args:
         service: the jobs; it starts and stops with the application.
-        clients: the clients that have an API key; None = no key is needed.
+        keys: the file of API keys; None = no key is needed.
         hosts: the hosts that requests may name; None = any.
     """
 
@@ -48,14 +48,14 @@ def create_app(service: Service, clients: tuple[Client, ...] | None, hosts: Host
         redoc_url=None,  # these pages load scripts from other servers
         docs_url=None,
     )
-    app.state.service, app.state.clients = service, clients
+    app.state.service, app.state.keys = service, keys
     app.state.decoding, app.state.looking = anyio.CapacityLimiter(DECODERS), anyio.CapacityLimiter(LOOKS)
     app.state.models = ModelList(data=[model_of(name, bundle) for name, bundle in service.bundles.items()])
     app.include_router(videos.router)
     app.include_router(page.router)
     add_problems(app)
     app.add_middleware(Limited, settings=service.settings, hosts=hosts)
-    app.openapi = lambda: document(app, keys=clients is not None)  # type: ignore[method-assign]
+    app.openapi = lambda: document(app, keys=keys is not None)  # type: ignore[method-assign]
 
     @app.get("/healthz", response_class=PlainTextResponse)
     def healthz() -> str:

@@ -18,7 +18,7 @@ from adacache_serve.http.hosts import hosts_of
 from adacache_serve.jobs.results import open_results
 from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Store
-from adacache_serve.keys import Client
+from adacache_serve.keys import KeyFile
 from adacache_serve.logs import configure
 from adacache_serve.settings import Settings
 
@@ -27,7 +27,7 @@ LINGER_SECONDS = 5  # for responses that are under way after the drain
 
 def serve(
     settings: Settings,
-    clients: tuple[Client, ...] | None,
+    keys: KeyFile | None,
     bundles: Mapping[str, Bundle],
     open_models: Open,
     listening: socket.socket,
@@ -37,7 +37,7 @@ def serve(
 
     Args:
         settings: the server's settings.
-        clients: the clients that have an API key; None = no key is needed.
+        keys: the file of API keys; None = no key is needed.
         bundles: the verified bundles, by the name of their model.
         open_models: loads the bundles in a worker.
         listening: the bound socket to which clients connect.
@@ -56,9 +56,9 @@ def serve(
         raise InputError(f"the database cannot be opened: {error}") from error
     results = open_results(settings.results or str(settings.data / "results"))
     service = Service(settings, bundles, store, results, open_models)
-    hosts = hosts_of(listening.getsockname()[0], settings, keys=clients is not None)
+    hosts = hosts_of(listening.getsockname()[0], settings, keys=keys is not None)
     announce()
-    run(create_app(service, clients, hosts), service, listening)
+    run(create_app(service, keys, hosts), service, listening)
 
 
 def run(app: FastAPI, service: Service, listening: socket.socket) -> None:

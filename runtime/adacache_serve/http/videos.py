@@ -25,7 +25,7 @@ from adacache_serve.http.schema import ModelList, Video, VideoList
 from adacache_serve.http.views import shown
 from adacache_serve.jobs.service import BusyError, Service
 from adacache_serve.jobs.store import Job
-from adacache_serve.keys import ANONYMOUS, Client, client_of
+from adacache_serve.keys import ANONYMOUS, Client, KeyFile, client_of
 from adacache_serve.orders.check import FieldError
 from adacache_serve.orders.schema import ENDED, CreateVideo, Status
 
@@ -86,11 +86,11 @@ async def client(
     Raises:
         HTTPException: 401, the key is missing or unknown.
     """
-    clients: tuple[Client, ...] | None = request.app.state.clients
-    if clients is None:
+    keys: KeyFile | None = request.app.state.keys
+    if keys is None:
         return ANONYMOUS
     kind, _, key = (authorization or "").partition(" ")
-    found = client_of(key, clients) if kind.lower() == "bearer" else None
+    found = client_of(key, keys.clients()) if kind.lower() == "bearer" else None
     if found is None:
         raise HTTPException(
             401,

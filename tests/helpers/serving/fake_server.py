@@ -34,7 +34,7 @@ from adacache_serve.http.hosts import hosts_of
 from adacache_serve.jobs.results import open_results
 from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Store
-from adacache_serve.keys import Client
+from adacache_serve.keys import KeyFile
 from adacache_serve.settings import Settings
 from tests.helpers.model import fake_model
 from tests.helpers.model.experts import functions_of_experts
@@ -111,14 +111,14 @@ def service(settings: Settings, *folders: Path, opener: Open | None = None) -> S
 
 @contextmanager
 def served(
-    made: Service, clients: tuple[Client, ...] | None = None, listening: socket.socket | None = None
+    made: Service, keys: KeyFile | None = None, listening: socket.socket | None = None
 ) -> Iterator[httpx.Client]:
     """Serve over HTTP on a free port, or on ``listening``; yield a client once the server is ready."""
-    hosts = hosts_of("127.0.0.1", made.settings, keys=clients is not None)
+    hosts = hosts_of("127.0.0.1", made.settings, keys=keys is not None)
     if listening is None:
         listening = socket.create_server(("127.0.0.1", 0))
     port = listening.getsockname()[1]
-    server = uvicorn.Server(config_of(create_app(made, clients, hosts), made.settings))
+    server = uvicorn.Server(config_of(create_app(made, keys, hosts), made.settings))
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
     try:

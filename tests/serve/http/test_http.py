@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from adacache_serve.keys import new_key, read_keys
+from adacache_serve.keys import KeyFile, new_key
 from adacache_serve.settings import Settings
 from tests.helpers.serving.fake_server import served, service, write_model
 
@@ -22,7 +22,7 @@ def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     write_model(folder / "models" / "fake", conditioned=True)
     key, line = new_key("me")
     (folder / "keys").write_text(line)
-    with served(service(Settings(folder / "data"), folder / "models" / "fake"), read_keys(folder / "keys")) as client:
+    with served(service(Settings(folder / "data"), folder / "models" / "fake"), KeyFile(folder / "keys")) as client:
         client.headers["Authorization"] = f"Bearer {key}"
         yield client
 

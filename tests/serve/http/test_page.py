@@ -16,7 +16,7 @@ from selenium.webdriver.support.ui import Select
 
 from adacache_runtime.media.video import write_video
 from adacache_serve.http.page import FILES, FOLDER, PAGE, content_security_policy
-from adacache_serve.keys import new_key, read_keys
+from adacache_serve.keys import KeyFile, new_key
 from adacache_serve.settings import Settings
 from tests.helpers.model.experts import GUIDANCES, two_experts
 from tests.helpers.serving.fake_server import served, service, write_model
@@ -346,7 +346,7 @@ def test_a_key_is_asked_for_and_sent(driver: Chrome, bundle: Path, tmp_path: Pat
     key, line = new_key("somebody")
     (tmp_path / "keys").write_text(line)
     made = service(Settings(tmp_path / "data"), bundle)
-    with served(made, read_keys(tmp_path / "keys")) as client, watched(driver, client) as page:
+    with served(made, KeyFile(tmp_path / "keys")) as client, watched(driver, client) as page:
         client.headers["Authorization"] = f"Bearer {key}"
         until(lambda: page.seen("#key"))
         assert not page.seen("#order")

@@ -13,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from adacache_serve.http.bodies import PLAIN_NBYTES
 from adacache_serve.jobs.service import Service
-from adacache_serve.keys import new_key, read_keys
+from adacache_serve.keys import KeyFile, new_key
 from adacache_serve.settings import Settings
 from tests.helpers.serving.fake_server import served, service, write_model
 from tests.helpers.waiting import HANG_SECONDS, until
@@ -46,7 +46,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Service:
 
 @pytest.fixture(scope="module")
 def alice(made: Service, keys: dict[str, str]) -> Iterator[httpx.Client]:
-    with served(made, read_keys(Path(keys["file"]))) as client:
+    with served(made, KeyFile(Path(keys["file"]))) as client:
         client.headers["Authorization"] = f"Bearer {keys['alice']}"
         yield client
 
