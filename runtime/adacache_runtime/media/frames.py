@@ -46,11 +46,12 @@ def image_frame(image: PillowImage | NDArray[np.uint8], name: str) -> Frames:
     return np.ascontiguousarray(pixels)[None]
 
 
-def to_pixels(latents: NDArray[np.float32]) -> Frames:
+def to_pixels(latents: NDArray[np.float32], name: str = "the final latents") -> Frames:
     """Return pixels as Open-Sora saves them.
 
     Args:
         latents: (channels, frames, height, width), three channels, black -1, white 1; values beyond are cut off.
+        name: how messages call them.
 
     Returns:
         (frames, height, width, channels), 0 to 255.
@@ -65,6 +66,6 @@ def to_pixels(latents: NDArray[np.float32]) -> Frames:
             "latents of another space need their decoder first"
         )
     if not np.isfinite(latents).all():
-        raise NonFiniteError("NaN or infinity in the final latents: they make no video")
+        raise NonFiniteError(f"NaN or infinity in {name}: they make no video")
     unit = (np.clip(latents, -1, 1) + 1) / 2
     return (unit * 255 + 0.5).astype(np.uint8).transpose(1, 2, 3, 0)

@@ -122,8 +122,9 @@ def stream(
         InputError, OutOfRangeError: as in :func:`decode`.
         NonFiniteError: NaN or infinity among the values.
     """
-    pixels = bundle.manifest.latent.decoder == "pixels"
-    return map(to_pixels, [latents] if pixels else decode(bundle, backend, latents, frames, tile))
+    if bundle.manifest.latent.decoder == "pixels":
+        return map(to_pixels, [latents])
+    return (to_pixels(part, "the decoder's pixels") for part in decode(bundle, backend, latents, frames, tile))
 
 
 def render(

@@ -106,8 +106,8 @@ class Endings:
             self._fail(name, attempt, end.code, end.message)
         elif isinstance(end, Lost):
             self._close(name, attempt, end)
-        else:
-            self._close(name, attempt, Lost())
+        else:  # a worker that says that it has finished, and has not, counts as one that died
+            self._close(name, attempt, Lost(died=isinstance(end, Completed)))
         if assigned.job.image:
             job = self.store.get(name)
             if job is None or job.status in ENDED:  # the worker has read the image, or never will
@@ -125,7 +125,7 @@ class Endings:
         self.spool.drop(name, attempt)
         job = self.store.get(name)
         if lost.died and job is not None and job.deaths + 1 >= self.settings.attempts:
-            message = f"the worker died {job.deaths + 1} times while it made this video; the server's log says more"
+            message = f"the worker died or lost this video {job.deaths + 1} times; the server's log says more"
             self._fail(name, attempt, "worker_died", message)
         elif lost.begun or lost.died:
             self.store.requeue(name, attempt, lost.died)

@@ -50,7 +50,9 @@ class Upload:
 class Publisher:
     """Threads that publish finished videos. Any thread may call it."""
 
-    def __init__(self, store: Store, results: Results, spool: Spool, ended: Ended) -> None:
+    def __init__(self, store: Store, results: Results, spool: Spool, ended: Ended, attempts: int) -> None:
+        """Start the threads; a job whose videos vanish, or whose workers die, ``attempts`` times fails."""
+        self._attempts = attempts
         self._store, self._results, self._spool, self._ended = store, results, spool, ended
         self._names: set[str] = set()
         self._changed = threading.Condition()
@@ -127,9 +129,12 @@ class Publisher:
                     self._results.put(video, content)
                 elif not self._results.has(content):  # else an earlier server put it there
                     log.error(
-                        "video file is missing, so the video is made again", extra={"job": job.id, "file": str(video)}
+                        "video file is missing, so the attempt is lost", extra={"job": job.id, "file": str(video)}
                     )
-                    self._store.requeue(job.id, job.attempts)
+                    if job.deaths + 1 < self._attempts:
+                        self._store.requeue(job.id, job.attempts, died=True)
+                    else:
+                        self._fail(job)
                     return False
             except Exception as error:  # any error of the storage below the results
                 return self._failed(upload, error)

@@ -97,7 +97,7 @@ class Service:
         self.images.mkdir(parents=True, exist_ok=True)
         self.spool = Spool(settings.data / "spool")
         self.retention = Retention(settings, store, results, self.spool, self.images)
-        self.publisher = Publisher(store, results, self.spool, self._ended)
+        self.publisher = Publisher(store, results, self.spool, self._ended, settings.attempts)
         self.dispatcher = Dispatcher(
             settings,
             bundles,
