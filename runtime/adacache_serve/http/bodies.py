@@ -2,6 +2,7 @@
 
 import base64
 import re
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -20,6 +21,7 @@ JSON, FORM = "application/json", "multipart/form-data"
 FILES = ("image", "input_reference")  # names of the image; the second is OpenAI's
 PLAIN_NBYTES = 128 * 1024  # JSON without the image; other requests wait while it is parsed
 IMAGE = re.compile(rb'"image"\s*:\s*"([^"\\]*)"')
+END_NBYTES = 1024  # of a form, in which its last boundary is; nothing of sense follows it
 MOST_NAMED = 3  # unknown fields that an answer names
 
 
@@ -38,16 +40,40 @@ async def order_of(request: Request) -> CreateVideo:
     if media_type == JSON:
         return await run_in_threadpool(of_json, await request.body())
     try:
-        async with request.form(
+        async with _Whole(request, options.get(b"boundary", b"")).form(
             max_files=len(FILES), max_fields=len(CreateVideo.model_fields), max_part_size=PLAIN_NBYTES
         ) as form:
             fields = form.multi_items()
-            files = {name: await value.read() for name, value in fields if isinstance(value, UploadFile)}
+            files = [(name, await value.read()) for name, value in fields if isinstance(value, UploadFile)]
     except HTTPException as error:
         if error.status_code != 400:
             raise
         raise FieldError("body", f"the form cannot be read: {error.detail}") from error
     return await run_in_threadpool(of_form, [pair for pair in fields if isinstance(pair[1], str)], files)
+
+
+class _Whole(Request):
+    """A request with a form, which is refused where its last boundary is missing.
+
+    Starlette drops a part that has no end, so that an order would be accepted without its image.
+    """
+
+    def __init__(self, request: Request, boundary: bytes) -> None:
+        super().__init__(request.scope, request.receive)
+        self._last = b"--" + boundary + b"--"
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """Yield the body in pieces.
+
+        Raises:
+            FieldError: the form is cut off.
+        """
+        end = b""
+        async for piece in super().stream():
+            end = (end + piece)[-END_NBYTES:]
+            yield piece
+        if self._last not in end:
+            raise FieldError("body", "the form is cut off, so something may be missing; send it with its last boundary")
 
 
 def of_json(body: bytes) -> CreateVideo:
@@ -67,22 +93,22 @@ def of_json(body: bytes) -> CreateVideo:
     return _validated(fields)
 
 
-def of_form(fields: list[tuple[str, str | UploadFile]], files: dict[str, bytes]) -> CreateVideo:
+def of_form(fields: list[tuple[str, str | UploadFile]], files: list[tuple[str, bytes]]) -> CreateVideo:
     """Read an order from the parts of a form; errors are those of :func:`order_of`.
 
     Args:
         fields: names and values of the text fields.
-        files: content of the files, by the name of their field.
+        files: names of the fields that are files, and their contents.
     """
-    names = [name for name, _ in fields] + list(files)
+    names = [name for name, _ in [*fields, *files]]
     if twice := [name for name in names if names.count(name) > 1]:
         raise FieldError(_short(twice[0]), "this field is given more than once")
-    if wrong := [name for name in files if name not in FILES]:
+    if wrong := [name for name, _ in files if name not in FILES]:
         raise FieldError(_short(wrong[0]), f"this field cannot be a file; send a file as {' or '.join(FILES)}")
     if len(files) > 1:
         raise FieldError(FILES[1], f"{FILES[0]} is given too; send only one of them")
     given: dict[str, Any] = dict(fields)
-    for content in files.values():
+    for _, content in files:
         given["image"] = base64.b64encode(content).decode()
     return _validated(given, of_strings=True)
 

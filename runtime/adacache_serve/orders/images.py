@@ -26,11 +26,11 @@ from adacache_serve.orders.sandbox import CPU_SECONDS, NOT_RESIZED, PIXELS, SIDE
 PROGRAM = (sys.executable, "-m", "adacache_serve.orders.sandbox")
 SECONDS = 6 * CPU_SECONDS  # for which the process may run, on a machine that has other things to do
 LOOK_SECONDS = 0.05  # between two looks at whether the client is still there
-# FFmpeg is given the format, by the file's first bytes: left to guess, it accepts playlists, which name other files
-FORMATS = {
-    "png_pipe": re.compile(rb"\x89PNG\r\n\x1a\n"),
-    "jpeg_pipe": re.compile(rb"\xff\xd8\xff"),
-    "webp_pipe": re.compile(rb"RIFF....WEBP", re.DOTALL),
+# FFmpeg's decoders, by the first bytes of a file; none else is ever called
+CODECS = {
+    "png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "mjpeg": re.compile(rb"\xff\xd8\xff"),
+    "webp": re.compile(rb"RIFF....WEBP", re.DOTALL),
 }
 REFUSED = (
     f"the image cannot be decoded; expected a PNG, JPEG or WebP file with sides of at most {SIDE} pixels and at most "
@@ -95,8 +95,8 @@ def decode_image(
     Raises:
         InputError: the content is not an image, or takes too much memory or time; or it was given up.
     """
-    file_format = next((name for name, begins in FORMATS.items() if begins.match(content)), None)
-    if file_format is None:
+    codec = next((name for name, begins in CODECS.items() if begins.match(content)), None)
+    if codec is None:
         raise InputError(REFUSED)
     # files in memory: the kernel limits their size, which it does not do with a pipe, and no disk can be full
     with _memory_file() as image, _memory_file() as pixels:
@@ -104,7 +104,7 @@ def decode_image(
         image.flush()
         image.seek(0)
         process = subprocess.Popen(  # noqa: S603 - the same interpreter, and a module of this package
-            [*PROGRAM, file_format, str(height), str(width), rule],
+            [*PROGRAM, codec, str(height), str(width), rule],
             stdin=image,
             stdout=pixels,
             stderr=subprocess.DEVNULL,

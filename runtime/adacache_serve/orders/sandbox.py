@@ -1,21 +1,20 @@
 """The process in which images from clients are decoded and resized, with little memory, little time and no secrets.
 
-    python -m adacache_serve.orders.sandbox FORMAT HEIGHT WIDTH RULE < image > pixels
+    python -m adacache_serve.orders.sandbox CODEC HEIGHT WIDTH RULE < image > pixels
 
-It cannot open any file, so that whatever an image refers to, nothing but the image itself is read. An image may still
+It cannot open any file, so that whatever an image refers to, nothing but the image itself is read. And the content goes
+to one of FFmpeg's decoders as it is, past its demuxers, which would take a playlist for a picture. An image may still
 need more than it seems to: a few kilobytes of PNG can be 30 megapixels or a colour profile of gigabytes, and a JPEG may
 paint the same pixels a thousand times.
 """
 
 import base64
-import io
 import resource
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 
 from adacache_runtime.media.frames import Frames
 from adacache_runtime.media.pictures import resize_image
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from adacache_engines.bundle.latent_space import ResizeRule
 
 CPU_SECONDS = 10
-NBYTES = 2 * 2**30  # address space of the process
+NBYTES = 3 * 2**29  # address space of the process; the largest images take 1 GiB
 SIDE = 8192  # pixels
 PIXELS = 2**25  # pixels; 7680x4320, and a little more
 NOT_RESIZED = 3  # exit status: the image was decoded, and takes too much at the video's size
@@ -32,19 +31,19 @@ NOT_RESIZED = 3  # exit status: the image was decoded, and takes too much at the
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 
 
-def main(file_format: str, height: int, width: int, rule: "ResizeRule") -> None:
+def main(codec: str, height: int, width: int, rule: "ResizeRule") -> None:
     """Decode the image on standard input, and write its pixels (height, width, 3) RGB to standard output.
 
     Args:
-        file_format: name of FFmpeg's demuxer for the image.
+        codec: name of FFmpeg's decoder for the image.
         height, width: size of the video in pixels.
         rule: rule by which the image gets that size, see :func:`adacache_runtime.media.pictures.resize`.
     """
-    resize_image(decoded(PIXEL, "png_pipe"), 2, 2, rule)
+    resize_image(decoded(PIXEL, "png"), 2, 2, rule)
     set_limits(height * width * 3)
-    frame = decoded(sys.stdin.buffer.read(), file_format)
+    image = decoded(sys.stdin.buffer.read(), codec)
     try:
-        pixels = resize_image(frame, height, width, rule)
+        pixels = resize_image(image, height, width, rule)
     except MemoryError:
         raise SystemExit(NOT_RESIZED) from None
     sys.stdout.buffer.write(np.ascontiguousarray(pixels).data)
@@ -64,21 +63,20 @@ def set_limits(written_nbytes: int) -> None:
         resource.setrlimit(kind, (value, value))
 
 
-def decoded(content: bytes, file_format: str) -> Frames:
-    """Return the image (1, height, width, 3) RGB in a file of this format; the process ends where it is too large."""
-    with av.open(io.BytesIO(content), "r", format=file_format) as container:
-        (stream,) = container.streams.video
-        stream.codec_context.thread_count = 1
-        _check(stream.width, stream.height)
-        frame = next(container.decode(stream))
-        _check(frame.width, frame.height)
-        pixels: NDArray[np.uint8] = np.ascontiguousarray(frame.to_ndarray(format="rgb24"), np.uint8)
-        return pixels[None]
+def decoded(content: bytes, codec: str) -> Frames:
+    """Return the image (1, height, width, 3) RGB that is the content of a file.
 
-
-def _check(width: int, height: int) -> None:
-    if not (1 <= width <= SIDE and 1 <= height <= SIDE and width * height <= PIXELS):
-        raise SystemExit(1)
+    Raises:
+        ValueError: the image is too large, or there is none.
+        av.error.FFmpegError: the content cannot be decoded.
+    """
+    context: Any = av.CodecContext.create(codec, "r")
+    context.thread_count = 1
+    context.options = {"max_pixels": str(PIXELS)}  # checked before there is memory for them
+    frame = next(iter([*context.decode(av.Packet(content)), *context.decode(None)]), None)
+    if frame is None or max(frame.width, frame.height) > SIDE:
+        raise ValueError(f"expected an image with sides of at most {SIDE} pixels")
+    return np.ascontiguousarray(frame.to_ndarray(format="rgb24"), np.uint8)[None]
 
 
 if __name__ == "__main__":

@@ -160,9 +160,9 @@ def test_the_process_that_decodes_can_open_no_file(monkeypatch: pytest.MonkeyPat
         "    except OSError as error: sys.exit(24 if error.errno == 24 else 1)\n"
         "    sys.exit(99)\n"
         "limit = sandbox.resource.setrlimit\n"
-        "def limited(*of): limit(*of); av.open = opened\n"
+        "def limited(*of): limit(*of); av.Packet = opened\n"
         "sandbox.resource.setrlimit = limited\n"
-        "sandbox.main('png_pipe', 5, 7, 'fill')\n"
+        "sandbox.main('png', 5, 7, 'fill')\n"
     )
     done = subprocess.run(
         [sys.executable, str(module)], input=GOOD["grey"], stdout=subprocess.DEVNULL, env=images._environment(),

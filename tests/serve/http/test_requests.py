@@ -202,6 +202,23 @@ def test_a_form_that_is_no_order_is_refused(alice: httpx.Client, files: Any, fie
     assert problem(alice.post("/v1/videos", files=files), 422)["field"] == field
 
 
+def test_a_form_with_two_files_of_one_name_is_refused(alice: httpx.Client) -> None:
+    files = [("prompt", (None, "a")), ("image", ("a.png", b"a")), ("image", ("b.png", b"b"))]
+    refused = problem(alice.post("/v1/videos", files=files), 422)
+    assert (refused["field"], refused["detail"]) == ("image", "this field is given more than once")
+
+
+@pytest.mark.parametrize("cut", [8, 7, 4])
+def test_a_form_that_is_cut_off_is_refused(alice: httpx.Client, cut: int) -> None:
+    """Its last part has no end, and would be left out by the parser."""
+    parts = [b'name="prompt"\r\n\r\na boat', b'name="image"; filename="a.png"\r\n\r\npixels']
+    whole = b"".join(b"--x\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts) + b"--x--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    refused = problem(alice.post("/v1/videos", content=whole[:-cut], headers=kind), 422)
+    assert refused["field"] == "body"
+    assert problem(alice.post("/v1/videos", content=whole, headers=kind), 422)["field"] == "image"
+
+
 @pytest.mark.parametrize("body", [b"", b"--x\r\n", b"--x\r\nContent-Disposition: form-data\r\n\r\na\r\n--x--", b"junk"])
 def test_a_form_that_is_none_is_refused(alice: httpx.Client, body: bytes) -> None:
     kind = {"Content-Type": "multipart/form-data; boundary=x"}
