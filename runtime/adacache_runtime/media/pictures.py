@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 
 # FFmpeg's names of what it may take a file for. Left to guess, it accepts playlists and lists of files, and opens the
 # other files and addresses that these name; none of these formats names any.
-FORMATS = "png_pipe,jpeg_pipe,webp_pipe,gif,bmp_pipe,tiff_pipe,mov,matroska,avi,mpegts"
+FORMATS = "png_pipe,apng,jpeg_pipe,webp_pipe,gif,bmp_pipe,tiff_pipe,mov,matroska,avi,mpegts"
 MAX_PIXELS = 2**26  # of a picture; 8192x8192
 EXPECTED = (
     "expected PNG, JPEG, WebP, GIF, BMP or TIFF, or a clip in MP4, MOV, WebM, Matroska, AVI or MPEG-TS, with at most "
