@@ -23,7 +23,7 @@ from adacache_export.writing.triton_repository import config_pbtxt
 from adacache_runtime.commands import run
 from adacache_runtime.commands.options import opening_from_texts
 from adacache_runtime.pipeline import Pipeline
-from adacache_serve.commands import serve
+from adacache_serve.commands import options, serve
 from adacache_serve.settings import Settings
 from adacache_serve.triton import config
 from adacache_tune.commands import calibrate, compare, profile
@@ -99,7 +99,7 @@ def test_profile(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def serve_settings(arguments: list[str]) -> Settings:
-    return serve.settings_of(serve._parser().parse_args(arguments))
+    return options.settings_of(options.parser_of().parse_args(arguments))
 
 
 def _models_in_a_worker(settings: Settings, open_models: Callable[[Settings], object], told: Connection) -> None:

@@ -1,12 +1,10 @@
 """The command ``adacache-serve``, which serves bundles over HTTP."""
 
 import argparse
-import math
 import resource
 import socket
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,239 +12,27 @@ from pathlib import Path
 from adacache_engines.bundle.files import Bundle, open_bundle
 from adacache_engines.errors import InputError, require
 from adacache_runtime.commands.destinations import check_apart
-from adacache_runtime.commands.options import add_opening, opening_from
 from adacache_runtime.commands.process import run
-from adacache_runtime.commands.version import add_version
 from adacache_runtime.denoising.experts import check_offload
 from adacache_runtime.pipeline import Pipeline
-from adacache_serve.http.hosts import host_of
+from adacache_serve.commands.options import parser_of, settings_of
 from adacache_serve.keys import KeyFile, new_key
 from adacache_serve.orders.check import check_servable
 from adacache_serve.settings import Settings
 
 WEB = ("fastapi", "prometheus_client", "python_multipart", "sqlalchemy", "uvicorn")
 GONE_SECONDS = 120  # for which a client may read nothing of what it is sent
-LONGEST_SECONDS = 86400  # of a time limit
 OPEN = (
     "no --keys are given, so everybody who reaches this machine over the network can create, see and delete videos; "
     "requests must name the server by its address, as localhost, or by an --allowed-host"
 )
+LONGEST_SHOWN = 100  # characters of an address that an error repeats
 OTHER_FILES = 300  # beside connections: the database, videos that are sent, pipes to workers
-DEFAULTS = Settings(Path("adacache-serve"))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 when it was told to stop, 1 for an error, 2 for wrong usage."""
-    return run("adacache-serve", lambda: _parser().parse_args(arguments), lambda options, _: _serve(options))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("adacache-serve", description="Serve bundles over HTTP, without PyTorch.")
-    add_version(parser)
-    add = parser.add_argument
-    add(
-        "bundles",
-        metavar="BUNDLE",
-        type=Path,
-        nargs="*",
-        help="folder written by adacache-export; its name becomes the model's id",
-    )
-    add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, for this machine only)")
-    add(
-        "--allowed-host",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="name or address under which clients reach the server through a proxy, or by its machine's name; may be "
-        "repeated (default: without --keys, localhost and the address to listen on; with --keys, any)",
-    )
-    add("--port", type=int, default=8000, help="port to listen on; 0 = any free port (default: 8000)")
-    add(
-        "--data",
-        metavar="DIR",
-        type=Path,
-        default=DEFAULTS.data,
-        help="folder for jobs, videos and uploaded images (default: adacache-serve)",
-    )
-    add("--database", metavar="URL", help="URL of a PostgreSQL database (default: SQLite in --data)")
-    add("--results", metavar="DIR|s3://BUCKET/PREFIX", help="place where videos are kept (default: in --data)")
-    add("--keep-hours", type=float, metavar="N", help="delete videos that are older than N hours (default: never)")
-    add("--keep-gb", type=float, metavar="N", help="delete the oldest videos beyond N GB (default: never)")
-    add("--forget-days", type=float, metavar="N", help="delete jobs that ended more than N days ago (default: never)")
-    add(
-        "--keys",
-        metavar="FILE",
-        type=Path,
-        help="file of API keys, which is read again when it changes (default: no key is needed)",
-    )
-    add(
-        "--new-key",
-        metavar="NAME",
-        help="print a new API key to standard error and its line for --keys to standard output, and stop",
-    )
-    jobs = parser.add_argument_group("jobs").add_argument
-    jobs(
-        "--queue",
-        type=int,
-        default=DEFAULTS.queue,
-        metavar="N",
-        help=f"number of jobs that may wait (default: {DEFAULTS.queue})",
-    )
-    jobs(
-        "--queue-per-client",
-        type=int,
-        default=DEFAULTS.queue_per_client,
-        metavar="N",
-        help=f"number of jobs of one API key that may wait (default: {DEFAULTS.queue_per_client})",
-    )
-    jobs(
-        "--attempts",
-        type=int,
-        default=DEFAULTS.attempts,
-        metavar="N",
-        help=f"number of workers that may die in a job before it fails (default: {DEFAULTS.attempts})",
-    )
-    jobs(
-        "--hang-seconds",
-        type=float,
-        default=DEFAULTS.hang_seconds,
-        metavar="N",
-        help=f"seconds that a step may take before its worker is killed (default: {DEFAULTS.hang_seconds:.0f})",
-    )
-    jobs(
-        "--drain-seconds",
-        type=float,
-        default=DEFAULTS.drain_seconds,
-        metavar="N",
-        help=f"seconds that running jobs get when the server stops (default: {DEFAULTS.drain_seconds:.0f})",
-    )
-    jobs(
-        "--max-pixels",
-        type=int,
-        default=DEFAULTS.max_pixels,
-        metavar="N",
-        help=f"largest frames x height x width of a video (default: {DEFAULTS.max_pixels})",
-    )
-    jobs(
-        "--max-steps",
-        type=int,
-        default=DEFAULTS.max_steps,
-        metavar="N",
-        help=f"largest number of steps of a video (default: {DEFAULTS.max_steps})",
-    )
-    clients = parser.add_argument_group("connections").add_argument
-    clients(
-        "--max-connections",
-        type=int,
-        default=DEFAULTS.max_connections,
-        metavar="N",
-        help="number of open connections; one more closes the one that has waited longest for a request "
-        f"(default: {DEFAULTS.max_connections})",
-    )
-    clients(
-        "--header-seconds",
-        type=float,
-        default=DEFAULTS.header_seconds,
-        metavar="N",
-        help=f"seconds in which the headers of a request must arrive (default: {DEFAULTS.header_seconds:.0f})",
-    )
-    clients(
-        "--body-seconds",
-        type=float,
-        default=DEFAULTS.body_seconds,
-        metavar="N",
-        help=f"seconds in which the body of a request must arrive (default: {DEFAULTS.body_seconds:.0f})",
-    )
-    clients(
-        "--receive-mb",
-        type=int,
-        default=DEFAULTS.receive_nbytes // 10**6,
-        metavar="MB",
-        help="bodies of requests that are kept at a time, of all clients together "
-        f"(default: {DEFAULTS.receive_nbytes // 10**6})",
-    )
-    backend = add_opening(parser).add_argument
-    backend(
-        "--devices",
-        metavar="N",
-        nargs="+",
-        help="numbers of GPUs, which get a worker process each (default: one worker process)",
-    )
-    backend(
-        "--in-flight",
-        type=int,
-        default=DEFAULTS.in_flight,
-        metavar="N",
-        help=f"number of videos that share a worker; one with --expert-offload (default: {DEFAULTS.in_flight})",
-    )
-    backend(
-        "--memory-budget",
-        type=int,
-        metavar="MB",
-        help="memory for these videos, beside the weights (default: all that is free)",
-    )
-    return parser
-
-
-def settings_of(options: argparse.Namespace) -> Settings:
-    """Return the settings that the options ask for.
-
-    Raises:
-        InputError: a number is not possible.
-    """
-    for name in (
-        "queue",
-        "queue_per_client",
-        "attempts",
-        "in_flight",
-        "max_pixels",
-        "max_steps",
-        "max_connections",
-    ):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)} is too small; choose at least 1")
-    for name in ("header_seconds", "body_seconds"):
-        if not 0 < (seconds := getattr(options, name)) <= LONGEST_SECONDS:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option} {seconds:g} is not possible; choose more than 0 and at most {LONGEST_SECONDS}")
-    if options.receive_mb * 10**6 < DEFAULTS.max_body:
-        least = math.ceil(DEFAULTS.max_body / 10**6)
-        raise InputError(
-            f"--receive-mb {options.receive_mb} is too small: one request can have {DEFAULTS.max_body} bytes; "
-            f"choose at least {least}"
-        )
-    for name in options.allowed_host:
-        if host_of(name) is None:
-            raise InputError(
-                f"--allowed-host {name!r} is not a host; give a name or an address without http:// and without a port"
-            )
-    return replace(
-        DEFAULTS,
-        data=options.data,
-        database=options.database,
-        results=options.results,
-        devices=tuple(options.devices) if options.devices else (None,),
-        **opening_from(options),
-        in_flight=options.in_flight,
-        memory_budget=None if options.memory_budget is None else options.memory_budget * 10**6,
-        queue=options.queue,
-        queue_per_client=options.queue_per_client,
-        attempts=options.attempts,
-        max_pixels=options.max_pixels,
-        max_steps=options.max_steps,
-        body_seconds=options.body_seconds,
-        receive_nbytes=options.receive_mb * 10**6,
-        max_connections=options.max_connections,
-        header_seconds=options.header_seconds,
-        keep_seconds=None if options.keep_hours is None else options.keep_hours * 3600,
-        keep_nbytes=None if options.keep_gb is None else round(options.keep_gb * 10**9),
-        forget_seconds=None if options.forget_days is None else options.forget_days * 86400,
-        hang_seconds=options.hang_seconds,
-        drain_seconds=options.drain_seconds,
-        keys=options.keys,
-        host=options.host,
-        allowed_hosts=tuple(options.allowed_host),
-    )
+    return run("adacache-serve", lambda: parser_of().parse_args(arguments), lambda options, _: _serve(options))
 
 
 def allow_files(connections: int) -> None:
@@ -351,6 +137,8 @@ def _listening(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, GONE_SECONDS // 4))
     try:
         listening.bind((host, port))
-    except OSError as error:
-        raise InputError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    except (OSError, OverflowError, TypeError) as error:  # the last two: of a port and of a host that cannot be
+        listening.close()
+        why = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise InputError(f"cannot listen on {host[:LONGEST_SHOWN]!r}, port {port}: {why}") from error
     return listening

@@ -245,23 +245,6 @@ def test_a_wrong_chunk_in_the_middle_of_an_answer_ends_the_connection() -> None:
     assert b" 400 " not in transport.written
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("max-connections", "0"),
-        ("header-seconds", "0"),
-        ("header-seconds", "nan"),
-        ("body-seconds", "inf"),
-        ("body-seconds", "-1"),
-        ("receive-mb", "16"),
-    ],
-)
-def test_bounds_that_are_none_are_refused(option: str, value: str) -> None:
-    options = cli._parser().parse_args(["bundle", f"--{option}={value}"])
-    with pytest.raises(InputError, match=f"--{option} {value} is (too small|not possible)"):
-        cli.settings_of(options)
-
-
 def test_more_connections_than_the_system_allows_files_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     limits = [(256, 4096)]
     monkeypatch.setattr(cli.resource, "getrlimit", lambda _: limits[-1])

@@ -7,6 +7,7 @@ import pytest
 
 from adacache_engines.errors import InputError
 from adacache_serve.commands import serve as cli
+from adacache_serve.commands.options import parser_of, settings_of
 from adacache_serve.http.hosts import authority, hosts_of, wrong_host, wrong_page
 from adacache_serve.settings import Settings
 
@@ -118,11 +119,11 @@ def test_a_request_that_changes_something_comes_from_the_servers_own_page(origin
 
 def test_hosts_that_are_none_are_refused_at_the_start() -> None:
     for name in ("http://gpubox", "gpubox:8000", "", "a b", "*", "[::1]:80"):
-        options = cli._parser().parse_args(["bundle", "--allowed-host", name])
+        options = parser_of().parse_args(["bundle", "--allowed-host", name])
         with pytest.raises(InputError, match="is not a host; give a name or an address without http://"):
-            cli.settings_of(options)
-    options = cli._parser().parse_args(["bundle", "--allowed-host", "gpubox", "--allowed-host", "::1"])
-    assert cli.settings_of(options).allowed_hosts == ("gpubox", "::1")
+            settings_of(options)
+    options = parser_of().parse_args(["bundle", "--allowed-host", "gpubox", "--allowed-host", "::1"])
+    assert settings_of(options).allowed_hosts == ("gpubox", "::1")
 
 
 @pytest.mark.parametrize(
