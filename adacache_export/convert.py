@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -35,9 +35,8 @@ from adacache_export.checkpoint.pipeline_folder import merged
 from adacache_export.families.registry import Family, maker, own_name, recognise
 from adacache_export.families.residual_block import sites_of
 from adacache_export.options import Options
+from adacache_export.parts.opened import Rules, open_parts
 from adacache_export.parts.part import SMALL_FILES, weights_nbytes
-from adacache_export.parts.text_encoder import add_encoder, open_encoder
-from adacache_export.parts.vae import add_decoder, open_decoder
 from adacache_export.phases import Progress, running_total
 from adacache_export.signals import signal_entry, signal_stages
 from adacache_export.stages import OF_TIMESTEP, Stage, hidden_of, key_prefixes, of_experts, shown_of_timestep
@@ -76,7 +75,8 @@ def convert(
     """
     progress = progress or Progress()
     check_destination(output, options.force)
-    replaced = [part for part in ("text_encoder", "vae") if getattr(options, part)]
+    given_parts: dict[PartName, Path | None] = {part: getattr(options, part) for part in get_args(PartName)}
+    replaced = [part for part, folder in given_parts.items() if folder]
     opened = open_published(source, options.revision, options.weights, replaced)
     transformers = opened.transformers
     for sentence in (*opened.notes, *transformers[0].notes):
@@ -95,9 +95,14 @@ def convert(
             f"--conditioning: this model of {family.NAME} was not trained to keep frames that are given; leave it out"
         )
     make_stages = maker(family, options.conditioning or described.conditioned == "always")
-    latent, guidance, text = described.latent, described.guidance, described.text
-    vae_folder, encoder_folder = options.vae or opened.vae, options.text_encoder or opened.text_encoder
-    vae = open_decoder(vae_folder, latent, options.vae_precision, progress) if vae_folder else None
+    latent, guidance = described.latent, described.guidance
+    own_parts = dict(opened.parts)
+    if described.image is None and "image_encoder" in own_parts:
+        del own_parts["image_encoder"]
+        note("left out the image encoder, because this model attends to no states of an image")
+    folders = {**own_parts, **{part: folder for part, folder in given_parts.items() if folder}}
+    rules = Rules(latent, described.text, described.image)
+    parts = open_parts(folders, rules, options, progress)
     own = list(map(signal_from, options.signals))
     check_names(own, {})
     signals = {**SIGNALS, **{signal.name: signal for signal in own}}
@@ -112,9 +117,6 @@ def convert(
     optional = [prefix + name for prefix in prefixes for name in family.OPTIONAL_KEYS]
     scanned = running_total(progress.phase("checking the checkpoint", checkpoint.file_bytes()))
     check(checkpoint, expected, optional, family.constants(config), scanned)
-    encoder = None
-    if encoder_folder:
-        encoder = open_encoder(encoder_folder, text, options.text_precision, progress)
 
     with torch.device("meta"):  # shapes only: the weights stay in their file until a stage is verified
         stages = of_experts(make_stages(config, probes, dtype, options.granularity), experts)
@@ -128,10 +130,8 @@ def convert(
     tensors: dict[str, Tensor] = {key: checkpoint.tensors[key] for key in keys}
     nbytes = weights_nbytes(tensors, dtypes)
     read = reader(tensors, dtypes)
-    beside = weights_nbytes(encoder.checkpoint.tensors, encoder.dtypes()) if encoder else 0
-    beside += weights_nbytes(vae.checkpoint.tensors, vae.dtypes()) if vae else 0
 
-    with building(output, nbytes + beside + SMALL_FILES, options.force, note) as folder:
+    with building(output, nbytes + parts.nbytes() + SMALL_FILES, options.force, note) as folder:
         weights = folder / WEIGHTS
         weights.parent.mkdir()
         written = progress.phase("writing the weights", nbytes)
@@ -148,13 +148,9 @@ def convert(
             progress,
         )
         files = file_entries(folder, progress.phase("hashing the bundle", nbytes))
-        part_weights: dict[PartName, str] = {}
-        if encoder:
-            part, text = add_encoder(folder, encoder, text, options.text_precision, progress)
-            part_weights["text_encoder"], files = part.weights, {**files, **part.files}
-        if vae:
-            part, latent = add_decoder(folder, vae, latent, progress)
-            part_weights["vae"], files = part.weights, {**files, **part.files}
+        written_parts, rules = parts.write(folder, progress)
+        for part in written_parts.values():
+            files |= part.files
         entries = tuple(stage_entry(stage, graphs[stage.name], default) for stage in stages)
         left_out = described.conditioned == "asked" and family.conditioned_stages and not options.conditioning
         hashed = running_total(progress.phase("hashing the checkpoint", checkpoint.file_bytes()))
@@ -174,12 +170,11 @@ def convert(
             policies=described.policies,
             sampler=described.sampler,
             video=described.video,
-            names=possible_names(described.names, latent, described.profiles),
+            names=possible_names(described.names, rules.latent, described.profiles),
             guidance=guidance,
-            latent=latent,
-            text=text,
+            **rules.entries(),
             weights=WEIGHTS,
-            part_weights=part_weights,
+            part_weights={name: part.weights for name, part in written_parts.items()},
             checkpoint=CheckpointEntry(files=checkpoint.file_names(), sha256=checkpoint.sha256(hashed)),
             files=dict(sorted(files.items())),
         )

@@ -61,6 +61,14 @@ class PartOptions:
     text_precision: Precision = field(
         default="fp32", metadata=option("precision of the text encoder (default: fp32, as published)")
     )
+    image_encoder: Path | None = field(
+        default=None,
+        metadata=option(
+            "CLIP's vision model in a Hugging Face folder, for a model that attends to states of the image that it "
+            "starts from; can be added to a finished bundle",
+            "DIR",
+        ),
+    )
     vae: Path | None = field(
         default=None,
         metadata=option(

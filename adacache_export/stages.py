@@ -3,10 +3,11 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import Literal
 
 from torch import Tensor, nn
 
-from adacache_engines.bundle.manifest import Expert, ExportGranularity, Role, Term
+from adacache_engines.bundle.manifest import IMAGE_STATES, Expert, ExportGranularity, Role, Term
 from adacache_engines.bundle.signals import Space
 from adacache_engines.bundle.tensors import DType, TensorSpec
 from adacache_export.costs import TOKENS, Counted
@@ -201,13 +202,33 @@ def embed_stage(
 
 def text_stage(module: nn.Module, prefix: str, spec: Mapping[str, TensorSpec]) -> Stage:
     """Make the stage that projects captions, once in a generation."""
-    inputs, outputs = (spec["captions"],), (spec["text"],)
+    return _projecting_stage("text", module, prefix, spec["captions"], spec)
+
+
+def image_stage(module: nn.Module, prefix: str, spec: Mapping[str, TensorSpec]) -> Stage:
+    """Make the stage that projects states of an image, once in a generation."""
+    return _projecting_stage("image", module, prefix, spec[IMAGE_STATES], spec)
+
+
+def _projecting_stage(
+    role: Literal["text", "image"], module: nn.Module, prefix: str, given: TensorSpec, spec: Mapping[str, TensorSpec]
+) -> Stage:
+    """Make a stage that projects what an encoder gives to a tensor with the name of its role, and of its axis."""
     return Stage(
-        "text", "text", module, prefix, inputs, outputs, independent_axes=("text",), role="text", per_generation=True
+        role,
+        role,
+        module,
+        prefix,
+        (given,),
+        (spec[role],),
+        independent_axes=(role,),
+        role=role,
+        per_generation=True,
     )
 
 
-def block_text_stage(
+def preparing_stage(
+    role: Literal["text", "image"],
     kind: str,
     index: int,
     module: nn.Module,
@@ -215,24 +236,25 @@ def block_text_stage(
     outputs: tuple[TensorSpec, ...],
     spec: Mapping[str, TensorSpec],
 ) -> Stage:
-    """Make the stage that makes of the text what one block takes, once in a generation.
+    """Make the stage that makes of the text or the image what one block takes, once in a generation.
 
     Args:
+        role: what the stage takes: the projected text, or the projected states of the image.
         kind, index: kind and number of the block.
-        module: module that takes the projected text.
+        module: module that takes what is projected.
         prefix: prefix of the module's tensors in the checkpoint.
         outputs: tensors that the module returns; the block's stages take them by these names.
         spec: the tensors that stages exchange, by name.
     """
     return Stage(
-        f"{kind}.{index:02d}.text",
-        f"{kind}.text",
+        f"{kind}.{index:02d}.{role}",
+        f"{kind}.{role}",
         module,
         prefix,
-        (spec["text"],),
+        (spec[role],),
         outputs,
-        independent_axes=("text",),
-        role="text",
+        independent_axes=(role,),
+        role=role,
         per_generation=True,
         kind=kind,
         index=index,

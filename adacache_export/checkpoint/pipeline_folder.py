@@ -7,8 +7,9 @@ for each component. The original repository of a model of two transformers has a
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from adacache_engines.bundle.manifest import PartName
 from adacache_engines.errors import CheckpointError
 from adacache_export.checkpoint.formats import read_json
 from adacache_export.checkpoint.layout import CONFIG, SCHEDULER, weights_files
@@ -16,7 +17,10 @@ from adacache_export.checkpoint.opened import Checkpoint, open_checkpoint
 
 INDEX = "model_index.json"
 TRANSFORMERS = ("transformer", "transformer_2")
-COMPONENTS = (*TRANSFORMERS, "text_encoder", "tokenizer", "vae", "scheduler")  # others are not needed for an export
+PARTS: tuple[PartName, ...] = get_args(PartName)
+# component of a pipeline -> the one beside it that it needs
+BESIDE = {"text_encoder": "tokenizer", "image_encoder": "image_processor"}
+COMPONENTS = (*TRANSFORMERS, *PARTS, *BESIDE.values(), "scheduler")  # others are not needed for an export
 EXPERTS = ("high_noise_model", "low_noise_model")  # folders of two transformers in original repositories
 # beginnings of files of the same weights in another format, precision or number of shards
 OWN_NAMES = tuple(f"{stem}{end}" for stem in ("diffusion_pytorch_model", "model", "pytorch_model") for end in ".-")
@@ -54,14 +58,13 @@ class Source:
     Attributes:
         transformers: the transformer's checkpoint, or those of two experts: for high noise, then for low noise.
         configs: what the folder of a pipeline says of the model.
-        text_encoder, vae: folders of the pipeline's other components; None without one.
+        parts: folders of the pipeline's other components that become parts of a bundle.
         notes: sentences for people on what is left out.
     """
 
     transformers: tuple[Checkpoint, ...]
     configs: PipelineConfigs = PipelineConfigs()
-    text_encoder: Path | None = None
-    vae: Path | None = None
+    parts: Mapping[PartName, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -86,7 +89,7 @@ def open_source(path: Path, weights: str | None = None, replaced: Collection[str
     index = read_json(path / INDEX)
     configs = PipelineConfigs(index)
     named = [name for name in COMPONENTS if configs.has(name)]
-    unneeded = {*replaced, *(["tokenizer"] if "text_encoder" in replaced else [])}
+    unneeded = {*replaced, *(BESIDE[name] for name in replaced if name in BESIDE)}
     lacking = [f"folder {name}" for name in named if name not in unneeded and not (path / name).is_dir()]
     if "scheduler" in named and not lacking and not (path / "scheduler" / SCHEDULER).is_file():
         lacking = [f"file scheduler/{SCHEDULER}"]
@@ -110,12 +113,12 @@ def open_source(path: Path, weights: str | None = None, replaced: Collection[str
         for name in TRANSFORMERS
         if name in named
     )
-    parts = {name: path / name for name in ("text_encoder", "vae") if name in named}
-    notes: tuple[str, ...] = ()
-    if "text_encoder" in parts and "tokenizer" not in named:
-        del parts["text_encoder"]
-        notes = (f"left out the text encoder, because {INDEX} names no tokenizer",)
-    return Source(transformers, replace(configs, vae=read("vae", CONFIG)), **parts, notes=notes)
+    parts, notes = {name: path / name for name in PARTS if name in named}, []
+    for name, beside in BESIDE.items():
+        if name in parts and beside not in named:
+            del parts[name]
+            notes.append(f"left out the {name.replace('_', ' ')}, because {INDEX} names no {beside}")
+    return Source(transformers, replace(configs, vae=read("vae", CONFIG)), parts, tuple(notes))
 
 
 def _left_out(path: Path, opened: tuple[Checkpoint, ...]) -> tuple[str, ...]:

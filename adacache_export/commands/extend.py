@@ -1,12 +1,14 @@
-"""The job of ``adacache-export`` on a bundle: add a text encoder, a VAE, signals or compiled plans."""
+"""The job of ``adacache-export`` on a bundle: add encoders, a VAE, signals or compiled plans."""
 
 import argparse
 import dataclasses
 from collections.abc import Callable
+from typing import get_args
 
 from rich.console import Console
 
 from adacache_engines.bundle.files import read_manifest
+from adacache_engines.bundle.manifest import PartName
 from adacache_engines.errors import InputError
 from adacache_export.commands import plans
 from adacache_export.commands.checkpoints import check_part_precisions, require_exporter
@@ -28,7 +30,7 @@ def options_of_checkpoints(options: argparse.Namespace) -> list[str]:
 
 
 def extend_bundle(options: argparse.Namespace, check: Callable[[], None]) -> None:
-    """Add a text encoder, a VAE, signals or plans to a bundle."""
+    """Add parts, signals or plans to a bundle."""
     foreign = options_of_checkpoints(options)
     if foreign:
         raise InputError(
@@ -39,12 +41,13 @@ def extend_bundle(options: argparse.Namespace, check: Callable[[], None]) -> Non
     library, build = plans.chosen(options)
     if options.backend == plans.AUTO:
         print(plans.explanation(library))
-    if not (library or options.text_encoder or options.vae or options.signals):
+    parts = [name for name in get_args(PartName) if getattr(options, name)]
+    if not (library or parts or options.signals):
         raise InputError(
             f"{options.source} is a bundle already; compile plans with --backend tensorrt-rtx or tensorrt, add parts "
-            "with --text-encoder, --vae or --signal, or look at it with --inspect"
+            "with --text-encoder, --image-encoder, --vae or --signal, or look at it with --inspect"
         )
-    if options.text_encoder or options.vae:
+    if parts:
         _add_parts(options, check)
     if options.signals:
         _add_signals(options, check)

@@ -17,8 +17,8 @@ def settle(
     """Return the value of every field: from the shapes, else from ``config.json``, else the default.
 
     Args:
-        defaults: default of every field: a positive number, a tuple of positive whole numbers, or a boolean. A value of
-            ``given`` must have the default's type.
+        defaults: default of every field: a positive number, a tuple of positive whole numbers, a boolean, or None for a
+            positive whole number that may be missing. A value of ``given`` must have the default's type.
         given: content of ``config.json``, None without one; keys that are no fields are ignored.
         inferred: values of the fields that the shapes determine.
         required: key of ``given`` -> the one value that can be exported, and why no other; the key may be missing.
@@ -56,7 +56,7 @@ def _read(value: Any, default: Any) -> tuple[Any, str]:
     """Return a value in the default's type, or None where it has another type, and the default's type in words."""
     if isinstance(default, bool):
         return (value if isinstance(value, bool) else None), "true or false"
-    if isinstance(default, int):
+    if default is None or isinstance(default, int):
         return (value if _is_count(value) else None), "a positive whole number"
     if isinstance(default, float):
         return (float(value) if _is_positive(value) else None), "a positive number"

@@ -9,6 +9,7 @@ from typing import Literal
 from adacache_engines.bundle.manifest import (
     Expert,
     GuidanceRule,
+    ImageRule,
     LatentSpace,
     Preset,
     SamplerDefaults,
@@ -35,6 +36,7 @@ class Description:
         guidance: rule by which a call evaluates conditionings.
         latent: relation between pixels and latents; the graphs between them come with a VAE.
         text: rule by which a prompt becomes captions.
+        image: rule by which an image becomes states that the model attends to; None = it attends to none.
         profiles: name -> axis -> smallest and largest size; a request must be within one of them.
         probe: site that is probed where the user asks for none.
         block_input: site of the modulated input of the first block.
@@ -59,6 +61,7 @@ class Description:
     float32: tuple[str, ...] = ()
     names: VideoNames = field(default_factory=VideoNames)
     policies: Mapping[str, Preset] = field(default_factory=dict)
+    image: ImageRule | None = None
 
 
 def presets(family: Path, model: str | None = None) -> dict[str, Preset]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from adacache_engines.bundle.manifest import Conditioning, Manifest
+from adacache_engines.bundle.manifest import Conditioning, ImageRule, Manifest
 from adacache_engines.bundle.video_sizes import durations_of, usual_aspect
 
 CONDITIONING: Mapping[Conditioning, str] = {
@@ -58,6 +58,7 @@ def _facts(manifest: Manifest, computation: Mapping[str, str]) -> dict[str, str]
         **computation,
         "text": f"up to {text.max_length} tokens, width {text.width}, "
         + (f"with encoder in {text.precision}" if text.encoder_stages else "no encoder"),
+        **_image(manifest.image),
         "decoder": latent.decoder + (f" in {latent.precision}" if manifest.vae_graphs() else ""),
         "conditioning": CONDITIONING[manifest.conditioning],
         "probes": ", ".join(manifest.probes()) or "none",
@@ -65,6 +66,14 @@ def _facts(manifest: Manifest, computation: Mapping[str, str]) -> dict[str, str]
         **_presets(manifest),
         "files": f"{len(manifest.files)}, {nbytes / 1e9:.3f} GB",
     }
+
+
+def _image(rule: ImageRule | None) -> dict[str, str]:
+    """Return a row on the image that a model attends to; none where it attends to no image."""
+    if rule is None:
+        return {}
+    encoder = "with encoder" if rule.encoder_stages else "no encoder"
+    return {"image": f"{rule.tokens} states, width {rule.width}, {encoder}"}
 
 
 def _sizes(manifest: Manifest) -> str:

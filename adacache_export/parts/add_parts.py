@@ -1,4 +1,4 @@
-"""A text encoder or a VAE that is added to a finished bundle, or replaces the one in it.
+"""A text encoder, an image encoder or a VAE that is added to a finished bundle, or replaces the one in it.
 
 The part is written into a folder of its own; then the manifest changes, in one step; then what no manifest names any
 more is deleted. Whatever stops this earlier leaves the bundle as it was. Two processes do this one after the other.
@@ -15,9 +15,8 @@ from adacache_engines.bundle.files import open_bundle, read_manifest, replace_ma
 from adacache_engines.bundle.locks import changing
 from adacache_engines.bundle.manifest import Graph, Manifest, PartName, PlanSet
 from adacache_export.options import PartOptions
+from adacache_export.parts.opened import Rules, open_parts
 from adacache_export.parts.part import DIGITS, Part
-from adacache_export.parts.text_encoder import add_encoder, open_encoder
-from adacache_export.parts.vae import add_decoder, open_decoder
 from adacache_export.phases import Progress
 from adacache_export.writing.folder import sweep
 
@@ -57,20 +56,14 @@ def _add_parts(folder: Path, options: PartOptions, progress: Progress) -> Added:
     """Do the work of :func:`add_parts` while no other process changes the bundle."""
     size = sum(entry.nbytes for entry in read_manifest(folder).files.values())
     manifest = open_bundle(folder, progress.phase("checking the bundle", size)).manifest
-    latent, text = manifest.latent, manifest.text
-    opened_vae = open_decoder(options.vae, latent, options.vae_precision, progress) if options.vae else None
-    encoder = None
-    if options.text_encoder:
-        encoder = open_encoder(options.text_encoder, text, options.text_precision, progress)
+    folders: dict[PartName, Path | None] = {name: getattr(options, name) for name in get_args(PartName)}
+    rules = Rules(manifest.latent, manifest.text, manifest.image)
+    opened = open_parts(folders, rules, options, progress)
     _sweep(folder)
-    parts: dict[PartName, Part] = {}
     try:
-        if encoder:
-            parts["text_encoder"], text = add_encoder(folder, encoder, text, options.text_precision, progress)
-        if opened_vae:
-            parts["vae"], latent = add_decoder(folder, opened_vae, latent, progress)
+        parts, rules = opened.write(folder, progress)
         before = read_manifest(folder)  # again: a file system may have no locks
-        after = _changed(before, before.model_copy(update={"text": text, "latent": latent}), parts)
+        after = _changed(before, before.model_copy(update=rules.entries()), parts)
         replace_manifest(folder, after)
         _delete(folder, {*before.files} - {*after.files})
         _delete(folder, _plan_files(before) - _plan_files(after))

@@ -1,4 +1,4 @@
-"""Write the parts of a bundle, its text encoder and its VAE, each to a folder with its graphs and weights.
+"""Write the parts of a bundle, its encoders and its VAE, each to a folder with its graphs and weights.
 
 So a part is the same whether it was exported with the model or added later, and replacing one touches no other file.
 The folder's name ends in a digest of its content: a new part has another name than the one that it replaces, and the
@@ -78,7 +78,7 @@ def write_part(
     nbytes = weights_nbytes(tensors, dtypes)
     with scratch(bundle, name, nbytes + SMALL_FILES) as building:
         weights = building / WEIGHTS
-        what = name.replace("_", " ") if name == "text_encoder" else "VAE"
+        what = "VAE" if name == "vae" else name.replace("_", " ")
         step = progress.phase(f"writing the weights of the {what}", nbytes)
         locations = write_weights(weights, shapes, dtypes, read, step)
         graphs: dict[str, Graph] = {}

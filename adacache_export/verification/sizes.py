@@ -1,6 +1,6 @@
 """Sizes of the dynamic axes that engines are verified at."""
 
-from adacache_engines.bundle.manifest import LatentSpace
+from adacache_engines.bundle.manifest import IMAGE, LatentSpace
 
 
 def check_sizes(latent: LatentSpace) -> list[dict[str, int]]:
@@ -9,8 +9,8 @@ def check_sizes(latent: LatentSpace) -> list[dict[str, int]]:
     less = 0 if latent.whole_patches else 1
     clip = {"frames": 3 * frames, "height": 4 * rows - less * (rows > 1), "width": 5 * columns - less * (columns > 1)}
     image = {"frames": frames, "height": 2 * rows, "width": 3 * columns}
-    several = {"batch": 4, "samples": 2, "calls": 3, "pairs": 2, "text": 6}
-    single = {"batch": 2, "samples": 1, "calls": 1, "pairs": 1, "text": 3}
+    several = {"batch": 4, "samples": 2, "calls": 3, "pairs": 2, "text": 6, IMAGE: 5}
+    single = {"batch": 2, "samples": 1, "calls": 1, "pairs": 1, "text": 3, IMAGE: 2}
     return [size | latent.token_axes(**size) | rest for size, rest in ((clip, several), (image, single))]
 
 

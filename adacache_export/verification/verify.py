@@ -18,6 +18,7 @@ from adacache_engines.tensorrt.plans import check_plans
 from adacache_export.arithmetic import arithmetic
 from adacache_export.checkpoint.mapped import taken
 from adacache_export.families.registry import FAMILIES, maker
+from adacache_export.image_encoders import registry as image_encoders
 from adacache_export.phases import Progress
 from adacache_export.signals import signal_stages
 from adacache_export.stages import Stage, hidden_of, key_prefixes, of_experts, shown_of_timestep
@@ -99,6 +100,10 @@ def _jobs(
             (stage, graph, text_precision, text_sizes)
             for stage, graph in zip(text_stages, manifest.text.encoder_stages, strict=True)
         ]
+    if manifest.image is not None and manifest.image.encoder_config is not None:
+        image_stages = image_encoders.reopened(manifest.image.encoder_config)
+        encoders = zip(image_stages, manifest.image.encoder_stages, strict=True)
+        jobs += [(stage, graph, "fp32", [{}]) for stage, graph in encoders]
     if vae := {graph.name: graph for graph in manifest.vae_graphs()}:
         coding = coding_of(manifest.latent)
         for some, vae_sizes in ((coding.decoders, decoder_sizes), (coding.encoders, vae_encoder_sizes)):

@@ -1,6 +1,6 @@
 """The one way from a checked request to a video: its memory is estimated, and its events are read."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.bundle.files import Bundle
-from adacache_engines.bundle.manifest import VIDEO_CONDITION, X_MASK
+from adacache_engines.bundle.manifest import IMAGE_STATES, VIDEO_CONDITION, X_MASK
 from adacache_engines.contract.dry_run import KnownWorkspaces
 from adacache_engines.contract.engine import Backend
 from adacache_runtime.caching.groups import granularities, residual_nbytes
 from adacache_runtime.caching.policy import Granularity
 from adacache_runtime.checking import Checked, Loop, VideoShape, check
 from adacache_runtime.conditioning.encoded_video import video_condition
+from adacache_runtime.conditioning.image_states import image_states, square_of
 from adacache_runtime.conditioning.references import alignment, place
 from adacache_runtime.denoising.assembly import assemble
 from adacache_runtime.denoising.denoiser import Denoiser
@@ -211,20 +212,20 @@ class Prepared:
         """
         self.check_free()
         loop = self.checked.loops[0]
-        return self._allocate(loop, self._latents(loop, None), self._captions(loop), self._video_condition(loop))
+        return self._allocate(loop, self._latents(loop, None), self._captions(loop), self._of_image(loop))
 
     def _run(
         self, number: int, before: Floats | None
     ) -> Generator[ImagesEncoded | TextEncoded | Called, None, Denoised]:
         """Run one loop after one with latents ``before``; its buffers live as long as this generator."""
         loop = self.checked.loops[number]
-        latents, condition = self._latents(loop, before), self._video_condition(loop)
+        latents, of_image = self._latents(loop, before), self._of_image(loop)
         if loop.settled.encoded:
             yield ImagesEncoded(len(loop.settled.encoded))
         captions = self._captions(loop)
         yield TextEncoded()
-        begun = self._allocate(loop, latents, captions, condition)
-        del latents, captions, condition
+        begun = self._allocate(loop, latents, captions, of_image)
+        del latents, captions, of_image
         kept, records = [], []
 
         def keep(_call: int, latents: Latents) -> None:
@@ -264,18 +265,26 @@ class Prepared:
         align, placements = alignment(bundle.manifest.latent), settled.placements
         return np.stack([place(one, given, placements, align) for one, given in zip(noise, references, strict=True)])
 
-    def _video_condition(self, loop: Loop) -> Floats | None:
-        """Return the encoded video that the model takes beside the latents; None where it takes none."""
-        bundle, request, settled = self._model.bundle, loop.request, loop.settled
-        if bundle.manifest.conditioning != "encoded-video":
-            return None
-        if request.video_condition is not None:
-            return request.video_condition[None]
-        (image,) = self.checked.given
-        pixels = resize(image, settled.height, settled.width, bundle.manifest.latent.resize)
-        return video_condition(bundle, self._model.backend, pixels, settled.frames, request.tile)
+    def _of_image(self, loop: Loop) -> dict[str, Floats]:
+        """Return what a model takes of the image that the video starts from, by the names of its inputs.
 
-    def _allocate(self, loop: Loop, latents: Floats, captions: Captions, condition: Floats | None) -> Begun:
+        That is the encoded video beside the latents, and the states that it attends to, if it takes them.
+        """
+        bundle, backend, request, settled = self._model.bundle, self._model.backend, loop.request, loop.settled
+        manifest, made = bundle.manifest, {}
+        if request.video_condition is not None:
+            made[VIDEO_CONDITION] = request.video_condition[None]
+        elif manifest.conditioning == "encoded-video":
+            pixels = resize(self.checked.given[0], settled.height, settled.width, manifest.latent.resize)
+            made[VIDEO_CONDITION] = video_condition(bundle, backend, pixels, settled.frames, request.tile)
+        if request.image_states is not None:
+            made[IMAGE_STATES] = request.image_states[None]
+        elif manifest.image is not None:
+            square = square_of(manifest.image, request, self.checked.given[0])
+            made[IMAGE_STATES] = image_states(manifest.image, backend, square)
+        return made
+
+    def _allocate(self, loop: Loop, latents: Floats, captions: Captions, of_image: Mapping[str, Floats]) -> Begun:
         """Bind the engines to buffers, and write what stays the same in all calls."""
         model, settled = self._model, loop.settled
         manifest, device = model.bundle.manifest, model.backend.device
@@ -293,9 +302,8 @@ class Prepared:
             "fps": rounded(np.tile(settled.fps, count)),
             "height": rounded(np.array([settled.height], np.float32)),
             "width": rounded(np.array([settled.width], np.float32)),
+            **of_image,
         }
-        if condition is not None:
-            conditions[VIDEO_CONDITION] = condition
         if X_MASK in tensors:  # all frames are generated, unless a mask says otherwise at each call
             conditions[X_MASK] = np.ones(tensors[X_MASK].shape, np.bool_)
         for name, value in conditions.items():

@@ -56,6 +56,10 @@ class Request:
             frames, height, width) float32, all of it for each step; None = the seed's.
         video_condition: for a model that starts from an image: the mask and the encoded video that it takes beside its
             latents, (channels, latent frames, height, width) float32, instead of the image.
+        image_square: for a model that attends to states of the image: the part of it that the image encoder sees,
+            (side, side, 3) uint8 RGB, where the image is given at another size than its own; None = that of the image.
+        image_states: for a model that attends to states of the image: those of an image encoder of one's own, (states,
+            width) float32.
         policy: decides which calls compute which groups.
         granularity: groups that share a residual: one of the whole ``model``, from latents to velocity; one of the
             ``stack`` of all blocks; one of the ``first`` block and one of the others; one a ``block``; or one a
@@ -90,6 +94,8 @@ class Request:
     mask: NDArray[np.float32] | None = None
     noise: NDArray[np.float32] | None = None
     video_condition: NDArray[np.float32] | None = None
+    image_square: NDArray[np.uint8] | None = None
+    image_states: NDArray[np.float32] | None = None
     policy: Policy[Any] = field(default_factory=NeverReuse)
     granularity: Granularity | None = None
     scope: Scope = "batch"

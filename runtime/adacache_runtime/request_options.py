@@ -50,6 +50,8 @@ class RequestOptions(TypedDict, total=False):
     mask: NDArray[np.float32] | None
     noise: NDArray[np.float32] | None
     video_condition: NDArray[np.float32] | None
+    image_square: NDArray[np.uint8] | None
+    image_states: NDArray[np.float32] | None
     granularity: Granularity | None
     scope: Scope
     keep_calls: bool

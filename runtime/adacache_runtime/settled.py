@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.bundle.files import Bundle
-from adacache_engines.bundle.manifest import Manifest, VideoDefaults
+from adacache_engines.bundle.manifest import IMAGE, Manifest, VideoDefaults
 from adacache_engines.bundle.shape_profiles import check_profiles
 from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime.caching import answers
@@ -134,6 +134,7 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
         answers.start(request.policy, part.run)  # refuses if it must
     branches = parts[0].run.branches
     batch = {"samples": samples, "batch": samples * len(branches)}
+    image = {} if manifest.image is None else {IMAGE: manifest.image.tokens}
     return Settled(
         samples=samples,
         **video,
@@ -144,7 +145,7 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
         given=given,
         encoded=encoded,
         masking=None if mask is None else masking(mask, calls, request.noise, request.seed),
-        sizes={**axes, **manifest.latent.token_axes(**axes), **batch},
+        sizes={**axes, **manifest.latent.token_axes(**axes), **image, **batch},
         granularity=granularity,
         measures=resolve(manifest, answers.needs_of(request.policy), granularity),
         branches=branches,

@@ -11,7 +11,7 @@ from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.open_sora_plan import family as open_sora_plan
 from adacache_export.families.registry import FAMILIES
 from adacache_export.families.wan import family as wan
-from adacache_export.families.wan.transformer import WanConfig
+from adacache_export.families.wan.config import WanConfig
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,7 @@ Source: Wan-Video/Wan2.1 and Wan-Video/Wan2.2, ``wan/configs``, and the pipeline
 ``WanImageToVideoPipeline``.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,49 +12,52 @@ import torch
 from torch import Tensor
 
 from adacache_engines.bundle.manifest import (
+    IMAGE,
+    IMAGE_STATES,
     VIDEO_CONDITION,
     X_MASK,
     Expert,
     ExportGranularity,
     GuidanceRule,
+    ImageRule,
     LatentSpace,
     TextRule,
 )
 from adacache_engines.bundle.tensors import DType, TensorSpec
 from adacache_engines.errors import CheckpointError
-from adacache_export.families.config import count_blocks, settle
 from adacache_export.families.description import PROMPTS, Description, PipelineConfigs, presets
 from adacache_export.families.diffusers_layers import TextProjection
 from adacache_export.families.residual_block import Parts
 from adacache_export.families.schedulers import CLASS, sampler_of
-from adacache_export.families.wan.published import FLOW, IMAGE_TO_VIDEO, NAMES, Release, published, translated
-from adacache_export.families.wan.transformer import (
+from adacache_export.families.wan.conditions import (
+    IMAGE_KEYS,
     TEXT_KEYS,
-    Block,
-    Embed,
-    EmbedWithVideo,
-    Final,
+    ImageKeys,
+    ImageProjection,
     Positions,
     TextKeys,
-    WanConfig,
 )
+from adacache_export.families.wan.config import Shape, WanConfig
+from adacache_export.families.wan.config import config_from as config_from
+from adacache_export.families.wan.published import FLOW, IMAGE_TO_VIDEO, NAMES, Release, published
+from adacache_export.families.wan.transformer import Block, Embed, EmbedWithVideo, Final
 from adacache_export.frame_rules import FIRST_ALONE_THEN_FOURS
 from adacache_export.stages import (
     Stage,
     block_stages,
-    block_text_stage,
     embed_stage,
     final_stage,
+    image_stage,
     positions_stage,
+    preparing_stage,
     tensor_specs,
     text_stage,
     weight_shapes,
 )
 from adacache_runtime.caching.policy import TIME, TIME_MODULATION
 
-Shape = tuple[int, ...]
-
 NAME = "wan"
+MOST_BLOCKS = 100
 FOLDER = Path(__file__).parent
 SIGNATURE_KEYS: tuple[str, ...] = (
     "patch_embedding.weight",
@@ -65,102 +66,21 @@ SIGNATURE_KEYS: tuple[str, ...] = (
     "blocks.0.attn1.norm_q.weight",
     "blocks.0.ffn.net.0.proj.weight",
 )
-OPTIONAL_KEYS: tuple[str, ...] = ()
-FLOAT32 = (".time_embedder.", "scale_shift_table", ".norm2.")  # in names of weights that the original keeps so
-CLASSES = ("WanTransformer3DModel", "WanModel")  # of diffusers, and of the original
+# published with models of images in diffusers' layout, and read by nothing
+OPTIONAL_KEYS: tuple[str, ...] = tuple(f"blocks.{index}.attn2.norm_added_q.weight" for index in range(MOST_BLOCKS))
+# in names of weights that the original keeps so
+FLOAT32 = (".time_embedder.", "scale_shift_table", ".norm1.", ".norm2.")
 KIND = "joint"  # of all blocks: attention is among all tokens of all frames
 PARTS: Mapping[str, Parts] = {KIND: Block.PARTS}
 BLOCK_INPUT = f"{KIND}.0.modulated"
-REQUIRED = {
-    "qk_norm": ("rms_norm_across_heads", "queries and keys that are normalised otherwise are not supported"),
-    "image_dim": (None, "Wan2.1-I2V is not supported; Wan2.2-I2V and TI2V start from an image without it"),
-    "added_kv_proj_dim": (None, "Wan2.1-I2V, whose cross attention takes states of an image, is not supported"),
-    "pos_embed_seq_len": (None, "a model of first and last frames is not supported"),
-}
-IMAGE_EMBEDDERS = ("img_emb.", "condition_embedder.image_embedder.")  # prefixes of tensors of Wan2.1-I2V
-RELEASED_WIDTHS = (1536, 3072, 5120)  # all with heads of 128
 MAX_LENGTH = 512  # text tokens
+IMAGE_TOKENS = 257  # of CLIP ViT-H/14; an encoder that is exported with the model says its own
 LARGEST = {"frames": 128, "height": 240, "width": 240}  # latent: 509 frames, 1920 pixels where 8 are a row
 TRAIN_TIMESTEPS = 1000  # timestep of pure noise
 
 
 def told_by(config: Mapping[str, Any] | None) -> bool:  # noqa: ARG001 - no other family has these tensors
     return True
-
-
-def config_from(given: Mapping[str, Any] | None, shapes: Mapping[str, Shape]) -> WanConfig:
-    """Return the configuration, from ``config.json`` where there is one and from the shapes of the tensors.
-
-    Raises:
-        CheckpointError: the two contradict each other, a value makes no sense, or the variant is not supported; or
-            there is no ``config.json`` and the size is not a released one, so that the number of heads is unknown.
-    """
-    there = translated({key: value for key, value in (given or {}).items() if value is not None})
-    named = there.get("_class_name", CLASSES[0])
-    if named not in CLASSES:
-        raise CheckpointError(f"config.json describes {named}, which is not supported; expected {CLASSES[0]}")
-    if any(name.startswith(IMAGE_EMBEDDERS) for name in shapes):
-        raise CheckpointError(f"the model attends to CLIP states of an image: {REQUIRED['image_dim'][1]}")
-    config = WanConfig(**settle(asdict(WanConfig()), there, _infer(there, shapes), REQUIRED))
-    with_video = 2 * config.out_channels + FIRST_ALONE_THEN_FOURS.stretch
-    if config.in_channels not in (config.out_channels, with_video):
-        raise CheckpointError(
-            f"the model takes {config.in_channels} channels and gives {config.out_channels}, which is not supported;"
-            f" expected {config.out_channels}, its latents alone, or {with_video}, with a mask and an encoded video"
-            " beside them, as Wan2.2-I2V takes them"
-        )
-    if config.attention_head_dim % 2 or config.attention_head_dim < 6 or config.freq_dim % 2:
-        raise CheckpointError(
-            f"attention_head_dim {config.attention_head_dim} with freq_dim {config.freq_dim} is not possible; expected"
-            " even numbers, and heads of at least 6: check that the checkpoint is Wan's, and download it again"
-        )
-    return config
-
-
-def _infer(given: Mapping[str, Any], shapes: Mapping[str, Shape]) -> dict[str, Any]:
-    """Return the fields that the shapes determine, for :func:`adacache_export.families.config.settle`."""
-
-    def axes(key: str, count: int) -> Shape:
-        shape = shapes.get(key, ())
-        return shape if len(shape) == count and all(shape) else (0,) * count
-
-    inferred: dict[str, Any] = {"num_layers": count_blocks(shapes, ["blocks"])}
-    width, channels, *patch = axes("patch_embedding.weight", 5)
-    if not width:
-        return {field: value for field, value in inferred.items() if value}
-    inferred |= {
-        "patch_size": tuple(patch),
-        "in_channels": channels,
-        "out_channels": axes("proj_out.weight", 2)[0] // math.prod(patch),
-        "text_dim": axes("condition_embedder.text_embedder.linear_1.weight", 2)[1],
-        "freq_dim": axes("condition_embedder.time_embedder.linear_1.weight", 2)[1],
-        "ffn_dim": axes("blocks.0.ffn.net.0.proj.weight", 2)[0],
-    }
-    inferred |= _heads(given, width)
-    inferred = {field: value for field, value in inferred.items() if value}
-    return {**inferred, "cross_attn_norm": any(name.endswith(".norm2.weight") for name in shapes)}
-
-
-def _heads(given: Mapping[str, Any], width: int) -> dict[str, int]:
-    """Return the number of heads and their width, which the tensors do not show.
-
-    Raises:
-        CheckpointError: nothing tells it.
-    """
-    heads, head_width = given.get("num_attention_heads"), given.get("attention_head_dim")
-    if heads is None and head_width is None:
-        if width not in RELEASED_WIDTHS:
-            raise CheckpointError(
-                f"the weights are {width} wide, the released ones {', '.join(map(str, RELEASED_WIDTHS))}, and the"
-                " number of attention heads is not in the weights: pass their config.json, in one folder with them or"
-                " with --config FILE"
-            )
-        head_width = WanConfig().attention_head_dim
-    if head_width is None and isinstance(heads, int) and heads > 0 and width % heads == 0:
-        head_width = width // heads
-    if not isinstance(head_width, int) or head_width < 1:
-        return {}
-    return {"attention_head_dim": head_width, "num_attention_heads": width // head_width}
 
 
 def expected(config: WanConfig) -> dict[str, Shape]:
@@ -182,7 +102,8 @@ def stages(
 ) -> list[Stage]:
     """Return the stages of one transformer in the order in which a call runs them, with zero weights.
 
-    Where the configuration has channels for it, ``embed`` takes an encoded video beside the latents.
+    Where the configuration has channels for it, ``embed`` takes an encoded video beside the latents; and where it has a
+    width for them, blocks attend to states of an image.
 
     Args:
         config: configuration of the model.
@@ -202,6 +123,8 @@ def stages(
         (X_MASK, "bool", frames),
         (VIDEO_CONDITION, "float32", (1, config.condition_channels, "frames", "height", "width")),
         *((name, precision, ("batch", "text", width)) for name in TEXT_KEYS),
+        (IMAGE_STATES, "float32", (1, IMAGE, config.image_dim or 0)),
+        *((name, precision, (1, IMAGE, width)) for name in (IMAGE, *IMAGE_KEYS)),
     ):
         spec[name] = TensorSpec.model_validate({"name": name, "dtype": dtype, "axes": axes})
     if conditioned:
@@ -219,7 +142,15 @@ def stages(
 
     def text_keys(index: int) -> Stage:
         prefix = f"blocks.{index}.attn2."
-        return block_text_stage(KIND, index, TextKeys(config), prefix, named(*TEXT_KEYS), spec)
+        return preparing_stage("text", KIND, index, TextKeys(config), prefix, named(*TEXT_KEYS), spec)
+
+    def of_image() -> Iterator[Stage]:
+        if config.image_dim is None:
+            return
+        yield image_stage(ImageProjection(config), "condition_embedder.image_embedder.", spec)
+        for index in range(config.num_layers):
+            prefix = f"blocks.{index}.attn2."
+            yield preparing_stage("image", KIND, index, ImageKeys(config), prefix, named(*IMAGE_KEYS), spec)
 
     embed: type[Embed] = EmbedWithVideo if config.condition_channels else Embed
     conditions = [VIDEO_CONDITION] if config.condition_channels else [X_MASK] if conditioned else []
@@ -227,6 +158,7 @@ def stages(
     return [
         text_stage(TextProjection(config.text_dim, width), "condition_embedder.text_embedder.", spec),
         *map(text_keys, range(config.num_layers)),
+        *of_image(),
         positions_stage(Positions(config), named("latents"), named("rotary_frames", "rotary_tokens")),
         embed_stage(
             lambda probed: embed(config, probed, conditioned),
@@ -262,8 +194,8 @@ def describe(
 ) -> Description:
     """Describe a model that makes videos of 4 k + 1 frames, and images.
 
-    A model with channels for an encoded video starts from an image; another one may keep a first frame if it has a
-    timestep for each frame.
+    A model with channels for an encoded video starts from an image, and may also attend to states of it; another one
+    may keep a first frame if it has a timestep for each frame.
 
     Guidance is [negative prompt; prompt], on UMT5 states that are padded with zeros; the probe is the attention of the
     middle block.
@@ -273,7 +205,7 @@ def describe(
             of the pipeline does not say when which of two transformers runs.
     """
     pipeline = pipeline or PipelineConfigs()
-    release = published(config, pipeline)
+    release = published(config, pipeline, (scheduler or {}).get("flow_shift"))
     upper = {"samples": PROMPTS, "text": MAX_LENGTH, **LARGEST}
     lower = {"height": config.patch_size[1], "width": config.patch_size[2]}
     usual = {CLASS: "UniPCMultistepScheduler", "flow_shift": release.shift, **FLOW}
@@ -293,6 +225,7 @@ def describe(
             resize="stretch",
         ),
         text=TextRule(max_length=MAX_LENGTH, width=config.text_dim, cleaning="repaired", masking="zeros"),
+        image=ImageRule(tokens=IMAGE_TOKENS, width=config.image_dim) if config.image_dim else None,
         profiles={"default": {axis: (lower.get(axis, 1), size) for axis, size in upper.items()}},
         probe=f"{KIND}.{config.num_layers // 2}.attn",
         block_input=BLOCK_INPUT,

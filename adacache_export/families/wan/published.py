@@ -4,16 +4,13 @@ Source: Wan-Video/Wan2.1 and Wan-Video/Wan2.2, ``wan/configs``; the files of the
 """
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from adacache_engines.bundle.manifest import VideoDefaults, VideoNames
 from adacache_export.families.description import PipelineConfigs
-from adacache_export.families.wan.transformer import WanConfig
+from adacache_export.families.wan.config import WanConfig
 
-# names in the original's config.json, and in that of diffusers
-SETTINGS = {"num_heads": "num_attention_heads", "in_dim": "in_channels", "out_dim": "out_channels"}
 # parts of tensors' names in the original, in which a dot ends each module's name, and in diffusers
 MODULES = (
     ("self_attn.", "attn1."),
@@ -26,10 +23,23 @@ MODULES = (
     ("time_projection.1.", "condition_embedder.time_proj."),
     ("text_embedding.0.", "condition_embedder.text_embedder.linear_1."),
     ("text_embedding.2.", "condition_embedder.text_embedder.linear_2."),
+    ("img_emb.proj.0.", "condition_embedder.image_embedder.norm1."),
+    ("img_emb.proj.1.", "condition_embedder.image_embedder.ff.net.0.proj."),
+    ("img_emb.proj.3.", "condition_embedder.image_embedder.ff.net.2."),
+    ("img_emb.proj.4.", "condition_embedder.image_embedder.norm2."),
+    ("img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed"),
     ("head.head.", "proj_out."),
 )
-PROJECTIONS = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0"}
-PROJECTION = re.compile(r"\.(attn[12])\.([qkvo])\.")
+PROJECTIONS = {
+    "q": "to_q",
+    "k": "to_k",
+    "v": "to_v",
+    "o": "to_out.0",
+    "k_img": "add_k_proj",
+    "v_img": "add_v_proj",
+    "norm_k_img": "norm_added_k",
+}
+PROJECTION = re.compile(rf"\.(attn[12])\.({'|'.join(PROJECTIONS)})\.")
 TABLE = re.compile(r"(?:^head|(^blocks\.\d+))\.modulation$")
 AROUND = "diffusion_model."  # prefix that some tools put before all names
 
@@ -37,6 +47,7 @@ FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}  # of a s
 IMAGE_TO_VIDEO = "ti2v-5b"  # the model that also starts from an image
 # shares of the timesteps below which the second of two transformers runs, in the original's configurations
 BOUNDARY_RATIOS = {"t2v-a14b": 0.875, "i2v-a14b": 0.9}
+SHIFT_OF_480P = 3.0  # of timesteps, in the smaller of two models with one architecture
 FULL_SCALE_CHANNELS = 48  # of latents in which 16 pixels are a row, where nothing else tells it
 NAMES = VideoNames(
     sizes={
@@ -56,11 +67,6 @@ def own_name(name: str) -> str:
         if name.startswith(module) or f".{module}" in name:
             name = name.replace(module, own, 1)
     return PROJECTION.sub(lambda match: f".{match[1]}.{PROJECTIONS[match[2]]}.", name)
-
-
-def translated(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of a ``config.json`` with the names of diffusers in place of the original's."""
-    return {SETTINGS.get(key, key): value for key, value in config.items()}
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,15 @@ class Release:
         return BOUNDARY_RATIOS.get(self.model)
 
 
-def published(config: WanConfig, pipeline: PipelineConfigs) -> Release:
-    """Return the settings of the published model that a model is most like: the large ones make 720p."""
+def published(config: WanConfig, pipeline: PipelineConfigs, shift: Any = None) -> Release:
+    """Return the settings of the published model that a model is most like: the large ones make 720p.
+
+    Args:
+        config: configuration of the model.
+        pipeline: what the folder of a pipeline says of the model.
+        shift: shift of timesteps in ``scheduler_config.json``, by which the models of CLIP's states differ; None =
+            there is none.
+    """
     factor = pipeline.vae.get("scale_factor_spatial")
     if not isinstance(factor, int):
         factor = 16 if config.out_channels == FULL_SCALE_CHANNELS else 8
@@ -101,6 +114,10 @@ def published(config: WanConfig, pipeline: PipelineConfigs) -> Release:
     if factor == 16:
         video = VideoDefaults(height=704, width=1280, frames=121, fps=24, image_fps=24)
         return Release(IMAGE_TO_VIDEO, video, 5.0, 5.0, 5.0, 50, factor)
+    if config.image_dim:
+        if shift == SHIFT_OF_480P:
+            return Release("i2v-14b-480p", small, SHIFT_OF_480P, 5.0, 5.0, 40, factor)
+        return Release("i2v-14b-720p", large, 5.0, 5.0, 5.0, 40, factor)
     if config.condition_channels:
         return Release("i2v-a14b" if pipeline.two_experts else "i2v", large, 5.0, 3.5, 3.5, 40, factor)
     if pipeline.two_experts:

@@ -7,117 +7,17 @@ Axes as in :mod:`adacache_export.families.layers`; H x W is the latent size, C t
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from adacache_engines.bundle.manifest import Term
-from adacache_export.costs import SAMPLES, TEXT, TOKENS, attention, layers, total
-from adacache_export.families.diffusers_layers import FeedForward, TimestepEmbedding
-from adacache_export.families.layers import (
-    FREQUENCY_BASE,
-    RMSNorm,
-    adaln_single,
-    attend,
-    linear,
-    modulate,
-    rotate,
-)
+from adacache_engines.bundle.manifest import IMAGE, Term
+from adacache_export.costs import SAMPLES, TOKENS, attention, layers, total
+from adacache_export.families.diffusers_layers import FeedForward
+from adacache_export.families.layers import RMSNorm, adaln_single, attend, linear, modulate, rotate
 from adacache_export.families.residual_block import EVERYWHERE, Parts, ResidualBlock
-
-TEXT_KEYS = ("text_keys", "text_values")  # what a block's own text stage makes
-
-
-@dataclass(frozen=True)
-class WanConfig:
-    """The fields of ``WanTransformer3DModel``'s ``config.json`` that change its mathematics, under those names."""
-
-    patch_size: tuple[int, int, int] = (1, 2, 2)  # (frames, rows, columns) of the latent
-    num_attention_heads: int = 40
-    attention_head_dim: int = 128
-    in_channels: int = 16
-    out_channels: int = 16
-    text_dim: int = 4096
-    freq_dim: int = 256
-    ffn_dim: int = 13824
-    num_layers: int = 40
-    cross_attn_norm: bool = True
-    eps: float = 1e-6
-    rope_max_seq_len: int = 1024
-
-    @property
-    def condition_channels(self) -> int:
-        """Number of channels of the mask and the encoded video that come beside the latents; 0 = there are none."""
-        return self.in_channels - self.out_channels
-
-    @property
-    def width(self) -> int:
-        return self.num_attention_heads * self.attention_head_dim
-
-    @property
-    def rotary_pairs(self) -> tuple[int, int, int]:
-        """Numbers of pairs of a head that rotate by frame, by row and by column."""
-        sides = self.attention_head_dim // 6
-        return self.attention_head_dim // 2 - 2 * sides, sides, sides
-
-
-class Positions(nn.Module):
-    """The ``positions`` stage: cosines and sines by which queries and keys rotate (RoPE, arXiv 2104.09864, eq. 34).
-
-    Pairs of a head rotate by frame, others by row, others by column. The tables are evaluated in float64 and rounded to
-    float32, as in the original; the graph has them as constants.
-    """
-
-    def __init__(self, config: WanConfig) -> None:
-        super().__init__()
-        self.patch_size = config.patch_size
-        self.tables = [_rotations(config.rope_max_seq_len, pairs) for pairs in config.rotary_pairs]
-
-    def forward(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rotations of frames and of the tokens of a frame.
-
-        Args:
-            latents: latents (B, C, T, H, W), of which only the shape is used.
-
-        Returns:
-            cosines and sines by frame (T', 2, pairs), and by token (S, 2, pairs of rows, then of columns), float32.
-        """
-        frames, rows, columns = (
-            table[torch.arange(size // patch)]
-            for table, size, patch in zip(self.tables, latents.shape[2:], self.patch_size, strict=True)
-        )
-        by_row = rows[:, None].expand(-1, columns.shape[0], -1, -1)
-        by_column = columns[None].expand(rows.shape[0], -1, -1, -1)
-        return frames, torch.cat([by_row, by_column], dim=-1).flatten(0, 1)
-
-
-def _rotations(length: int, pairs: int) -> Tensor:
-    """Return cosines and sines (length, 2, pairs) float32 of an axis with so many pairs."""
-    index = torch.arange(pairs, dtype=torch.float64, device="cpu")
-    frequency = 1.0 / FREQUENCY_BASE ** (2 * index / (2 * pairs))
-    angle = torch.outer(torch.arange(length, dtype=torch.float64, device="cpu"), frequency)
-    return torch.stack([angle.cos(), angle.sin()], dim=1).float()
-
-
-class ConditionEmbedder(nn.Module):
-    """Embeddings of timesteps.
-
-    These are ``time`` (B, D) of the final layer, the ``modulation`` (B, 6, D) of all blocks, and the ``embedding``
-    (B, D) behind both, not rounded to the model's precision.
-    """
-
-    def __init__(self, config: WanConfig) -> None:
-        super().__init__()
-        self.time_embedder = TimestepEmbedding(config.freq_dim, config.width)
-        self.time_proj = nn.Linear(config.width, 6 * config.width)
-
-    def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        embedding = self.time_embedder(timestep)
-        time = embedding.to(self.time_proj.weight.dtype)
-        modulation = self.time_proj(F.silu(time)).unflatten(1, (6, time.shape[1])).float()
-        return time.float(), modulation, embedding.float().clone()
+from adacache_export.families.wan.conditions import IMAGE_KEYS, TEXT_KEYS, ConditionEmbedder
+from adacache_export.families.wan.config import WanConfig
 
 
 class BlockInput(nn.Module):
@@ -211,35 +111,23 @@ class CrossAttention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(config.width, config.width)])
         self.norm_q = RMSNorm(config.width, config.eps)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """Return the attention (B, N, D) of ``x`` (B, N, D) to ``keys`` and ``values`` (B, L, D).
+    def forward(self, x: Tensor, *given: Tensor, rotary: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return the attention (B, N, D) of ``x`` (B, N, D) to keys and values.
 
-        ``rotary`` are cosines and sines (N, pairs) by which queries and keys rotate, in self-attention.
+        Args:
+            x: tokens (B, N, D).
+            given: keys, then values, each (B, L, D); then those of another source, to which there is an attention of
+                its own with the same queries, and so on. The attentions are added.
+            rotary: cosines and sines (N, pairs) by which queries and keys rotate, in self-attention.
         """
         q = self.norm_q(linear(self.to_q, x)).unflatten(-1, self.heads)
-        k, v = (part.unflatten(-1, self.heads) for part in (keys, values))
         if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
-        return linear(self.to_out[0], attend(q, k, v))  # type: ignore[arg-type]
-
-
-class TextKeys(nn.Module):
-    """A block's ``text`` stage: the keys and values of its cross attention, which are the same in all calls.
-
-    The keys are normalised over all heads together.
-    """
-
-    def __init__(self, config: WanConfig) -> None:
-        super().__init__()
-        self.to_k, self.to_v = (nn.Linear(config.width, config.width) for _ in range(2))
-        self.norm_k = RMSNorm(config.width, config.eps)
-
-    def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values of ``text``; each is (B, L, D)."""
-        return self.norm_k(linear(self.to_k, text)), linear(self.to_v, text)
-
-    def flops(self) -> tuple[Term, ...]:
-        return total(layers(self, TEXT))
+            q = rotate(q, *rotary)
+        attended: list[Tensor] = []
+        for keys, values in zip(given[::2], given[1::2], strict=True):
+            k, v = (part.unflatten(-1, self.heads) for part in (keys, values))
+            attended.append(attend(q, k if rotary is None else rotate(k, *rotary), v))
+        return linear(self.to_out[0], sum(attended[1:], attended[0]))  # type: ignore[arg-type]
 
 
 class SelfAttention(CrossAttention):
@@ -252,26 +140,25 @@ class SelfAttention(CrossAttention):
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:  # type: ignore[override]
         """Return the attention (B, N, D) of ``x`` (B, N, D); ``rotary`` are cosines and sines (N, pairs)."""
-        return super().forward(x, self.norm_k(linear(self.to_k, x)), linear(self.to_v, x), rotary)
+        return super().forward(x, self.norm_k(linear(self.to_k, x)), linear(self.to_v, x), rotary=rotary)
 
 
 class Block(ResidualBlock):
     """A block, or one of its parts: gated attention among all tokens, cross attention, and a gated MLP.
 
     The block takes hidden (B, T, S, D); modulation (B, 6, D) float32, or (B, T, 6, D) where each frame has its own,
-    from ``embed``; rotary_frames (T, 2, pairs) and rotary_tokens (S, 2, pairs) float32, from ``positions``; and
-    text_keys and text_values (B, L, D), from the block's own ``text`` stage, all of which are attended to.
+    from ``embed``; rotary_frames (T, 2, pairs) and rotary_tokens (S, 2, pairs) float32, from ``positions``; text_keys
+    and text_values (B, L, D), from the block's own ``text`` stage; and in a model of images image_keys and image_values
+    (1, I, D), from its own ``image`` stage. All texts and images are attended to.
     """
 
-    CONDITIONS: Mapping[str, tuple[str, ...]] = {
-        "attn": ("modulation", "rotary_frames", "rotary_tokens"),
-        "cross": TEXT_KEYS,
-        "mlp": ("modulation",),
-    }
-    PARTS = tuple(CONDITIONS)
+    PARTS = ("attn", "cross", "mlp")
 
     def __init__(self, config: WanConfig, parts: Parts = PARTS, sites: tuple[str, ...] = ()) -> None:
-        super().__init__(self.CONDITIONS, parts, sites)
+        self.images = IMAGE_KEYS if config.image_dim else ()
+        of_positions = ("rotary_frames", "rotary_tokens")
+        conditions = {"attn": ("modulation", *of_positions), "cross": TEXT_KEYS + self.images, "mlp": ("modulation",)}
+        super().__init__(conditions, parts, sites)
         self.config = config
         if "modulation" in self.conditions:
             self.scale_shift_table = nn.Parameter(torch.zeros(1, 6, config.width))
@@ -289,7 +176,9 @@ class Block(ResidualBlock):
             tokens = hidden.flatten(1, 2)
             if self.config.cross_attn_norm:
                 tokens = self.norm2(tokens.float()).to(tokens.dtype)
-            cross: Tensor = self.attn2(tokens, *(given[name] for name in TEXT_KEYS)).view(hidden.shape)
+            texts = [given[name] for name in TEXT_KEYS]
+            images = [given[name].expand(len(tokens), -1, -1) for name in self.images]
+            cross: Tensor = self.attn2(tokens, *texts, *images).view(hidden.shape)
             return cross
         table = adaln_single(self.scale_shift_table, given["modulation"])
         shift, scale, gate = table[:3] if part == "attn" else table[3:]
@@ -316,7 +205,8 @@ class Block(ResidualBlock):
             return (layers(self.ffn, TOKENS),)
         if part == "attn":
             return total(layers(self.attn1, TOKENS), attention(TOKENS, TOKENS[1:], width))
-        return total(layers(self.attn2, TOKENS), attention(TOKENS, "text", width))
+        met = ("text", IMAGE) if self.images else ("text",)
+        return total(layers(self.attn2, TOKENS), *(attention(TOKENS, axis, width) for axis in met))
 
 
 class Final(nn.Module):

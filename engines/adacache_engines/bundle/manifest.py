@@ -4,7 +4,7 @@ Everything that distinguishes one family of models from another is a value here,
 needs to know no family. Within schema version 1, fields may be added with a default; anything else makes a new version.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
@@ -16,6 +16,10 @@ from adacache_engines.bundle.conditioning import conditioning_of as conditioning
 from adacache_engines.bundle.entries import Check as Check
 from adacache_engines.bundle.entries import Entry
 from adacache_engines.bundle.entries import Graph as Graph
+from adacache_engines.bundle.image_rule import IMAGE as IMAGE
+from adacache_engines.bundle.image_rule import IMAGE_STATES as IMAGE_STATES
+from adacache_engines.bundle.image_rule import ImageRule as ImageRule
+from adacache_engines.bundle.image_rule import check_image_rule
 from adacache_engines.bundle.latent_space import FrameRule as FrameRule
 from adacache_engines.bundle.latent_space import LatentSpace as LatentSpace
 from adacache_engines.bundle.names import BundlePath, Nbytes, Sha256
@@ -140,7 +144,7 @@ class CheckpointEntry(Entry):
     sha256: Sha256
 
 
-PartName = Literal["text_encoder", "vae"]
+PartName = Literal["text_encoder", "image_encoder", "vae"]
 
 
 class Manifest(Entry):
@@ -169,6 +173,8 @@ class Manifest(Entry):
         guidance: rule by which a call evaluates conditionings.
         latent: relation between pixels and latents, and the graphs between them.
         text: rule by which a prompt becomes captions, and the text encoder.
+        image: rule by which an image becomes states that the model attends to, and the image encoder; None = the model
+            attends to none.
         weights: path of the model's weights file.
         part_weights: part -> path of its weights file.
         checkpoint: files that the weights came from.
@@ -195,6 +201,7 @@ class Manifest(Entry):
     guidance: GuidanceRule
     latent: LatentSpace
     text: TextRule
+    image: ImageRule | None = None
     weights: BundlePath
     part_weights: dict[PartName, BundlePath] = Field(default_factory=dict)
     checkpoint: CheckpointEntry
@@ -210,8 +217,8 @@ class Manifest(Entry):
         return [*(stage.graph for stage in self.stages), *self.arithmetic.values(), *self.signal_graphs()]
 
     def graphs(self) -> list[Graph]:
-        """Return the graphs of the loop, and of the text encoder and the VAE where the bundle has them."""
-        return [*self.loop_graphs(), *self.part_graphs("text_encoder"), *self.part_graphs("vae")]
+        """Return the graphs of the loop, and of the parts that the bundle has."""
+        return [*self.loop_graphs(), *(graph for part in get_args(PartName) for graph in self.part_graphs(part))]
 
     def vae_graphs(self) -> list[Graph]:
         """Return the graphs of the VAE's decoder, then of its encoder."""
@@ -219,8 +226,14 @@ class Manifest(Entry):
         return [*latent.first_decoding, *latent.decoding, *latent.first_encoding, *latent.encoding]
 
     def part_graphs(self, part: PartName) -> list[Graph]:
-        """Return the graphs of the text encoder or the VAE; none where the bundle has no such part."""
-        return [*self.text.encoder_stages] if part == "text_encoder" else self.vae_graphs()
+        """Return the graphs of a part; none where the bundle has no such part."""
+        image = () if self.image is None else self.image.encoder_stages
+        graphs: dict[PartName, Sequence[Graph]] = {
+            "text_encoder": self.text.encoder_stages,
+            "image_encoder": image,
+            "vae": self.vae_graphs(),
+        }
+        return [*graphs[part]]
 
     def weight_files(self) -> dict[str, str]:
         """Return the path of the file with each graph's weights, by the graph's name."""
@@ -275,6 +288,7 @@ class Manifest(Entry):
         shown = conditioning_of(self.stages)
         if self.conditioning != shown and (self.conditioning, shown) != ("not-exported", "none"):
             raise ValueError(f"conditioning is {self.conditioning}, and the inputs of the stages are those of {shown}")
+        check_image_rule(self.image, self.stages)
         lacking = [part for part in get_args(PartName) if self.part_graphs(part) and part not in self.part_weights]
         if lacking:
             raise ValueError(f"part_weights does not name the weights of {', '.join(lacking)}")

@@ -10,7 +10,7 @@ Each part is one value, MIN..MAX, or MIN..USUAL..MAX. Plans run at every size in
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from adacache_engines.bundle.manifest import Graph, LatentSpace, Manifest, VideoDefaults
+from adacache_engines.bundle.manifest import IMAGE, Graph, LatentSpace, Manifest, VideoDefaults
 from adacache_engines.bundle.video_sizes import Size, durations_of, frames_of, named, size_of
 from adacache_engines.errors import InputError, OutOfRangeError
 
@@ -37,6 +37,8 @@ def shape_profile(manifest: Manifest, name: str) -> ShapeProfile:
     longest = manifest.text.max_length
     pairs = max(profile["patch_frames"][2] - 1, 1)
     profile |= {"text": (1, longest, longest), "calls": (1, 1, REMEMBERED), "pairs": (1, pairs, pairs)}
+    if manifest.image is not None:
+        profile[IMAGE] = (manifest.image.tokens,) * 3
     for axis, (least, usual, most) in profile.items():
         if not least <= usual <= most:
             raise InputError(f"profile {name!r} goes down: {axis} {least}, {usual}, {most}; write smaller values first")

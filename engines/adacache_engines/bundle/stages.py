@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from adacache_engines.bundle.entries import Entry, Graph
 from adacache_engines.bundle.tensors import TensorSpec
 
-Role = Literal["text", "positions", "embed", "block", "final"]
+Role = Literal["text", "image", "positions", "embed", "block", "final"]
 ProbeRole = Literal["default", "block_input", "time", "time_modulation"]
 
 
@@ -41,10 +41,10 @@ class StageEntry(Entry):
 
     Attributes:
         graph: the stage's graph. Its ``independent_axes`` say how the stage's work can be divided.
-        role: ``text`` projects captions, or makes of them what a block takes; ``positions`` makes tensors that depend
-            on sizes only; ``embed`` turns latents into the hidden state; a ``block`` has the form hidden' =
-            hidden + r(hidden, ...), so that a policy may reuse its residual; ``final`` turns the hidden state into a
-            prediction.
+        role: ``text`` projects captions, or makes of them what a block takes; ``image`` does the same with states of an
+            image; ``positions`` makes tensors that depend on sizes only; ``embed`` turns latents into the hidden state;
+            a ``block`` has the form hidden' = hidden + r(hidden, ...), so that a policy may reuse its residual;
+            ``final`` turns the hidden state into a prediction.
         per_generation: whether the stage runs once in a generation; else it runs in each call.
         kind: kind of a block, such as ``spatial``. Another stage has it, and an index, where it prepares that block: it
             runs once in a generation, and what it makes goes to the stages of that block alone. None = it makes what

@@ -10,6 +10,8 @@ from adacache_engines.errors import InputError
 from adacache_runtime.media.arrays import read_arrays
 from adacache_runtime.request import Captions
 
+FURTHER = ("mask", "noise", "video_condition", "image_states")
+
 
 def read_captions(path: Path) -> Captions:
     """Read captions: ``embeddings`` (n, length, width), optional ``mask`` (n, length) and ``negative``.
@@ -26,13 +28,13 @@ def read_captions(path: Path) -> Captions:
 def read_latents(path: Path) -> dict[str, NDArray[np.float32]]:
     """Read ``latents`` (n, channels, frames, height, width), and further arrays where the file has them.
 
-    These are ``mask``, ``noise`` and ``video_condition``, which are fields of a :class:`Request` under these names.
+    These are the arrays of :data:`FURTHER`, which are fields of a :class:`Request` under these names.
 
     Raises:
         InputError: the file cannot be read, or an array is missing or holds no numbers.
     """
     arrays = _arrays(path)
-    names = ["latents", *(name for name in ("mask", "noise", "video_condition") if name in arrays)]
+    names = ["latents", *(name for name in FURTHER if name in arrays)]
     return {name: _number(path, arrays, name, "bfiu" if name == "mask" else "fiu") for name in names}
 
 

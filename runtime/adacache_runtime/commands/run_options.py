@@ -58,7 +58,8 @@ def run_parser() -> argparse.ArgumentParser:
         "generate, 0 = keep the frame that is in latents, in between the edit ratio; with it optional noise (steps, n, "
         "channels, frames, height, width), what the sampler would draw at each step. For a model that starts from an "
         "image, optional video_condition (channels, frames, height, width) instead of it: mask and latents of the "
-        "video that begins with it",
+        "video that begins with it; and, where the model also attends to states of the image, image_states (states, "
+        "width) of an encoder of your own",
     )
     _add_given(parser)
     sampling = parser.add_argument_group("sampling and caching").add_argument

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from adacache_engines.bundle.manifest import LatentSpace, Manifest
 from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_runtime.conditioning.image_states import check_image_states
 from adacache_runtime.conditioning.masks import check_conditioned
 from adacache_runtime.conditioning.references import Placement, alignment, latent_index, mask_of, snapped
 from adacache_runtime.media.frames import Frames
@@ -85,7 +86,8 @@ def check_images(manifest: Manifest, request: Request) -> None:
     """Check that a request has an image where the model starts from one, and none where it cannot have one.
 
     Raises:
-        InputError: the image is missing; or the model takes none, or the bundle has no encoder of pixels.
+        InputError: the image is missing; or the model takes none, or the bundle has no encoder of pixels, or none of
+            the states that the model attends to.
     """
     starts_from_image = manifest.conditioning == "encoded-video"
     if request.images:
@@ -94,6 +96,7 @@ def check_images(manifest: Manifest, request: Request) -> None:
         check_encoder(manifest.latent)
     elif starts_from_image and request.video_condition is None:
         raise InputError("this model starts from an image, and none is given: give one with --image FILE (image=)")
+    check_image_states(manifest, request)
 
 
 def clip_frames(space: LatentSpace) -> int:

@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # a process that only resizes an image starts in half the tim
     from adacache_engines.bundle.latent_space import ResizeRule
 
 Floats = NDArray[np.float32]
+NARROWEST = 100  # largest ratio of an image's sides where its middle is taken of a resized whole
 
 # FFmpeg's names of what it may take a file for. Left to guess, it accepts playlists and lists of files, and opens the
 # other files and addresses that these name; none of these formats names any.
@@ -123,6 +124,49 @@ def resize_image(image: Frames, height: int, width: int, rule: "ResizeRule") -> 
     return _filled(image[0], height, width) if rule == "fill" else _stretched(image, height, width)
 
 
+def middle_square(image: Frames, shorter: int, side: int) -> Frames:
+    """Return the middle of an image whose shorter side Pillow's bicubic filter resizes to a number of pixels.
+
+    The longer side keeps the image's aspect. Source: transformers, ``CLIPImageProcessor``.
+
+    Args:
+        image: image (1, height, width, 3) RGB.
+        shorter: pixels of the shorter side.
+        side: pixels of each side of the middle, at most ``shorter``.
+
+    Returns:
+        (1, side, side, 3) RGB.
+
+    Raises:
+        InputError: the image is so narrow that its resized whole would take much memory.
+    """
+    from PIL import Image  # only here and below, so that who gives no pictures needs no library for them
+
+    _, height, width, _ = image.shape
+    if max(height, width) > NARROWEST * min(height, width):
+        raise InputError(
+            f"an image of {width}x{height} pixels is too narrow for this model; give one whose longer side is at most"
+            f" {NARROWEST} times the other"
+        )
+    longer = int(shorter * max(height, width) / min(height, width))
+    size = (shorter, longer) if width <= height else (longer, shorter)
+    left, top = ((have - side) // 2 for have in size)
+    resized = Image.fromarray(image[0]).resize(size, Image.Resampling.BICUBIC)
+    return np.asarray(resized.crop((left, top, left + side, top + side)))[None]
+
+
+def stacked(pictures: Sequence[Frames]) -> Frames:
+    """Return images (1, height, width, 3) of different sizes as one array.
+
+    Each is in the upper left corner of its frame, and black is beside it.
+    """
+    height, width = (max(picture.shape[axis] for picture in pictures) for axis in (1, 2))
+    whole = np.zeros((len(pictures), height, width, 3), np.uint8)
+    for frame, picture in zip(whole, pictures, strict=True):
+        frame[: picture.shape[1], : picture.shape[2]] = picture[0]
+    return whole
+
+
 def resize_to_fill(frames: Frames, height: int, width: int) -> Floats:
     """Return the middle of frames that are resized, with their aspect, until they fill a size.
 
@@ -183,7 +227,7 @@ def _filled(frame: Frames, height: int, width: int) -> Frames:
 
 def _stretched(frames: Frames, height: int, width: int) -> Frames:
     """Return frames (frames, height, width, 3) that Pillow resizes to a size."""
-    from PIL import Image  # only here and above, so that who gives no pictures needs no library for them
+    from PIL import Image
 
     made = [Image.fromarray(frame).resize((width, height), Image.Resampling.LANCZOS) for frame in frames]
     return np.stack([np.asarray(frame) for frame in made])

@@ -21,6 +21,7 @@ from adacache_engines.contract.dry_run import (
 )
 from adacache_engines.contract.engine import Backend
 from adacache_engines.errors import EngineError, OutOfRangeError
+from adacache_runtime.conditioning.image_states import encodes_image
 from adacache_runtime.denoising.assembly import assemble
 from adacache_runtime.denoising.experts import expert_graphs
 from adacache_runtime.denoising.stages import Engines
@@ -62,6 +63,7 @@ class MemoryEstimate:
             None = the model is one transformer.
         encoder: weights of the text encoder that are loaded at once, before the run only; 0 where the run needs none,
             has none here, or the bundle does not say. Its activations are those of one prompt, and not counted.
+        image_encoder: the same of the encoder whose states of an image the model attends to.
         pixel_encoder: weights of the encoder of images and clips, and what it encodes them in; it is there before
             the run only. 0 where nothing is to be encoded.
         pixel_encoder_arena: its activations; None = they grow as needed.
@@ -83,6 +85,7 @@ class MemoryEstimate:
 
     weights: int
     encoder: int
+    image_encoder: int
     pixel_encoder: int
     pixel_encoder_arena: int | None
     decoder: int
@@ -105,7 +108,7 @@ class MemoryEstimate:
     @property
     def before(self) -> int:
         """Bytes that encoders take, one at a time, before the run allocates its own."""
-        return max(self.encoder, self.pixel_encoder + (self.pixel_encoder_arena or 0))
+        return max(self.encoder, self.image_encoder, self.pixel_encoder + (self.pixel_encoder_arena or 0))
 
     @property
     def after(self) -> int:
@@ -121,6 +124,7 @@ class MemoryEstimate:
 KINDS: Mapping[str, str] = {
     "weights": "weights of the engines",
     "encoder": "weights of the text encoder, before the run",
+    "image_encoder": "weights of the image encoder, before the run",
     "pixel_encoder": "encoder of pixels and its buffers, before the run",
     "pixel_encoder_arena": "activations of the encoder of pixels",
     "decoder": "decoder and its buffers, after the run",
@@ -172,6 +176,9 @@ def estimate_memory(
         weights_with_offload=one if several else None,
         weights_without_offload=together if several else None,
         encoder=_most_weights(backend, manifest.part_graphs("text_encoder")) if encodes else 0,
+        image_encoder=_most_weights(backend, manifest.part_graphs("image_encoder"))
+        if encodes_image(manifest, request)
+        else 0,
         pixel_encoder=encoder.held,
         pixel_encoder_arena=encoder.arena,
         decoder=decoder.held,
@@ -299,7 +306,7 @@ def _part_memory(
 
 
 def _most_weights(backend: Backend, graphs: Sequence[Graph]) -> int:
-    """Return the bytes of weights of the largest graph: a text encoder's graphs are loaded one at a time."""
+    """Return the bytes of weights of the largest graph: those of encoders of text and images are loaded in turn."""
     return max((_weights(backend, [graph]) for graph in graphs), default=0)
 
 

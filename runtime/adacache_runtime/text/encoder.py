@@ -3,18 +3,12 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from adacache_engines.bundle.manifest import TextRule
-from adacache_engines.bundle.tensors import NUMPY_DTYPES
-from adacache_engines.contract.device import Buffer
 from adacache_engines.contract.engine import Backend
+from adacache_runtime.chain import States, run_chain
 from adacache_runtime.text.embedding_cache import EmbeddingCache
 from adacache_runtime.text.tokenizer import Tokens
-
-HIDDEN, HIDDEN_OUT = "hidden", "hidden_out"  # what one graph of the chain gives and the next one takes
-
-States = NDArray[np.float32]
 
 
 def encode(
@@ -22,9 +16,8 @@ def encode(
 ) -> list[States]:
     """Return the states (prompts, length, width) of each of ``texts``.
 
-    Every prompt is encoded by itself, and once, so its states do not depend on what is beside it. The encoder is
-    loaded one graph after another, each let go of before the next: it is often larger than the model. Nothing is
-    loaded where the cache has all prompts.
+    Every prompt is encoded by itself, and once, so its states do not depend on what is beside it. Nothing is loaded
+    where the cache has all prompts.
     """
     rows = {_key(row): row for tokens in texts for row in _rows(tokens)}
     states = {key: found for key, row in rows.items() if cache and (found := cache.get(row)) is not None}
@@ -53,18 +46,6 @@ def _key(row: Tokens) -> tuple[bytes, bytes]:
 
 def _run(rule: TextRule, backend: Backend, rows: Sequence[Tokens]) -> list[States]:
     """Run the encoder; return the states (length, width) of each row."""
-    device, sizes = backend.device, {"batch": 1, "text": rule.max_length}
-    held: list[dict[str, Buffer]] = [{} for _ in rows]  # by tensor
-    for index, graph in enumerate(rule.encoder_stages):
-        engine = backend.load(graph)
-        for row, tensors in zip(rows, held, strict=True):
-            made = [*graph.outputs, *([] if index else graph.inputs)]
-            tensors |= {spec.name: device.empty(spec.shape(sizes), NUMPY_DTYPES[spec.dtype]) for spec in made}
-            if not index:
-                tensors["tokens"].write(row.ids)
-                tensors["mask"].write(row.mask)
-            engine.bind({spec.name: tensors[spec.name] for spec in (*graph.inputs, *graph.outputs)})()
-            if HIDDEN_OUT in tensors:
-                tensors[HIDDEN] = tensors.pop(HIDDEN_OUT)
-        del engine
-    return [tensors["captions"].read()[0].astype(np.float32) for tensors in held]
+    given = [{"tokens": row.ids, "mask": row.mask} for row in rows]
+    made = run_chain(rule.encoder_stages, backend, {"batch": 1, "text": rule.max_length}, given)
+    return [states[0] for states in made]

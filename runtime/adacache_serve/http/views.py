@@ -2,6 +2,7 @@
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.video_sizes import durations_of, usual_aspect
+from adacache_runtime.conditioning.image_states import can_encode_images
 from adacache_runtime.denoising.segments import guidance_scales
 from adacache_runtime.policy_names import available_policies
 from adacache_runtime.samplers.registry import samplers_of
@@ -40,7 +41,9 @@ def model_of(name: str, bundle: Bundle) -> Model:
         samplers=sorted(samplers_of(manifest), key=lambda other: other != sampler.name),
         policies=[Policy(name=info.name, note=info.note, why_not=info.why_not) for info in available_policies(bundle)],
         negative_prompt=manifest.guidance.null_captions is None,
-        image=manifest.conditioning in ("kept-frames", "encoded-video") and can_encode(manifest.latent),
+        image=manifest.conditioning in ("kept-frames", "encoded-video")
+        and can_encode(manifest.latent)
+        and can_encode_images(manifest.image),
         image_required=manifest.conditioning == "encoded-video",
     )
 

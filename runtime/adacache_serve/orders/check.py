@@ -18,6 +18,7 @@ from adacache_runtime.caching.policy import Policy
 from adacache_runtime.caching.presets import PRESETS, policy_from
 from adacache_runtime.checking import check as check_request
 from adacache_runtime.conditioning.given_frames import check_images
+from adacache_runtime.conditioning.image_states import can_encode_images
 from adacache_runtime.media.frames import Frames
 from adacache_runtime.request import Request
 from adacache_runtime.settled import Settled, settle
@@ -46,10 +47,13 @@ def check_servable(folder: Path, manifest: Manifest) -> None:
     """Check that a bundle turns prompts into videos.
 
     Raises:
-        InputError: the bundle in this folder has no text encoder or no decoder.
+        InputError: the bundle in this folder has no text encoder, no decoder, or no image encoder although its model
+            attends to states of an image.
     """
     if not manifest.text.encoder_stages:
         raise InputError(f"{folder} has no text encoder: add one with adacache-export {folder} --text-encoder DIR")
+    if not can_encode_images(manifest.image):
+        raise InputError(f"{folder} has no image encoder: add one with adacache-export {folder} --image-encoder DIR")
     if manifest.latent.decoder == "none":
         raise InputError(f"{folder} has no decoder: add one with adacache-export {folder} --vae DIR")
 
@@ -88,7 +92,8 @@ def request_of(order: CreateVideo, bundle: Bundle, settings: Settings, image: Fr
 
     Args:
         order, bundle, settings: as of :func:`check`.
-        image: the image of the order, (1, height, width, 3) RGB; None = no image.
+        image: the image of the order, (1, height, width, 3) RGB, or as
+            :func:`adacache_serve.orders.images.image_of_order` returns it; None = no image.
 
     Raises:
         FieldError: a field is not possible, or exceeds a limit of the server.
@@ -98,7 +103,14 @@ def request_of(order: CreateVideo, bundle: Bundle, settings: Settings, image: Fr
         with _blaming(field):
             request = apply(request, order, bundle.manifest)
     _check_limits(request, bundle.manifest, settings)
-    return request if image is None else replace(request, images=(image[0],), image_at=(order.image_at,))
+    if image is None:
+        return request
+    given: dict[str, Any] = {"images": (image[0],), "image_at": (order.image_at,)}
+    if len(image) > 1 and (rule := bundle.manifest.image) is not None:
+        usual = bundle.manifest.video
+        height, width = request.height or usual.height, request.width or usual.width
+        given |= {"images": (image[0, :height, :width],), "image_square": image[1, : rule.side, : rule.side]}
+    return replace(request, **given)
 
 
 def _check_limits(request: Request, manifest: Manifest, settings: Settings) -> None:

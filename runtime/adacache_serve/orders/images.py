@@ -3,6 +3,7 @@
 import base64
 import binascii
 import io
+import math
 import os
 import re
 import subprocess
@@ -50,14 +51,16 @@ def image_of_order(
         given_up: as of :func:`decode_image`.
 
     Returns:
-        (1, height, width, 3) RGB.
+        As of :func:`decode_image`, with what the image encoder sees where the model attends to states of the image.
 
     Raises:
         FieldError: as of :func:`decode_image`.
     """
+    manifest = bundle.manifest
+    square = None if manifest.image is None else (manifest.image.shorter, manifest.image.side)
     try:
         content = decoded_base64(image) if isinstance(image, str) else image
-        return decode_image(content, settled.height, settled.width, bundle.manifest.latent.resize, given_up)
+        return decode_image(content, settled.height, settled.width, manifest.latent.resize, given_up, square)
     except InputError as error:
         raise FieldError("image", str(error)) from error
 
@@ -79,7 +82,12 @@ def decoded_base64(text: str) -> bytes:
 
 
 def decode_image(
-    content: bytes, height: int, width: int, rule: ResizeRule, given_up: threading.Event | None = None
+    content: bytes,
+    height: int,
+    width: int,
+    rule: ResizeRule,
+    given_up: threading.Event | None = None,
+    square: tuple[int, int] | None = None,
 ) -> Frames:
     """Decode the content of an image file, and resize the image as the runtime does it.
 
@@ -88,9 +96,10 @@ def decode_image(
         height, width: size of the video in pixels.
         rule: rule by which the image gets that size, see :func:`adacache_runtime.media.pictures.resize`.
         given_up: set when nobody waits for the image any more; the process is killed then.
+        square: ``shorter`` and ``side`` of :func:`adacache_runtime.media.pictures.middle_square`; None = without it.
 
     Returns:
-        (1, height, width, 3) RGB.
+        (1, height, width, 3) RGB; or with ``square`` both, as :func:`adacache_runtime.media.pictures.stacked` has them.
 
     Raises:
         InputError: the content is not an image, or takes too much memory or time; or it was given up.
@@ -104,7 +113,7 @@ def decode_image(
         image.flush()
         image.seek(0)
         process = subprocess.Popen(  # noqa: S603 - the same interpreter, and a module of this package
-            [*PROGRAM, codec, str(height), str(width), rule],
+            [*PROGRAM, codec, str(height), str(width), rule, *map(str, square or ())],
             stdin=image,
             stdout=pixels,
             stderr=subprocess.DEVNULL,
@@ -123,9 +132,11 @@ def decode_image(
             )
         pixels.seek(0)
         read = np.fromfile(pixels, np.uint8)
-    if status or read.size != 3 * height * width:
+    side = square[1] if square else 0
+    shape = (2 if square else 1, max(height, side), max(width, side), 3)
+    if status or read.size != math.prod(shape):
         raise InputError(REFUSED)
-    return read.reshape(1, height, width, 3)
+    return read.reshape(shape)
 
 
 def _memory_file() -> BinaryIO:
@@ -157,7 +168,7 @@ def _environment() -> dict[str, str]:
 
 
 def write_image(path: Path, image: Frames) -> None:
-    """Store an image at a video's size, (1, height, width, 3) RGB, for :func:`read_image`.
+    """Store an image as :func:`decode_image` returns it, for :func:`read_image`.
 
     Raises:
         OSError: the disk is full or does not work; nothing is left there.

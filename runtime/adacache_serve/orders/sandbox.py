@@ -1,6 +1,6 @@
 """The process in which images from clients are decoded and resized, with little memory, little time and no secrets.
 
-    python -m adacache_serve.orders.sandbox CODEC HEIGHT WIDTH RULE < image > pixels
+    python -m adacache_serve.orders.sandbox CODEC HEIGHT WIDTH RULE [SHORTER SIDE] < image > pixels
 
 It cannot open any file, so that whatever an image refers to, nothing but the image itself is read. And the content goes
 to one of FFmpeg's decoders as it is, past its demuxers, which would take a playlist for a picture. An image may still
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import av
 import numpy as np
 
+from adacache_engines.errors import InputError
 from adacache_runtime.media.frames import Frames
-from adacache_runtime.media.pictures import resize_image
+from adacache_runtime.media.pictures import middle_square, resize_image, stacked
 
 if TYPE_CHECKING:
     from adacache_engines.bundle.latent_space import ResizeRule
@@ -31,20 +32,25 @@ NOT_RESIZED = 3  # exit status: the image was decoded, and takes too much at the
 PIXEL = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg==")
 
 
-def main(codec: str, height: int, width: int, rule: "ResizeRule") -> None:
+def main(codec: str, height: int, width: int, rule: "ResizeRule", square: tuple[int, int] | None = None) -> None:
     """Decode the image on standard input, and write its pixels (height, width, 3) RGB to standard output.
 
     Args:
         codec: name of FFmpeg's decoder for the image.
         height, width: size of the video in pixels.
         rule: rule by which the image gets that size, see :func:`adacache_runtime.media.pictures.resize`.
+        square: ``shorter`` and ``side`` of :func:`adacache_runtime.media.pictures.middle_square`, which is written too,
+            as :func:`adacache_runtime.media.pictures.stacked` puts both together; None = it is not.
     """
     resize_image(decoded(PIXEL, "png"), 2, 2, rule)
-    set_limits(height * width * 3)
+    side = square[1] if square else 0
+    set_limits(max(height, side) * max(width, side) * 3 * (2 if square else 1))
     image = decoded(sys.stdin.buffer.read(), codec)
     try:
         pixels = resize_image(image, height, width, rule)
-    except MemoryError:
+        if square is not None:
+            pixels = stacked([pixels, middle_square(image, *square)])
+    except (MemoryError, InputError):
         raise SystemExit(NOT_RESIZED) from None
     sys.stdout.buffer.write(np.ascontiguousarray(pixels).data)
     sys.stdout.buffer.flush()
@@ -80,5 +86,5 @@ def decoded(content: bytes, codec: str) -> Frames:
 
 
 if __name__ == "__main__":
-    _, chosen, rows, columns, by = sys.argv
-    main(chosen, int(rows), int(columns), by)  # type: ignore[arg-type]
+    _, chosen, rows, columns, by, *more = sys.argv
+    main(chosen, int(rows), int(columns), by, (int(more[0]), int(more[1])) if more else None)  # type: ignore[arg-type]

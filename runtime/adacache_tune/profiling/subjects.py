@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adacache_engines.bundle.files import Bundle
-from adacache_engines.bundle.manifest import Graph, Manifest
+from adacache_engines.bundle.manifest import Graph, Manifest, PartName
 from adacache_engines.bundle.shape_profiles import check_profiles
 from adacache_engines.bundle.tensors import INPUT_RANGES, NUMPY_DTYPES, TensorSpec
 from adacache_engines.errors import InputError, OutOfRangeError
@@ -39,7 +39,7 @@ def subjects(manifest: Manifest, only: Sequence[str], encoder: bool) -> list[Sub
     Args:
         manifest: manifest of the bundle.
         only: names of engines; all engines if empty.
-        encoder: whether to include the text encoder, where there is one.
+        encoder: whether to include the encoders of text and images, where there are any.
 
     Raises:
         InputError: the bundle has no engine of a name; the message lists the names.
@@ -47,7 +47,8 @@ def subjects(manifest: Manifest, only: Sequence[str], encoder: bool) -> list[Sub
     known = [Subject(stage.graph, "block" if stage.block else "stage") for stage in manifest.stages]
     known += [Subject(graph, "reuse" if name == REUSE else "arithmetic") for name, graph in manifest.arithmetic.items()]
     known += [Subject(graph, "arithmetic") for graph in manifest.signal_graphs()]
-    chain = [Subject(graph, "encoder") for graph in manifest.text.encoder_stages]
+    encoders: tuple[PartName, ...] = ("text_encoder", "image_encoder")
+    chain = [Subject(graph, "encoder") for part in encoders for graph in manifest.part_graphs(part)]
     if encoder or any(subject.name in only for subject in chain):
         known = [*chain, *known]
     names = [subject.name for subject in known]
@@ -100,7 +101,7 @@ def sizes_of(bundle: Bundle, request: Request, text: int) -> dict[str, int]:
 
 
 def subject_sizes(manifest: Manifest, subject: Subject, sizes: Mapping[str, int]) -> Mapping[str, int]:
-    """Return the sizes of a subject's own axes; the text encoder has one prompt at a time, as long as text may be."""
+    """Return the sizes of a subject's own axes; encoders have one prompt at a time, as long as text may be."""
     if subject.kind != "encoder":
         return sizes
     return {**sizes, "batch": 1, "text": manifest.text.max_length}

@@ -40,7 +40,7 @@ print(peak() - before)
 @pytest.mark.parametrize("tokens", [1560, 3600], ids=["480p", "720p"])
 def test_a_block_of_a_whole_video_writes_out_no_scores(tokens: int, tmp_path: Path) -> None:
     """81 frames are 32,760 tokens at 480p and 75,600 at 720p: the scores of one head take 4.3 and 23 GB."""
-    from adacache_export.families.wan.transformer import WanConfig
+    from adacache_export.families.wan.config import WanConfig
 
     config = WanConfig(num_attention_heads=1, attention_head_dim=12, ffn_dim=16, text_dim=8, num_layers=1)
     graph = write_block(tmp_path, config)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from adacache_export.commands.export import main as export
 from adacache_export.families.registry import FAMILIES
-from adacache_export.families.wan.transformer import WanConfig
+from adacache_export.families.wan.config import WanConfig
 
 CONFIG = {
     "_class_name": "WanTransformer3DModel",
@@ -99,3 +99,19 @@ def test_what_cannot_be_exported_is_told_in_a_line(
     assert [line for line in lines if line.startswith("adacache-export: ")] == lines[-1:]
     assert told in lines[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
+
+
+def test_an_image_encoder_that_the_model_has_no_use_for_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that the folder names is left out, in a sentence."""
+    command = [str(folder), "-o", str(tmp_path / "bundle"), "--backend", "onnxruntime"]
+    assert export([*command, "--image-encoder", str(folder)]) == 1
+    assert "this model attends to no states of an image; leave the option out" in capsys.readouterr().err
+    for name in ("image_encoder", "image_processor"):
+        (folder / name).mkdir()
+    named = {name: ["transformers", "CLIP"] for name in ("image_encoder", "image_processor")}
+    write_json(folder / "model_index.json", boundary_ratio=0.875, **named)
+    assert export([*command, "--vae", str(folder / "none")]) == 1  # so that nothing is exported
+    assert "left out the image encoder, because this model attends to no states" in "".join(capsys.readouterr())
+    assert not (tmp_path / "bundle").exists()

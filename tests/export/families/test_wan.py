@@ -1,16 +1,19 @@
 """Wan's stages in torch against diffusers' transformer, its configurations, and its layouts."""
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from adacache_engines.bundle.manifest import VIDEO_CONDITION
+from adacache_engines.bundle.manifest import IMAGE_STATES, VIDEO_CONDITION
 from adacache_engines.errors import CheckpointError
+from adacache_export.checkpoint import Checkpoint, check
 from adacache_export.checkpoint.pipeline_folder import PipelineConfigs
 from adacache_export.families.registry import FAMILIES, own_name, recognise
-from adacache_export.families.wan.published import published
-from adacache_export.families.wan.transformer import WanConfig
+from adacache_export.families.wan.config import WanConfig
+from adacache_export.families.wan.published import FLOW, published
 from adacache_export.stages import run_stages
 from tests.helpers.tiny_models import wan
 
@@ -110,6 +113,7 @@ def test_the_released_sizes() -> None:
     sizes = {
         "1.3B": (WanConfig(num_attention_heads=12, ffn_dim=8960, num_layers=30), 1_418_996_800),
         "14B": (WanConfig(), 14_288_491_584),
+        "I2V-14B": (OF_STATES, 16_394_878_784),
     }
     for config, count in sizes.values():
         shapes = FAMILY.expected(config)
@@ -128,7 +132,9 @@ def test_the_configuration_of_diffusers_and_of_the_original(weights: Any, config
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"image_dim": 1280}, "Wan2.1-I2V"),
+        ({"image_dim": 1280}, "attends to states of an image, of width 1280, and has no channels for an encoded"),
+        ({"image_dim": "wide"}, "image_dim is 'wide', expected a positive whole number"),
+        ({"pos_embed_seq_len": 514}, "a model of first and last frames is not supported"),
         ({"in_channels": 36}, "in_channels is 36"),
         ({"qk_norm": "layer_norm"}, "qk_norm"),
         ({"num_attention_heads": 3}, "num_attention_heads is 3"),
@@ -159,6 +165,54 @@ def test_an_encoded_video_beside_the_latents_is_one_for_all_samples() -> None:
     assert (made - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
+OF_IMAGES = {"in_channels": 36, "image_dim": 14, "added_kv_proj_dim": 24}
+
+
+@pytest.mark.parametrize("granularity", ["block", "module"])
+def test_blocks_also_attend_to_states_of_an_image(granularity: Any) -> None:
+    """All samples share the states, and so the keys and values that each block makes of them."""
+    original = wan.transformer(**OF_IMAGES)
+    state = original.state_dict()
+    config = FAMILY.config_from(dict(original.config), shapes_of(state))
+    assert config == FAMILY.config_from(asdict(config), FAMILY.expected(config))
+    stages = FAMILY.stages(config, granularity=granularity)
+    for stage in stages:
+        stage.module.load_state_dict({name: state[key] for name, key in stage.keys().items()})
+    assert {key for stage in stages for key in stage.keys().values()} == {*state}
+    of_image = [stage for stage in stages if stage.role == "image"]
+    assert [stage.name for stage in of_image] == ["image", "joint.00.image", "joint.01.image"]
+    assert {spec.axes[0] for stage in of_image for spec in (*stage.inputs, *stage.outputs)} == {1}
+    assert all(stage.per_generation for stage in of_image)
+    torch.manual_seed(0)
+    latents, captions, beside = torch.randn(2, 16, 3, 4, 6), torch.randn(2, 512, 20), torch.randn(1, 20, 3, 4, 6)
+    states, timestep = torch.randn(1, 9, 14), torch.tensor([500.0, 250.0])
+    given = {"latents": latents, "captions": captions, "timestep": timestep, VIDEO_CONDITION: beside}
+    with torch.no_grad():
+        made = run_stages(stages, {**given, IMAGE_STATES: states})["prediction"]
+        other = run_stages(stages, {**given, IMAGE_STATES: -states})["prediction"]
+        both = torch.cat([latents, beside.expand(2, -1, -1, -1, -1)], 1)
+        expected = original(both, timestep, captions, states.expand(2, -1, -1)).sample
+    assert (made - expected).abs().max() <= 1e-5 * expected.abs().max()
+    assert (made - other).abs().max() > 1e-3 * expected.abs().max()
+
+
+def test_models_of_first_and_last_frames_are_refused_by_their_tensors() -> None:
+    original = wan.transformer(**OF_IMAGES, pos_embed_seq_len=18)
+    names = ["img_emb.emb_pos", "condition_embedder.image_embedder.pos_embed"]
+    assert own_name("wan", names[0]) == names[1]
+    with pytest.raises(CheckpointError, match="a model of first and last frames is not supported"):
+        FAMILY.config_from(None, shapes_of(original.state_dict()))
+
+
+def test_a_norm_that_nothing_reads_is_left_out() -> None:
+    """Wan2.1-I2V is published with it in diffusers' layout."""
+    original = wan.transformer(**OF_IMAGES)
+    state = original.state_dict()
+    config = FAMILY.config_from(dict(original.config), shapes_of(state))
+    more = {**state, "blocks.1.attn2.norm_added_q.weight": torch.ones(24)}
+    check(Checkpoint(more, (Path("a"),)), FAMILY.expected(config), FAMILY.OPTIONAL_KEYS)
+
+
 def test_other_numbers_of_channels_are_refused() -> None:
     original = wan.transformer(in_channels=52)
     with pytest.raises(CheckpointError, match=r"52 channels and gives 16, .* expected 16, .* or 36,") as caught:
@@ -168,6 +222,7 @@ def test_other_numbers_of_channels_are_refused() -> None:
 
 EXPERTS = {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875}
 IMAGE_TO_VIDEO = WanConfig(in_channels=36)
+OF_STATES = WanConfig(in_channels=36, image_dim=1280)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +236,7 @@ IMAGE_TO_VIDEO = WanConfig(in_channels=36)
         (WanConfig(), {"expand_timesteps": False}, {}, ("t2v-14b", 8, 1, 5.0, 5.0, "never")),
         (IMAGE_TO_VIDEO, {**EXPERTS, "boundary_ratio": 0.9}, {}, ("i2v-a14b", 8, 2, 3.5, 5.0, "never")),
         (IMAGE_TO_VIDEO, {}, {}, ("i2v", 8, 1, 3.5, 5.0, "never")),
+        (OF_STATES, {}, {}, ("i2v-14b-720p", 8, 1, 5.0, 5.0, "never")),
     ],
 )
 def test_models_are_described_as_published(
@@ -191,6 +247,18 @@ def test_models_are_described_as_published(
     shift = made.sampler.timestep_shift
     found = (made.latent.spatial_factor, len(made.experts), made.sampler.guidance, shift, made.conditioned)
     assert (published(config, pipeline).model, *found) == expected
+
+
+@pytest.mark.parametrize(("shift", "height"), [(3.0, 480), (5.0, 720)])
+def test_models_of_one_architecture_differ_by_their_shift(shift: float, height: int) -> None:
+    scheduler = {"_class_name": "UniPCMultistepScheduler", "flow_shift": shift, **FLOW}
+    made = FAMILY.describe(OF_STATES, scheduler)
+    assert (made.video.height, made.sampler.timestep_shift, made.sampler.steps) == (height, shift, 40)
+    assert made.image is not None
+    assert (made.image.tokens, made.image.width) == (257, 1280)
+    assert {"teacache", "magcache-fast"} <= {*made.policies}
+    others = FAMILY.describe(OF_STATES, {**scheduler, "flow_shift": 8.0 - shift}).policies
+    assert made.policies["magcache-fast"] != others["magcache-fast"]
 
 
 def test_two_experts_divide_the_timesteps() -> None:
@@ -213,6 +281,10 @@ def test_videos_have_one_frame_more_than_a_multiple_of_four(frames: int, nearest
 def original_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The names of Wan's own repository."""
     pairs = [
+        ("condition_embedder.image_embedder.norm1", "img_emb.proj.0"),
+        ("condition_embedder.image_embedder.ff.net.0.proj", "img_emb.proj.1"),
+        ("condition_embedder.image_embedder.ff.net.2", "img_emb.proj.3"),
+        ("condition_embedder.image_embedder.norm2", "img_emb.proj.4"),
         ("condition_embedder.time_embedder.linear_1", "time_embedding.0"),
         ("condition_embedder.time_embedder.linear_2", "time_embedding.2"),
         ("condition_embedder.text_embedder.linear_1", "text_embedding.0"),
@@ -228,6 +300,9 @@ def original_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         ("ffn.net.2", "ffn.2"),
         ("norm2", "norm3"),
         ("proj_out", "head.head"),
+        (".add_k_proj.", ".k_img."),
+        (".add_v_proj.", ".v_img."),
+        (".norm_added_k.", ".norm_k_img."),
     ]
     named = {}
     for name, tensor in state.items():
@@ -239,10 +314,12 @@ def original_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return named
 
 
-def test_names_of_the_original_repository(weights: dict[str, torch.Tensor]) -> None:
+@pytest.mark.parametrize("changes", [{}, OF_IMAGES], ids=["text", "images"])
+def test_names_of_the_original_repository(changes: dict[str, Any]) -> None:
     """Diffusers' own converter translates the names alike."""
     from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
+    weights = wan.transformer(**changes).state_dict()
     published = original_names(weights)
     assert published.keys() != weights.keys()
     converted = convert_wan_transformer_to_diffusers(dict(published))

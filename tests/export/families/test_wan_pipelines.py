@@ -7,19 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from adacache_engines.bundle.files import read_manifest
-from adacache_export.commands.export import main as export
 from adacache_export.phases import Progress
 from adacache_export.verification.verify import verify
 from adacache_runtime.commands.run import main as run
 from adacache_runtime.trace import read_trace
 from tests.helpers.tiny_models import wan
-from tests.helpers.tiny_models.exporting import unlogged
-
-TOLERANCE = 1e-4  # relative
-STEPS, GUIDANCE = 8, 5.0
+from tests.helpers.tiny_models.wan_runs import GUIDANCE, STEPS, assert_alike, exported, made_by_run, run_command
 
 
 def euler() -> Any:
@@ -35,37 +30,6 @@ CASES: Mapping[str, tuple[dict[str, Any], dict[str, Any], int, int, int, float |
     "euler": ({"cross_attn_norm": False, "eps": 1e-5}, {"scheduler": euler}, 17, 16, 48, None),
     "experts": ({"num_layers": 1}, {"boundary": 0.875}, 9, 32, 32, 3.0),
 }
-
-
-def exported(pipeline: Any, folder: Path) -> Path:
-    """Save a pipeline, and export its folder."""
-    pipeline.save_pretrained(folder / "Wan2.1-Tiny")
-    with unlogged():
-        assert export([str(folder / "Wan2.1-Tiny"), "-o", str(folder / "bundle"), "--backend", "onnxruntime"]) == 0
-    return folder / "bundle"
-
-
-def run_command(
-    bundle: Path, folder: Path, frames: int, height: int, width: int, guidance_2: float | None = None, *others: object
-) -> list[str]:
-    """Return the arguments of ``adacache-run`` for the files that :func:`wan.inputs` wrote."""
-    command: list[object] = [bundle, "--latents", folder / "z.npz", "--text-embeddings", folder / "e.npz"]
-    command += ["--steps", STEPS, "--guidance", GUIDANCE, "--height", height, "--width", width, "--frames", frames]
-    command += [] if guidance_2 is None else ["--guidance-2", guidance_2]
-    command += [*others, "--save-latents", folder / "out.npz", "-o", folder / "frames.npz"]
-    return list(map(str, command))
-
-
-def made_by_run(bundle: Path, folder: Path, *asked: Any) -> NDArray[np.float32]:
-    """Return the latents that ``adacache-run`` makes; the arguments are those of :func:`run_command`."""
-    assert run(run_command(bundle, folder, *asked)) == 0
-    latents: NDArray[np.float32] = np.load(folder / "out.npz")["latents"]
-    return latents
-
-
-def assert_alike(latents: NDArray[np.float32], expected: NDArray[np.float32]) -> None:
-    assert np.isfinite(expected).all()
-    assert np.abs(latents - expected).max() <= TOLERANCE * np.abs(expected).max()
 
 
 @pytest.mark.slow
@@ -247,6 +211,11 @@ PUBLISHED: Mapping[str, tuple[dict[str, Any], dict[str, Any], set[str]]] = {
     "ti2v-5b": ({"in_channels": 48, "out_channels": 48}, {"expand": True}, {"magcache", "easycache"}),
     "t2v-a14b": ({}, {"boundary": 0.875}, {"magcache", "easycache"}),
     "i2v-a14b": ({"in_channels": 36}, {"boundary": 0.9}, {"magcache"}),
+    "i2v-14b-480p": (
+        {"in_channels": 36, "image_dim": 10, "added_kv_proj_dim": 24},
+        {},
+        {"teacache", "teacache-retention-fast", "magcache-fast"},
+    ),
 }
 
 
@@ -267,7 +236,8 @@ def test_published_presets_run(model: str, tmp_path: Path) -> None:
     given = wan.inputs(manifest, tmp_path, 1, 32, 32)
     if manifest.conditioning == "encoded-video":
         beside = np.ones((20, *given["latents"].shape[2:]), np.float32)
-        np.savez(tmp_path / "z.npz", latents=given["latents"], video_condition=beside)
+        states = {} if manifest.image is None else {"image_states": np.ones((manifest.image.tokens, 10), np.float32)}
+        np.savez(tmp_path / "z.npz", latents=given["latents"], video_condition=beside, **states)
     command = [str(bundle), "--latents", str(tmp_path / "z.npz"), "--text-embeddings", str(tmp_path / "e.npz")]
     command += ["--steps", str(steps), "--height", "32", "--width", "32", "--frames", "1"]
     command += ["-o", str(tmp_path / "out.npz"), "--trace", str(tmp_path / "trace.json")]

@@ -43,7 +43,7 @@ FOLDER = Path(description.__file__).parent / "wan"
 ORDER = ("unconditional", "conditional")  # as the model evaluates them; the original has the conditional branch first
 BOUNDARIES = {"t2v-a14b": 0.875, "i2v-a14b": 0.9}
 SHIFTS = {"t2v-a14b": 12.0, "i2v-a14b": 5.0}
-MODELS = ("t2v-1.3b", "t2v-14b", "t2v-a14b", "i2v-a14b", "ti2v-5b")
+MODELS = ("t2v-1.3b", "t2v-14b", "i2v-14b-480p", "i2v-14b-720p", "t2v-a14b", "i2v-a14b", "ti2v-5b")
 OF_MODELS = [(model, name) for model in MODELS for name in presets(FOLDER, model)]
 MAGCACHE = [(model, name) for model, name in OF_MODELS if name.startswith("magcache")]
 
@@ -152,7 +152,12 @@ TEACACHE = {
     "teacache-retention-fast": ("time_modulation", 5, 0),
 }
 # model -> relative changes at which its polynomial without retention steps is near its threshold
-SPEEDS = {"t2v-1.3b": (0.01, 0.15), "t2v-14b": (0.1, 0.26)}
+SPEEDS = {
+    "t2v-1.3b": (0.01, 0.15),
+    "t2v-14b": (0.1, 0.26),
+    "i2v-14b-480p": (0.04, 0.1),
+    "i2v-14b-720p": (0.06, 0.16),
+}
 
 
 @pytest.mark.parametrize("model", SPEEDS)

@@ -6,7 +6,7 @@ from typing import Any
 from adacache_export.families.latte_t2v.transformer import LatteT2VConfig
 from adacache_export.families.open_sora.transformer import OpenSoraConfig
 from adacache_export.families.open_sora_plan import family as open_sora_plan
-from adacache_export.families.wan.transformer import WanConfig
+from adacache_export.families.wan.config import WanConfig
 
 LATTE = LatteT2VConfig(num_attention_heads=2, attention_head_dim=8, num_layers=2, caption_channels=12)
 

@@ -41,8 +41,12 @@ def pipeline(
     boundary: float | None = None,
     expand: bool = False,
     image: bool = False,
+    encoder: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Return diffusers' pipeline of one or two transformers, without a text encoder; ``image`` = it takes an image."""
+    """Return diffusers' pipeline of one or two transformers, without a text encoder.
+
+    ``image`` = it takes an image; ``encoder`` is its image encoder, and what prepares images for it.
+    """
     from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline
 
     usual = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}
@@ -55,9 +59,33 @@ def pipeline(
         transformer_2=transformers[1] if len(transformers) > 1 else None,
         boundary_ratio=boundary,
         expand_timesteps=expand,
+        **(encoder or {}),
     )
     made.set_progress_bar_config(disable=True)
     return made
+
+
+def image_encoder(
+    width: int = 16, layers: int = 3, side: int = 18, patch: int = 5, shorter: int = 20, **changes: Any
+) -> dict[str, Any]:
+    """Return CLIP's vision model with random weights, and the processor of its images, as a pipeline takes them."""
+    import torch  # here: few tests need it
+    from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModel
+
+    config = CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        image_size=side,
+        patch_size=patch,
+        **changes,
+    )
+    made = CLIPVisionModel(config).eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=SPREAD, generator=generator)
+    return {"image_encoder": made, "image_processor": CLIPImageProcessorPil(size=shorter, crop_size=side)}
 
 
 def inputs(manifest: Manifest, folder: Path, frames: int, height: int, width: int, length: int = 7) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from adacache_engines.bundle.manifest import Graph
 from adacache_engines.bundle.tensors import DType
 
-TRACED = {"batch": 2, "patch_frames": 3, "tokens": 6, "text": 5}
+TRACED = {"batch": 2, "patch_frames": 3, "tokens": 6, "text": 5, "image": 4}
 FRAMES = 21  # latent frames of 81
 
 
@@ -16,8 +16,8 @@ def write_block(folder: Path, config: object, precision: DType = "float32", by_f
     """
     import torch  # here: few tests need it
 
+    from adacache_export.families.wan.config import WanConfig
     from adacache_export.families.wan.family import FLOAT32, stages
-    from adacache_export.families.wan.transformer import WanConfig
     from adacache_export.tracing.graph_file import write_graph
     from adacache_export.tracing.trace import trace
     from adacache_export.writing.weights_file import TORCH_DTYPES, write_weights

@@ -24,7 +24,7 @@ from adacache_engines.bundle.latent_space import ResizeRule
 from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.errors import InputError
 from adacache_runtime.caching.presets import PRESETS
-from adacache_runtime.media.pictures import read_image, resize, resize_to_fill
+from adacache_runtime.media.pictures import middle_square, read_image, resize, resize_image, resize_to_fill
 from adacache_runtime.media.video import to_pixels, write_video
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
@@ -131,6 +131,15 @@ def test_an_image_is_resized_as_the_runtime_does_it(rule: ResizeRule, size: tupl
     alone = resize(np.asarray(picture())[None], *size, rule)
     np.testing.assert_array_equal(resize(given, *size, rule), alone)  # to the bit
     assert given.shape == (1, *size, 3)
+
+
+@pytest.mark.parametrize("size", [(3, 9), (16, 2)])
+def test_what_an_image_encoder_sees_comes_beside_the_image(size: tuple[int, int]) -> None:
+    given = decode_image(GOOD["alpha"], *size, "fill", square=(7, 5))
+    whole = np.asarray(picture())[None]
+    np.testing.assert_array_equal(given[:1, : size[0], : size[1]], resize_image(whole, *size, "fill"))
+    np.testing.assert_array_equal(given[1:, :5, :5], middle_square(whole, 7, 5))
+    assert given.shape == (2, max(size[0], 5), max(size[1], 5), 3)
 
 
 @pytest.mark.slow

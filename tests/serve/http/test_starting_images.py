@@ -10,11 +10,16 @@ import pytest
 
 from adacache_engines.bundle.files import open_bundle
 from adacache_engines.contract.fake import FakeBackend
+from adacache_engines.errors import InputError
 from adacache_runtime.media.video import to_pixels, write_video
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
+from adacache_serve.http.views import model_of
+from adacache_serve.orders.check import check, check_servable, request_of
+from adacache_serve.orders.images import image_of_order
+from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
-from tests.helpers.model import fake_model
+from tests.helpers.model import fake_image, fake_model
 from tests.helpers.serving.fake_server import functions, served, service, write_model
 from tests.helpers.serving.http_jobs import ended
 
@@ -70,3 +75,31 @@ def test_the_video_is_that_of_the_runtime(client: httpx.Client, bundle: Path, im
     alone = Pipeline(open_bundle(bundle), FakeBackend(functions())).generate(asked)
     write_video(tmp_path / "alone.mp4", to_pixels(alone.latents[0]), 24.0)
     assert client.get(video["content"]).content == (tmp_path / "alone.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("size", [None, "8x3"])
+def test_a_model_that_attends_to_an_image_sees_it_as_it_was_sent(size: str | None, image: str, tmp_path: Path) -> None:
+    """The image is stored at the video's size, and beside it what the image encoder sees."""
+    changes = fake_image.attending(fake_model.manifest())
+    changes["part_weights"] = {**changes["part_weights"], "text_encoder": fake_model.WEIGHTS}
+    bundle = write_model(tmp_path / "attending", **changes)
+    order = CreateVideo(prompt="a boat", seed=5, image=image, size=size)
+    settled = check(order, bundle, Settings(tmp_path), image=True)
+    sent = image_of_order(image, settled, bundle)
+    pipeline = Pipeline(bundle, FakeBackend({**functions(), **fake_image.ENGINES}))
+    made = pipeline.generate(request_of(order, bundle, Settings(tmp_path), sent))
+    asked = Request(prompts=("a boat",), seed=5, images=(FRAME,), height=settled.height, width=settled.width)
+    np.testing.assert_array_equal(made.latents, pipeline.generate(asked).latents)
+
+
+def test_a_model_that_attends_to_an_image_is_served_with_its_image_encoder_only(tmp_path: Path) -> None:
+    for name, rule in (("whole", fake_image.WITH_ENCODER), ("lacking", fake_image.RULE)):
+        changes = fake_image.attending(fake_model.manifest(), rule)
+        changes["part_weights"] = {**changes["part_weights"], "text_encoder": fake_model.WEIGHTS}
+        bundle = write_model(tmp_path / name, **changes)
+        assert model_of(name, bundle).image == (name == "whole")
+        if name == "whole":
+            check_servable(tmp_path / name, bundle.manifest)
+            continue
+        with pytest.raises(InputError, match=r"lacking has no image encoder: .* --image-encoder DIR"):
+            check_servable(tmp_path / name, bundle.manifest)

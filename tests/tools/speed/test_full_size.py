@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from adacache_export.checkpoint.pipeline_folder import open_source
-from adacache_export.families.wan.transformer import WanConfig
+from adacache_export.families.wan.config import WanConfig
 from tools.speed import full_size
 from tools.speed.checkpoint import write_published
 from tools.speed.published import MODELS, Published

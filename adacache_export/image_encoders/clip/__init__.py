@@ -1,0 +1,1 @@
+"""The vision model of CLIP."""
