@@ -1,5 +1,6 @@
 """The content of a video over HTTP: the file, or one range of it."""
 
+import os
 import re
 from pathlib import Path
 
@@ -19,9 +20,11 @@ def file_response(path: Path, headers: Headers) -> FileResponse:
 
     Raises:
         HTTPException: 410, the file was deleted; 416, the file does not have the range.
+        OSError: the file cannot be opened now, which would be too late to tell once the answer has begun.
     """
     try:
-        about = path.stat()
+        with path.open("rb") as file:
+            about = os.fstat(file.fileno())
     except FileNotFoundError as error:
         raise HTTPException(410, DELETED) from error
     kind = RangeResponse if is_range(headers, about.st_size) else WholeResponse

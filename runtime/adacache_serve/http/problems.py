@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
+from adacache_engines.errors import BundleError
 from adacache_serve.disk.files import is_full, is_short
 from adacache_serve.http.schema import Problem
 from adacache_serve.jobs.results import ResultsError
@@ -128,6 +129,15 @@ def add_problems(app: FastAPI) -> None:
         return problem(
             HTTPStatus.INSUFFICIENT_STORAGE,
             "the server's disk is full, so nothing of this request was stored; try again later",
+            headers={"Retry-After": str(RETRY_SECONDS)},
+        )
+
+    @app.exception_handler(BundleError)
+    def _bundle(request: Request, error: BundleError) -> Response:
+        log.error("a model's files cannot be read", extra={"path": request.url.path}, exc_info=error)
+        return problem(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            "the model's files cannot be read; the server's log says more",
             headers={"Retry-After": str(RETRY_SECONDS)},
         )
 

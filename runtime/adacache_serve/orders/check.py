@@ -13,7 +13,7 @@ import numpy as np
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.bundle.video_sizes import frames_of, size_of
-from adacache_engines.errors import AdaCacheError, InputError
+from adacache_engines.errors import AdaCacheError, BundleError, InputError
 from adacache_runtime.caching.policy import Policy
 from adacache_runtime.caching.presets import PRESETS, policy_from
 from adacache_runtime.checking import check as check_request
@@ -77,12 +77,15 @@ def check(order: CreateVideo, bundle: Bundle, settings: Settings, image: bool = 
 
     Raises:
         FieldError: the order is not possible; names the field, and says what is possible.
+        BundleError: a file of the bundle cannot be read now, which is not the order's fault.
     """
     request = request_of(order, bundle, settings, ANY_IMAGE if image else None)
     with _blaming("image"):
         check_images(bundle.manifest, request)
     try:
         return check_request(bundle, request).settled
+    except BundleError:
+        raise
     except AdaCacheError as error:
         raise FieldError(_culprit(order, bundle, image), str(error)) from error
 
@@ -203,7 +206,7 @@ def _blaming(field: str) -> Iterator[None]:
     """Blame this field for errors that are raised inside."""
     try:
         yield
-    except FieldError:
+    except (FieldError, BundleError):
         raise
     except AdaCacheError as error:
         raise FieldError(field, str(error)) from error

@@ -22,7 +22,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from adacache_engines.bundle.files import open_bundle
-from adacache_engines.errors import EngineError, MissingDependencyError
+from adacache_engines.errors import BundleError, EngineError, MissingDependencyError
 from adacache_runtime.denoising.experts import check_offload
 from adacache_runtime.media.video import Frames
 from adacache_serve.commands.serve import open_models
@@ -131,6 +131,10 @@ class TritonPythonModel:
             except ValidationError as error:
                 wrong = error.errors()[0]
                 self._refuse(sender, f"{'.'.join(map(str, wrong['loc']))}: {wrong['msg']}")
+            except (BundleError, OSError) as error:  # this machine's, and not the request's
+                log.error("a request cannot be checked", exc_info=error)
+                message = f"the request cannot be checked: {error}; try again later"
+                self._refuse(sender, message, self._triton.TritonError.UNAVAILABLE)
             else:
                 self._places.acquire()
                 self._begin(sender, order, image)
