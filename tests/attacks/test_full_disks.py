@@ -4,9 +4,11 @@ import base64
 import errno
 import os
 import resource
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import numpy as np
@@ -18,7 +20,9 @@ from adacache_serve.device.messages import Failed
 from adacache_serve.jobs import publishing
 from adacache_serve.jobs.service import Service
 from adacache_serve.orders.images import write_image
+from adacache_serve.orders.schema import CreateVideo
 from adacache_serve.settings import Settings
+from adacache_serve.triton.model import TritonPythonModel
 from tests.helpers.hostile_pictures.pictures import encoded, picture
 from tests.helpers.serving.fake_server import served, service, write_model
 from tests.helpers.serving.fake_workers import Bench
@@ -198,3 +202,30 @@ def test_no_room_for_the_folder_of_a_video(
             until(lambda: bench.files("images") == [])
     finally:
         bench.service.stop()
+
+
+class TritonError:
+    """A stand-in for Triton's class of the same name, with the codes that are used here."""
+
+    UNAVAILABLE, INVALID_ARG = 14, 3
+
+    def __init__(self, message: str, code: int) -> None:
+        self.message, self.code = message, code
+
+
+def test_no_room_for_the_image_of_a_request_to_triton(tmp_path: Path, tries: Tries) -> None:
+    """The request is refused, and its place is free for the next."""
+    triton, sender = Mock(TritonError=TritonError, InferenceResponse=lambda error: error), Mock()
+    model = object.__new__(TritonPythonModel)
+    model._triton, model._files = triton, Mock()
+    model._files.name = str(tmp_path)
+    model._names, model._places, model._pending = map(str, range(9)), threading.Semaphore(0), {}
+    for number in tries(FULL):
+        with full_disk(tmp_path, number) as tried:
+            model._begin(sender, CreateVideo(prompt="a", seed=1), PICTURE)
+        assert len(tried) == 1
+        refused = sender.send.call_args.args[0]
+        assert refused.message.startswith("the image cannot be stored")
+        assert refused.code == TritonError.UNAVAILABLE
+        assert model._places.acquire(blocking=False)
+        assert (model._pending, list(tmp_path.iterdir())) == ({}, [])
