@@ -17,7 +17,6 @@ from adacache_serve.device.messages import PhaseEnded, Ready
 from adacache_serve.http.app import create_app
 from adacache_serve.jobs import endings
 from adacache_serve.jobs.store import Job, Store
-from adacache_serve.keys import Client
 from adacache_serve.settings import Settings
 from tests.helpers.serving import postgresql
 from tests.helpers.serving.fake_server import served, service
@@ -96,7 +95,14 @@ def test_a_real_worker_outlives_an_outage_of_the_database(tmp_path: Path, model:
                     assert refused.headers["content-type"] == "application/problem+json"
         job = ended(client, name)
         assert (job["status"], job["attempts"]) == ("completed", 1)
-        assert ended(client, create(client))["status"] == "completed"
+        name = create(client, prompt="slow", steps=20)
+        with client.stream("GET", f"/v1/videos/{name}/events") as stream:
+            lines = stream.iter_lines()
+            next(line for line in lines if line == "event: call")
+            with outage(made.store.engine) as away:
+                until(lambda: made.progress(name) and made.progress(name).of == len(made.progress(name).calls))
+                until(lambda: len(away.refused) > 3)
+            assert '"status":"completed"' in [line for line in lines if line.startswith("data: ")][-1]
         assert (made.workers[0].pid, made.workers[0].restarts) == (pid, 0)
         assert made.store.count("queued", "in_progress") == 0
 
@@ -248,16 +254,3 @@ def bench_answers(bench: Bench, job: Job, status: str) -> Job:
     found = until(look)
     assert found is not None
     return found
-
-
-def test_a_client_with_many_jobs_does_not_keep_others_waiting(benches: Benches) -> None:
-    bench = benches(in_flight=2, queue=5000, queue_per_client=5000)
-    many = [bench.submit(Client("many")) for _ in range(300)]
-    one, another = bench.submit(Client("one")), bench.submit(Client("another"))
-    bench.worker.completes(bench.worker.begun()[0])
-    bench.worker.completes(bench.worker.begun()[1])
-    assert {begin.job for begin in bench.worker.begun()[2:]} == {one.id, another.id}
-    urgent = bench.submit(Client("many"), priority=1)
-    bench.worker.completes(bench.worker.begun(one)[0])
-    assert bench.worker.begun()[-1].job == urgent.id
-    assert bench.status(many[2]) == "queued"

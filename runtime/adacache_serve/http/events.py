@@ -13,6 +13,7 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
+from sqlalchemy.exc import SQLAlchemyError
 
 from adacache_serve.jobs.service import Service
 from adacache_serve.jobs.store import Job
@@ -57,17 +58,19 @@ async def stream(
         shown: writes a job as JSON.
     """
 
-    async def look() -> Job:
-        job = await anyio.to_thread.run_sync(service.store.get, name, limiter=looking)
-        assert job is not None
-        return job
+    async def look(last: Job | None) -> Job | None:
+        """Return the job as it is now, or as it was last where the database does not answer; None = it was deleted."""
+        try:
+            return await anyio.to_thread.run_sync(service.store.get, name, limiter=looking)
+        except SQLAlchemyError:
+            return last
 
     yield f"retry: {RETRY_MS}\n"  # the first lines of the first event
     progress, last = service.progress(name), None  # now, and the last one that was known
-    job, status = await look(), None
+    job, status = await look(None), None
     pause, next_look = LOOK_SECONDS, time.monotonic() + LOOK_SECONDS
     spoke = time.monotonic()
-    while True:
+    while job is not None:
         last = progress or last
         ended = job.status in ENDED
         text = ""
@@ -97,7 +100,7 @@ async def stream(
         before, progress = progress, service.progress(name)
         publishing = progress is None and status == "in_progress"  # or the job has just ended
         if progress is not before or publishing or (progress is None and time.monotonic() >= next_look):
-            job = await look()
+            job = await look(job)
             pause = min(2 * pause, LONGEST_LOOK_SECONDS)
             next_look = time.monotonic() + pause
 

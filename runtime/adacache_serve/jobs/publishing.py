@@ -133,6 +133,7 @@ class Publisher:
                     )
                     if job.deaths + 1 < self._attempts:
                         self._store.requeue(job.id, job.attempts, died=True)
+                        self._spool.drop(job.id, job.attempts)
                     else:
                         self._fail(job)
                     return False

@@ -99,6 +99,10 @@ class FakeWorker:
         self.writes(begin, content)
         self.says(Completed(job=begin.job, attempt=begin.attempt, file="video.mp4", nbytes=len(content)))
 
+    def lies(self, begin: Begin) -> None:
+        """Report a video that was not made."""
+        self.says(Completed(job=begin.job, attempt=begin.attempt, file="video.mp4", nbytes=1))
+
     def fails(self, begin: Begin) -> None:
         self.says(Failed(job=begin.job, attempt=begin.attempt, code="EngineError", message="it broke"))
 
