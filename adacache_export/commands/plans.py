@@ -13,8 +13,10 @@ from adacache_engines.tensorrt.build import BuildOptions, check_options
 from adacache_engines.tensorrt.library import LIBRARIES, TARGETS, InstalledLibrary, gpu_target, open_library
 from adacache_engines.tensorrt.plan_builder import build_plans
 from adacache_export.commands.progress import PhaseProgress
+from adacache_runtime.commands.ranges import check_ranges
 
 AUTO = "auto"
+RANGES = {"workspace": (1, 10**7), "jobs": (0, 1024)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +68,7 @@ def chosen(options: argparse.Namespace) -> tuple[InstalledLibrary | None, BuildO
         InputError: the library does not have an option, or a profile is malformed.
         MissingDependencyError: the library is not installed.
     """
+    check_ranges(options, RANGES)
     build = BuildOptions(
         targets=tuple(options.target),
         workspace_mb=options.workspace,

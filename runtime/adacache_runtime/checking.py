@@ -18,6 +18,9 @@ from adacache_runtime.text.cleaning import with_scores
 from adacache_runtime.text.prompts import Text, read_text
 from adacache_runtime.vae.chunks import video_frames
 
+MAX_LOOPS = 1000  # of one video; each is a clip that is settled and tokenised before the first one is made
+MAX_SCORE = 1000  # of beauty or motion, which models were trained to read in text; theirs are below 100
+
 
 @dataclass(frozen=True)
 class VideoShape:
@@ -89,8 +92,8 @@ def check(bundle: Bundle, request: Request) -> Checked:
         PolicyError: the policy cannot decide at this granularity.
     """
     space = bundle.manifest.latent
-    if request.loops < 1:
-        raise OutOfRangeError(f"{request.loops} loops are not possible; choose at least 1")
+    if not 1 <= request.loops <= MAX_LOOPS:
+        raise OutOfRangeError(f"{request.loops} loops are not possible; choose 1 to {MAX_LOOPS}")
     check_images(bundle.manifest, request)
     loops = [_loop(bundle, request, 0, None)]
     first = loops[0].settled
@@ -138,4 +141,6 @@ def loop_prompts(rule: TextRule, request: Request, loop: int) -> tuple[str, ...]
         if score is not None and name not in rule.scores:
             known = ", ".join(rule.scores) or "no scores"
             raise InputError(f"{name} {score}: this model was not trained to read that score; it reads {known}")
+        if isinstance(score, float | int) and not 0 <= score <= MAX_SCORE:  # NaN is not
+            raise OutOfRangeError(f"{name} {score} is not possible; choose 0 to {MAX_SCORE}")
     return tuple(with_scores(prompts_by_loop(text, loop + 1)[loop], *scores) for text in request.prompts)

@@ -26,6 +26,8 @@ from adacache_runtime.samplers.update import Update, check_guidance, check_steps
 from adacache_runtime.text.captions import check_captions, fits_float32
 from adacache_runtime.vae.tiles import check_tile
 
+MIN_FPS, MAX_FPS = 0.01, 1000  # frames a second that a model is told; what a file can have is narrower
+
 
 @dataclass(frozen=True)
 class Settled:
@@ -109,6 +111,8 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
     granularity = _granularity(manifest, request)
     if not 0 <= request.seed <= MAX_SEED:
         raise OutOfRangeError(f"seed {request.seed} is not possible; choose 0 to {MAX_SEED}")
+    if not 0 <= request.edit_ratio < 1:
+        raise OutOfRangeError(f"edit ratio {request.edit_ratio} is not possible; choose 0 or more, below 1")
     check_tile(manifest.latent, request.tile)
     shape = continues or _latent_shape(manifest, request, samples, **video)
     axes = dict(zip(("frames", "height", "width"), shape[2:], strict=True))
@@ -260,6 +264,6 @@ def _fps(usual: VideoDefaults, request: Request, frames: int, samples: int) -> N
     fps: Sequence[float] = request.fps or (usual.image_fps if frames == 1 else usual.fps,)
     if len(fps) not in (1, samples):
         raise InputError(f"{len(fps)} values of fps for {samples} prompts; give one, or one each")
-    if not all(0 < value <= 1000 for value in fps):
-        raise OutOfRangeError(f"fps {', '.join(map(str, fps))} is not possible; choose more than 0, at most 1000")
+    if not all(MIN_FPS <= value <= MAX_FPS for value in fps):
+        raise OutOfRangeError(f"fps {', '.join(map(str, fps))} is not possible; choose {MIN_FPS} to {MAX_FPS}")
     return np.broadcast_to(np.array(fps, np.float32), (samples,)).copy()

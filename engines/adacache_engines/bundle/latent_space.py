@@ -173,7 +173,7 @@ class LatentSpace(Entry):
     def token_axes(self, frames: int, height: int, width: int) -> dict[str, int]:
         """Return the sizes of ``patch_frames`` and ``tokens`` for a latent size; a part of a patch counts as one."""
         sizes = (frames, height, width)
-        grid = [math.ceil(size / patch) for size, patch in zip(sizes, self.patch, strict=True)]
+        grid = [-(-size // patch) for size, patch in zip(sizes, self.patch, strict=True)]
         return {"patch_frames": grid[0], "tokens": grid[1] * grid[2]}
 
     def image_axes(self, height: int, width: int, images: int = 1) -> dict[str, int]:

@@ -31,6 +31,7 @@ from adacache_engines.passes.widening import CUDA_WIDENING, WIDENING
 CPU_PASSES = (WIDENING, TILED_ATTENTION)
 CUDA_PASSES = (ATTENTION_BY_ROWS, CUDA_WIDENING)
 LOG_ERRORS_ONLY = 3
+MAX_THREADS = 1024  # more than any machine has use for, and fewer than a system refuses to start
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class OnnxRuntime:
             on a GPU attention by rows, and bfloat16 in float32 for the operators that lack it.
 
     Raises:
-        InputError: the provider is unknown, or the number of threads is negative.
+        InputError: the provider is unknown, or the number of threads is negative or too large.
     """
 
     provider: str = option(
@@ -67,8 +68,9 @@ class OnnxRuntime:
     def __post_init__(self) -> None:
         if self.provider not in PROVIDERS:
             raise InputError(f"provider {self.provider!r} is unknown; known: {', '.join(PROVIDERS)}")
-        if self.threads < 0:
-            raise InputError(f"{self.threads} threads are not possible; give 1 or more, or 0 for one for each core")
+        if not 0 <= self.threads <= MAX_THREADS:
+            given = self.threads if self.threads < 10**12 else "so many"
+            raise InputError(f"{given} threads are not possible; give 1 to {MAX_THREADS}, or 0 for one for each core")
 
     def open(self, bundle: Bundle) -> "OrtBackend":
         """Open ONNX Runtime on a bundle; raises what :class:`OrtBackend` raises."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from adacache_engines.bundle.manifest import LatentSpace
-from adacache_engines.errors import InputError
+from adacache_engines.errors import InputError, OutOfRangeError
 from adacache_runtime.caching.presets import policy_file
 from adacache_runtime.checking import VideoShape
 from adacache_runtime.commands.destinations import check_apart
@@ -49,6 +49,8 @@ def check_outputs(options: argparse.Namespace, outputs: list[Path], latent: Late
         raise InputError("nothing would be written: give -o FILE, --save-latents, --trace or --plot")
     if options.save_every_call and not options.save_latents:
         raise InputError("--save-every-call adds to --save-latents FILE.npz: give that, too")
+    if options.zoom < 1:
+        raise OutOfRangeError(f"zoom {options.zoom} is not possible; choose at least 1")
     raw = outputs == [STANDARD_OUTPUT]
     if raw:
         check_standard_output()

@@ -57,8 +57,6 @@ def place_given(manifest: Manifest, request: Request, frames: int, latent_frames
         return None
     check_conditioned(manifest)
     check_encoder(space)
-    if not 0 <= request.edit_ratio < 1:
-        raise OutOfRangeError(f"edit ratio {request.edit_ratio} is not possible; choose 0 or more, below 1")
     if request.mask is not None:
         raise InputError("a mask says already which latents are kept: leave it out, or the images and the clip")
     placements, counts, notes = [], [], []

@@ -21,7 +21,10 @@ STANDARD_STREAMS = (1, 2)  # descriptors of standard output and standard error
 
 def destination(path: Path) -> Path:
     """Return the path of the file that is made or replaced when ``path`` is written: the end of all links."""
-    return Path(os.path.realpath(path))
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # of a name that no file can have
+        return path
 
 
 def check_writable(path: Path) -> None:

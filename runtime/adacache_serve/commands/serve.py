@@ -137,7 +137,7 @@ def _listening(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, GONE_SECONDS // 4))
     try:
         listening.bind((host, port))
-    except (OSError, OverflowError, TypeError) as error:  # the last two: of a port and of a host that cannot be
+    except (OSError, OverflowError, TypeError, ValueError) as error:  # of a port or a host that cannot be
         listening.close()
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise InputError(f"cannot listen on {host[:LONGEST_SHOWN]!r}, port {port}: {why}") from error

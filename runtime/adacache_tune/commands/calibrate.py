@@ -1,7 +1,6 @@
 """``adacache-calibrate``: set caching policies for a model and write them into its bundle."""
 
 import argparse
-import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from adacache_runtime.commands.destinations import check_apart
 from adacache_runtime.commands.options import add_opening, add_video, opening_from, video_size
 from adacache_runtime.commands.process import Check, run
 from adacache_runtime.commands.progress import even_progress
+from adacache_runtime.commands.ranges import check_ranges
 from adacache_runtime.commands.version import add_version
 from adacache_runtime.conditioning.given_frames import check_images
 from adacache_runtime.media.files import check_writable
@@ -38,6 +38,13 @@ ALL = (*METHODS, *(f"{method}{EXTRAPOLATED}" for method in METHODS))
 EVERY = 3  # of the prompts, one is held out
 FEWEST = 2  # prompts to record, and to confirm on: fewer tell nothing of how prompts differ
 FEWEST_CALLS = 3  # with fewer there is hardly a choice
+RANGES = {
+    "target_speedup": (1.01, 1000),
+    "target_psnr": (1, 1000),
+    "confirm": (1, 1000),
+    "gaps": (1, 1000),
+    "tries": (0, 10**6),
+}
 NAME = re.compile(r"\w([\w.-]*\w)?")  # of a preset: + has a meaning where policies are named
 
 
@@ -203,15 +210,7 @@ def _check(options: argparse.Namespace, manifest: Manifest) -> None:
         raise InputError(
             f"--target-psnr needs pixels, and this bundle has no decoder; {WITHOUT_DECODER}, or give --target-speedup"
         )
-    for name, value, least in (
-        ("--target-speedup", options.target_speedup, 1.01),
-        ("--target-psnr", options.target_psnr, 1),
-        ("--confirm", options.confirm, 1),
-        ("--gaps", options.gaps, 1),
-        ("--tries", options.tries, 0),
-    ):
-        if value is not None and not least <= value < math.inf:  # NaN is not
-            raise InputError(f"{name} {value} is not possible; choose at least {least}")
+    check_ranges(options, RANGES)
     if not NAME.fullmatch(options.name):
         raise InputError(f"--name {options.name!r} is not possible; choose letters, digits, and . _ - between them")
 

@@ -12,8 +12,10 @@ from adacache_runtime.commands.destinations import check_apart
 from adacache_runtime.commands.options import add_opening, add_video, opening_from, video_size
 from adacache_runtime.commands.process import Check, run
 from adacache_runtime.commands.progress import even_progress
+from adacache_runtime.commands.ranges import check_ranges
 from adacache_runtime.commands.version import add_version
 from adacache_runtime.media.files import check_writable, writing
+from adacache_runtime.media.video import MAX_SIDE
 from adacache_runtime.pipeline import Pipeline
 from adacache_runtime.request import Request
 from adacache_runtime.trace import CallRecord
@@ -28,6 +30,7 @@ from adacache_tune.comparison.tables import table, to_csv, to_json
 from adacache_tune.prompts import read_prompts
 
 MOST_SEEDS = 100_000
+RANGES = {"videos": (0, 10**6), "zoom": (1, MAX_SIDE)}
 OUTPUTS = ("comparison.json", "comparison.csv", "frontier.png")
 
 
@@ -76,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace, interrupted: Check) -> None:
     for module in ("matplotlib", "skimage"):
         require(module, "compare")
+    check_ranges(options, RANGES)
     prompts = read_prompts(options.prompts)
     with Pipeline.open(options.bundle, **opening_from(options)) as pipeline:
         job = settle_job(_asked(options, pipeline.bundle.manifest, prompts), pipeline)

@@ -25,6 +25,7 @@ from adacache_runtime.commands.options import (
 )
 from adacache_runtime.commands.process import Check, run
 from adacache_runtime.commands.progress import call_progress
+from adacache_runtime.commands.ranges import check_ranges
 from adacache_runtime.commands.version import add_version
 from adacache_runtime.denoising.experts import check_offload
 from adacache_runtime.media.files import check_writable, writing
@@ -43,6 +44,8 @@ from adacache_tune.profiling.subjects import Subject, captions, sizes_of, subjec
 from adacache_tune.profiling.tables import comparison_table, profile_tables
 from adacache_tune.profiling.targets import Target
 from adacache_tune.profiling.timeline import Timeline, measure_generation
+
+RANGES = {"iterations": (1, 10**6), "warm_up": (0, 10**6)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,9 +106,7 @@ def _run(options: argparse.Namespace, command: str, check: Check) -> None:
     for _, path in outputs:
         if path:
             check_writable(path)
-    for name, value, least in (("--iterations", options.iterations, 1), ("--warm-up", options.warm_up, 0)):
-        if value < least:
-            raise InputError(f"{name} {value} is not possible; choose at least {least}")
+    check_ranges(options, RANGES)
     if options.compare:
         _compare(options, command, check)
         return

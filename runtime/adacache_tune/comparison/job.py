@@ -86,8 +86,6 @@ def settle_job(asked: Asked, pipeline: Pipeline) -> Job:
     Raises:
         AdaCacheError: something that was asked for is not possible; nothing has been written then.
     """
-    if asked.videos < 0:
-        raise InputError(f"--videos {asked.videos} is not possible; choose at least 0")
     manifest = pipeline.bundle.manifest
     policies = named_policies(asked.policies, manifest.policies)
     seeds = list(dict.fromkeys(asked.seeds))

@@ -1,15 +1,26 @@
 """``adacache-run`` on the fake model, in this process: a run takes some milliseconds."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from adacache_engines.backends import BACKENDS
+from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.fake import FakeBackend
+from adacache_engines.onnxruntime.backend import OnnxRuntime
 from adacache_runtime.commands.run import main
 from tests.helpers.model.fake_model import captions, functions, write_bundle
-from tests.helpers.model.opened import Opens
+
+
+@dataclass(frozen=True)
+class Faked(OnnxRuntime):
+    """ONNX Runtime with its options and their checks, which opens the fake model."""
+
+    def open(self, bundle: Bundle) -> Any:
+        return FakeBackend(functions())
 
 
 class FakeRun:
@@ -21,7 +32,7 @@ class FakeRun:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder = folder
-        monkeypatch.setitem(BACKENDS, "onnxruntime", Opens(FakeBackend(functions())))
+        monkeypatch.setitem(BACKENDS, "onnxruntime", Faked())
         monkeypatch.chdir(folder)
         write_bundle(folder / "bundle")
         text = captions(1)
