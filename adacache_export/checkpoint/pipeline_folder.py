@@ -130,8 +130,8 @@ def _left_out(path: Path, opened: tuple[Checkpoint, ...]) -> tuple[str, ...]:
     if not beside:
         return ()
     return (
-        f"left out {', '.join(beside)}: a text encoder and a VAE are taken from folders as transformers and diffusers"
-        " save them, with --text-encoder DIR and --vae DIR",
+        f"left out {', '.join(beside)}: encoders and a VAE are taken from folders as transformers and diffusers save"
+        " them, with --text-encoder DIR, --image-encoder DIR and --vae DIR",
     )
 
 
