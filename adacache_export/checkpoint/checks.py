@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from adacache_engines.errors import CheckpointError
+from adacache_engines.printable import first_of
 from adacache_export.checkpoint.mapped import give_back
-from adacache_export.checkpoint.opened import Checkpoint, Progress, Shape, first_of
+from adacache_export.checkpoint.opened import Checkpoint, Progress, Shape
 
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 SCAN_VALUES = 1 << 20  # values that are looked at together: a few MB

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from adacache_engines.errors import CheckpointError
+from adacache_engines.printable import first_of
 
 Config = TypeVar("Config", bound=BaseModel)
 
@@ -20,4 +21,4 @@ def parsed_config(kind: type[Config], fields: Mapping[str, Any]) -> Config:
         return kind.model_validate(fields)
     except ValidationError as error:
         problems = [f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()]
-        raise CheckpointError("; ".join(problems)) from error
+        raise CheckpointError(first_of(problems, "; ")) from error

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from adacache_engines.errors import CheckpointError
+from adacache_engines.printable import first_of, printable
 
 EMA = ("ema", "ema_model", "model_ema", "ema_state_dict", "shadow")
 WRAPPERS = (*EMA, "state_dict", "model_state_dict", "model", "module", "_orig_mod", "net", "generator", "weights")
@@ -31,7 +32,7 @@ def unwrap(tree: Mapping[Any, Any], weights: str | None = None) -> tuple[dict[st
     ignored: list[str] = []
     _collect(tree, (), sets, ignored)
     if not sets:
-        keys = ", ".join(str(key) for key in list(tree)[:12]) or "none"
+        keys = ", ".join(printable(key, 60) for key in list(tree)[:12]) or "none"
         raise CheckpointError(
             f"no tensors found; expected a state dict, plain or in one of {', '.join(WRAPPERS)} (keys here: {keys})"
         )
@@ -42,7 +43,7 @@ def unwrap(tree: Mapping[Any, Any], weights: str | None = None) -> tuple[dict[st
         rest = f"; left: {', '.join(others)}" if others else ""
         notes.append(f"took the weights under {taken} ({len(sets[taken])} tensors){rest}")
     if ignored:
-        notes.append(f"ignored beside the weights: {', '.join(ignored[:12])}" + (", ..." if len(ignored) > 12 else ""))
+        notes.append(f"ignored beside the weights: {first_of(ignored, ', ')}")
     return sets[taken], tuple(notes)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from adacache_engines.errors import CheckpointError
+from adacache_engines.printable import first_of
 from adacache_export.checkpoint.formats import read_json, unreadable
 
 CONFIG, SCHEDULER, INDEX = "config.json", "scheduler_config.json", ".index.json"
@@ -142,13 +143,14 @@ def _read_index(path: Path) -> CheckpointFiles:
     outside = sorted(name for name in files if not _is_plain(name))
     if outside:
         raise CheckpointError(
-            f"{path} names files outside its folder ({_some(outside)}), which are not followed;"
+            f"{path} names files outside its folder ({first_of(outside, ', ')}), which are not followed;"
             " expected plain file names: check where this checkpoint comes from"
         )
     missing = sorted(name for name in files if not (path.parent / name).is_file())
     if missing:
         raise CheckpointError(
-            f"{path}: {len(missing)} of {len(files)} shards are missing beside it ({_some(missing)}): download them"
+            f"{path}: {len(missing)} of {len(files)} shards are missing beside it ({first_of(missing, ', ')}): download"
+            " them"
         )
     shards = {tensor: path.parent / str(name) for tensor, name in weight_map.items()}
     return CheckpointFiles(tuple(path.parent / name for name in sorted(files)), shards)
@@ -158,7 +160,3 @@ def _is_plain(name: str) -> bool:
     """Whether a name is one in the folder itself. It may be a link, as download caches store shards."""
     pure = PurePosixPath(name), PureWindowsPath(name)
     return name not in ("", ".", "..") and "\0" not in name and all(path.name == name for path in pure)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

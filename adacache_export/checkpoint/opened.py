@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from adacache_engines.errors import CheckpointError
+from adacache_engines.printable import first_of
 from adacache_export.checkpoint.containers import unwrap
-from adacache_export.checkpoint.formats import read_weights, unreadable
+from adacache_export.checkpoint.formats import read_weights, regular, unreadable
 from adacache_export.checkpoint.layout import find_files
 
 Shape = tuple[int, ...]
 Progress = Callable[[int], None]  # called with the number of bytes done so far
-SHOWN = 12  # problems of a kind that a message lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +65,7 @@ class Checkpoint:
         done, lines = 0, []
         for path, name in zip(self.files, self.file_names(), strict=True):
             digest = hashlib.sha256()
-            with unreadable(path), path.open("rb") as file:
+            with unreadable(path), regular(path).open("rb") as file:
                 while chunk := file.read(1 << 20):
                     digest.update(chunk)
                     done += len(chunk)
@@ -113,9 +113,3 @@ def _merge(files: tuple[Path, ...], shards: Mapping[str, Path]) -> dict[Any, Any
             " expected index and shards of one download: fetch them again"
         )
     return merged
-
-
-def first_of(texts: list[str], separator: str) -> str:
-    """Return the first few of a list of texts as one, with the number of those that are left out."""
-    more = [f"and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
-    return separator.join([*texts[:SHOWN], *more])

@@ -4,14 +4,13 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
 from adacache_engines.errors import InputError, require
 from adacache_export.commands import plans
 from adacache_export.commands.fields import given
 from adacache_export.commands.progress import PhaseProgress
 from adacache_export.commands.tables import errors_table, gigabytes, plans_table
 from adacache_export.options import Options
+from adacache_runtime.commands.console import console
 from adacache_runtime.commands.destinations import check_kept
 
 SUFFIX = ".adacache"
@@ -35,13 +34,13 @@ def export_checkpoint(options: argparse.Namespace, check: Callable[[], None]) ->
         if options.backend == plans.AUTO:
             progress.note(plans.explanation(library))
         manifest = convert(options.source, output, Options(**given(options, Options)), progress, progress.note)
-    console = Console()
-    console.print(errors_table(manifest.graphs()))
+    shown = console()
+    shown.print(errors_table(manifest.graphs()))
     print(f"{output}: {len(manifest.files)} files, {gigabytes(manifest)}")
     if library is not None:
         with PhaseProgress(check=check) as progress:
             made = plans.compile_bundle(output, library, build, options, progress)
-        console.print(plans_table([made]))
+        shown.print(plans_table([made]))
 
 
 def bundle_name(source: Path) -> Path:

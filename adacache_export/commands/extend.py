@@ -5,8 +5,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import get_args
 
-from rich.console import Console
-
 from adacache_engines.bundle.files import read_manifest
 from adacache_engines.bundle.manifest import PartName
 from adacache_engines.errors import InputError
@@ -17,6 +15,7 @@ from adacache_export.commands.progress import PhaseProgress
 from adacache_export.commands.tables import errors_table, gigabytes, plans_table
 from adacache_export.options import Options, PartOptions
 from adacache_runtime.caching.signals.registry import signal_from
+from adacache_runtime.commands.console import console
 
 FOR_BUNDLES = {field.name for field in dataclasses.fields(PartOptions)} | {"force"}
 
@@ -56,7 +55,7 @@ def extend_bundle(options: argparse.Namespace, check: Callable[[], None]) -> Non
     if library is not None:
         with PhaseProgress(check=check) as progress:
             made = plans.compile_bundle(options.source, library, build, options, progress)
-        Console().print(plans_table([made]))
+        console().print(plans_table([made]))
 
 
 def _add_parts(options: argparse.Namespace, check: Callable[[], None]) -> None:
@@ -65,7 +64,7 @@ def _add_parts(options: argparse.Namespace, check: Callable[[], None]) -> None:
 
     with PhaseProgress(check=check) as progress:
         added = add_parts(options.source, PartOptions(**given(options, PartOptions)), progress)
-    Console().print(errors_table(added.graphs))
+    console().print(errors_table(added.graphs))
     manifest = read_manifest(options.source)
     print(f"{options.source}: {len(manifest.files)} files, {gigabytes(manifest)}")
     if added.dropped:
@@ -78,4 +77,4 @@ def _add_signals(options: argparse.Namespace, check: Callable[[], None]) -> None
 
     with PhaseProgress(check=check) as progress:
         graphs = add_signals(options.source, [signal_from(choice) for choice in options.signals], progress)
-    Console().print(errors_table(graphs))
+    console().print(errors_table(graphs))

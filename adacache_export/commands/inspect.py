@@ -4,13 +4,12 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from rich.console import Console
-
 from adacache_engines.bundle.files import read_manifest
 from adacache_export.commands.tables import plans_table
 from adacache_export.inspection.computation import Computation
 from adacache_export.inspection.facts import facts_table, stages_table
 from adacache_runtime.caching.presets import PRESETS
+from adacache_runtime.commands.console import console
 from adacache_runtime.commands.options import add_size, video_size
 
 
@@ -53,10 +52,10 @@ def inspect_bundle(options: argparse.Namespace, _check: Callable[[], None]) -> N
     asked = {name: value for name, value in video_size(options, manifest).items() if value is not None}
     computation = Computation.of(manifest, manifest.video.model_copy(update=asked))
     by_policy = computation.table(options.policy, options.trace)
-    console = Console()
-    console.print(facts_table(options.source, manifest, computation.facts()))
+    shown = console()
+    shown.print(facts_table(options.source, manifest, computation.facts()))
     if by_policy:
-        console.print(by_policy)
-    console.print(stages_table(manifest))
+        shown.print(by_policy)
+    shown.print(stages_table(manifest))
     if manifest.plans:
-        console.print(plans_table(manifest.plans.values()))
+        shown.print(plans_table(manifest.plans.values()))

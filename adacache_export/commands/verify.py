@@ -3,13 +3,12 @@
 import argparse
 from collections.abc import Callable
 
-from rich.console import Console
-
 from adacache_engines.bundle.files import read_manifest
 from adacache_export.commands.checkpoints import require_exporter
 from adacache_export.commands.progress import PhaseProgress
 from adacache_export.commands.tables import errors_table
 from adacache_runtime.caching.signals.registry import SIGNALS, signal_from
+from adacache_runtime.commands.console import console
 
 
 def verify_bundle(options: argparse.Namespace, check: Callable[[], None]) -> None:
@@ -21,7 +20,7 @@ def verify_bundle(options: argparse.Namespace, check: Callable[[], None]) -> Non
     with PhaseProgress(check=check) as progress:
         own = [signal_from(choice) for choice in options.signals or ()]
         graphs = verify(options.source, progress, own)
-    Console().print(errors_table(graphs))
+    console().print(errors_table(graphs))
     check_errors(graphs)
     unknown = ", ".join({*read_manifest(options.source).signals} - {*SIGNALS, *(signal.name for signal in own)})
     others = f" but those of the signals {unknown}, which --signal MODULE:NAME lets it compare" if unknown else ""

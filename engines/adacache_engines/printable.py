@@ -5,7 +5,10 @@ message, characters that turn the direction of the text. It may also be a megaby
 """
 
 import unicodedata
+from collections.abc import Sequence
 
+LONGEST_MESSAGE = 20_000  # characters; the longest lists a few problems of each kind
+SHOWN, LONGEST_PROBLEM = 12, 800  # problems that a message lists, and characters of one
 MOST = 200  # characters of a text from a file that a message repeats
 SHOWN_CATEGORIES = {"Zs"}  # spaces of all widths, which Python does not count as printable
 SEVERAL_LINES = "\n\t"
@@ -21,8 +24,19 @@ def printable(text: object, most: int = MOST) -> str:
     return shown if len(shown) <= most else f"{shown[:most]}..."
 
 
+def first_of(texts: Sequence[str], separator: str = "; ") -> str:
+    """Return the first few of a list of texts from files as one, with the number of those that are left out."""
+    more = [f"and {len(texts) - SHOWN} more"] if len(texts) > SHOWN else []
+    return separator.join([*(printable(text, LONGEST_PROBLEM) for text in texts[:SHOWN]), *more])
+
+
 def without_controls(text: str) -> str:
-    """Return a message, of one line or several, without characters that a terminal obeys beside line ends and tabs."""
+    """Return a message, of one line or several, without characters that a terminal obeys beside line ends and tabs.
+
+    Beyond 20,000 characters it is cut.
+    """
+    if len(text) > LONGEST_MESSAGE:
+        text = f"{text[:LONGEST_MESSAGE]}... ({len(text) - LONGEST_MESSAGE} more characters)"
     if text.isprintable():
         return text
     return "".join(char if char in SEVERAL_LINES else _shown(char) for char in text)

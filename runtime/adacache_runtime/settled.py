@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.bundle.manifest import IMAGE, Manifest, VideoDefaults
 from adacache_engines.bundle.shape_profiles import check_profiles
-from adacache_engines.errors import InputError, OutOfRangeError
+from adacache_engines.errors import BundleError, InputError, OutOfRangeError
 from adacache_runtime.caching import answers
 from adacache_runtime.caching.groups import granularities
 from adacache_runtime.caching.measures import resolve
@@ -89,6 +89,8 @@ def settle(bundle: Bundle, request: Request, continues: tuple[int, ...] | None =
         PolicyError: the policy cannot decide at this granularity.
     """
     manifest = bundle.manifest
+    if not manifest.stages:
+        raise BundleError(f"bundle {bundle.folder} has no stages, so it makes no videos; export the checkpoint again")
     samples = _samples(manifest, request)
     steps = manifest.sampler.steps if request.steps is None else request.steps
     guidance = manifest.sampler.guidance if request.guidance is None else request.guidance

@@ -2,14 +2,14 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from adacache_engines.bundle.names import BundlePath, Name
+from adacache_engines.bundle.names import BundlePath, Name, Nbytes
 from adacache_engines.bundle.tensors import DType, TensorSpec
 
 
 class Entry(BaseModel):
-    """Base class of a manifest's entries, which are frozen and refuse unknown fields."""
+    """Base class of a manifest's entries, which are frozen and refuse unknown fields, NaN and infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Check(Entry):
@@ -27,7 +27,7 @@ class Check(Entry):
 
     error: float
     tolerance: float
-    engine: str
+    engine: Name
 
 
 class Graph(Entry):
@@ -51,7 +51,7 @@ class Graph(Entry):
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     check: Check | None = None
-    weights_nbytes: int | None = None
+    weights_nbytes: Nbytes | None = None
     weight_dtypes: tuple[DType, ...] = ()
-    independent_axes: tuple[str, ...] = ()
-    carried: dict[str, str] = Field(default_factory=dict)
+    independent_axes: tuple[Name, ...] = ()
+    carried: dict[Name, Name] = Field(default_factory=dict)

@@ -6,7 +6,7 @@ and carries the digest of its own content, so that a changed byte anywhere is no
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +17,12 @@ from pydantic import ValidationError
 from adacache_engines.bundle.hashed import HashedFiles
 from adacache_engines.bundle.hashed import sha256_file as sha256_file
 from adacache_engines.bundle.manifest import SCHEMA_VERSION, Manifest
+from adacache_engines.bundle.plain_values import MOST_NBYTES, problem_in, read_json
 from adacache_engines.errors import BundleError
+from adacache_engines.printable import first_of, printable
 
 MANIFEST = "manifest.json"
 NO_HASH = f"is used but has no hash in {MANIFEST}"
-SHOWN = 20  # problems that a message lists
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Bundle:
         """
         problems = [problem for name in names if (problem := self.problem(name))]
         if problems:
-            raise BundleError(f"bundle {self.folder}: {_listed(problems)}; copy or export it again, and open it anew")
+            raise BundleError(f"bundle {self.folder}: {first_of(problems)}; copy or export it again, and open it anew")
 
     @contextmanager
     def reading(self, *names: str) -> Iterator[Path]:
@@ -82,8 +83,14 @@ class Bundle:
 
 
 def dump_manifest(manifest: Manifest) -> str:
-    """Return the manifest's text, including its digest."""
+    """Return the manifest's text, including its digest.
+
+    Raises:
+        BundleError: a text or a number in it is not possible in a manifest.
+    """
     content = manifest.model_dump(mode="json")
+    if problem := problem_in(content):
+        raise BundleError(f"this manifest could not be read again: {problem}; change what it comes from")
     return _canonical({**content, "digest": _digest(content)})
 
 
@@ -105,27 +112,46 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.is_file():
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}; make one with adacache-export")
     try:
-        text = path.read_bytes().decode()
-        content = json.loads(text)
+        with path.open("rb") as file:
+            data = file.read(MOST_NBYTES + 1)
+        if len(data) > MOST_NBYTES:
+            raise BundleError(
+                f"{path} has more than {MOST_NBYTES >> 20} MB, which no manifest needs; copy or export the bundle again"
+            )
+        text = data.decode()
+        content = read_json(text)
         _canonical(content).encode()  # escapes may stand for what no text holds
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror or error}; make it readable, or copy it") from error
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is damaged ({error}); copy or export the bundle again") from error
+        raise BundleError(f"{path} is damaged ({printable(error)}); copy or export the bundle again") from error
     if not isinstance(content, dict):
         raise BundleError(f"{path} is damaged: expected an object; copy or export the bundle again")
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
         raise BundleError(
-            f"{path} has schema version {version!r}, this program reads {SCHEMA_VERSION}; "
+            f"{path} has schema version {printable(repr(version), 40)}, this program reads {SCHEMA_VERSION}; "
             "export the checkpoint again with this version of adacache-export"
         )
     digest = content.pop("digest", None)
     if digest != _digest(content) or text != _canonical({**content, "digest": digest}):
         raise BundleError(f"{path} was changed after export; copy or export the bundle again")
-    try:
-        return Manifest.model_validate(content)
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise BundleError(f"{path} does not follow schema version {SCHEMA_VERSION}: {problems}") from error
+    problem = problem_in(content)
+    if problem is None:
+        try:
+            return Manifest.model_validate(content)
+        except ValidationError as error:
+            problem = _problems(error)
+    raise BundleError(
+        f"{path} does not follow schema version {SCHEMA_VERSION}: {problem}; copy or export the bundle again"
+    )
+
+
+def _problems(error: ValidationError) -> str:
+    """Return the first few problems of a manifest, each with its field."""
+    found = error.errors(include_url=False, include_input=False)
+    parts = ([".".join(printable(part, 60) for part in one["loc"]), one["msg"]] for one in found)
+    return first_of([": ".join(filter(None, part)).replace("Value error, ", "", 1) for part in parts])
 
 
 def replace_manifest(folder: Path, manifest: Manifest) -> None:
@@ -157,10 +183,5 @@ def open_bundle(folder: Path | str, progress: Callable[[int], None] = lambda _: 
     problems = [problem for name in manifest.files if (problem := bundle.problem(name, progress))]
     problems += [f"{name} {NO_HASH}" for name in manifest.used_files() if name not in manifest.files]
     if problems:
-        raise BundleError(f"bundle {folder}: {_listed(problems)}; copy or export it again")
+        raise BundleError(f"bundle {folder}: {first_of(problems)}; copy or export it again")
     return bundle
-
-
-def _listed(problems: Sequence[str]) -> str:
-    more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
-    return "; ".join([*problems[:SHOWN], *more])

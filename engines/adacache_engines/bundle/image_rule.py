@@ -12,6 +12,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from adacache_engines.bundle.entries import Entry, Graph
+from adacache_engines.bundle.names import Length, Side
 from adacache_engines.bundle.stages import StageEntry
 from adacache_engines.bundle.tensors import TensorSpec
 
@@ -39,11 +40,11 @@ class ImageRule(Entry):
             empty = the bundle has none.
     """
 
-    tokens: int = Field(ge=1)
-    width: int = Field(ge=1)
-    side: int = Field(default=224, ge=1)
-    shorter: int = Field(default=224, ge=1)
-    scale: float = Field(default=1 / 255, gt=0, allow_inf_nan=False)
+    tokens: Length
+    width: Length
+    side: Side = 224
+    shorter: Side = 224
+    scale: float = Field(default=1 / 255, gt=0)
     mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
     deviation: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     encoder_config: dict[str, Any] | None = None

@@ -8,11 +8,12 @@ a VAE, such as the scale and shift of its latents, is in its graphs.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from adacache_engines.bundle.entries import Entry, Graph
+from adacache_engines.bundle.names import Name, Side, Small
 
 IMAGES = "images"
 VaePrecision = Literal["fp32", "bf16"]
@@ -33,9 +34,9 @@ class FrameRule(Entry):
         whole: whether all runs of frames are whole: videos of another length are refused.
     """
 
-    chunk_frames: int | None = Field(default=1, ge=1)
-    chunk_latents: int = Field(default=1, ge=1)
-    stretch: int = Field(default=1, ge=1)
+    chunk_frames: Small | None = 1
+    chunk_latents: Small = 1
+    stretch: Small = 1
     first_alone: Literal["never", "odd", "always"] = "never"
     whole: bool = False
 
@@ -88,13 +89,22 @@ class ChunkRule(Entry):
         first_alone: whether the first frame of a video is a chunk by itself, and a latent frame by itself.
     """
 
-    frames: int = Field(default=1, ge=1)
-    latents: int = Field(default=1, ge=1)
-    stretch: int = Field(default=1, ge=1)
-    short: int = 0
-    shared: int = 0
+    frames: Small = 1
+    latents: Small = 1
+    stretch: Small = 1
+    short: int = Field(default=0, ge=0)
+    shared: int = Field(default=0, ge=0)
     spare: Literal["first", "last"] = "last"
     first_alone: bool = False
+
+    @model_validator(mode="after")
+    def _moves_on(self) -> Self:
+        if self.short >= self.stretch or self.shared >= self.latents:
+            raise ValueError(
+                f"short {self.short} and shared {self.shared}: expected less than stretch {self.stretch} and latents "
+                f"{self.latents}"
+            )
+        return self
 
     def decoded(self, latents: int) -> int:
         """Return the number of frames that a decoder makes from ``latents`` latent frames of a chunk.
@@ -142,12 +152,12 @@ class LatentSpace(Entry):
             fills that, and its middle is taken; or ``stretch``, each side is resized.
     """
 
-    channels: int
-    patch: tuple[int, int, int]
-    spatial_factor: int
-    decoder: str
+    channels: Small
+    patch: tuple[Small, Small, Small]
+    spatial_factor: Small
+    decoder: Name
     frames: FrameRule = FrameRule()
-    continued: int = Field(default=5, ge=1)
+    continued: Small = 5
     whole_patches: bool = False
     decoder_config: dict[str, Any] | None = None
     precision: VaePrecision = "fp32"
@@ -156,8 +166,8 @@ class LatentSpace(Entry):
     first_decoding: tuple[Graph, ...] = ()
     first_encoding: tuple[Graph, ...] = ()
     chunks: ChunkRule = ChunkRule()
-    images: int = Field(default=1, ge=1)
-    tile: int | None = None
+    images: Small = 1
+    tile: Side | None = None
     tiles_chunks: bool = False
     resize: ResizeRule = "fill"
 

@@ -5,7 +5,7 @@ needs to know no family. Within schema version 1, fields may be added with a def
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -22,11 +22,12 @@ from adacache_engines.bundle.image_rule import ImageRule as ImageRule
 from adacache_engines.bundle.image_rule import check_image_rule
 from adacache_engines.bundle.latent_space import FrameRule as FrameRule
 from adacache_engines.bundle.latent_space import LatentSpace as LatentSpace
-from adacache_engines.bundle.names import BundlePath, Nbytes, Sha256
+from adacache_engines.bundle.names import BundlePath, FolderName, Frames, Length, Name, Nbytes, Rate, Sha256, Side, Span
 from adacache_engines.bundle.plan_entries import Library as Library
 from adacache_engines.bundle.plan_entries import PlanEntry as PlanEntry
 from adacache_engines.bundle.plan_entries import PlanSet as PlanSet
 from adacache_engines.bundle.plan_entries import Variant as Variant
+from adacache_engines.bundle.references import check_references
 from adacache_engines.bundle.sampling import Branch as Branch
 from adacache_engines.bundle.sampling import Expert as Expert
 from adacache_engines.bundle.sampling import GuidanceRule as GuidanceRule
@@ -58,11 +59,11 @@ class VideoDefaults(Entry):
         image_fps: frames per second that a single frame is said to have, where the model takes them as a condition.
     """
 
-    height: int
-    width: int
-    frames: int
-    fps: float = 24.0
-    image_fps: float = 120.0
+    height: Side
+    width: Side
+    frames: Frames
+    fps: Rate = 24.0
+    image_fps: Rate = 120.0
 
 
 class VideoNames(Entry):
@@ -76,9 +77,9 @@ class VideoNames(Entry):
             seconds are multiplied by frames per second.
     """
 
-    sizes: dict[str, dict[str, tuple[int, int]]] = Field(default_factory=dict)
-    aspect: str = "16:9"
-    durations: dict[str, int] = Field(default_factory=dict)
+    sizes: dict[Name, Annotated[dict[Name, tuple[Side, Side]], Field(min_length=1)]] = Field(default_factory=dict)
+    aspect: Name = "16:9"
+    durations: dict[Name, Frames] = Field(default_factory=dict)
     only_named_durations: bool = False
 
 
@@ -104,8 +105,8 @@ class TextRule(Entry):
         precision: precision of the text encoder.
     """
 
-    max_length: int
-    width: int
+    max_length: Length
+    width: Length
     cleaning: Cleaning = "plain"
     scores: tuple[Score, ...] = ()
     masking: Literal["mask", "cut", "zeros"] = "mask"
@@ -140,7 +141,7 @@ class FileEntry(Entry):
 class CheckpointEntry(Entry):
     """The files that the weights came from, and their hash."""
 
-    files: tuple[str, ...]
+    files: tuple[Name, ...]
     sha256: Sha256
 
 
@@ -183,18 +184,18 @@ class Manifest(Entry):
     """
 
     schema_version: int
-    producer: str
-    family: str
+    producer: Name
+    family: Name
     config: dict[str, Any]
     precision: Precision
     granularity: ExportGranularity = "block"
-    profiles: dict[str, dict[str, tuple[int, int]]]
+    profiles: Annotated[dict[Name, dict[Name, Span]], Field(min_length=1)]
     stages: tuple[StageEntry, ...]
     experts: tuple[Expert, ...] = Field(default=(Expert(),), min_length=1)
     conditioning: Conditioning = "none"
-    arithmetic: dict[str, Graph]
-    signals: dict[str, SignalEntry]
-    policies: dict[str, Preset] = Field(default_factory=dict)
+    arithmetic: dict[Name, Graph]
+    signals: dict[Name, SignalEntry]
+    policies: dict[Name, Preset] = Field(default_factory=dict)
     sampler: SamplerDefaults
     video: VideoDefaults
     names: VideoNames = VideoNames()
@@ -206,7 +207,7 @@ class Manifest(Entry):
     part_weights: dict[PartName, BundlePath] = Field(default_factory=dict)
     checkpoint: CheckpointEntry
     files: dict[BundlePath, FileEntry]
-    plans: dict[str, PlanSet] = Field(default_factory=dict)
+    plans: dict[FolderName, PlanSet] = Field(default_factory=dict)
 
     def signal_graphs(self) -> list[Graph]:
         """Return the graphs of all signals."""
@@ -288,8 +289,9 @@ class Manifest(Entry):
         shown = conditioning_of(self.stages)
         if self.conditioning != shown and (self.conditioning, shown) != ("not-exported", "none"):
             raise ValueError(f"conditioning is {self.conditioning}, and the inputs of the stages are those of {shown}")
-        check_image_rule(self.image, self.stages)
         lacking = [part for part in get_args(PartName) if self.part_graphs(part) and part not in self.part_weights]
         if lacking:
             raise ValueError(f"part_weights does not name the weights of {', '.join(lacking)}")
+        check_references(self)
+        check_image_rule(self.image, self.stages)
         return self

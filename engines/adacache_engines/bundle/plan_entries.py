@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from adacache_engines.bundle.entries import Entry
-from adacache_engines.bundle.names import BundlePath, Nbytes, Sha256
+from adacache_engines.bundle.names import BundlePath, Name, Nbytes, Sha256, UsualSpan
 from adacache_engines.bundle.tensors import Precision
 
 ENGINES = "engines"  # folder in a bundle, with a folder for each set of plans
@@ -33,14 +33,14 @@ class PlanEntry(Entry):
         build_s: seconds that building took; 0 where the content was there already.
     """
 
-    stage: str
+    stage: Name
     variant: Variant
-    graph: str
+    graph: Name
     path: Annotated[BundlePath, AfterValidator(_of_plans)]
     nbytes: Nbytes
     sha256: Sha256
     graph_sha256: Sha256
-    build_s: float
+    build_s: Annotated[float, Field(ge=0)]
 
 
 class PlanSet(Entry):
@@ -57,9 +57,9 @@ class PlanSet(Entry):
     """
 
     library: Library
-    version: str
-    targets: tuple[str, ...]
+    version: Name
+    targets: tuple[Name, ...]
     precision: Precision
-    profiles: dict[str, dict[str, tuple[int, int, int]]]
-    options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    profiles: dict[Name, dict[Name, UsualSpan]]
+    options: dict[Name, str | int | float | bool] = Field(default_factory=dict)
     plans: tuple[PlanEntry, ...]

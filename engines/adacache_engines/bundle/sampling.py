@@ -5,9 +5,11 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from adacache_engines.bundle.entries import Entry
+from adacache_engines.bundle.names import Guidance, Name, Size, Small
 
 Branch = Literal["conditional", "unconditional"]
 PURE_NOISE = 1000.0  # timestep
+Timestep = Annotated[float, Field(ge=0, le=PURE_NOISE)]
 
 
 class TimestepShift(Entry):
@@ -23,9 +25,9 @@ class TimestepShift(Entry):
         chunk_latents: number of latent frames of a chunk; a single frame counts as one.
     """
 
-    reference_pixels: int = Field(ge=1)
-    chunk_frames: int = Field(ge=1)
-    chunk_latents: int = Field(ge=1)
+    reference_pixels: Size
+    chunk_frames: Small
+    chunk_latents: Small
 
 
 class SamplerDefaults(Entry):
@@ -45,8 +47,8 @@ class SamplerDefaults(Entry):
     """
 
     name: Literal["rflow", "euler", "unipc", "ddim", "pndm"]
-    steps: int = Field(ge=1)
-    guidance: float
+    steps: int = Field(ge=1, le=1000)
+    guidance: Guidance
     timestep_shift: TimestepShift | Annotated[float, Field(gt=0, le=100)] | None = None
     velocity: Literal["to-data", "to-noise"] = "to-data"
     whole_timesteps: bool = False
@@ -63,7 +65,7 @@ class GuidanceRule(Entry):
     """
 
     order: tuple[Branch, ...] = Field(min_length=1, max_length=2)
-    null_captions: str | None = None
+    null_captions: Name | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:
@@ -82,6 +84,13 @@ class Expert(Entry):
         guidance: guidance scale in these calls; None = the request's.
     """
 
-    name: str = "model"
-    timesteps: tuple[float, float] = (0.0, PURE_NOISE)
-    guidance: float | None = None
+    name: Name = "model"
+    timesteps: tuple[Timestep, Timestep] = (0.0, PURE_NOISE)
+    guidance: Guidance | None = None
+
+    @model_validator(mode="after")
+    def _upward(self) -> Self:
+        lowest, highest = self.timesteps
+        if lowest > highest:
+            raise ValueError(f"timesteps {lowest:g} to {highest:g} go down; expected the smaller one first")
+        return self

@@ -8,7 +8,10 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from adacache_engines.bundle.entries import Entry, Graph
-from adacache_engines.bundle.tensors import TensorSpec
+from adacache_engines.bundle.names import Name
+from adacache_engines.bundle.tensors import MOST_AXES, TensorSpec
+
+MOST_BLOCKS = 10_000
 
 Role = Literal["text", "image", "positions", "embed", "block", "final"]
 ProbeRole = Literal["default", "block_input", "time", "time_modulation"]
@@ -17,8 +20,8 @@ ProbeRole = Literal["default", "block_input", "time", "time_modulation"]
 class Term(Entry):
     """A term of a stage's work: ``flops`` operations, times the product of the sizes of ``axes``."""
 
-    axes: tuple[str, ...]  # an axis may come twice: every token attends to every token
-    flops: int
+    axes: tuple[Name, ...] = Field(max_length=MOST_AXES)  # an axis may come twice: every token attends to every token
+    flops: int = Field(ge=0)
 
 
 class ProbeEntry(Entry):
@@ -32,7 +35,7 @@ class ProbeEntry(Entry):
             sites are called the same; None = it has no role.
     """
 
-    output: str
+    output: Name
     role: ProbeRole | None = None
 
 
@@ -59,11 +62,11 @@ class StageEntry(Entry):
     graph: Graph
     role: Role
     per_generation: bool = False
-    kind: str | None = None
-    index: int | None = Field(default=None, ge=0)
-    part: str | None = None
+    kind: Name | None = None
+    index: int | None = Field(default=None, ge=0, le=MOST_BLOCKS)
+    part: Name | None = None
     expert: int = Field(default=0, ge=0)
-    probes: dict[str, ProbeEntry] = Field(default_factory=dict)
+    probes: dict[Name, ProbeEntry] = Field(default_factory=dict)
     flops: tuple[Term, ...] = ()
 
     @model_validator(mode="after")

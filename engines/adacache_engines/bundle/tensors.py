@@ -6,9 +6,13 @@ from typing import Literal
 
 import ml_dtypes
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from adacache_engines.bundle.names import AnySize, Name
 
 DType = Literal["float32", "float16", "bfloat16", "int64", "bool"]
+
+MOST_AXES = 16
 
 Precision = Literal["fp32", "fp16", "bf16"]
 
@@ -70,9 +74,9 @@ class TensorSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str
+    name: Name
     dtype: DType
-    axes: tuple[int | str, ...]
+    axes: tuple[AnySize | Name, ...] = Field(max_length=MOST_AXES)
 
     def shape(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """Return the shape for given sizes of the dynamic axes.

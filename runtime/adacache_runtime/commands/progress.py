@@ -133,7 +133,7 @@ def _progress(unit: str, total: int, stream: TextIO) -> Iterator[Callable[[str],
     columns = (
         TextColumn(unit + " {task.completed}/{task.total}"),
         BarColumn(),
-        TextColumn("{task.fields[state]}"),
+        TextColumn("{task.fields[state]}", markup=False),
         TimeElapsedColumn(),
     )
     with bars(stream, *columns) as progress:

@@ -5,10 +5,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 
-from rich.console import Console
-
 from adacache_engines.bundle.files import open_bundle
 from adacache_runtime.checking import Checked, check
+from adacache_runtime.commands.console import console
 from adacache_runtime.commands.memory_table import memory_table
 from adacache_runtime.commands.options import opening_from
 from adacache_runtime.commands.outputs import check_outputs, output_files, write_latents, write_reports, write_videos
@@ -40,7 +39,7 @@ def _run(options: argparse.Namespace, interrupted: Check) -> None:
         for note in prepared.notes:
             print(note, file=sys.stderr)
         if options.estimate_memory:
-            Console().print(memory_table(prepared.memory, pipeline.free_nbytes(), pipeline.backend.name))
+            console().print(memory_table(prepared.memory, pipeline.free_nbytes(), pipeline.backend.name))
             return
         print(_description(checked, options.policy), file=sys.stderr)
         _print_residuals(prepared)
@@ -52,7 +51,7 @@ def _run(options: argparse.Namespace, interrupted: Check) -> None:
             elif outputs:
                 decoded = (event for event in events if isinstance(event, Decoded))
                 write_videos(options, outputs, prepared.video, decoded)
-    Console(stderr=True).print(summary(denoised.trace, bundle.manifest))
+    console(stderr=True).print(summary(denoised.trace, bundle.manifest))
 
 
 def _description(checked: Checked, policy: str) -> str:

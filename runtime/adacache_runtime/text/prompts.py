@@ -9,7 +9,8 @@ from safetensors import safe_open
 
 from adacache_engines.bundle.files import Bundle
 from adacache_engines.contract.engine import Backend
-from adacache_engines.errors import InputError
+from adacache_engines.errors import BundleError, InputError
+from adacache_engines.printable import printable
 from adacache_runtime.request import Captions, Request
 from adacache_runtime.text.cleaning import CLEANINGS
 from adacache_runtime.text.embedding_cache import EmbeddingCache
@@ -52,9 +53,10 @@ def read_text(bundle: Bundle, request: Request, order: Sequence[str] | None = No
     length = caption_length(bundle, prompts.mask)
     given_length = None if request.captions is None else request.captions.embeddings.shape[1]
     zeros = bundle.manifest.text.masking == "zeros"
-    if bundle.manifest.guidance.null_captions is not None or UNCONDITIONAL not in (
-        order or bundle.manifest.guidance.order
-    ):
+    guided = UNCONDITIONAL in (order or bundle.manifest.guidance.order)
+    if bundle.manifest.guidance.null_captions is not None or not guided:
+        if guided:
+            null_captions(bundle)  # refused before anything runs where it is not as the manifest says
         return Text(prompts, None, given_length if zeros and given_length else length)
     given = None if request.captions is None else request.captions.negative
     if given is None:
@@ -153,9 +155,24 @@ def _zero_padded(embeddings: NDArray[np.float32], mask: NDArray[np.bool_], lengt
 
 
 def null_captions(bundle: Bundle) -> NDArray[np.float32]:
-    """Return the caption that a model has learned for the unconditional branch, (max_length, width)."""
-    name = bundle.manifest.guidance.null_captions
+    """Return the caption that a model has learned for the unconditional branch, (max_length, width).
+
+    Raises:
+        BundleError: the weights have no such caption.
+    """
+    name, rule = bundle.manifest.guidance.null_captions, bundle.manifest.text
     assert name is not None
-    with bundle.reading(bundle.manifest.weights) as path, safe_open(str(path), framework="np") as file:
-        values: NDArray[np.float32] = file.get_tensor(name).astype(np.float32)
-    return values
+    with bundle.reading(bundle.manifest.weights) as path:
+        try:
+            with safe_open(str(path), framework="np") as file:
+                shape = tuple(file.get_slice(name).get_shape()) if name in file.keys() else None  # noqa: SIM118
+                values = file.get_tensor(name) if shape == (rule.max_length, rule.width) else None
+        except Exception as error:  # the library's errors have no common base
+            raise BundleError(f"{path} cannot be read as safetensors ({printable(error)}); export it again") from error
+    if values is None:
+        raise BundleError(
+            f"guidance.null_captions of bundle {bundle.folder} is {name}, which {path.name} "
+            f"{f'has with shape {shape}' if shape else 'does not have'}; expected a tensor of shape "
+            f"({rule.max_length}, {rule.width}): export the checkpoint again"
+        )
+    return np.asarray(values, np.float32)

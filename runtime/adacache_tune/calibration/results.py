@@ -1,6 +1,7 @@
 """The results of a calibration: presets in the bundle, a report in its folder, and a table for people."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -107,4 +108,5 @@ def _preset(task: Task, one: Confirmed) -> Preset:
         "calls": trial.calls,
         "prompts": trial.prompts,
     }
-    return Preset(policy=description(one.found.policy), note=note, measured=measured)
+    finite = {name: value for name, value in measured.items() if math.isfinite(value)}  # equal videos: infinite dB
+    return Preset(policy=description(one.found.policy), note=note, measured=finite)

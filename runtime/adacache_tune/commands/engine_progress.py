@@ -36,7 +36,7 @@ def engine_progress(count: int, stream: TextIO | None = None) -> Iterator[Callab
     columns = (
         TextColumn("engine {task.fields[begun]}/{task.total}"),
         BarColumn(),
-        TextColumn("{task.fields[name]}"),
+        TextColumn("{task.fields[name]}", markup=False),
         TimeElapsedColumn(),
     )
     with bars(stream, *columns) as progress:
