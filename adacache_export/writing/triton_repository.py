@@ -66,7 +66,8 @@ def add_to_repository(repository: Path, source: Path, devices: Sequence[str], pr
     Raises:
         BundleError: the bundle, or the one in the newest version, was changed.
         ExportError: the disk is full or cannot be written to.
-        InputError: the bundle makes no videos of prompts, a device is unknown, or a file is in the way.
+        InputError: the bundle makes no videos of prompts, a device is unknown, a file is in the way, or another process
+            changed the bundle meanwhile.
     """
     manifest = read_manifest(source)
     check_servable(source, manifest)
@@ -91,7 +92,12 @@ def add_to_repository(repository: Path, source: Path, devices: Sequence[str], pr
         version = folder / str(newest + 1)
         version.mkdir()
         (version / CODE).write_text(MODEL_PY, encoding="utf-8")
-        _take(source, version / MODEL, manifest)
+        try:
+            _take(source, version / MODEL, manifest)
+        except FileNotFoundError as error:
+            raise InputError(f"{source} was changed meanwhile ({error.filename} is gone); try again") from error
+        if read_manifest(version / MODEL) != manifest:
+            raise InputError(f"{source} was changed meanwhile; try again")
         _check(version / MODEL, "the copy", nbytes, progress)
         if not (model / CONFIG).is_file():
             (folder / CONFIG).write_text(config, encoding="utf-8")

@@ -5,6 +5,7 @@ Processes meet by pipes: one says that it holds a lock, and goes on when it is t
 
 import errno
 import fcntl
+import json
 import os
 import queue
 import shutil
@@ -20,13 +21,25 @@ from typing import Any
 
 import pytest
 
-from adacache_engines.bundle.files import MANIFEST, open_bundle, read_manifest
+from adacache_engines.bundle.files import (
+    MANIFEST,
+    dump_manifest,
+    open_bundle,
+    read_manifest,
+    replace_manifest,
+    sha256_file,
+)
 from adacache_engines.bundle.locks import LOCK, changing, check_changeable
+from adacache_engines.bundle.manifest import FileEntry, Manifest
+from adacache_engines.contract.fake import FakeBackend
 from adacache_engines.errors import BundleError, InputError
 from adacache_export.phases import Progress
+from adacache_export.writing import triton_repository
 from adacache_export.writing.folder import building, check_destination, scratch
+from adacache_runtime.pipeline import Pipeline
 from tests.helpers.model import fake_model
 from tests.helpers.policies.cosine import COSINE
+from tests.helpers.serving.fake_server import write_model
 from tests.helpers.waiting import HANG_SECONDS
 
 Tries = Callable[[Iterable[Any]], Iterator[Any]]
@@ -405,3 +418,96 @@ def test_a_bundle_on_another_file_system(bundle: Path) -> None:
         assert hidden(there) == hidden(bundle.parent) == []
     finally:
         shutil.rmtree(there, ignore_errors=True)
+
+
+# readers
+
+
+def replaced(bundle: Path, old: str, new: str) -> None:
+    """Change the manifest from one graph's file to another's, as an added part does, and delete the old file."""
+    manifest = read_manifest(bundle)
+    (bundle / new).write_bytes(b"another graph")
+    text = dump_manifest(manifest).replace(f'"{old}"', f'"{new}"')
+    content = json.loads(text)
+    del content["digest"]
+    entry = FileEntry(sha256=sha256_file(bundle / new), nbytes=(bundle / new).stat().st_size)
+    changed = Manifest.model_validate({**content, "files": {**content["files"], new: entry}})
+    with changing(bundle):
+        replace_manifest(bundle, changed)
+        (bundle / old).unlink()
+
+
+def test_who_opens_a_bundle_while_it_changes_gets_the_old_or_the_new_one(bundle: Path, tries: Tries) -> None:
+    """Whichever file is being read when the change comes."""
+    names, seen = ["onnx/embed.onnx"], []
+    for moment in tries(range(len(read_manifest(bundle).files))):
+        before, read = read_manifest(bundle), 0
+
+        def change(_nbytes: int, moment: int = moment) -> None:
+            nonlocal read
+            read += 1
+            if read == moment + 1:
+                names.append(f"onnx/embed-{moment}.onnx")
+                replaced(bundle, *names[-2:])
+
+        opened = open_bundle(bundle, change).manifest
+        assert len(names) == moment + 2
+        seen.append(("old", "new")[(before, read_manifest(bundle)).index(opened)])
+    assert {*seen} == {"old", "new"}
+
+
+def test_who_has_opened_a_bundle_is_told_when_a_file_is_read_that_is_gone(bundle: Path) -> None:
+    opened = open_bundle(bundle)
+    replaced(bundle, "onnx/embed.onnx", "onnx/other.onnx")
+    with pytest.raises(BundleError, match=r"onnx/embed\.onnx is missing.*open it anew"):
+        opened.path("onnx/embed.onnx")
+    assert opened.path("onnx/final.onnx").is_file()
+
+
+def test_a_bundle_that_changes_while_it_is_copied_for_triton_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tries: Tries
+) -> None:
+    """A version has the manifest and the files of one bundle."""
+    repository, bundle = tmp_path / "repository", tmp_path / "fake.adacache"
+    write_model(bundle)
+    changes: tuple[Callable[[], None], ...] = (
+        lambda: replaced(bundle, "onnx/embed.onnx", "onnx/other.onnx"),
+        lambda: (bundle / "encoder.onnx").unlink(),
+    )
+    for change in tries(changes):
+
+        def versions(_model: Path, change: Callable[[], None] = change) -> list[int]:
+            change()  # when the bundle has been checked
+            return []
+
+        monkeypatch.setattr(triton_repository, "_versions", versions)
+        with pytest.raises(InputError, match=r"was changed meanwhile.*; try again"):
+            triton_repository.add_to_repository(repository, bundle, ["cpu"], Progress())
+        assert list(repository.iterdir()) == []
+
+
+def test_a_bundle_that_is_spoiled_while_it_is_opened_is_refused(bundle: Path) -> None:
+    def spoil(_nbytes: int) -> None:
+        for path in (bundle / "onnx").iterdir():
+            path.write_bytes(b"another")
+
+    with pytest.raises(BundleError, match=r"embed\.onnx"):
+        open_bundle(bundle, spoil)
+
+
+def test_a_pipeline_whose_bundle_is_replaced_by_force_asks_to_be_opened_anew(bundle: Path) -> None:
+    """The video that is being made is refused as well: nothing is made of two bundles."""
+    asked = fake_model.request(steps=3)
+    with Pipeline(open_bundle(bundle), FakeBackend(fake_model.functions())) as pipeline:
+        pipeline.generate(asked)
+        calls = pipeline.calls(asked)
+        next(calls)
+        with building(bundle, 0, True) as new:
+            (new / MANIFEST).write_text("{}")
+        for use in (lambda: list(calls), lambda: pipeline.generate(asked), lambda: bundle_path(pipeline)):
+            with pytest.raises(BundleError, match=r"is missing.*open it anew"):
+                use()
+
+
+def bundle_path(pipeline: Pipeline) -> Path:
+    return pipeline.bundle.path(pipeline.bundle.manifest.weights)

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from fastapi import FastAPI, HTTPException, Response
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from ray import serve
 from ray.serve.exceptions import RequestCancelledError
@@ -37,6 +39,7 @@ from adacache_serve.settings import Settings
 NOT_SUPPORTED = {"model", "priority", "deadline_seconds"}
 DECODERS = 2  # processes that decode images at once
 KEPT = 1000  # jobs that are kept; those that have ended make room for new ones
+MOST_NAMED = 100  # characters of a client's that an answer repeats
 SETTINGS = Settings(Path())
 api = FastAPI(title="adacache on Ray Serve")
 
@@ -57,6 +60,14 @@ class Job(BaseModel):
 
 
 # functions, above the classes: Ray Serve pickles these where they are decorated
+@api.exception_handler(RequestValidationError)
+def _invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+    """Answer an order that is none, without repeating what JSON cannot hold, such as NaN."""
+    wrong = error.errors()[0]
+    field = ".".join(map(str, wrong["loc"][1:]))[:MOST_NAMED] or "body"
+    return JSONResponse({"detail": {"field": ascii(field)[1:-1], "detail": ascii(wrong["msg"])[1:-1]}}, 422)
+
+
 def _checked_image(order: CreateVideo, bundle: Bundle) -> Frames | None:
     """Check an order; return its image at the size of its video, (1, height, width, 3) RGB; None = it has none."""
     settled = check(order, bundle, SETTINGS, image=order.image is not None)
@@ -79,7 +90,8 @@ async def _follow(job: Job) -> None:
     except (asyncio.CancelledError, RequestCancelledError):
         job.status = "cancelled"
     except Exception as error:  # the generation failed, or the replica died
-        job.status, job.error = "failed", str(getattr(error, "cause", None) or error)
+        cause = getattr(error, "cause", None) or error
+        job.status, job.error = "failed", (str(cause) or repr(cause)).encode(errors="backslashreplace").decode()
 
 
 @serve.deployment(max_ongoing_requests=1)
@@ -148,7 +160,7 @@ class Videos:
     async def get(self, name: str) -> Job:
         """Return a job."""
         if name not in self._jobs:
-            raise HTTPException(404, f"there is no video {name!r}")
+            raise HTTPException(404, f"there is no video {name[:MOST_NAMED]!r}")
         return self._jobs[name]
 
     @api.get("/v1/videos/{name}/content")

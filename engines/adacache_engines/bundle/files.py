@@ -174,14 +174,18 @@ def replace_manifest(folder: Path, manifest: Manifest) -> None:
 def open_bundle(folder: Path | str, progress: Callable[[int], None] = lambda _: None) -> Bundle:
     """Open a bundle: read its manifest, and hash every file again; ``progress`` gets numbers of hashed bytes.
 
+    Where another process changes the bundle meanwhile, the result is the bundle before or after that, and no mixture.
+
     Raises:
         BundleError: the folder holds no bundle, or files are missing or changed; the message names them.
     """
     folder = Path(folder)
-    manifest = read_manifest(folder)
-    bundle = Bundle(folder, manifest)
-    problems = [problem for name in manifest.files if (problem := bundle.problem(name, progress))]
-    problems += [f"{name} {NO_HASH}" for name in manifest.used_files() if name not in manifest.files]
-    if problems:
-        raise BundleError(f"bundle {folder}: {first_of(problems)}; copy or export it again")
-    return bundle
+    while True:
+        manifest = read_manifest(folder)
+        bundle = Bundle(folder, manifest)
+        problems = [problem for name in manifest.files if (problem := bundle.problem(name, progress))]
+        problems += [f"{name} {NO_HASH}" for name in manifest.used_files() if name not in manifest.files]
+        if not problems:
+            return bundle
+        if read_manifest(folder) == manifest:  # else it was replaced, and then what it alone had named was deleted
+            raise BundleError(f"bundle {folder}: {first_of(problems)}; copy or export it again")

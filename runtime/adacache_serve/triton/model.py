@@ -44,12 +44,14 @@ from adacache_serve.device.worker import Models
 from adacache_serve.disk.spool import read_record
 from adacache_serve.orders.check import FieldError, check, with_seed
 from adacache_serve.orders.images import image_of_order, write_image
-from adacache_serve.orders.schema import CreateVideo
+from adacache_serve.orders.schema import MAX_IMAGE, CreateVideo
 from adacache_serve.settings import Settings
 from adacache_serve.triton.config import INPUTS, MODEL, settings_of
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.05  # between two checks for cancelled requests
+PYTHON_TYPES = {"TYPE_STRING": "bytes", "TYPE_FP64": "float", "TYPE_INT64": "int"}
+MAX_IMAGE_NBYTES = MAX_IMAGE // 4 * 3  # as over HTTP, where it is text in base64
 
 
 @dataclass
@@ -135,6 +137,10 @@ class TritonPythonModel:
                 log.error("a request cannot be checked", exc_info=error)
                 message = f"the request cannot be checked: {error}; try again later"
                 self._refuse(sender, message, self._triton.TritonError.UNAVAILABLE)
+            except Exception as error:  # whatever it is, it is this request's, and the others go on
+                log.exception("a request cannot be checked")
+                message = f"the request cannot be checked ({type(error).__name__}); the log of the model says why"
+                self._refuse(sender, message, self._triton.TritonError.INTERNAL)
             else:
                 self._places.acquire()
                 self._begin(sender, order, image)
@@ -184,20 +190,14 @@ class TritonPythonModel:
         """Return the order of a request, and the content of its image.
 
         Raises:
-            FieldError: a text is not UTF-8.
+            FieldError: a tensor is not what its input takes.
             ValidationError: a field is not possible.
         """
-        given: dict[str, Any] = {}
-        for name, kind in INPUTS.items():
-            tensor = self._triton.get_input_tensor_by_name(request, name)
-            if tensor is not None:
-                (value,) = tensor.as_numpy().reshape(-1).tolist()
-                given[name] = value
-                if kind == "TYPE_STRING" and name != "image":
-                    try:
-                        given[name] = value.decode()
-                    except UnicodeDecodeError as error:
-                        raise FieldError(name, f"the text is not UTF-8: {error}") from error
+        given = {
+            name: _value(name, kind, tensor)
+            for name, kind in INPUTS.items()
+            if (tensor := self._triton.get_input_tensor_by_name(request, name)) is not None
+        }
         content = given.pop("image", None)
         return CreateVideo(**given), content
 
@@ -206,7 +206,7 @@ class TritonPythonModel:
         while not self._ending.wait(POLL_SECONDS):
             with self._lock:
                 for name, pending in self._pending.items():
-                    if not pending.cancelled and pending.sender.is_cancelled():
+                    if not pending.cancelled and _is_cancelled(pending.sender):
                         pending.cancelled = True
                         self._worker.send(Cancel(job=name))
 
@@ -285,7 +285,45 @@ class TritonPythonModel:
     def _refuse(self, sender: Any, message: str, code: Any = None) -> None:
         error = self._triton.TritonError
         response = self._triton.InferenceResponse(error=error(message, error.INVALID_ARG if code is None else code))
-        sender.send(response, flags=self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        try:
+            sender.send(response, flags=self._triton.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except Exception:  # Triton's; other requests are still to be answered
+            log.exception("Triton refuses an error")
+
+
+def _value(name: str, kind: str, tensor: Any) -> Any:
+    """Return the one value of an input's tensor, a text as a string and an image as bytes.
+
+    Raises:
+        FieldError: the tensor has another number of values or another type, or a text is not UTF-8.
+    """
+    try:
+        array = tensor.as_numpy()
+    except Exception as error:  # Triton's, whose strings carry their lengths
+        raise FieldError(name, "the tensor cannot be read") from error
+    if array.size != 1:
+        raise FieldError(name, f"the tensor has the shape {list(array.shape)[:8]}; expected one value")
+    value: Any = array.reshape(-1).tolist()[0]
+    if type(value).__name__ != PYTHON_TYPES[kind]:
+        raise FieldError(name, f"the tensor is one of {str(array.dtype)[:40]}; expected {kind}")
+    if name == "image":
+        if len(value) > MAX_IMAGE_NBYTES:
+            raise FieldError(name, f"the image has {len(value)} bytes; expected at most {MAX_IMAGE_NBYTES}")
+        return value
+    if kind != "TYPE_STRING":
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise FieldError(name, f"the text is not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _is_cancelled(sender: Any) -> bool:
+    try:
+        return bool(sender.is_cancelled())
+    except Exception:  # Triton's; the other requests are still to be watched
+        log.exception("Triton does not say whether a request is cancelled")
+        return False
 
 
 def visible_device(number: int, seen: str | None) -> str:
