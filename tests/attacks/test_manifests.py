@@ -31,7 +31,7 @@ from tests.helpers.model.bundle_changes import rewrite
 
 Place = tuple[str | int, ...]
 Tries = Callable[[Iterable[Any]], Iterator[Any]]
-MOST_TRIES = 350
+MOST_TRIES = 250
 MOST_NBYTES = 400e6  # that all tries may add to the memory of this process
 GONE = object()
 TEXTS = [
