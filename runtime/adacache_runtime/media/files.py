@@ -93,8 +93,8 @@ def _takes_bytes(path: Path) -> bool:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
-        folder = destination(path).parent
-        if not folder.is_dir():
+        folder = destination(path).parent if path.is_symlink() else path.parent
+        if not destination(path).parent.is_dir():
             raise InputError(f"{path} cannot be written: there is no folder {folder}; create it first") from None
         return False
     except ValueError as error:  # a character that no name may have
