@@ -19,7 +19,7 @@ from adacache_engines.bundle.locks import changing
 from adacache_engines.bundle.manifest import Graph, Manifest, PlanEntry, PlanSet, Variant
 from adacache_engines.bundle.shape_profiles import ShapeProfile, vae_ranges
 from adacache_engines.contract.device import HostDevice
-from adacache_engines.errors import EngineError, InputError
+from adacache_engines.errors import BundleError, EngineError, InputError
 from adacache_engines.tensorrt.build import USUAL_TARGETS, BuildOptions, check_options
 from adacache_engines.tensorrt.build_tasks import TIMING_CACHE, BuildTask, Built, record_finished, run_tasks
 from adacache_engines.tensorrt.library import CURRENT, InstalledLibrary, gpu_target
@@ -89,6 +89,8 @@ def _build_plans(
         plans=(),
     )
     there = bundle.manifest.plans.get(name)
+    if there is not None:
+        _put_back(bundle, name, there)
     if there is not None and not force:
         if there.model_copy(update={"plans": ()}) != wanted:
             raise InputError(
@@ -216,20 +218,47 @@ def _entries(manifest: Manifest, name: str, tasks: Sequence[BuildTask], built: S
 
 
 def _publish(folder: Path, partial: Path, name: str, plans: PlanSet) -> None:
-    """Move the plans to their place, then replace the manifest in one step."""
+    """Move the plans to their place, then replace the manifest in one step; a failure leaves the old plans there."""
     used = {Path(entry.path).name for entry in plans.plans} | {TIMING_CACHE}
-    place = folder / ENGINES / name
-    old = folder / ENGINES / f".{name}.old"
+    place, old = _places(folder, name)
     shutil.rmtree(old, ignore_errors=True)
-    if place.exists():  # replaced, or left by a build that was stopped just here
-        place.rename(old)
-    for file in partial.iterdir():
-        if file.name not in used:
+    try:
+        if place.exists():  # replaced, or left by a build that was stopped just here
+            place.rename(old)
+        partial.rename(place)
+        manifest = read_manifest(folder)
+        replace_manifest(folder, manifest.model_copy(update={"plans": {**manifest.plans, name: plans}}))
+    except BaseException:
+        _exchange(place, old, partial)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    for file in place.iterdir():
+        if file.name not in used:  # records of finished plans
             file.unlink()
-    partial.rename(place)
-    manifest = read_manifest(folder)
-    replace_manifest(folder, manifest.model_copy(update={"plans": {**manifest.plans, name: plans}}))
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(bundle: Bundle, name: str, plans: PlanSet) -> None:
+    """Put plans back that the manifest names, and that a killed process had moved away for new ones."""
+    place, old = _places(bundle.folder, name)
+    if not old.is_dir():
+        return
+    try:
+        check_plans(bundle, plans)
+    except BundleError:
+        _exchange(place, old, place.with_name(f".{name}.partial"))
+
+
+def _places(folder: Path, name: str) -> tuple[Path, Path]:
+    """Return the folder of a set of plans, and that in which the old ones are until the manifest names the new ones."""
+    return folder / ENGINES / name, folder / ENGINES / f".{name}.old"
+
+
+def _exchange(place: Path, old: Path, partial: Path) -> None:
+    """Undo the renames of :func:`_publish`, however many of them were made."""
+    if place.exists() and not partial.exists():
+        place.rename(partial)
+    if old.exists() and not place.exists():
+        old.rename(place)
 
 
 @contextlib.contextmanager
