@@ -11,7 +11,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -19,8 +19,10 @@ import pytest
 from adacache_engines.errors import InputError
 from adacache_runtime.commands.run import main
 from adacache_runtime.media.files import writing
+from adacache_tune.commands import calibrate, compare
 from adacache_tune.commands.profile import main as profile
 from tests.helpers.model.fake_command import FakeRun
+from tests.helpers.model.fake_prompts import prompted
 
 Input = TypeVar("Input")
 Tries = Callable[[Iterable[Input]], Iterator[Input]]
@@ -252,3 +254,30 @@ def test_a_profile_whose_pages_are_one(run: FakeRun, tries: Tries[str], capsys: 
         assert profile(["bundle", "--json", one, "--html", other]) == 1
         assert told in capsys.readouterr().err
         assert run.files() == before
+
+
+@pytest.mark.parametrize("command", [compare, calibrate])
+def test_the_folders_of_the_offline_commands(
+    command: Any, run: FakeRun, tries: Tries[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read, or in the bundle, stays; and a report does not replace the settings that it stands beside."""
+    opened = prompted(run.folder / "fake")
+    monkeypatch.setattr(command.Pipeline, "open", lambda *_, **__: opened)
+    (run.folder / "in").mkdir()
+    for name in ("comparison.csv", "settings.json"):
+        (run.folder / "in" / name).write_text("\n".join("abcdef"))
+    usual = ["bundle", "--size", "8x8", "--steps", "8"]
+    usual += ["--policies", "interval-2"] if command is compare else ["--target-psnr", "26", "--methods", "interval"]
+    read = "in/comparison.csv" if command is compare else "in/settings.json"
+    for output in tries(["bundle", "bundle/new", "out/../bundle/onnx"]):
+        before = run.files()
+        assert command.main([*usual, "--prompts", read, "-o", output]) == 1
+        assert "is in the bundle" in capsys.readouterr().err
+        assert run.files() == before
+    before = run.files()
+    assert command.main([*usual, "--prompts", read, "-o", "in"]) == 1
+    assert "would replace the input --prompts" in capsys.readouterr().err
+    if command is calibrate:
+        assert command.main([*usual, "--prompts", read, "-o", "out", "--name", "settings"]) == 1
+        assert "are one file" in capsys.readouterr().err
+    assert run.files() == before
