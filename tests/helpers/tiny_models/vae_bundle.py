@@ -88,10 +88,10 @@ def random_weights(module: torch.nn.Module) -> torch.nn.Module:
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             parameter.normal_(generator=generator)
-            if parameter.ndim > 1:
-                parameter *= parameter[0].numel() ** -0.5
-            elif "norm" in name and name.endswith("weight"):
+            if name.endswith("gamma") or ("norm" in name and name.endswith("weight")):  # a norm's scale
                 parameter.mul_(0.1).add_(1)
+            elif parameter.ndim > 1:
+                parameter *= parameter[0].numel() ** -0.5
             elif name.endswith("bias"):
                 parameter *= 0.1
     return module.eval()
