@@ -1,6 +1,8 @@
 """The base class of all entries of a manifest, and the entry of one graph."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import AllowInfNan, BaseModel, ConfigDict, Field
 
 from adacache_engines.bundle.names import BundlePath, Name, Nbytes
 from adacache_engines.bundle.tensors import DType, TensorSpec
@@ -20,12 +22,13 @@ class Check(Entry):
     computes in the engine's precision.
 
     Attributes:
-        error: max |engine - torch| / max(1, rms(torch)).
+        error: max |engine - torch| / max(1, rms(torch)); in a bundle at most ``tolerance``, and infinite or NaN only
+            until export refuses the engine for it.
         tolerance: largest error that was accepted.
         engine: name of the backend that ran the engine.
     """
 
-    error: float
+    error: Annotated[float, AllowInfNan(True)]
     tolerance: float
     engine: Name
 

@@ -5,9 +5,12 @@ from typing import Any
 import torch
 
 from adacache_engines.bundle.manifest import ExportGranularity, Manifest, Term
+from adacache_export.arithmetic import arithmetic
 from adacache_export.convert import stage_entry
 from adacache_export.families.registry import FAMILIES
-from adacache_export.stages import Stage
+from adacache_export.signals import signal_entry, signal_stages
+from adacache_export.stages import Stage, hidden_of, shown_of_timestep
+from adacache_runtime.caching.signals.registry import SIGNALS
 from adacache_runtime.trace import CallRecord, Trace
 from tests.helpers.model import fake_model
 
@@ -18,13 +21,19 @@ def stages_of(name: str, config: Any, granularity: ExportGranularity = "block") 
 
 
 def manifest_of(name: str, config: Any) -> Manifest:
-    """Return the manifest as export writes it, with the fake model's graphs."""
+    """Return the manifest as export writes it, with the fake model's files."""
     described, graph = FAMILIES[name].describe(config, None), fake_model.manifest().stages[0].graph
-    stages = tuple(
-        stage_entry(stage, graph.model_copy(update={"name": stage.name}), ()) for stage in stages_of(name, config)
-    )
+    stages = stages_of(name, config)
+    sums = arithmetic(stages, described.latent, described.guidance)
+    measured = signal_stages(SIGNALS.values(), hidden_of(stages), described.latent, shown_of_timestep(stages))
+    graphs = {
+        stage.name: graph.model_copy(update={"name": stage.name, "inputs": stage.inputs, "outputs": stage.outputs})
+        for stage in (*stages, *sums, *measured)
+    }
     parts = {part: getattr(described, part) for part in ("sampler", "video", "guidance", "latent", "text", "profiles")}
-    parts["stages"] = stages
+    parts["stages"] = tuple(stage_entry(stage, graphs[stage.name], ()) for stage in stages)
+    parts["arithmetic"] = {stage.name: graphs[stage.name] for stage in sums}
+    parts["signals"] = {key: signal_entry(signal, graphs) for key, signal in SIGNALS.items()}
     return fake_model.manifest().model_copy(update=parts)
 
 
