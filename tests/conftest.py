@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,12 @@ PROBES = (
 
 # so that a failed check shows the numbers, as a failed test does
 pytest.register_assert_rewrite("tests.helpers.gpu.gpu_checks")
+
+# A shell lets what it runs in the background ignore these, and the processes that tests start would ignore them, too
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Neither a slow machine nor chance decides whether a test passes: no example has a deadline, and the examples are the
 # same in every run. ``pytest --hypothesis-profile random`` looks at other examples each time.
