@@ -287,7 +287,7 @@ def test_a_stopped_export_leaves_nothing(stop: signal.Signals, tmp_path: Path) -
     program = "import sys; from adacache_export.commands.export import main; sys.exit(main())"
     words = [sys.executable, "-c", program, str(WEIGHTS), "-o", str(tmp_path / "bundle")]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    until(lambda: list(tmp_path.glob(".bundle.*/onnx/weights.safetensors")) or process.poll() is not None)
+    until(lambda: list(tmp_path.glob(".bundle.*/*/onnx/weights.safetensors")) or process.poll() is not None)
     assert process.poll() is None
     process.send_signal(stop)
     _, error = process.communicate(timeout=HANG_SECONDS)
