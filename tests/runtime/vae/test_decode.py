@@ -369,7 +369,10 @@ def test_one_prompt_is_one_file_with_what_to_do(
 
 
 CLASHES: dict[str, tuple[list[str], str]] = {
-    "one file for two": (["-o", "clip.mp4", "--save-latents", "sub/../clip-2.npz"], "are one file; give one of them another name"),
+    "one file for two": (
+        ["-o", "clip.mp4", "--save-latents", "sub/../clip-2.npz"],
+        "are one file; give one of them another name",
+    ),
     "a picture of several frames": (["-o", "clip.png"], "a .png holds one frame"),
     "suffix": (["-o", "clip.avi"], "unknown suffix"),
     "a folder in its place": (["-o", "taken.mp4"], "taken-1.npz cannot be written: it is a folder"),
