@@ -232,7 +232,7 @@ def test_policies_that_came_meanwhile_stay(whole: Path, other_t5: Path, monkeypa
 
 REFUSED: dict[str, tuple[list[str], str]] = {
     "an option of checkpoints": (["--text-encoder", "t5", "--probe", "temporal.0.attn"], "--probe belongs to the"),
-    "nothing to add": ([], "add parts with --text-encoder, --vae or --signal"),
+    "nothing to add": ([], "add parts with --text-encoder, --image-encoder, --vae or --signal"),
     "precision of nothing": (["--text-precision", "bf16", "--vae", "vae"], "give --text-encoder DIR, too"),
     "precision of no VAE": (["--vae-precision", "bf16", "--text-encoder", "t5"], "give --vae DIR, too"),
 }
