@@ -150,8 +150,8 @@ def _held(parent: Path, name: str) -> tuple[Path, FolderLock]:
 def sweep(parent: Path, name: str) -> None:
     """Delete the hidden folders of this name that no living process holds.
 
-    A process may have been killed in the moment between its two renames, and the bundle that it was to replace is in
-    its hidden folder then: that bundle is put back.
+    A process that was killed between its two renames has left the bundle that it was to replace in its hidden folder.
+    Such a bundle is put back.
     """
     left = re.compile(rf"\.{re.escape(name)}\.[A-Za-z0-9_]+{re.escape(PARTIAL)}")
     if not parent.is_dir():

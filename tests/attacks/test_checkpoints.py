@@ -201,7 +201,7 @@ def test_indexes(tmp_path: Path, tries: Tries) -> None:
 
 
 def test_configurations(checkpoint: Path, tmp_path: Path, tries: Tries, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a ``config.json`` says is repeated in one short line, whatever it is."""
+    """An error repeats the content of a ``config.json`` in one short line, whatever the file holds."""
     folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     whole = json.loads((folder / CONFIG).read_text())
     values: list[Any] = [RED, "two\nlines", "x" * 10**6, 10**400, [1] * 10**5, [[[[]]]], {"a": RED}, None, -1]

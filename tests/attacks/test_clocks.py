@@ -54,7 +54,7 @@ def test_a_clock_that_is_set_ends_no_job_and_deletes_nothing(
 
 
 def test_a_restart_compares_stored_times_with_the_new_clock(benches: Benches) -> None:
-    """As the documentation says: a deadline that has passed by the machine's clock at the start has passed."""
+    """A server compares stored deadlines with the machine's clock when it starts, as its README says."""
     bench = benches(in_flight=1)
     running, late, patient = (bench.submit(deadline_seconds=seconds) for seconds in (9000, 600, 9000))
     bench.crash()

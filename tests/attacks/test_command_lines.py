@@ -306,7 +306,7 @@ def test_a_signal_in_the_middle_of_a_run(stops: tuple[str, ...], run: FakeRun) -
 
 
 def test_a_signal_that_was_ignored_from_the_start(run: FakeRun) -> None:
-    """As ``nohup`` asks for."""
+    """``nohup`` lets a command ignore the end of its terminal, so the run goes on to its end."""
     (run.folder / "child.py").write_text(CHILD)
     words = [sys.executable, "-B", "child.py", "wait", "--trace", "out/t.json"]
     shell = ["bash", "-c", 'trap "" HUP; exec "$@"', "-", *words]

@@ -44,7 +44,7 @@ ENDS = ("completes", "fails", "dies", "lets_go")
 def test_no_error_of_the_database_costs_a_worker_or_an_attempt(
     benches: Benches, tries: Tries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a worker said while the database was away is recorded when it answers."""
+    """The server records the end of a job that came while the database was away, as soon as that answers."""
     monkeypatch.setattr(endings, "MOST_TRIES", 10**9)
     bench = benches(in_flight=3, attempts=2)
     for error, end in tries([(error, end) for error in ERRORS for end in ENDS]):
@@ -80,7 +80,7 @@ def phase(job: str, attempt: int = 1) -> PhaseEnded:
 
 
 def test_a_real_worker_outlives_an_outage_of_the_database(tmp_path: Path, model: Path) -> None:
-    """The same process finishes its video, and the next one."""
+    """A worker process finishes the video that it makes while the database is away, and then makes another one."""
     made = service(Settings(tmp_path / "data"), model)
     with served(made) as client:
         pid = made.workers[0].pid

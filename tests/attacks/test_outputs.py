@@ -260,7 +260,7 @@ def test_a_profile_whose_pages_are_one(run: FakeRun, tries: Tries[str], capsys: 
 def test_the_folders_of_the_offline_commands(
     command: Any, run: FakeRun, tries: Tries[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is read, or in the bundle, stays; and a report does not replace the settings that it stands beside."""
+    """Inputs and the files of a bundle are never overwritten, and a report does not replace the settings beside it."""
     opened = prompted(run.folder / "fake")
     monkeypatch.setattr(command.Pipeline, "open", lambda *_, **__: opened)
     (run.folder / "in").mkdir()

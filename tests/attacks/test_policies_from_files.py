@@ -298,7 +298,7 @@ def test_numbers_of_wrappers(run: FakeRun, tries: Tries[str], capsys: Capture) -
 
 
 def test_policies_that_are_driven_without_a_model(tries: Tries[str]) -> None:
-    """As a calibration and an inspection drive them."""
+    """Policies that answer nonsense are refused where a calibration or an inspection simulates them."""
     names: dict[str, Any] = {}
     exec(RULES, names)
     whole = Run(3, 1, 1, (Place("all"),), (900.0, 500.0, 100.0))

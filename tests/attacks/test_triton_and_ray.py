@@ -367,7 +367,7 @@ def test_clients_that_cancel_or_vanish(client: Client, tries: Tries) -> None:
 
 
 class Stream:
-    """What a replica sends about a job: its name, and then what the test lets it send."""
+    """Send a job's name as a replica does, and then the messages that the test lets it send."""
 
     def __init__(self, sent: Iterable[Any] = ()) -> None:
         self.sent, self.cancelled = iter(sent), False
@@ -461,7 +461,7 @@ def test_what_a_replica_sends_is_that_of_its_job(api: Any, streams: list[Stream]
 
 
 def test_more_jobs_than_are_kept(api: Any, monkeypatch: pytest.MonkeyPatch, tries: Tries) -> None:
-    """Of jobs that wait, none is dropped; those that have ended make room."""
+    """A deployment drops no job that waits; jobs that have ended make room for new ones."""
     from tools.examples import ray_serve
 
     monkeypatch.setattr(ray_serve, "KEPT", 20)

@@ -33,7 +33,7 @@ class ImageRule(Entry):
         side: side in pixels of the square that the encoder takes.
         shorter: pixels to which the shorter side of an image is resized.
         scale: factor of the values of pixels.
-        mean, deviation: of red, green and blue.
+        mean, deviation: mean and standard deviation of red, green and blue, by which pixels are normalised.
         encoder_config: configuration of the image encoder.
         encoder_stages: the image encoder, a chain of graphs from ``pixels`` (1, 3, side, side) float32 to states
             (1, tokens, width) float32: ``hidden_out``, or ``hidden`` of a single graph, is ``hidden`` of the next;
