@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -21,7 +20,6 @@ import pytest
 
 from adacache_engines.errors import AdaCacheError, InputError
 from adacache_runtime.commands.array_files import read_captions, read_latents
-from adacache_runtime.denoising import denoiser as loop
 from adacache_runtime.media.pictures import read_image, read_last_frames
 from adacache_runtime.reports.flops import work_of_run
 from adacache_runtime.trace import CallRecord, Trace, read_trace
@@ -29,10 +27,9 @@ from adacache_tune.calibration.records import load_record
 from adacache_tune.commands import compare as comparing
 from adacache_tune.comparison.quality import Lpips
 from adacache_tune.prompts import MAX_CHARACTERS, read_prompts
-from tests.helpers.model import fake_model
 from tests.helpers.model.fake_lpips import write_lpips
 from tests.helpers.model.fake_prompts import prompted
-from tests.helpers.policies.calibration_command import PROMPTS, PSNR, Command
+from tests.helpers.policies.calibration_command import PSNR, Command, command_in
 from tests.helpers.tiny_models.operation_counts import counted_fake
 
 Tries = Callable[[Iterable[Any]], Iterator[Any]]
@@ -450,12 +447,7 @@ def test_seeds_without_end(capsys: Capture, tries: Tries) -> None:
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
     """``adacache-calibrate`` on the fake model in a folder of its own, on a clock that its engines move."""
-    monkeypatch.chdir(tmp_path)
-    Path("prompts.txt").write_text("\n".join(PROMPTS))
-    fake_model.write_bundle(tmp_path / "fake.adacache")
-    made = Command(tmp_path / "fake.adacache", monkeypatch)
-    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: made.now))
-    return made
+    return command_in(tmp_path, monkeypatch)
 
 
 def spoiled_records(content: bytes, mark: Path) -> Iterator[bytes]:

@@ -367,7 +367,7 @@ def test_clients_that_cancel_or_vanish(client: Client, tries: Tries) -> None:
 
 
 class Stream:
-    """Send a job's name as a replica does, and then the messages that the test lets it send."""
+    """Stream of a replica about a job: the job's name, and then the messages that a test chose."""
 
     def __init__(self, sent: Iterable[Any] = ()) -> None:
         self.sent, self.cancelled = iter(sent), False

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from adacache_engines.bundle.files import Bundle, open_bundle, read_manifest, replace_manifest
 from adacache_engines.bundle.manifest import Manifest
 from adacache_engines.contract.fake import FakeBackend, Function
+from adacache_runtime.denoising import denoiser as loop
 from adacache_tune.commands import calibrate as cli
 from adacache_tune.commands.calibrate import main
 from tests.helpers.model import fake_model
@@ -108,3 +110,13 @@ def report(folder: str = "fake-calibration") -> Any:
 
 def last_line(capsys: Capture) -> str:
     return capsys.readouterr().err.splitlines()[-1]
+
+
+def command_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Enter a folder, write prompts and a bundle of the fake model there, and return the command that calibrates it."""
+    monkeypatch.chdir(folder)
+    Path("prompts.txt").write_text("\n".join(PROMPTS))
+    fake_model.write_bundle(folder / "fake.adacache")
+    made = Command(folder / "fake.adacache", monkeypatch)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: made.now))
+    return made
